@@ -1,0 +1,67 @@
+"""Training batches as a function of the step: nothing to save, nothing to restore."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pyro_delta.data.splits import Split
+from pyro_delta.errors import UserError
+
+
+def epoch_order(count: int, epoch: int, seed: int) -> Tensor:
+    """The order in which an epoch visits the images: a function of its arguments alone, so that a resumed run agrees.
+
+    Returns:
+        A permutation of 0 … count−1, int64 of shape (count,), on the CPU.
+    """
+    # A pair of integers seeds without collisions; seed + epoch would make epoch 1 of seed 0 epoch 0 of seed 1.
+    return torch.from_numpy(np.random.default_rng([seed, epoch]).permutation(count))
+
+
+class Batches:
+    """An endless stream of training batches, addressed by the global step.
+
+    Each epoch is a new permutation of the split cut into full batches; the N mod B images left over wait for a later
+    epoch.
+
+    Args:
+        split: the images, moved to the device once, here.
+        batch_size: B.
+        seed: of the permutations.
+        device: where the batches live.
+
+    Raises:
+        UserError: if `batch_size` is below 1 or exceeds the number of images.
+    """
+
+    def __init__(self, split: Split, batch_size: int, seed: int, device: torch.device | str) -> None:
+        if not 1 <= batch_size <= len(split):
+            raise UserError(
+                f"batch size {batch_size} does not fit {len(split)} training images; choose 1 to {len(split)}."
+            )
+        self.images = split.images.to(device)
+        self.batch_size = batch_size
+        self.seed = seed
+        self.batches_per_epoch = len(split) // batch_size
+        self._epoch = -1
+        self._order = torch.empty(0, dtype=torch.int64)
+
+    def batch(self, step: int) -> Tensor:
+        """The batch of global step 0, 1, 2, …
+
+        Returns:
+            uint8 of shape (B, C, H, W), on the device.
+
+        Raises:
+            ValueError: if `step` is negative.
+        """
+        if step < 0:
+            raise ValueError(f"step {step} is negative; the first batch is that of step 0")
+        epoch, position = divmod(step, self.batches_per_epoch)
+        if epoch != self._epoch:
+            self._order = epoch_order(len(self.images), epoch, self.seed).to(self.images.device)
+            self._epoch = epoch
+        start = position * self.batch_size
+        return self.images[self._order[start : start + self.batch_size]]

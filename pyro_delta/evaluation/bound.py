@@ -1,0 +1,149 @@
+"""Rate, distortion and the bounds they make, image by image."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.distributions import Distribution, kl_divergence
+
+from pyro_delta.build import Programs, local_parameters
+from pyro_delta.distributions.float64 import as_float64
+from pyro_delta.errors import UserError
+from pyro_delta.rate import committed_rate
+
+LN2 = math.log(2.0)
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """What evaluation keeps of N images, on the CPU.
+
+    Attributes:
+        rate: (N,) KL(q(z|x) ‖ p(z)) in nats: closed form in float64 where there is one, else log q − log p of the sample.
+        closed_form: whether `rate` is the closed form.
+        distortion: (N,) −log p(x | z) in nats for the sampled z, float64.
+        mean, scale: (N, n, d) of the posterior.
+        z: (N, n, d) one sample each.
+    """
+
+    rate: Tensor
+    closed_form: bool
+    distortion: Tensor
+    mean: Tensor
+    scale: Tensor
+    z: Tensor
+
+
+def closed_form_rate(posterior: Distribution, prior: Distribution) -> Tensor | None:
+    """KL(posterior ‖ prior) in float64, or None where no closed form is registered."""
+    try:
+        return kl_divergence(as_float64(posterior), as_float64(prior))
+    except NotImplementedError:
+        return None
+
+
+def delta_of(programs: Programs) -> float | None:
+    """The committed rate of the programs' prior in nats, or None where it has none in closed form."""
+    try:
+        return committed_rate(programs.model.prior()).item()
+    except UserError:
+        return None
+
+
+@torch.no_grad()
+def encode(programs: Programs, images: Tensor, *, batch: int = 100, seed: int = 0) -> Encoding:
+    """Rate and distortion of every image with one posterior sample, in evaluation mode.
+
+    Args:
+        programs: model and guide.
+        images: (N, C, H, W) uint8.
+        batch: images at a time.
+        seed: of the posterior samples.
+    """
+    parts: list[tuple[Tensor, ...]] = []
+    closed = True
+    with evaluating(programs, seed):
+        prior = programs.model.prior()
+        for x in batches(images, batch, programs):
+            q = programs.guide.posterior(x)
+            z = q.rsample()
+            rate = closed_form_rate(q, prior)
+            if rate is None:
+                closed = False
+                rate = (q.log_prob(z) - prior.log_prob(z)).double()
+            distortion = -programs.model.likelihood(z).log_prob(x).double()
+            parts.append(tuple(part.cpu() for part in (rate, distortion, q.mean, q.stddev, z)))
+    rate, distortion, mean, scale, z = (torch.cat(column) for column in zip(*parts, strict=True))
+    return Encoding(rate, closed, distortion, mean, scale, z)
+
+
+def batches(images: Tensor, batch: int, programs: Programs) -> Iterator[Tensor]:
+    """The images in order, every one, on the programs' device."""
+    device = next(programs.parameters()).device
+    for part in images.split(batch):
+        yield part.to(device)
+
+
+class evaluating:  # noqa: N801 - a context manager, used like a function
+    """Evaluation mode, Pyro's local parameters, and a random state of its own; all put back afterwards."""
+
+    def __init__(self, programs: Programs, seed: int) -> None:
+        self.programs, self.seed = programs, seed
+
+    def __enter__(self) -> None:
+        """Switches over."""
+        self.training = self.programs.training
+        self.programs.eval()
+        self.contexts = (local_parameters(), torch.random.fork_rng())
+        for context in self.contexts:
+            context.__enter__()
+        torch.manual_seed(self.seed)
+
+    def __exit__(self, *error: object) -> None:
+        """Switches back."""
+        for context in reversed(self.contexts):
+            context.__exit__(*error)
+        self.programs.train(self.training)
+
+
+def summarise(encoding: Encoding, dims: int, delta: float | None) -> dict[str, float | int | None]:
+    """The numbers that a run is judged by: means over all images, rate and distortion apart."""
+    return line_of(
+        encoding.rate.mean().item(),
+        encoding.distortion.mean().item(),
+        encoding.rate.min().item(),
+        active_units(encoding.mean),
+        len(encoding.rate),
+        dims,
+        delta,
+    )
+
+
+def line_of(
+    rate: float, distortion: float, least_rate: float, active: int, images: int, dims: int, delta: float | None
+) -> dict[str, float | int | None]:
+    """A line of metrics from nats per image; `_bpd` is bits per image dimension."""
+    per_dim = 1 / (dims * LN2)
+    return {
+        "neg_elbo_bpd": (rate + distortion) * per_dim,
+        "distortion_bpd": distortion * per_dim,
+        "rate_bpd": rate * per_dim,
+        "rate_nats_mean": rate,
+        "rate_nats_min": least_rate,
+        "delta_nats": delta,
+        "active_units": active,
+        "n_images": images,
+    }
+
+
+def active_units(mean_bnd: Tensor, threshold: float = 0.01) -> int:
+    """Latent coordinates whose posterior mean varies over the images, Var > 0.01 [1].
+
+    References:
+        1. Y. Burda et al., "Importance Weighted Autoencoders", ICLR 2016, §5.2.
+    """
+    return int((mean_bnd.double().var(0) > threshold).sum())

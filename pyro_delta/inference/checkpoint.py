@@ -1,0 +1,72 @@
+"""Checkpoints: everything needed to go on, written atomically, read without running pickled code."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import tempfile
+from pathlib import Path
+from typing import Any
+from zipfile import BadZipFile
+
+import torch
+
+from pyro_delta.errors import UserError
+
+FORMAT = "pyro-delta checkpoint 1"
+
+
+def save_atomically(state: dict[str, Any], path: Path) -> None:
+    """Writes tensors and plain values; a reader sees the old file or the new one, never a part."""
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            torch.save({"format": FORMAT, **state}, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
+    """Reads a checkpoint.
+
+    Raises:
+        UserError: if the file is missing, truncated, or no checkpoint of this library.
+    """
+    try:
+        state = torch.load(path, map_location=device, weights_only=True)
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist; the run has no checkpoint yet, train it first.") from None
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError, pickle.UnpicklingError, BadZipFile):
+        raise UserError(f"{path} is truncated or no checkpoint; restore it or train the run again.") from None
+    if not isinstance(state, dict) or state.get("format") != FORMAT:
+        raise UserError(f"{path} is not a checkpoint of pyro-delta ({FORMAT!r}); give a run that `train` wrote.")
+    return state
+
+
+def load_weights(module: torch.nn.Module, state: dict[str, Any], path: Path) -> None:
+    """Loads a state dict whole.
+
+    Raises:
+        UserError: if names or shapes differ from the module's, naming the first.
+    """
+    own = module.state_dict()
+    for name in sorted(own.keys() | state.keys()):
+        if name not in state or name not in own or own[name].shape != state[name].shape:
+            raise UserError(f"{path} does not fit the run's configuration: weight {name!r} differs or is missing.")
+    module.load_state_dict(state)
+
+
+def rng_state() -> dict[str, Any]:
+    """Torch's random states, CPU and CUDA."""
+    return {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []}
+
+
+def restore_rng(state: dict[str, Any]) -> None:
+    """Puts `rng_state` back."""
+    torch.set_rng_state(state["cpu"].cpu())
+    if torch.cuda.is_available() and len(state["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all([part.cpu() for part in state["cuda"]])

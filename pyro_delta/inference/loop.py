@@ -1,0 +1,222 @@
+"""The training loop: Pyro's ELBO as a torch module, torch's optimisers, and a clock that counts training alone."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import pyro
+import torch
+from torch import Tensor
+from torch.distributions import kl_divergence
+
+from pyro_delta.build import Programs, local_parameters
+from pyro_delta.config import Config
+from pyro_delta.data import Batches, ImageData
+from pyro_delta.errors import CheckFailed
+from pyro_delta.evaluation.bound import delta_of, encode, line_of, summarise
+from pyro_delta.inference.checkpoint import load_weights, restore_rng, rng_state
+from pyro_delta.inference.elbo import RateDistortionELBO
+from pyro_delta.inference.optim import GuardedStep, learning_rate, make_optimizer, moving_average
+from pyro_delta.nn.precision import Network, set_bf16
+
+MAX_STREAK = 20
+"""Non-finite steps in a row after which a run stops."""
+
+
+@dataclass
+class Clock:
+    """Seconds of training so far, and when the newest stretch began."""
+
+    spent: float = 0.0
+    since: float | None = None
+
+    def start(self) -> None:
+        """Training goes on."""
+        self.since = time.perf_counter()
+
+    def stop(self, device: torch.device) -> None:
+        """Training pauses; work under way on a GPU still counts."""
+        if self.since is not None:
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            self.spent += time.perf_counter() - self.since
+            self.since = None
+
+    def read(self) -> float:
+        """Seconds so far."""
+        return self.spent + (0.0 if self.since is None else time.perf_counter() - self.since)
+
+
+class Trainer:
+    """A training in progress: `run` takes it to its end, `state` and `restore` carry it over an interruption.
+
+    Args:
+        config: the run's settings.
+        data: images.
+        programs: model and guide, on their device.
+        log: called with each line of metrics.
+    """
+
+    def __init__(
+        self, config: Config, data: ImageData, programs: Programs, log: Callable[[dict[str, Any]], None]
+    ) -> None:
+        self.config, self.data, self.programs, self.log = config, data, programs, log
+        settings = config.training
+        self.device = next(programs.parameters()).device
+        self.batches = Batches(data.train, settings.batch, settings.seed, self.device)
+        self.average = moving_average(programs, settings.ema)
+        if settings.channels_last:
+            programs.to(memory_format=torch.channels_last)
+        self.optimizer = make_optimizer([p for p in programs.parameters() if p.requires_grad], settings)
+        self.update = GuardedStep(self.optimizer, settings.clip, self.device)
+        elbo = RateDistortionELBO(analytic_kl=settings.elbo == "mean_field", max_plate_nesting=1)
+        self.elbo = elbo
+        self.loss = elbo(programs.model, programs.guide)
+        self.clock, self.step, self.wall = Clock(), 0, time.time()
+        self.validated = 0
+        self.delta = delta_of(programs)
+        set_bf16(programs, settings.bf16)
+
+    @property
+    def progress(self) -> float:
+        """Part of training that is over, 0 … 1."""
+        settings = self.config.training
+        if settings.steps is not None:
+            return self.step / settings.steps
+        assert settings.minutes is not None
+        return self.clock.read() / (60 * settings.minutes)
+
+    def train_step(self, x_bchw: Tensor) -> None:
+        """One SVI step on a batch. The loss is −ELBO in nats per image dimension: clipping means the same everywhere."""
+        loss = self.loss(x_bchw) / (x_bchw.shape[0] * self.data.spec.dims)
+        loss.backward()
+        self.update(loss, learning_rate(self.config.training, self.step, self.progress))
+        self.average.update_parameters(self.programs)
+        self.step += 1
+
+    def run(self, every: Callable[[Trainer], None] = lambda trainer: None) -> None:
+        """Trains to the end; `every` is called after each logging step, outside the clock.
+
+        Raises:
+            CheckFailed: if non-finite steps persist.
+        """
+        settings = self.config.training
+        with local_parameters():
+            if settings.compile:
+                self._compile()
+            window = Window(self.clock.read())
+            self.clock.start()
+            while self.progress < 1:
+                with pyro.validation_enabled(self.step == 0):
+                    self.train_step(self.batches.batch(self.step))
+                    window.add(self.elbo)
+                if self.step % settings.log_every == 0 or self.progress >= 1:
+                    self.clock.stop(self.device)
+                    self._log_training(window)
+                    self._validate_if_due()
+                    every(self)
+                    window = Window(self.clock.read())
+                    self.clock.start()
+            self.clock.stop(self.device)
+
+    def state(self) -> dict[str, Any]:
+        """Everything needed to go on."""
+        return {
+            "programs": self.programs.state_dict(),
+            "average": self.average.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "skipped": self.update.skipped,
+            "streak": self.update.streak,
+            "step": self.step,
+            "train_s": self.clock.read(),
+            "wall_s": time.time() - self.wall,
+            "validated": self.validated,
+            "rng": rng_state(),
+        }
+
+    def restore(self, state: dict[str, Any], path: Path) -> None:
+        """Goes on from a `state` that was read from `path`."""
+        load_weights(self.programs, state["programs"], path)
+        load_weights(self.average, state["average"], path)
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.update.skipped, self.update.streak = state["skipped"].to(self.device), state["streak"].to(self.device)
+        self.step, self.validated = state["step"], state["validated"]
+        self.clock, self.wall = Clock(state["train_s"]), time.time() - state["wall_s"]
+        restore_rng(state["rng"])
+
+    def _compile(self) -> None:
+        """Compiles the networks in place and pays for it here, outside the clock; the random state stays as it was."""
+        for network in self.programs.modules():
+            if isinstance(network, Network):
+                network.compile()
+        with torch.random.fork_rng():
+            self.loss(self.batches.batch(self.step)).backward()
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def _log_training(self, window: Window) -> None:
+        line = window.summary(self.data.spec.dims, self.delta)
+        seconds = self.clock.read() - window.began
+        line["images_per_s"] = line.pop("n_images") / max(seconds, 1e-9)
+        line["grad_norm"], line["skipped"] = self.update.norm.item(), int(self.update.skipped)
+        self._line("train", line)
+        if self.update.streak >= MAX_STREAK:
+            raise CheckFailed(
+                f"training stopped at step {self.step}: the last {int(self.update.streak)} steps were not finite and "
+                "were skipped; lower training.lr or set training.clip."
+            )
+
+    def _line(self, split: str, numbers: dict[str, Any]) -> None:
+        self.log(
+            {
+                "step": self.step,
+                "wall_s": round(time.time() - self.wall, 3),
+                "train_s": round(self.clock.read(), 3),
+                "lr": self.optimizer.param_groups[0]["lr"],
+                "split": split,
+                **numbers,
+            }
+        )
+
+    def _validate_if_due(self) -> None:
+        due = math.floor(self.progress * self.config.training.validations + 1e-9)
+        if due > self.validated:
+            self.validated = due
+            images = self.data.validation.images[: self.config.training.validation_images]
+            encoding = encode(cast(Programs, self.average.module), images)
+            self._line("validation", summarise(encoding, self.data.spec.dims, self.delta))
+
+
+class Window:
+    """Sums over the steps between two lines of metrics, kept on the device until they are read."""
+
+    def __init__(self, began: float) -> None:
+        self.began, self.steps, self.images = began, 0, 0
+        self.rate = self.distortion = self.mean = self.square = torch.zeros(())
+        self.least = torch.full((), math.inf)
+
+    @torch.no_grad()
+    def add(self, elbo: RateDistortionELBO) -> None:
+        """Takes in the newest step: the closed-form rate per image (sampled where there is none) and the distortion."""
+        q, p = elbo.latent["z"]
+        try:
+            rate_b = kl_divergence(q, p)
+        except NotImplementedError:
+            z = q.rsample()
+            rate_b = q.log_prob(z) - p.log_prob(z)
+        self.steps, self.images = self.steps + 1, self.images + rate_b.numel()
+        self.rate = self.rate + rate_b.sum()
+        self.least = torch.minimum(self.least, rate_b.min())
+        self.distortion = self.distortion + elbo.distortion
+        self.mean = self.mean + q.mean.sum(0)
+        self.square = self.square + q.mean.square().sum(0)
+
+    def summary(self, dims: int, delta: float | None) -> dict[str, Any]:
+        """The same keys as for a split that is evaluated."""
+        rate, distortion = self.rate.item() / self.images, self.distortion.item() / self.images
+        variance = self.square / self.images - (self.mean / self.images).square()
+        return line_of(rate, distortion, self.least.item(), int((variance > 0.01).sum()), self.images, dims, delta)

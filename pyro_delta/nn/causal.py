@@ -1,0 +1,194 @@
+"""Causal building blocks over images, each in two forms that agree: all positions at once, and one position, cached.
+
+An image is read in raster order. Two streams see its past: the *rows-above* stream, whose value at row r depends on
+rows < r (all columns), and the *within-row* stream, whose value at (r, c) also depends on pixels < c of row r.
+Blocks of the first offer `step_row` (called once per row), blocks of the second `step_pixel` (once per pixel). What a
+block must remember between steps it keeps in a `Cache`, a plain dictionary keyed by the module itself.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+Cache = dict[nn.Module, Tensor]
+
+
+def gate(x_bchw: Tensor) -> Tensor:
+    """tanh(a)·sigmoid(b) of the two halves (a, b) of the channels (dimension 1) [1, eq. 2].
+
+    References:
+        1. A. van den Oord et al., "Conditional Image Generation with PixelCNN Decoders", NeurIPS 2016.
+    """
+    a, b = x_bchw.chunk(2, dim=1)
+    return torch.tanh(a) * torch.sigmoid(b)
+
+
+def shift_down(x_bchw: Tensor) -> Tensor:
+    """Row r of the result is row r−1 of the argument; row 0 is zero."""
+    return F.pad(x_bchw, (0, 0, 1, 0))[:, :, :-1]
+
+
+def shift_right(x_bchw: Tensor) -> Tensor:
+    """Column c of the result is column c−1 of the argument; column 0 is zero."""
+    return F.pad(x_bchw, (1, 0))[..., :-1]
+
+
+class RowConv(nn.Module):
+    """Convolution that reaches up but never down: output row j sees input rows stride·j − kernel_rows + 1 … stride·j.
+
+    Padding is zero: kernel_rows − 1 rows on top, none below, (kernel_columns − 1)/2 columns on either side.
+    An input of height H and width W gives ⌈H/stride⌉ × ⌈W/stride⌉.
+
+    Args:
+        channels_in: input channels.
+        channels_out: output channels.
+        kernel: (rows, columns), columns odd.
+        stride: 1 or 2, of rows and columns alike.
+    """
+
+    def __init__(self, channels_in: int, channels_out: int, kernel: tuple[int, int], *, stride: int = 1) -> None:
+        super().__init__()
+        rows, columns = kernel
+        if columns % 2 == 0:
+            raise ValueError(f"kernel columns must be odd, got {columns}.")
+        self.history, self.side = rows - 1, columns // 2
+        self.conv = nn.Conv2d(channels_in, channels_out, kernel, stride=stride)
+
+    def forward(self, x_bchw: Tensor) -> Tensor:
+        """All rows at once."""
+        return self.conv(F.pad(x_bchw, (self.side, self.side, self.history, 0)))
+
+    def remember(self, row_bcw: Tensor, cache: Cache) -> Tensor:
+        """Adds a finished input row; returns the window of the kernel_rows newest ones, (B, C, kernel_rows, W)."""
+        row = row_bcw.unsqueeze(2)
+        past = cache.get(self)
+        if past is None:
+            past = row.new_zeros(*row.shape[:2], self.history, row.shape[3])
+        window = torch.cat((past, row), dim=2)
+        cache[self] = window[:, :, 1:]
+        return window
+
+    def convolve(self, window_bckw: Tensor) -> Tensor:
+        """The output row that ends at the window's last row."""
+        return self.conv(F.pad(window_bckw, (self.side, self.side))).squeeze(2)
+
+    def step_row(self, row_bcw: Tensor, cache: Cache) -> Tensor:
+        """One row; for stride 1."""
+        return self.convolve(self.remember(row_bcw, cache))
+
+
+class PixelConv(nn.Module):
+    """Convolution along a row that reaches left but never right: column c sees input columns c − width + 1 … c."""
+
+    def __init__(self, channels_in: int, channels_out: int, width: int) -> None:
+        super().__init__()
+        self.history = width - 1
+        self.conv = nn.Conv2d(channels_in, channels_out, (1, width))
+
+    def forward(self, x_bchw: Tensor) -> Tensor:
+        """All columns at once."""
+        return self.conv(F.pad(x_bchw, (self.history, 0)))
+
+    def step_pixel(self, x_bc: Tensor, cache: Cache) -> Tensor:
+        """One column; the cache is emptied at the start of each row."""
+        past = cache.get(self)
+        if past is None:
+            past = x_bc.new_zeros(*x_bc.shape, self.history)
+        window = torch.cat((past, x_bc.unsqueeze(2)), dim=2)
+        cache[self] = window[..., 1:]
+        return F.linear(window.flatten(1), self.conv.weight.flatten(1), self.conv.bias)
+
+
+class RowBlock(nn.Module):
+    """Gated residual block of the rows-above stream: x + W·gate(RowConv(x))."""
+
+    def __init__(self, channels: int, kernel: tuple[int, int]) -> None:
+        super().__init__()
+        self.conv = RowConv(channels, 2 * channels, kernel)
+        self.out = nn.Conv2d(channels, channels, 1)
+
+    def forward(self, v_bchw: Tensor) -> Tensor:
+        """All rows at once."""
+        return v_bchw + self.out(gate(self.conv(v_bchw)))
+
+    def step_row(self, row_bcw: Tensor, cache: Cache) -> Tensor:
+        """One row."""
+        gated_bcw = gate(self.conv.step_row(row_bcw, cache))
+        return row_bcw + self.out(gated_bcw.unsqueeze(2)).squeeze(2)
+
+
+class PixelBlock(nn.Module):
+    """Gated residual block of the within-row stream: h + W·gate(PixelConv(h) + link), link from the rows above."""
+
+    def __init__(self, channels: int, width: int) -> None:
+        super().__init__()
+        self.conv = PixelConv(channels, 2 * channels, width)
+        self.out = nn.Conv2d(channels, channels, 1)
+
+    def forward(self, h_bchw: Tensor, link_bchw: Tensor) -> Tensor:
+        """All columns at once."""
+        return h_bchw + self.out(gate(self.conv(h_bchw) + link_bchw))
+
+    def step_pixel(self, h_bc: Tensor, link_bc: Tensor, cache: Cache) -> Tensor:
+        """One column."""
+        gated_bc = gate(self.conv.step_pixel(h_bc, cache) + link_bc)
+        return h_bc + F.linear(gated_bc, self.out.weight.flatten(1), self.out.bias)
+
+
+class RowsAbove(nn.Module):
+    """The rows-above stream: a causal U-net. Strides live only here.
+
+    Level 0 keeps the image's resolution, level s has ⌈H/2^s⌉ rows, of which row j depends on input rows ≤ 2^s·j. A
+    level runs `blocks[0]` gated residual blocks, adds what the coarser levels say (a strided `RowConv` down, the inner
+    stream, a 1×1 convolution and pixel shuffle up: fine row r hears coarse row ⌊r/2⌋), adds the context at level 0,
+    and runs `blocks[0]` more. The coarsest level runs its blocks once.
+
+    Args:
+        channels: width of each level, finest first.
+        blocks: gated residual blocks of each level (before and after the coarser levels).
+        kernel: (rows, columns) of every block and of the strided convolutions.
+    """
+
+    def __init__(self, channels: tuple[int, ...], blocks: tuple[int, ...], kernel: tuple[int, int]) -> None:
+        super().__init__()
+        fine, *coarser = channels
+        self.before = nn.ModuleList(RowBlock(fine, kernel) for _ in range(blocks[0]))
+        self.inner: RowsAbove | None = None
+        if coarser:
+            self.down = RowConv(fine, coarser[0], kernel, stride=2)
+            self.inner = RowsAbove(tuple(coarser), blocks[1:], kernel)
+            self.up = nn.Conv2d(coarser[0], 4 * fine, 1)
+            self.after = nn.ModuleList(RowBlock(fine, kernel) for _ in range(blocks[0]))
+
+    def forward(self, v_bchw: Tensor, context_bchw: Tensor | None = None) -> Tensor:
+        """All rows at once; the context (same shape) is added after the coarser levels have spoken."""
+        for block in self.before:
+            v_bchw = block(v_bchw)
+        if self.inner is not None:
+            up_bchw = F.pixel_shuffle(self.up(self.inner(self.down(v_bchw))), 2)
+            v_bchw = v_bchw + up_bchw[:, :, : v_bchw.shape[2], : v_bchw.shape[3]]
+        if context_bchw is not None:
+            v_bchw = v_bchw + context_bchw
+        if self.inner is not None:
+            for block in self.after:
+                v_bchw = block(v_bchw)
+        return v_bchw
+
+    def step_row(self, row_bcw: Tensor, context_bcw: Tensor | None, index: int, cache: Cache) -> Tensor:
+        """Row `index` of this level."""
+        for block in self.before:
+            row_bcw = block.step_row(row_bcw, cache)
+        if self.inner is not None:
+            window_bckw = self.down.remember(row_bcw, cache)
+            if index % 2 == 0:
+                coarse_bcw = self.inner.step_row(self.down.convolve(window_bckw), None, index // 2, cache)
+                cache[self] = F.pixel_shuffle(self.up(coarse_bcw.unsqueeze(2)), 2)
+            row_bcw = row_bcw + cache[self][:, :, index % 2, : row_bcw.shape[2]]
+        if context_bcw is not None:
+            row_bcw = row_bcw + context_bcw
+        if self.inner is not None:
+            for block in self.after:
+                row_bcw = block.step_row(row_bcw, cache)
+        return row_bcw

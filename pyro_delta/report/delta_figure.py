@@ -1,0 +1,94 @@
+"""The committed rate δ against the correlation α, for several sequence lengths."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+
+from pyro_delta.errors import UserError
+from pyro_delta.rate import ar1_committed_rate
+
+ACCENT = "#c2410c"
+
+
+def delta_figure(alpha: Sequence[float], length: int) -> Figure:
+    """Draw δ of one latent dimension against α [1, fig. 1], with a dot for each dimension of a configuration.
+
+    δ depends on α² only, so negative values are drawn at |α|.
+
+    Args:
+        alpha: one value for each latent dimension.
+        length: number of steps n of the configuration.
+
+    Returns:
+        a matplotlib figure that belongs to no window.
+
+    References:
+        [1] A. Razavi, A. van den Oord, B. Poole, O. Vinyals, "Preventing Posterior Collapse with δ-VAEs", ICLR 2019.
+    """
+    figure = Figure(figsize=(6.6, 4.2), layout="constrained")
+    axes = figure.subplots()
+    curve_alpha = torch.linspace(0, 0.995, 400, dtype=torch.float64).unsqueeze(-1)  # one dimension each
+    # Halvings from 32 (or more) down; one too near the configuration's own would only collide with its label.
+    halvings = [max(length, 32) >> k for k in range(5)]
+    lengths = sorted({length, *(n for n in halvings if max(n / length, length / n) > 1.5)})
+    shades = matplotlib.colormaps["Blues"](np.linspace(0.4, 0.95, len(lengths)))
+    for n, shade in zip(lengths, shades):
+        color, width = (ACCENT, 2.4) if n == length else (shade, 1.6)
+        delta = ar1_committed_rate(curve_alpha, n).numpy()
+        axes.plot(curve_alpha, delta, color=color, linewidth=width)
+        axes.annotate(
+            f"n = {n}",
+            (curve_alpha[-1].item(), delta[-1]),
+            (5, 0),
+            textcoords="offset points",
+            va="center",
+            color=color,
+        )
+    absolute = torch.tensor(alpha, dtype=torch.float64).abs()
+    axes.plot(
+        absolute,
+        ar1_committed_rate(absolute.unsqueeze(-1), length).numpy(),
+        "o",
+        markersize=5.5,
+        color=ACCENT,
+        markeredgecolor="white",
+        markeredgewidth=0.8,
+        zorder=3,
+        clip_on=False,  # α near 1 lies on the edge
+    )
+    total = ar1_committed_rate(alpha, length).item()
+    axes.set_title(
+        f"n = {length}, d = {len(alpha)}: {total:.4g} nats committed",
+        loc="left",
+        fontsize=11,
+    )
+    axes.set_xlabel("correlation of neighbouring steps, |α|")
+    axes.set_ylabel("committed rate δ of one dimension, nats")
+    axes.set_xlim(0, 1.0)
+    axes.set_ylim(bottom=0)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis="y", color="0.92")
+    axes.set_axisbelow(True)
+    return figure
+
+
+def save_delta_figure(path: str | Path, alpha: Sequence[float], length: int) -> None:
+    """Write the figure to `path`; the suffix gives the format.
+
+    Raises:
+        UserError: the path cannot be written, or its suffix names no known format.
+    """
+    if not Path(path).suffix:  # matplotlib would write to another path, with .png at its end
+        raise UserError(f"cannot tell the format of the figure {str(path)!r}; name a .png, .pdf or .svg file.")
+    try:
+        delta_figure(alpha, length).savefig(path, dpi=160)
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"cannot write the figure to {str(path)!r} ({error}); name a .png, .pdf or .svg file."
+        ) from error

@@ -1,0 +1,20 @@
+"""What every test starts from: fixed seeds, an empty parameter store, validation on, float32."""
+
+from collections.abc import Iterator
+
+import pyro
+import pytest
+import torch
+
+
+@pytest.fixture(autouse=True)
+def fresh_state() -> Iterator[None]:
+    # Validation is asserted again for each test because `module.compile()` switches it off for the whole process.
+    pyro.enable_validation(True)
+    torch.distributions.Distribution.set_default_validate_args(True)
+    pyro.clear_param_store()
+    pyro.set_rng_seed(0)
+    torch.set_default_dtype(torch.float32)
+    yield
+    torch.set_default_dtype(torch.float32)
+    pyro.clear_param_store()
