@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pyro
 import pyro.distributions as dist
 import torch
@@ -13,6 +15,7 @@ from pyro_delta.data.spec import ImageSpec
 from pyro_delta.nn.embedding import embed_pixels
 from pyro_delta.nn.gated_pixelcnn import GatedPixelCNN
 from pyro_delta.nn.precision import Network, autocast_inside
+from pyro_delta.nn.submodule import network_of
 
 
 class AntiCausalEncoder(Network):
@@ -58,16 +61,16 @@ class AntiCausalEncoder(Network):
         reversed_bchw = embed_pixels(x_bchw, self.spec.levels, self.hidden.weight.dtype).flip((2, 3))
         features_bfhw = self.trunk(F.pad(reversed_bchw, (0, 1, 1, 0)))[:, :, 1:, 1:].flip((2, 3))
         rows_bhf = features_bfhw.mean(3).transpose(1, 2)
-        steps_bnf = self.pool.to(rows_bhf.dtype) @ rows_bhf
+        member_nh = self.pool.to(rows_bhf.dtype)
+        steps_bnf = member_nh @ rows_bhf / member_nh.sum(1, keepdim=True)
         return self.out(F.silu(self.hidden(steps_bnf)))
 
 
 def row_pooling(first_row: Tensor, height: int) -> Tensor:
-    """(n, H) matrix that averages, for each step, the rows from its first row up to the next larger one."""
-    rows = torch.arange(height)
+    """(n, H) boolean: the rows pooled for each step, from its first row up to the next larger one."""
+    rows = torch.arange(height, device=first_row.device)
     larger = torch.where(first_row[None, :] > first_row[:, None], first_row[None, :], height)
-    member_nh = (rows >= first_row[:, None]) & (rows < larger.amin(1, keepdim=True))
-    return member_nh / member_nh.sum(1, keepdim=True)
+    return (rows >= first_row[:, None]) & (rows < larger.amin(1, keepdim=True))
 
 
 class AntiCausalGuide(PyroModule):
@@ -96,12 +99,10 @@ class AntiCausalGuide(PyroModule):
 
     def posterior(self, x: Tensor) -> dist.Independent:
         """q(z | x) for images (…, C, H, W), event shape (n, d)."""
-        raw = self.encoder(x.reshape((-1, *x.shape[-3:])))
-        mean, log_ratio = raw.reshape((*x.shape[:-3], *raw.shape[-2:])).chunk(2, dim=-1)
+        raw = network_of(self, "encoder")(x.reshape((-1, *x.shape[-3:])))
+        mean, ratio = raw.reshape((*x.shape[:-3], *raw.shape[-2:])).chunk(2, dim=-1)
         # σ = scale·softplus(r)/softplus(0): positive, equal to `scale` where the network gives 0, linear for large r
-        return dist.Normal(
-            mean, self.scale * (F.softplus(log_ratio) / F.softplus(torch.zeros(())).item()) + 1e-6
-        ).to_event(2)
+        return dist.Normal(mean, self.scale * (F.softplus(ratio) / math.log(2.0)) + 1e-6).to_event(2)
 
     def forward(self, x: Tensor) -> Tensor:
         """Writes the site `z` for images x (B, C, H, W)."""

@@ -13,6 +13,7 @@ from pyro_delta.nn.embedding import embed_pixels
 from pyro_delta.nn.gated_pixelcnn import GatedPixelCNN, PixelState
 from pyro_delta.nn.latents import LatentMap
 from pyro_delta.nn.precision import Network, autocast_inside
+from pyro_delta.nn.submodule import network_of
 
 
 @dataclass
@@ -21,6 +22,7 @@ class SamplingState:
 
     pixels: PixelState
     context_bchw: Tensor | None
+    batch: int
 
 
 class ConditionalGatedPixelCNN(Network):
@@ -71,13 +73,12 @@ class ConditionalGatedPixelCNN(Network):
 
     def start(self, z_bnd: Tensor) -> SamplingState:
         """Begins a cached generation."""
-        return SamplingState(PixelState(), self._context(z_bnd))
+        return SamplingState(PixelState(), self._context(z_bnd), len(z_bnd))
 
     def step_row(self, state: SamplingState, row: int, previous_bcw: Tensor | None) -> None:
         """Prepares `row`, given the finished row before it (integers; None at the first)."""
         if previous_bcw is None:
-            batch = 1 if state.context_bchw is None else state.context_bchw.shape[0]
-            inputs_bcw = self.trunk.position.new_zeros(batch, self.spec.channels + 1, self.spec.width)
+            inputs_bcw = self.trunk.position.new_zeros(state.batch, self.spec.channels + 1, self.spec.width)
         else:
             inputs_bcw = self._embed(previous_bcw)
         context_bcw = None if state.context_bchw is None else state.context_bchw[:, :, row]
@@ -111,4 +112,4 @@ class GatedPixelCNNLikelihood(PyroModule):
 
     def forward(self, z: Tensor) -> AutoregressiveImage:
         """Z (…, n, d) → a distribution over images (…, C, H, W)."""
-        return AutoregressiveImage(self.network, z)
+        return AutoregressiveImage(network_of(self, "network"), z)

@@ -20,7 +20,7 @@ EXCLUSIVE = [{"prior.alpha", "prior.rate_nats"}, {"training.steps", "training.mi
 class Section(BaseModel):
     """A part of the configuration: unknown settings are errors, values are fixed once validated."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class DataConfig(Section):
@@ -72,10 +72,15 @@ class NetworkConfig(Section):
 
     @model_validator(mode="after")
     def _sizes(self) -> NetworkConfig:
-        if not self.channels or len(self.channels) != len(self.row_blocks) or min(*self.channels, *self.row_blocks) < 1:
+        if (
+            not self.channels
+            or len(self.channels) != len(self.row_blocks)
+            or min(self.channels) < 1
+            or min(self.row_blocks) < 0
+        ):
             raise ValueError(
                 f"channels={list(self.channels)} and row_blocks={list(self.row_blocks)} must name the same levels, "
-                "with 1 or more for each"
+                "with 1 or more channels and 0 or more blocks for each"
             )
         if self.row_kernel[0] < 2 or self.row_kernel[1] < 1 or self.row_kernel[1] % 2 == 0:
             raise ValueError(f"row_kernel={list(self.row_kernel)} needs 2 or more rows and an odd number of columns")
@@ -181,7 +186,15 @@ def load_preset(name: str, settings: Sequence[tuple[str, Any]] = ()) -> Config:
     Raises:
         UserError: for an unknown preset or setting (with the nearest name), or a value that does not fit.
     """
-    tree = tomllib.loads(preset_text(name))
+    return overlaid(tomllib.loads(preset_text(name)), settings)
+
+
+def overlaid(tree: dict[str, Any], settings: Sequence[tuple[str, Any]]) -> Config:
+    """A configuration from a tree of sections, which is changed, with settings laid over it.
+
+    Raises:
+        UserError: as `load_preset`.
+    """
     for key, _ in settings:
         for pair in EXCLUSIVE:
             if key in pair:
@@ -251,7 +264,10 @@ def load(path: Path) -> Config:
         ) from None
     except (json.JSONDecodeError, UnicodeDecodeError):
         raise UserError(f"{path} is damaged: it is not JSON.") from None
-    return validate(tree)
+    try:
+        return validate(tree)
+    except UserError as error:
+        raise UserError(f"{path} is damaged: {error}") from None
 
 
 def _check_key(key: str) -> None:

@@ -10,7 +10,7 @@ class UserError(ValueError):
     """A mistake in the input: one sentence with the offending value and the mend. The command line exits with 2."""
 
 
-class CheckFailed(Exception):
+class CheckFailed(Exception):  # noqa: N818 - it is a verdict, not a mishap
     """A check ran and failed (KL below δ, latents unused, …). The command line exits with 1."""
 
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 
+import pyro
 import torch
+from pyro.nn import PyroModule
 from torch import Tensor
 from torch.distributions import Distribution, kl_divergence
 
@@ -23,7 +26,8 @@ class Encoding:
     """What evaluation keeps of N images, on the CPU.
 
     Attributes:
-        rate: (N,) KL(q(z|x) ‖ p(z)) in nats: closed form in float64 where there is one, else log q − log p of the sample.
+        rate: (N,) KL(q(z|x) ‖ p(z)) in nats: closed form in float64, or log q − log p of the sample where
+            there is none.
         closed_form: whether `rate` is the closed form.
         distortion: (N,) −log p(x | z) in nats for the sampled z, float64.
         mean, scale: (N, n, d) of the posterior.
@@ -54,8 +58,19 @@ def delta_of(programs: Programs) -> float | None:
         return None
 
 
+def ignore(images: int) -> None:
+    """Reports progress to nobody."""
+
+
 @torch.no_grad()
-def encode(programs: Programs, images: Tensor, *, batch: int = 100, seed: int = 0) -> Encoding:
+def encode(
+    programs: Programs,
+    images: Tensor,
+    *,
+    batch: int = 100,
+    seed: int = 0,
+    advance: Callable[[int], None] = ignore,
+) -> Encoding:
     """Rate and distortion of every image with one posterior sample, in evaluation mode.
 
     Args:
@@ -63,6 +78,7 @@ def encode(programs: Programs, images: Tensor, *, batch: int = 100, seed: int = 
         images: (N, C, H, W) uint8.
         batch: images at a time.
         seed: of the posterior samples.
+        advance: called with the number of images just done.
     """
     parts: list[tuple[Tensor, ...]] = []
     closed = True
@@ -77,6 +93,7 @@ def encode(programs: Programs, images: Tensor, *, batch: int = 100, seed: int = 
                 rate = (q.log_prob(z) - prior.log_prob(z)).double()
             distortion = -programs.model.likelihood(z).log_prob(x).double()
             parts.append(tuple(part.cpu() for part in (rate, distortion, q.mean, q.stddev, z)))
+            advance(len(x))
     rate, distortion, mean, scale, z = (torch.cat(column) for column in zip(*parts, strict=True))
     return Encoding(rate, closed, distortion, mean, scale, z)
 
@@ -89,7 +106,7 @@ def batches(images: Tensor, batch: int, programs: Programs) -> Iterator[Tensor]:
 
 
 class evaluating:  # noqa: N801 - a context manager, used like a function
-    """Evaluation mode, Pyro's local parameters, and a random state of its own; all put back afterwards."""
+    """Evaluation mode, no validation, and parameters and random state of its own; all put back afterwards."""
 
     def __init__(self, programs: Programs, seed: int) -> None:
         self.programs, self.seed = programs, seed
@@ -98,7 +115,9 @@ class evaluating:  # noqa: N801 - a context manager, used like a function
         """Switches over."""
         self.training = self.programs.training
         self.programs.eval()
-        self.contexts = (local_parameters(), torch.random.fork_rng())
+        parameters = local_parameters() if _built_locally(self.programs) else nullcontext()
+        # Weights that diverged give numbers that are not finite, for which the run's own words are better than a trace.
+        self.contexts = (parameters, torch.random.fork_rng(), pyro.validation_enabled(False))
         for context in self.contexts:
             context.__enter__()
         torch.manual_seed(self.seed)
@@ -108,6 +127,12 @@ class evaluating:  # noqa: N801 - a context manager, used like a function
         for context in reversed(self.contexts):
             context.__exit__(*error)
         self.programs.train(self.training)
+
+
+def _built_locally(programs: Programs) -> bool:
+    """Whether all programs were built within `local_parameters`, as a user's own may not be: Pyro fails within then."""
+    parts = [part for part in programs.modules() if isinstance(part, PyroModule)]
+    return all(hasattr(part._pyro_context, "param_state") for part in parts)
 
 
 def summarise(encoding: Encoding, dims: int, delta: float | None) -> dict[str, float | int | None]:
@@ -121,6 +146,22 @@ def summarise(encoding: Encoding, dims: int, delta: float | None) -> dict[str, f
         dims,
         delta,
     )
+
+
+def standard_errors(encoding: Encoding, dims: int) -> dict[str, float]:
+    """Standard errors, over the images, of the means that `summarise` gives, under `<key>_se`."""
+    per_dim = 1 / (dims * LN2)
+    return {
+        "neg_elbo_bpd_se": standard_error(encoding.rate + encoding.distortion) * per_dim,
+        "distortion_bpd_se": standard_error(encoding.distortion) * per_dim,
+        "rate_bpd_se": standard_error(encoding.rate) * per_dim,
+        "rate_nats_mean_se": standard_error(encoding.rate),
+    }
+
+
+def standard_error(values: Tensor) -> float:
+    """Standard error of the mean of values (N,); 0 for a single one."""
+    return values.std().item() / math.sqrt(len(values)) if len(values) > 1 else 0.0
 
 
 def line_of(
@@ -146,4 +187,4 @@ def active_units(mean_bnd: Tensor, threshold: float = 0.01) -> int:
     References:
         1. Y. Burda et al., "Importance Weighted Autoencoders", ICLR 2016, §5.2.
     """
-    return int((mean_bnd.double().var(0) > threshold).sum())
+    return int((mean_bnd.double().var(0, correction=0) > threshold).sum())

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import os
-import pickle
-import tempfile
+import warnings
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import torch
 
@@ -18,15 +16,16 @@ FORMAT = "pyro-delta checkpoint 1"
 
 def save_atomically(state: dict[str, Any], path: Path) -> None:
     """Writes tensors and plain values; a reader sees the old file or the new one, never a part."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    # Opened like any file, not by tempfile, whose files nobody but the owner may read.
+    part = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with os.fdopen(handle, "wb") as file:
+        with part.open("wb") as file:
             torch.save({"format": FORMAT, **state}, file)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(name, path)
+        part.replace(path)
     except BaseException:
-        Path(name).unlink(missing_ok=True)
+        part.unlink(missing_ok=True)
         raise
 
 
@@ -34,13 +33,17 @@ def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str,
     """Reads a checkpoint.
 
     Raises:
-        UserError: if the file is missing, truncated, or no checkpoint of this library.
+        UserError: if the file is missing, unreadable, truncated, or no checkpoint of this library.
     """
     try:
-        state = torch.load(path, map_location=device, weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch warns of foreign files, of which the error below tells
+            state = torch.load(path, map_location=device, weights_only=True)
     except FileNotFoundError:
         raise UserError(f"{path} does not exist; the run has no checkpoint yet, train it first.") from None
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, pickle.UnpicklingError, BadZipFile):
+    except (PermissionError, IsADirectoryError) as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}); give a file of a run, readable to you.") from None
+    except Exception:  # damaged bytes make torch raise IndexError, AssertionError, struct.error, … as well
         raise UserError(f"{path} is truncated or no checkpoint; restore it or train the run again.") from None
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise UserError(f"{path} is not a checkpoint of pyro-delta ({FORMAT!r}); give a run that `train` wrote.")

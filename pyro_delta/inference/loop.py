@@ -79,6 +79,7 @@ class Trainer:
         self.loss = elbo(programs.model, programs.guide)
         self.clock, self.step, self.wall = Clock(), 0, time.time()
         self.validated = 0
+        self.interrupted = False
         self.delta = delta_of(programs)
         set_bf16(programs, settings.bf16)
 
@@ -92,7 +93,7 @@ class Trainer:
         return self.clock.read() / (60 * settings.minutes)
 
     def train_step(self, x_bchw: Tensor) -> None:
-        """One SVI step on a batch. The loss is −ELBO in nats per image dimension: clipping means the same everywhere."""
+        """One SVI step. The loss is −ELBO in nats per image dimension, so that clipping means the same everywhere."""
         loss = self.loss(x_bchw) / (x_bchw.shape[0] * self.data.spec.dims)
         loss.backward()
         self.update(loss, learning_rate(self.config.training, self.step, self.progress))
@@ -101,6 +102,8 @@ class Trainer:
 
     def run(self, every: Callable[[Trainer], None] = lambda trainer: None) -> None:
         """Trains to the end; `every` is called after each logging step, outside the clock.
+
+        Setting `interrupted`, from a signal's handler for one, ends it after the step under way.
 
         Raises:
             CheckFailed: if non-finite steps persist.
@@ -111,11 +114,14 @@ class Trainer:
                 self._compile()
             window = Window(self.clock.read())
             self.clock.start()
-            while self.progress < 1:
+            progress = self.progress
+            while progress < 1 and not self.interrupted:
                 with pyro.validation_enabled(self.step == 0):
                     self.train_step(self.batches.batch(self.step))
                     window.add(self.elbo)
-                if self.step % settings.log_every == 0 or self.progress >= 1:
+                # Read once for both questions: a clock may strike between them, and the last line would be lost.
+                progress = self.progress
+                if self.step % settings.log_every == 0 or progress >= 1:
                     self.clock.stop(self.device)
                     self._log_training(window)
                     self._validate_if_due()
@@ -145,8 +151,9 @@ class Trainer:
         load_weights(self.average, state["average"], path)
         self.optimizer.load_state_dict(state["optimizer"])
         self.update.skipped, self.update.streak = state["skipped"].to(self.device), state["streak"].to(self.device)
-        self.step, self.validated = state["step"], state["validated"]
+        self.step = state["step"]
         self.clock, self.wall = Clock(state["train_s"]), time.time() - state["wall_s"]
+        self.validated = min(state["validated"], self._due())  # fewer are due again when a run is extended
         restore_rng(state["rng"])
 
     def _compile(self) -> None:
@@ -154,7 +161,8 @@ class Trainer:
         for network in self.programs.modules():
             if isinstance(network, Network):
                 network.compile()
-        with torch.random.fork_rng():
+        # Compiling switches validation of distributions off for the whole process; leaving the context puts it back.
+        with torch.random.fork_rng(), pyro.validation_enabled(False):
             self.loss(self.batches.batch(self.step)).backward()
         self.optimizer.zero_grad(set_to_none=True)
 
@@ -182,9 +190,12 @@ class Trainer:
             }
         )
 
+    def _due(self) -> int:
+        """Validations that should have been made by now."""
+        return math.floor(min(self.progress, 1.0) * self.config.training.validations + 1e-9)
+
     def _validate_if_due(self) -> None:
-        due = math.floor(self.progress * self.config.training.validations + 1e-9)
-        if due > self.validated:
+        if (due := self._due()) > self.validated:
             self.validated = due
             images = self.data.validation.images[: self.config.training.validation_images]
             encoding = encode(cast(Programs, self.average.module), images)

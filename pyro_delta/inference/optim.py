@@ -1,4 +1,4 @@
-"""One optimisation step that a non-finite gradient cannot spoil, and the averages around it; no host synchronisation."""
+"""A step that a non-finite gradient cannot spoil, and the averages around it; no host synchronisation."""
 
 from __future__ import annotations
 

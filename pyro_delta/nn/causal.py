@@ -8,6 +8,9 @@ block must remember between steps it keeps in a `Cache`, a plain dictionary keye
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import cast
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -141,54 +144,60 @@ class RowsAbove(nn.Module):
     """The rows-above stream: a causal U-net. Strides live only here.
 
     Level 0 keeps the image's resolution, level s has ⌈H/2^s⌉ rows, of which row j depends on input rows ≤ 2^s·j. A
-    level runs `blocks[0]` gated residual blocks, adds what the coarser levels say (a strided `RowConv` down, the inner
-    stream, a 1×1 convolution and pixel shuffle up: fine row r hears coarse row ⌊r/2⌋), adds the context at level 0,
-    and runs `blocks[0]` more. The coarsest level runs its blocks once.
+    level first adds what the coarser ones say (a strided `RowConv` down, the inner stream, a 1×1 convolution and pixel
+    shuffle up: fine row r hears coarse row ⌊r/2⌋), then, at level 0, the context, and runs its gated residual blocks.
 
     Args:
         channels: width of each level, finest first.
-        blocks: gated residual blocks of each level (before and after the coarser levels).
+        blocks: gated residual blocks of each level.
         kernel: (rows, columns) of every block and of the strided convolutions.
     """
 
     def __init__(self, channels: tuple[int, ...], blocks: tuple[int, ...], kernel: tuple[int, int]) -> None:
         super().__init__()
         fine, *coarser = channels
-        self.before = nn.ModuleList(RowBlock(fine, kernel) for _ in range(blocks[0]))
-        self.inner: RowsAbove | None = None
-        if coarser:
-            self.down = RowConv(fine, coarser[0], kernel, stride=2)
-            self.inner = RowsAbove(tuple(coarser), blocks[1:], kernel)
-            self.up = nn.Conv2d(coarser[0], 4 * fine, 1)
-            self.after = nn.ModuleList(RowBlock(fine, kernel) for _ in range(blocks[0]))
+        self.coarser: Coarser | None = Coarser(fine, tuple(coarser), blocks[1:], kernel) if coarser else None
+        self.blocks = nn.ModuleList(RowBlock(fine, kernel) for _ in range(blocks[0]))
 
     def forward(self, v_bchw: Tensor, context_bchw: Tensor | None = None) -> Tensor:
-        """All rows at once; the context (same shape) is added after the coarser levels have spoken."""
-        for block in self.before:
-            v_bchw = block(v_bchw)
-        if self.inner is not None:
-            up_bchw = F.pixel_shuffle(self.up(self.inner(self.down(v_bchw))), 2)
-            v_bchw = v_bchw + up_bchw[:, :, : v_bchw.shape[2], : v_bchw.shape[3]]
+        """All rows at once; the context has the shape of the input."""
+        if self.coarser is not None:
+            v_bchw = v_bchw + self.coarser(v_bchw)
         if context_bchw is not None:
             v_bchw = v_bchw + context_bchw
-        if self.inner is not None:
-            for block in self.after:
-                v_bchw = block(v_bchw)
+        for block in self.blocks:
+            v_bchw = block(v_bchw)
         return v_bchw
 
     def step_row(self, row_bcw: Tensor, context_bcw: Tensor | None, index: int, cache: Cache) -> Tensor:
         """Row `index` of this level."""
-        for block in self.before:
-            row_bcw = block.step_row(row_bcw, cache)
-        if self.inner is not None:
-            window_bckw = self.down.remember(row_bcw, cache)
-            if index % 2 == 0:
-                coarse_bcw = self.inner.step_row(self.down.convolve(window_bckw), None, index // 2, cache)
-                cache[self] = F.pixel_shuffle(self.up(coarse_bcw.unsqueeze(2)), 2)
-            row_bcw = row_bcw + cache[self][:, :, index % 2, : row_bcw.shape[2]]
+        if self.coarser is not None:
+            row_bcw = row_bcw + self.coarser.step_row(row_bcw, index, cache)
         if context_bcw is not None:
             row_bcw = row_bcw + context_bcw
-        if self.inner is not None:
-            for block in self.after:
-                row_bcw = block.step_row(row_bcw, cache)
+        for block in cast("Iterable[RowBlock]", self.blocks):
+            row_bcw = block.step_row(row_bcw, cache)
         return row_bcw
+
+
+class Coarser(nn.Module):
+    """What the coarser levels say to a finer one: half the rows and columns, the stream there, and back up."""
+
+    def __init__(self, fine: int, channels: tuple[int, ...], blocks: tuple[int, ...], kernel: tuple[int, int]) -> None:
+        super().__init__()
+        self.down = RowConv(fine, channels[0], kernel, stride=2)
+        self.stream = RowsAbove(channels, blocks, kernel)
+        self.up = nn.Conv2d(channels[0], 4 * fine, 1)
+
+    def forward(self, v_bchw: Tensor) -> Tensor:
+        """All rows at once; odd sizes are rounded up on the way down and cropped on the way back."""
+        up_bchw = F.pixel_shuffle(self.up(self.stream(self.down(v_bchw))), 2)
+        return up_bchw[:, :, : v_bchw.shape[2], : v_bchw.shape[3]]
+
+    def step_row(self, row_bcw: Tensor, index: int, cache: Cache) -> Tensor:
+        """Fine row `index`: every second one makes a coarse row, which serves two fine ones."""
+        window_bckw = self.down.remember(row_bcw, cache)
+        if index % 2 == 0:
+            coarse_bcw = self.stream.step_row(self.down.convolve(window_bckw), None, index // 2, cache)
+            cache[self] = F.pixel_shuffle(self.up(coarse_bcw.unsqueeze(2)), 2)
+        return cache[self][:, :, index % 2, : row_bcw.shape[2]]

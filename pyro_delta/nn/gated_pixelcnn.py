@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -47,7 +49,7 @@ class GatedPixelCNN(nn.Module):
         1. A. van den Oord et al., "Conditional Image Generation with PixelCNN Decoders", NeurIPS 2016.
     """
 
-    STEM_KERNEL = (3, 7)  # first look at the rows above: cheap on few channels, and where most bits are won
+    STEM_KERNEL = (3, 9)  # first look at the rows above: cheap on few channels, and where most bits are won
     STEM_WIDTH = 5  # … and at the pixels to the left
 
     def __init__(
@@ -103,7 +105,7 @@ class GatedPixelCNN(nn.Module):
         """Output (B, channels_out) at `column`, given the input's pixel before it (zeros at the first column)."""
         *links, head_link = state.links_wbc[column].split(self.link_sizes, dim=1)
         h_bc = self.stem_pixels.step_pixel(x_bc, state.pixels)
-        for block, link in zip(self.within_row, links, strict=True):
+        for block, link in zip(cast("Iterable[PixelBlock]", self.within_row), links, strict=True):
             h_bc = block.step_pixel(h_bc, link, state.pixels)
         hidden_bc = F.silu(F.linear(h_bc, self.head.weight.flatten(1), self.head.bias) + head_link)
         return F.linear(hidden_bc, self.out.weight.flatten(1), self.out.bias)

@@ -32,7 +32,7 @@ def autocast_inside(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
             return forward(self, x, *rest)
         with torch.autocast(x.device.type, dtype=torch.bfloat16):
             out = forward(self, x, *rest)
-        return out.float()
+        return out.to(torch.promote_types(out.dtype, torch.float32))
 
     return inside
 

@@ -1,0 +1,68 @@
+"""What every benchmark leaves behind: a table for people and a JSON file that says where its numbers come from."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import sys
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+FOLDER = Path(__file__).parents[1] / "reference" / "benchmarks"
+
+
+def add_common_arguments(parser: argparse.ArgumentParser, name: str) -> None:
+    """`--seed` and `--out`."""
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, default=FOLDER / f"{name}.json", help="where the numbers go")
+
+
+def write(out: Path, seed: int, rows: Sequence[dict[str, Any]]) -> None:
+    """Prints the rows as a table and writes them with machine, versions, seed and command."""
+    print_table(rows)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    record = {
+        "command": " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]]),
+        "seed": seed,
+        "machine": machine(),
+        "versions": {
+            "python": platform.python_version(),
+            **{name: version(name) for name in ("pyro-delta", "torch", "pyro-ppl")},
+        },
+        "rows": list(rows),
+    }
+    out.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    print(f"written to {out.name}")
+
+
+def machine() -> dict[str, Any]:
+    """The processor, its cores, and how many of them torch uses."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return {
+        "processor": names[0] if names else platform.processor(),
+        "cores": os.cpu_count(),
+        "torch_threads": torch.get_num_threads(),
+        "system": f"{platform.system()} {platform.machine()}",
+    }
+
+
+def print_table(rows: Sequence[dict[str, Any]]) -> None:
+    """Aligned columns under the keys of the first row."""
+    columns = list(rows[0])
+    cells = [columns, *([text(row[column]) for column in columns] for row in rows)]
+    widths = [max(len(line[i]) for line in cells) for i in range(len(columns))]
+    for line in cells:
+        print("  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)))
+
+
+def text(value: Any) -> str:
+    """Four significant figures for numbers."""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,90 @@
+"""The command `pyro-delta`. Commands are imported when they run, so that help needs no torch."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from typing import NoReturn
+
+import click
+
+from pyro_delta import __version__
+from pyro_delta.errors import CheckFailed, UserError, unknown_name
+
+COMMANDS = {
+    "train": "Train a δ-VAE; its folder holds all that the other commands need.",
+    "evaluate": "Bounds on the likelihood, rate and distortion of a run.",
+    "check": "Does the KL stay above δ, and do the latents carry information?",
+    "sample": "Draw images from a run into a picture.",
+    "delta": "The rate that an AR(1) prior commits, or the α that commits a rate.",
+    "list": "Data sets, presets, priors, likelihoods and guides.",
+}
+"""Name → its line of help. The command `train` is `pyro_delta.cli.train.train`, and so on."""
+
+
+class LazyGroup(click.Group):
+    """A group that imports a command only to run it or to show its own help."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """The names, in the order of the help."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command:
+        """The command, imported now.
+
+        Raises:
+            UserError: if there is none of the name; the nearest one is given.
+        """
+        if cmd_name not in COMMANDS:
+            raise unknown_name("command", cmd_name, COMMANDS)
+        module = import_module(f"{__name__}.{cmd_name}")
+        return getattr(module, "list_" if cmd_name == "list" else cmd_name)  # `list` would hide the built-in
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The section of commands, from the table."""
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+
+@click.group(cls=LazyGroup, invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="pyro-delta")
+@click.pass_context
+def cli(ctx: click.Context) -> None:
+    """δ-VAEs in Pyro: variational autoencoders whose posterior cannot collapse.
+
+    \b
+    pyro-delta train --dataset digits --out runs/first
+    pyro-delta check runs/first
+    """  # noqa: D301 (click wants the backspace itself)
+    if ctx.invoked_subcommand is None:
+        click.echo(ctx.get_help())
+
+
+def main(args: Sequence[str] | None = None) -> NoReturn:
+    """Runs a command line and exits: 0 done, 1 a check failed, 2 a mistake in the input (one sentence), 130 stopped."""
+    try:
+        code = cli.main(args, prog_name="pyro-delta", standalone_mode=False)
+        sys.stdout.flush()
+    except click.ClickException as error:
+        code = _complain(error.format_message(), 2)
+    except UserError as error:
+        code = _complain(str(error), 2)
+    except CheckFailed as error:
+        code = _complain(str(error), 1)
+    except (click.Abort, KeyboardInterrupt):
+        code = _complain("stopped.", 130)
+    except BrokenPipeError:  # the reader of our output went away, as in `pyro-delta list | head -1`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 0
+    except OSError as error:
+        if error.filename is None:
+            raise
+        code = _complain(f"cannot use {os.fspath(error.filename)}: {error.strerror}; give another path.", 2)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _complain(message: str, code: int) -> int:
+    click.echo(f"pyro-delta: {' '.join(message.split())}", err=True)
+    return code

@@ -1,0 +1,51 @@
+"""`pyro-delta list`."""
+
+from __future__ import annotations
+
+import json
+
+import click
+
+from pyro_delta.errors import unknown_name
+
+KINDS = ("datasets", "presets", "priors", "likelihoods", "guides")
+
+
+@click.command(name="list")
+@click.argument("kind", required=False, metavar=f"[{'|'.join(KINDS)}]")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def list_(kind: str | None, as_json: bool) -> None:
+    """What there is to choose from, a line each."""
+    if kind is not None and kind not in KINDS:
+        raise unknown_name("kind", kind, KINDS)
+    tables = {name: _entries(name) for name in ([kind] if kind else KINDS)}
+    if as_json:
+        click.echo(json.dumps(tables, ensure_ascii=False))
+        return
+    for name, entries in tables.items():
+        click.echo(name)
+        width = max(len(entry["name"]) for entry in entries)
+        for entry in entries:
+            preset = f" [preset {entry['preset']}]" if "preset" in entry else ""
+            click.echo(f"  {entry['name']:{width}}  {entry['description']}{preset}")
+
+
+def _entries(kind: str) -> list[dict[str, str]]:
+    if kind == "datasets":
+        from pyro_delta.data import DATASETS
+
+        return [
+            {"name": name, "description": info.description, "preset": info.preset} for name, info in DATASETS.items()
+        ]
+    if kind == "presets":
+        from pyro_delta.config import preset_names, preset_text
+
+        return [{"name": name, "description": _first_line(preset_text(name)).lstrip("# ")} for name in preset_names()]
+    from pyro_delta import build
+
+    table: dict[str, type] = getattr(build, kind.upper())
+    return [{"name": name, "description": _first_line(program.__doc__ or "")} for name, program in table.items()]
+
+
+def _first_line(text: str) -> str:
+    return text.strip().partition("\n")[0]

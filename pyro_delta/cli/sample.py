@@ -1,0 +1,35 @@
+"""`pyro-delta sample`."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import click
+
+from pyro_delta.cli.options import choose_device, device_option, run_argument
+
+
+@click.command()
+@run_argument
+@click.option("--num", type=click.IntRange(min=1), required=True, help="Images, or columns with --same-z.")
+@click.option("--out", type=click.Path(path_type=Path), required=True, metavar="FILE.png", help="The picture.")
+@click.option("--same-z", type=click.IntRange(min=1), metavar="R", help="R decodings of each latent, in its column.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@device_option
+def sample(run: Path, num: int, out: Path, same_z: int | None, seed: int, device: str) -> None:
+    """Draw images from RUN into a grid.
+
+    \b
+    pyro-delta sample runs/first --num 16 --out samples.png
+    pyro-delta sample runs/first --num 8 --same-z 4 --out same_z.png
+    """  # noqa: D301 (click wants the backspace itself)
+    from pyro_delta.inference.run import load
+    from pyro_delta.report.pictures import check_png, draw, grid, save_png
+
+    check_png(out)
+    loaded = load(run, choose_device(device))
+    images = draw(loaded.programs, num, decodings=same_z, seed=seed)
+    columns = math.ceil(math.sqrt(num)) if same_z is None else num
+    save_png(grid(images, loaded.spec.levels, columns), out)
+    click.echo(str(out))

@@ -1,0 +1,199 @@
+"""`pyro-delta train`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from pyro_delta.cli.options import choose_device, device_option, json_option, print_json
+from pyro_delta.errors import UserError
+
+if TYPE_CHECKING:
+    from pyro_delta.config import Config
+    from pyro_delta.data import ImageData
+    from pyro_delta.inference.loop import Trainer
+
+Settings = list[tuple[str, Any]]
+
+
+@click.command()
+@click.option("--dataset", metavar="NAME", help="digits, photos, cifar10, mnist or folder:PATH (default: digits).")
+@click.option("--data-root", metavar="DIR", help="Where data sets live (default: data).")
+@click.option("--preset", metavar="NAME", help="Default: the data set's own; see `pyro-delta list`.")
+@click.option("--elbo", type=click.Choice(["trace", "mean_field"]), help="Rate by sampling, or in closed form.")
+@click.option("--steps", type=int, help="Training steps.")
+@click.option("--minutes", type=float, help="Minutes of training alone, in place of --steps.")
+@click.option("--out", type=click.Path(path_type=Path), help="Run folder (default: runs/<dataset>-<preset>-<seed>).")
+@click.option("--resume", is_flag=True, help="Go on with the run in --out; --steps or --minutes may extend it.")
+@click.option("--seed", type=int, help="Of weights, batches and noise (default: 0).")
+@device_option
+@click.option("--set", "pairs", multiple=True, metavar="KEY=VALUE", help="Any other setting, such as training.lr=1e-3.")
+@json_option
+def train(
+    dataset: str | None,
+    data_root: str | None,
+    preset: str | None,
+    elbo: str | None,
+    steps: int | None,
+    minutes: float | None,
+    out: Path | None,
+    resume: bool,
+    seed: int | None,
+    device: str,
+    pairs: tuple[str, ...],
+    as_json: bool,
+) -> None:
+    """Train a δ-VAE into a run folder: weights, metrics, TensorBoard events and sample grids.
+
+    \b
+    pyro-delta train --dataset digits --out runs/first
+    pyro-delta train --dataset cifar10 --minutes 30 --seed 1 --set training.lr=1e-3
+    pyro-delta train --out runs/first --resume --steps 4000
+    """  # noqa: D301 (click wants the backspace itself)
+    settings = _settings(
+        pairs,
+        {
+            "data.name": dataset,
+            "data.root": data_root,
+            "training.elbo": elbo,
+            "training.steps": steps,
+            "training.minutes": minutes,
+            "training.seed": seed,
+        },
+    )
+    if resume:
+        trainer, folder, preset = _resumed(out, preset, settings, device)
+    else:
+        trainer, folder, preset = _new(out, preset, settings, device)
+    _run(trainer, folder, preset, resume, as_json)
+
+
+def _settings(pairs: tuple[str, ...], options: dict[str, Any]) -> Settings:
+    """Options and --set pairs as one list, in which no setting may stand twice."""
+    from pyro_delta.config import EXCLUSIVE, parse_settings
+
+    settings = [(key, value) for key, value in options.items() if value is not None] + parse_settings(pairs)
+    keys = [key for key, _ in settings]
+    for key in keys:
+        if keys.count(key) > 1:
+            raise UserError(f"{key} is set twice; give it once, as an option or with --set.")
+    for pair in EXCLUSIVE:
+        if pair <= set(keys):
+            raise UserError(f"{' and '.join(sorted(pair))} contradict each other; give one of them.")
+    return settings
+
+
+def _new(out: Path | None, preset: str | None, settings: Settings, device: str) -> tuple[Trainer, Path, str]:
+    from pyro_delta.config import load_preset
+
+    dataset = dict(settings).get("data.name")
+    if preset is None:
+        dataset = "digits" if dataset is None else str(dataset)
+        preset = _default_preset(dataset)
+        settings = [("data.name", dataset), *(pair for pair in settings if pair[0] != "data.name")]
+    config = load_preset(preset, settings)
+    if out is not None:
+        _check_free(out)
+    trainer = _trainer(config, device)
+    from pyro_delta.inference.run import create, default_folder
+
+    folder = out or default_folder(config, preset)
+    create(folder, config, trainer.data.spec, preset)
+    return trainer, folder, preset
+
+
+def _check_free(out: Path) -> None:
+    from pyro_delta.inference.run import check_free
+
+    check_free(out)
+
+
+def _default_preset(dataset: str) -> str:
+    from pyro_delta.data import DATASETS
+    from pyro_delta.errors import unknown_name
+
+    name = "folder:PATH" if dataset.startswith("folder:") and dataset != "folder:" else dataset
+    if name not in DATASETS:
+        raise unknown_name("dataset", dataset, DATASETS)
+    return DATASETS[name].preset
+
+
+def _resumed(out: Path | None, preset: str | None, settings: Settings, device: str) -> tuple[Trainer, Path, str]:
+    if out is None:
+        raise UserError("--resume needs --out RUN, the folder of the run to go on with.")
+    from pyro_delta import config as configuration
+    from pyro_delta.inference.checkpoint import load_checkpoint
+    from pyro_delta.inference.run import CHECKPOINT, CONFIG, read_info, resumed_config
+
+    config = resumed_config(out, settings)
+    made_with, spec = read_info(out)
+    if preset not in (None, made_with):
+        raise UserError(f"{out} was made with the preset {made_with!r}, not {preset!r}; leave --preset out to resume.")
+    state = load_checkpoint(out / CHECKPOINT)
+    _check_extension(config, state["step"], state["train_s"], given=dict(settings))
+    trainer = _trainer(config, device)
+    if trainer.data.spec != spec:
+        raise UserError(f"{config.data.name} now holds {trainer.data.spec}, but the run was made for {spec}.")
+    trainer.restore(state, out / CHECKPOINT)
+    if config != configuration.load(out / CONFIG):
+        configuration.save(config, out / CONFIG)
+    return trainer, out, made_with
+
+
+def _check_extension(config: Config, step: int, train_s: float, given: dict[str, Any]) -> None:
+    steps, minutes = config.training.steps, config.training.minutes
+    if "training.steps" in given and steps is not None and steps <= step:
+        raise UserError(f"--steps {steps}: the run is at step {step} already; give more to go on.")
+    if "training.minutes" in given and minutes is not None and 60 * minutes <= train_s:
+        raise UserError(f"--minutes {minutes:g}: the run has had {train_s / 60:.3g} already; give more to go on.")
+
+
+def _trainer(config: Config, device: str) -> Trainer:
+    import torch
+
+    from pyro_delta.build import build
+    from pyro_delta.inference.loop import Trainer
+
+    place = choose_device(device)
+    data = _load(config)
+    torch.manual_seed(config.training.seed)
+    programs = build(config, data.spec).to(place)
+    return Trainer(config, data, programs, log=lambda line: None)
+
+
+def _load(config: Config) -> ImageData:
+    from pyro_delta.data import load
+
+    settings = config.data
+    return load(settings.name, root=settings.root, validation=settings.validation, seed=settings.seed)
+
+
+def _run(trainer: Trainer, folder: Path, preset: str, resumed: bool, as_json: bool) -> None:
+    from pyro_delta.inference.run import Recorder, stopping
+    from pyro_delta.report.progress import following
+    from pyro_delta.report.tables import print_table
+
+    with following(trainer.config.training) as show:
+        recorder = Recorder(folder, show, trainer.step)
+        trainer.log = recorder.log
+        try:
+            with stopping(trainer):
+                if not resumed:
+                    recorder.save(trainer)  # from here on the folder can be resumed whatever happens
+                trainer.run(recorder.every)
+                recorder.finish(trainer)
+        finally:
+            recorder.close()
+    if trainer.interrupted and trainer.progress < 1:
+        click.echo(
+            f"pyro-delta: stopped at step {trainer.step}; go on with: pyro-delta train --out {folder} --resume",
+            err=True,
+        )
+        raise click.exceptions.Exit(130)
+    result = recorder.summary() | {"run": str(folder)}
+    if as_json:
+        print_json(result)
+    else:
+        print_table(f"{trainer.config.data.name}, preset {preset}: {result.get('split', '')} split", result)

@@ -1,0 +1,96 @@
+"""Grids of generated images, written atomically."""
+
+from __future__ import annotations
+
+import math
+import os
+import tempfile
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from pyro_delta.build import Programs
+from pyro_delta.errors import UserError
+from pyro_delta.evaluation.bound import evaluating
+
+LEAST_SIDE = 64
+"""Pixels to which small images are enlarged."""
+FRAME = 2
+"""White pixels around every image."""
+
+
+@torch.no_grad()
+def draw(programs: Programs, count: int, *, decodings: int | None = None, seed: int = 0, batch: int = 64) -> Tensor:
+    """Images from the model.
+
+    Args:
+        programs: of which the model is used.
+        count: images, or latents if `decodings` is given.
+        decodings: R pictures of each latent sequence, in the paper's manner.
+        seed: of the noise.
+        batch: images drawn at once.
+
+    Returns:
+        integers (count, C, H, W), or (R·count, C, H, W) with row after row, each column of which shares its z.
+    """
+    model = programs.model
+    with evaluating(programs, seed):
+        if decodings is None:
+            return torch.cat([model(batch=min(batch, count - start)) for start in range(0, count, batch)]).cpu()
+        z_bnd = model.prior().expand([count]).sample().repeat(decodings, 1, 1)
+        return torch.cat([model.likelihood(part).sample().cpu() for part in z_bnd.split(batch)])
+
+
+def grid(images_bchw: Tensor, levels: int, columns: int) -> Tensor:
+    """One picture (3, H', W') uint8 of integers 0 … levels−1, enlarged without smoothing where they are small.
+
+    NOTE: torchvision's own grid is not used, because importing torchvision takes longer than drawing 16 digits.
+    """
+    height, width = images_bchw.shape[-2:]
+    scale = max(1, -(-LEAST_SIDE // max(height, width)))
+    bytes_bchw = (images_bchw.double() * (255 / (levels - 1))).round().to(torch.uint8)
+    large_bchw = bytes_bchw.repeat_interleave(scale, -2).repeat_interleave(scale, -1)
+    large_bchw = large_bchw.expand(-1, 3, -1, -1)
+    height, width = large_bchw.shape[2] + FRAME, large_bchw.shape[3] + FRAME
+    rows = math.ceil(len(large_bchw) / columns)
+    picture_chw = torch.full((3, rows * height + FRAME, columns * width + FRAME), 255, dtype=torch.uint8)
+    for index, image_chw in enumerate(large_bchw):
+        top, left = index // columns * height + FRAME, index % columns * width + FRAME
+        picture_chw[:, top : top + height - FRAME, left : left + width - FRAME] = image_chw
+    return picture_chw
+
+
+def save_png(picture_chw: Tensor, path: Path) -> None:
+    """Writes a picture; a reader sees the old file or the new one, never a part.
+
+    Raises:
+        UserError: if the path does not end in .png or cannot be written.
+    """
+    check_png(path)
+    name = None
+    try:
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        with os.fdopen(handle, "wb") as file:
+            Image.fromarray(picture_chw.permute(1, 2, 0).numpy()).save(file, format="PNG")
+        os.chmod(name, 0o644)
+        os.replace(name, path)
+    except OSError as error:
+        if name is not None:
+            Path(name).unlink(missing_ok=True)
+        raise UserError(f"cannot write the picture {path} ({error.strerror}); give another path.") from None
+
+
+def check_png(path: Path) -> None:
+    """Refuses, before any work is done, a path that no picture can be written to.
+
+    Raises:
+        UserError: if it does not end in .png or its folder is missing.
+    """
+    if path.suffix.lower() != ".png":
+        raise UserError(f"the picture {str(path)!r} is no .png file; give a name that ends in .png.")
+    if not path.parent.is_dir():
+        raise UserError(f"there is no folder {path.parent} for the picture {path.name}; make it or give another.")
+    if path.is_dir() or not os.access(path.parent, os.W_OK):
+        raise UserError(f"cannot write the picture {path}; give a path that can be written.")

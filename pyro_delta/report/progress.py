@@ -1,0 +1,78 @@
+"""How training and evaluation come along: a live line on a terminal, plain lines elsewhere; all on stderr."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from pyro_delta.config import TrainingConfig
+
+
+@contextmanager
+def counting(what: str, total: int) -> Iterator[Callable[[int], None]]:
+    """A bar for `total` images; yields what to call with the number of images just done."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=_console(), transient=True, disable=not sys.stderr.isatty()) as bar:
+        task = bar.add_task(what, total=total)
+        yield lambda images: bar.advance(task, images)
+
+
+@contextmanager
+def following(settings: TrainingConfig) -> Iterator[Callable[[dict[str, Any]], None]]:
+    """Follows a training; yields what to call with each line of metrics."""
+    if not sys.stderr.isatty():
+        yield lambda line: print(f"{line['split']}: {describe(line, settings)}", file=sys.stderr, flush=True)
+        return
+    columns = (BarColumn(bar_width=20), TextColumn("{task.description}"))
+    with Progress(*columns, console=_console(), transient=True) as bar:
+        task = bar.add_task("starting", total=1.0)
+
+        def show(line: dict[str, Any]) -> None:
+            if line["split"] == "train":
+                bar.update(task, completed=part_done(line, settings), description=describe(line, settings))
+            else:
+                bar.console.print(f"{line['split']}: {describe(line, settings)}", highlight=False, markup=False)
+
+        yield show
+
+
+def describe(line: dict[str, Any], settings: TrainingConfig) -> str:
+    """Step, images/s, bits/dim, rate, δ and time left, in a line."""
+    left = seconds_left(line, settings)
+    parts = [
+        f"step {line['step']}",
+        f"{line['images_per_s']:.0f} images/s" if "images_per_s" in line else "",
+        f"{_number(line['neg_elbo_bpd'], 4)} bits/dim",
+        f"rate {_number(line['rate_nats_mean'], 3)} nats",
+        f"δ {_number(line['delta_nats'], 3)}",
+        f"{left // 60:.0f}:{left % 60:02.0f} left" if "images_per_s" in line else "",
+        f"{line['skipped']} steps skipped" if line.get("skipped") else "",
+    ]
+    return " · ".join(part for part in parts if part)
+
+
+def part_done(line: dict[str, Any], settings: TrainingConfig) -> float:
+    """Part of training that is over, 0 … 1."""
+    if settings.steps is not None:
+        return min(1.0, line["step"] / settings.steps)
+    assert settings.minutes is not None
+    return min(1.0, line["train_s"] / (60 * settings.minutes))
+
+
+def seconds_left(line: dict[str, Any], settings: TrainingConfig) -> int:
+    """Training time still to come, at the speed so far."""
+    done = part_done(line, settings)
+    return round(line["train_s"] * (1 - done) / done) if done else 0
+
+
+def _number(value: float | None, digits: int) -> str:
+    return "—" if value is None else f"{value:.{digits}f}"
+
+
+def _console() -> Console:
+    return Console(stderr=True)

@@ -1,0 +1,37 @@
+"""What the tests of networks share: weights that hide nothing, small images, and the images of shipped presets."""
+
+import torch
+from torch import Tensor, nn
+
+from pyro_delta.data.spec import ImageSpec
+
+SPECS = {
+    "digits": ImageSpec(1, 8, 8, 17),
+    "photos": ImageSpec(3, 32, 32, 256),
+    "cifar10": ImageSpec(3, 32, 32, 256),
+    "mnist": ImageSpec(1, 28, 28, 256),
+}
+"""Images of the data sets that presets name."""
+
+
+def randomise(module: nn.Module, seed: int = 0) -> nn.Module:
+    """Double precision, and no parameter left at zero: biases and positions are drawn, too."""
+    generator = torch.Generator().manual_seed(seed)
+    module.double()
+    with torch.no_grad():
+        for parameter in module.parameters():
+            fan_in = parameter[0].numel() if parameter.dim() > 1 else 4
+            noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+            parameter.copy_(noise / fan_in**0.5)
+    return module
+
+
+def random_images(spec: ImageSpec, batch: tuple[int, ...], seed: int = 0) -> Tensor:
+    """Integers of shape batch + (C, H, W)."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(spec.levels, (*batch, *spec.shape), generator=generator)
+
+
+def random_normal(*shape: int, seed: int = 0) -> Tensor:
+    """Standard normal noise in double precision."""
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)

@@ -1,0 +1,367 @@
+"""The image as one random variable: cached generation against the naive witness, shapes, densities, kept pixels."""
+
+import itertools
+from dataclasses import dataclass
+
+import pytest
+import torch
+from networks import random_images, random_normal, randomise
+from torch import Size, Tensor
+
+from pyro_delta.data.spec import ImageSpec
+from pyro_delta.distributions import AutoregressiveImage
+from pyro_delta.distributions.autoregressive_image import sample_naively
+from pyro_delta.models import ConditionalGatedPixelCNN, rows_of_steps
+from pyro_delta.nn.causal import RowsAbove
+from pyro_delta.nn.gated_pixelcnn import PixelState
+
+
+@dataclass(frozen=True)
+class Case:
+    """An image and a network for it."""
+
+    spec: ImageSpec
+    channels: tuple[int, ...] = (6,)
+    row_blocks: tuple[int, ...] = (1,)
+    length: int = 1
+    pixel_blocks: int = 1
+    row_kernel: tuple[int, int] = (2, 3)
+    pixel_kernel: int = 3
+    use_latents: bool = True
+
+    def network(self, cls: type[ConditionalGatedPixelCNN] = ConditionalGatedPixelCNN) -> ConditionalGatedPixelCNN:
+        arguments = {k: v for k, v in vars(self).items() if k not in ("spec", "length")}
+        first_row = rows_of_steps(self.length, self.spec.height)
+        return randomise(cls(self.spec, first_row, 3, mixtures=3, **arguments))
+
+    def z(self, *batch: int, seed: int = 0) -> Tensor:
+        return random_normal(*batch, self.length, 3, seed=seed)
+
+
+CASES = {
+    "binary": Case(ImageSpec(1, 4, 4, 2)),
+    "five_levels_odd": Case(ImageSpec(1, 5, 7, 5), (6, 4), (1, 1), length=5),
+    "colour_256": Case(ImageSpec(3, 4, 6, 256), (6, 4), (1, 1), length=4, pixel_blocks=2),
+    "colour_odd_3_levels": Case(ImageSpec(3, 7, 5, 5), (6, 4, 5), (1, 2, 1), length=7),
+    "4_levels": Case(ImageSpec(1, 9, 8, 256), (6, 4, 5, 4), (1, 1, 1, 2), length=3),
+    "wide_kernels": Case(ImageSpec(1, 6, 6, 17), (6, 4), (2, 1), length=3, row_kernel=(3, 5), pixel_kernel=4),
+    "no_blocks_at_full_resolution": Case(ImageSpec(1, 7, 6, 5), (6, 4), (0, 1), length=7),
+    "no_latents": Case(ImageSpec(3, 4, 5, 5), (6, 4), (1, 1), use_latents=False),
+    "one_row": Case(ImageSpec(1, 1, 6, 5), (6, 4), (1, 1)),
+    "one_column": Case(ImageSpec(1, 6, 1, 5), (6, 4), (1, 1), length=6),
+    "one_pixel": Case(ImageSpec(3, 1, 1, 5)),
+}
+
+SMALL = CASES["five_levels_odd"]
+
+
+def noise(case: Case, *batch: int, seed: int = 0) -> Tensor:
+    channels, height, width = case.spec.shape
+    generator = torch.Generator().manual_seed(seed)
+    return torch.rand(*batch, height, width, 1 + channels, generator=generator, dtype=torch.float64)
+
+
+# --- cached against naive ---
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_cached_samples_are_the_naive_samples(name: str) -> None:
+    """In double precision, for 20 seeds; generated as one batch, each image from its seed's z and noise."""
+    case = CASES[name]
+    z = torch.stack([case.z(seed=seed) for seed in range(20)])
+    uniforms = torch.stack([noise(case, seed=seed) for seed in range(20)])
+    image = AutoregressiveImage(case.network(), z)
+    cached = image.sample(uniforms=uniforms)
+    assert torch.equal(cached, sample_naively(image, uniforms))
+    assert image.support.check(cached).all()
+    assert len({tuple(picture.flatten().tolist()) for picture in cached}) > 10  # the noise and z matter
+    alone = AutoregressiveImage(image.network, z[7]).sample(uniforms=uniforms[7])
+    assert torch.equal(alone, cached[7])
+
+
+def stepwise_parameters(network: ConditionalGatedPixelCNN, x_bchw: Tensor, z_bnd: Tensor) -> Tensor:
+    """(B, H, W, P), one position at a time."""
+    state = network.start(z_bnd)
+    _, height, width = network.spec.shape
+    out = []
+    for row in range(height):
+        network.step_row(state, row, x_bchw[:, :, row - 1] if row else None)
+        for column in range(width):
+            out.append(network.step_pixel(state, column, x_bchw[:, :, row, column - 1] if column else None))
+    return torch.stack(out, dim=1).unflatten(1, (height, width))
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-13)])
+@pytest.mark.parametrize("name", CASES)
+def test_parameters_agree_at_every_pixel(name: str, dtype: torch.dtype, tolerance: float) -> None:
+    case = CASES[name]
+    network = case.network().to(dtype)
+    x, z = random_images(case.spec, (2,)), case.z(2).to(dtype)
+    with torch.no_grad():
+        at_once = AutoregressiveImage(network, z).parameters_at(x)
+        stepwise = stepwise_parameters(network, x, z)
+    error = (at_once - stepwise).abs().flatten(0, 2).amax(0)
+    assert (error <= tolerance * at_once.abs().max()).all()
+
+
+@pytest.mark.parametrize("height", [1, 2, 5, 8, 11])
+def test_rows_above_step_as_they_run(height: int) -> None:
+    rows_above = randomise(RowsAbove((3, 4, 2), (1, 2, 1), (3, 3)))
+    v, context = random_normal(2, 3, height, 5), random_normal(2, 3, height, 5, seed=1)
+    cache: dict = {}
+    rows = [rows_above.step_row(v[:, :, r], context[:, :, r], r, cache) for r in range(height)]
+    torch.testing.assert_close(torch.stack(rows, dim=2), rows_above(v, context), rtol=1e-12, atol=1e-12)
+
+
+def test_generation_starts_from_a_clean_state() -> None:
+    """What one generation remembers must not reach the next."""
+    image = AutoregressiveImage(SMALL.network(), SMALL.z(2))
+    uniforms = noise(SMALL, 2)
+    first = image.sample(uniforms=uniforms)
+    image.sample()
+    assert torch.equal(image.sample(uniforms=uniforms), first)
+    assert PixelState().rows is not PixelState().rows
+
+
+def test_samples_follow_the_seed() -> None:
+    image = AutoregressiveImage(SMALL.network(), SMALL.z(2))
+    draws = []
+    for _ in range(2):
+        torch.manual_seed(3)
+        draws.append(image.sample())
+    assert torch.equal(*draws)
+    assert not torch.equal(image.sample(), image.sample())
+
+
+# --- kept pixels ---
+
+
+@pytest.mark.parametrize("name", ["five_levels_odd", "colour_odd_3_levels", "no_latents"])
+@pytest.mark.parametrize("kept", [0, 1, 3, 12, None], ids=lambda kept: f"keep_{kept}")
+def test_the_rest_of_a_kept_beginning_is_drawn_given_it(name: str, kept: int | None) -> None:
+    """Keeping a sample's own first pixels and its noise gives the sample back; keeping others does not."""
+    case = CASES[name]
+    image = AutoregressiveImage(case.network(), case.z(2))
+    uniforms = noise(case, 2)
+    sample = image.sample(uniforms=uniforms)
+    _, height, width = case.spec.shape
+    mask = (torch.arange(height * width) < (height * width if kept is None else kept)).view(height, width)
+    assert torch.equal(image.sample(keep=(sample, mask), uniforms=uniforms), sample)
+    other = (sample + 1) % case.spec.levels
+    changed = image.sample(keep=(other, mask), uniforms=uniforms)
+    assert torch.equal(changed[..., mask], other[..., mask])
+    redrawn = naive_continuation(image, other, mask, uniforms)
+    assert torch.equal(changed, redrawn)
+
+
+def naive_continuation(image: AutoregressiveImage, x: Tensor, mask: Tensor, uniforms: Tensor) -> Tensor:
+    x = torch.where(mask, x, 0)
+    for row, column in (~mask).nonzero().tolist():
+        pixel = image._pixels(image.parameters_at(x)[:, row, column])
+        x[:, :, row, column] = pixel.sample_with(uniforms[:, row, column])
+    return x
+
+
+def test_kept_pixels_anywhere_are_kept() -> None:
+    case = CASES["colour_odd_3_levels"]
+    image = AutoregressiveImage(case.network(), case.z(2))
+    x, uniforms = random_images(case.spec, (2,)), noise(case, 2)
+    mask = torch.rand(2, *case.spec.shape[1:]) < 0.5  # another for each image
+    drawn = image.sample(keep=(x, mask), uniforms=uniforms)
+    assert torch.equal(drawn.movedim(1, -1)[mask], x.movedim(1, -1)[mask])
+    for b in range(2):
+        alone = AutoregressiveImage(image.network, image.z[b : b + 1])
+        assert torch.equal(naive_continuation(alone, x[b : b + 1], mask[b], uniforms[b : b + 1])[0], drawn[b])
+
+
+def test_kept_images_and_masks_broadcast() -> None:
+    image = AutoregressiveImage(SMALL.network(), SMALL.z(2))
+    _, height, width = SMALL.spec.shape
+    x = random_images(SMALL.spec, ())
+    top = (torch.arange(height) < 2)[:, None]
+    drawn = image.sample((3,), keep=(x, top))
+    assert drawn.shape == (3, 2, *SMALL.spec.shape)
+    assert (drawn[..., :2, :] == x[..., :2, :]).all()
+    everything = image.sample((3,), keep=(x, torch.tensor(True)))
+    assert (everything == x).all()
+    before = x.clone()
+    image.sample(keep=(x, torch.ones(height, width, dtype=torch.bool)))
+    assert torch.equal(x, before)  # the caller's images are left alone
+
+
+# --- evaluation mode ---
+
+
+class Watched(ConditionalGatedPixelCNN):
+    """Notes the mode in which it samples, and fails when told to."""
+
+    modes: list[bool]
+    fail_at_row: int | None = None
+
+    def step_row(self, state: object, row: int, previous_bcw: Tensor | None) -> None:
+        self.modes.append(self.training)
+        if row == self.fail_at_row:
+            raise RuntimeError("told to fail")
+        super().step_row(state, row, previous_bcw)
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("fail_at_row", [None, 0, 2])
+def test_sampling_runs_in_evaluation_mode_and_restores_the_mode(training: bool, fail_at_row: int | None) -> None:
+    network = SMALL.network(Watched).train(training)
+    network.modes, network.fail_at_row = [], fail_at_row
+    image = AutoregressiveImage(network, SMALL.z(1))
+    if fail_at_row is None:
+        image.sample()
+    else:
+        with pytest.raises(RuntimeError, match="told to fail"):
+            image.sample()
+    assert network.modes == [False] * (SMALL.spec.height if fail_at_row is None else fail_at_row + 1)
+    assert all(module.training is training for module in network.modules())
+
+
+# --- shapes ---
+
+
+@pytest.mark.parametrize("sample_shape", [(), (3,), (2, 1)])
+@pytest.mark.parametrize("batch_shape", [(), (2,), (3, 2)])
+def test_shapes(batch_shape: tuple[int, ...], sample_shape: tuple[int, ...]) -> None:
+    image = AutoregressiveImage(SMALL.network(), SMALL.z(*batch_shape))
+    assert image.batch_shape == batch_shape
+    assert image.event_shape == SMALL.spec.shape
+    x = image.sample(Size(sample_shape))
+    assert x.dtype == torch.int64
+    assert x.shape == (*sample_shape, *batch_shape, *SMALL.spec.shape)
+    assert image.log_prob(x).shape == (*sample_shape, *batch_shape)
+    parameters = image.parameters_at(x)
+    assert parameters.shape == (*sample_shape, *batch_shape, *SMALL.spec.shape[1:], 3 * 3)
+    flat = AutoregressiveImage(image.network, image.z.expand(*sample_shape, *batch_shape, -1, -1).reshape(-1, 5, 3))
+    one_by_one = [flat_image.parameters_at(one) for flat_image, one in zip(each(flat), x.reshape(-1, *x.shape[-3:]))]
+    torch.testing.assert_close(parameters.reshape(-1, *parameters.shape[-3:]), torch.stack(one_by_one))
+
+
+def each(image: AutoregressiveImage) -> list[AutoregressiveImage]:
+    return [AutoregressiveImage(image.network, z) for z in image.z]
+
+
+def test_expand() -> None:
+    image = AutoregressiveImage(SMALL.network(), SMALL.z(2))
+    wide = image.expand(Size((3, 2)))
+    assert type(wide) is AutoregressiveImage
+    assert wide.batch_shape == (3, 2)
+    assert wide.event_shape == image.event_shape
+    x = wide.sample()
+    torch.testing.assert_close(wide.log_prob(x), image.log_prob(x), rtol=1e-12, atol=0)
+    assert not torch.equal(x[0], x[1])  # independent draws
+    assert image.expand_by(Size((4,))).batch_shape == (4, 2)
+    uniforms = noise(SMALL, 3, 2)
+    assert torch.equal(wide.sample(uniforms=uniforms), image.sample((3,), uniforms=uniforms))
+
+
+def test_log_prob_broadcasts_images_over_particles() -> None:
+    """Observed images (B, …) under z of P particles (P, B, …)."""
+    image = AutoregressiveImage(SMALL.network(), SMALL.z(3, 2))
+    x = random_images(SMALL.spec, (2,))
+    log_p = image.log_prob(x)
+    assert log_p.shape == (3, 2)
+    for p, b in itertools.product(range(3), range(2)):
+        alone = AutoregressiveImage(image.network, image.z[p, b]).log_prob(x[b])
+        torch.testing.assert_close(log_p[p, b], alone, rtol=1e-12, atol=0)
+
+
+def test_log_prob_sums_the_pixels_of_the_network() -> None:
+    case = CASES["colour_256"]
+    image = AutoregressiveImage(case.network(), case.z(2))
+    x = random_images(case.spec, (2,))
+    parameters = image.parameters_at(x)
+    expected = torch.zeros(2, dtype=torch.float64)
+    for b, row, column in itertools.product(range(2), range(case.spec.height), range(case.spec.width)):
+        expected[b] += image._pixels(parameters[b, row, column]).log_prob(x[b, :, row, column])
+    torch.testing.assert_close(image.log_prob(x), expected, rtol=1e-12, atol=0)
+
+
+# --- it is a distribution ---
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        Case(ImageSpec(1, 2, 2, 2), length=2),
+        Case(ImageSpec(1, 2, 2, 3), (4, 3), (1, 1), length=2),
+        Case(ImageSpec(1, 3, 3, 2), (4, 3), (1, 1), length=3),
+        Case(ImageSpec(3, 1, 2, 3)),
+        Case(ImageSpec(3, 2, 1, 3), length=2, use_latents=False),
+    ],
+    ids=["2×2, 2 levels", "2×2, 3 levels", "3×3, 2 levels", "colour 1×2", "colour 2×1, no latents"],
+)
+def test_probabilities_of_all_images_sum_to_one(case: Case) -> None:
+    image = AutoregressiveImage(case.network(), case.z())
+    values = torch.arange(case.spec.levels)
+    everything = torch.cartesian_prod(*[values] * case.spec.dims).reshape(-1, *case.spec.shape)
+    with torch.no_grad():
+        log_p = image.log_prob(everything)
+    assert abs(log_p.exp().sum().item() - 1) < 1e-10
+    assert log_p.exp().std() > 0
+
+
+def test_samples_have_the_frequencies_of_log_prob() -> None:
+    case = Case(ImageSpec(1, 2, 2, 2), length=2)
+    image = AutoregressiveImage(case.network(), case.z())
+    everything = torch.cartesian_prod(*[torch.arange(2)] * 4).reshape(-1, 1, 2, 2)
+    with torch.no_grad():
+        probability = image.log_prob(everything).exp()
+    draws = 20_000
+    code = (image.sample(Size((draws,))).flatten(1) * torch.tensor([8, 4, 2, 1])).sum(1)
+    counts = torch.bincount(code, minlength=16)
+    chi2 = ((counts - draws * probability).square() / (draws * probability)).sum()
+    assert chi2 < 45  # 15 degrees of freedom: exceeded once in 13 000 times
+
+
+def test_gradients_reach_z_and_the_network() -> None:
+    network = SMALL.network()
+    z = SMALL.z(2).requires_grad_()
+    AutoregressiveImage(network, z).log_prob(random_images(SMALL.spec, (2,))).sum().backward()
+    assert (z.grad != 0).all()
+    assert all(p.grad is not None and p.grad.isfinite().all() and p.grad.any() for p in network.parameters())
+
+
+def test_there_is_no_rsample() -> None:
+    image = AutoregressiveImage(SMALL.network(), SMALL.z(2).requires_grad_())
+    assert not image.has_rsample
+    assert not image.sample().requires_grad
+    with pytest.raises(NotImplementedError):
+        image.rsample()
+
+
+def test_the_support_is_discrete_integers() -> None:
+    image = AutoregressiveImage(SMALL.network(), SMALL.z(2))
+    assert image.support.is_discrete
+    assert image.support.event_dim == 3
+    assert image.support.check(random_images(SMALL.spec, (2,))).all()
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda x: x - x.max() - 1,
+        lambda x: x * 0 + SMALL.spec.levels,
+        lambda x: x + 0.5,
+        lambda x: x.double() * float("nan"),
+        lambda x: x[..., :-1],
+        lambda x: x[:, 0],
+        lambda x: x.expand(-1, 3, -1, -1),
+        lambda x: torch.cat((x, x[:1])),
+    ],
+    ids=["negative", "too large", "half", "nan", "narrow", "no channel", "colour", "batch of 3 for 2"],
+)
+def test_images_that_do_not_fit_are_refused(spoil: object) -> None:
+    image = AutoregressiveImage(SMALL.network(), SMALL.z(2))
+    with pytest.raises(ValueError):
+        image.log_prob(spoil(random_images(SMALL.spec, (2,))))
+
+
+def test_any_dtype_of_integers_is_scored_alike() -> None:
+    image = AutoregressiveImage(SMALL.network(), SMALL.z(2))
+    x = random_images(SMALL.spec, (2,))
+    for dtype in (torch.uint8, torch.int32, torch.float32, torch.float64):
+        assert torch.equal(image.log_prob(x.to(dtype)), image.log_prob(x))

@@ -1,0 +1,560 @@
+"""The commands from end to end on the embedded digits, and what each mistake in their input leads to."""
+
+import contextlib
+import io
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from pyro_delta.cli import COMMANDS, main
+from pyro_delta.data import load as load_data
+from pyro_delta.evaluation.importance import evaluate
+from pyro_delta.inference import run as runs
+from pyro_delta.inference.loop import Trainer
+
+SETTINGS = {
+    "prior.dims": "2",
+    "prior.rate_nats": "4",
+    "likelihood.channels": "[8]",
+    "likelihood.row_blocks": "[1]",
+    "likelihood.pixel_blocks": "1",
+    "likelihood.mixtures": "2",
+    "guide.channels": "[8]",
+    "guide.row_blocks": "[1]",
+    "guide.features": "8",
+    "training.compile": "false",
+    "training.bf16": "false",
+    "training.warmup": "2",
+    "training.log_every": "5",
+    "training.validations": "2",
+}
+SETS = [part for key, value in SETTINGS.items() for part in ("--set", f"{key}={value}")]
+TINY = ["--preset", "cifar10-small", "--dataset", "digits", "--device", "cpu", *SETS]
+METRICS = {
+    "step",
+    "wall_s",
+    "train_s",
+    "lr",
+    "split",
+    "neg_elbo_bpd",
+    "distortion_bpd",
+    "rate_bpd",
+    "rate_nats_mean",
+    "rate_nats_min",
+    "delta_nats",
+    "active_units",
+}
+
+
+def call(*args: object) -> tuple[int, str, str]:
+    """Exit code, stdout and stderr of a command line, run in this process."""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), pytest.raises(SystemExit) as exit_:
+        main([str(arg) for arg in args])
+    return int(exit_.value.code or 0), out.getvalue(), err.getvalue()
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of 20 steps; tests that change it copy it first."""
+    folder = tmp_path_factory.mktemp("trained") / "run"
+    code, out, err = call("train", *TINY, "--steps", 20, "--out", folder, "--json")
+    assert code == 0, err
+    result = json.loads(out)
+    assert result["run"] == str(folder)
+    assert set(result) >= METRICS
+    assert result["split"] == "validation"
+    assert result["step"] == 20
+    return folder
+
+
+# --- End to end ---
+
+
+def test_run_folder_holds_everything(trained: Path) -> None:
+    lines = [json.loads(line) for line in (trained / "metrics.jsonl").read_text().splitlines()]
+    assert all(set(line) >= METRICS for line in lines)
+    assert [line["step"] for line in lines if line["split"] == "train"] == [5, 10, 15, 20]
+    assert [line["step"] for line in lines if line["split"] == "validation"] == [10, 20]
+    assert all(line["rate_nats_min"] >= line["delta_nats"] * (1 - 1e-6) for line in lines)
+    assert sorted(path.name for path in (trained / "samples").iterdir()) == ["step_000010.png", "step_000020.png"]
+    assert any((trained / "events").iterdir())
+    config = json.loads((trained / "config.json").read_text())
+    assert config["training"]["steps"] == 20
+    assert config["training"]["minutes"] is None
+    assert config["prior"]["rate_nats"] == 4
+    assert set(json.loads((trained / "run.json").read_text())) == {"preset", "spec", "versions"}
+
+
+def test_evaluate_agrees_with_the_library(trained: Path) -> None:
+    code, out, _ = call("evaluate", trained, "--particles", 3, "--images", 20, "--json")
+    assert code == 0
+    numbers = json.loads(out)
+    test = load_data("digits").test
+    expected = evaluate(runs.load(trained).programs, test, particles=3, images=20)
+    assert {key: numbers[key] for key in expected} == pytest.approx(expected)
+    assert numbers["n_images"] == len(test)
+    assert numbers["iw_images"] == 20
+    assert {"iw_bpd", "iw_bpd_se", "neg_elbo_bpd_se", "rate_bpd_se", "distortion_bpd_se"} <= set(numbers)
+
+
+def test_what_is_evaluated_are_the_averaged_weights(trained: Path) -> None:
+    state = torch.load(trained / "checkpoint.pt", weights_only=True)
+    name, average = next((k, v) for k, v in state["average"].items() if "weight" in k)
+    programs = runs.load(trained).programs
+    assert torch.equal(programs.state_dict()[name.removeprefix("module.")], average)
+    assert not torch.equal(state["programs"][name.removeprefix("module.")], average)
+    assert not any(getattr(part, "bf16", False) for part in programs.modules())
+
+
+def test_tables_are_for_people(trained: Path) -> None:
+    code, out, _ = call("evaluate", trained)
+    assert code == 0
+    assert "−ELBO" in out
+    assert "±" in out
+    assert "bits/dim" in out
+
+
+def test_check_prints_its_table_and_fails_unused_latents(trained: Path) -> None:
+    code, out, err = call("check", trained, "--json")
+    numbers = json.loads(out)
+    assert code == 1
+    assert "latents are not used" in err
+    assert numbers["floor_holds"] is True
+    assert numbers["latents_used"] is False
+    assert set(numbers) >= {
+        "delta_nats",
+        "rate_nats_min",
+        "shuffled_gap_nats",
+        "shuffled_gap_se",
+        "active_units",
+        "mutual_information_nats",
+        "mutual_information_cap_nats",
+        "probe_accuracy",
+    }
+    assert numbers["probe_accuracy"] is not None
+
+
+def test_check_fails_a_latent_free_run(tmp_path: Path) -> None:
+    sets = ("--set", "likelihood.use_latents=false")
+    assert call("train", *TINY, *sets, "--steps", 2, "--out", tmp_path / "run")[0] == 0
+    code, out, err = call("check", tmp_path / "run", "--split", "validation", "--json")
+    assert code == 1
+    assert json.loads(out)["shuffled_gap_nats"] == 0
+    assert err.startswith("pyro-delta: check failed: the latents are not used")
+
+
+@pytest.mark.parametrize(
+    ("args", "size"),
+    [
+        (["--num", 5], (3 * 66 + 2, 2 * 66 + 2)),
+        (["--num", 1], (1 * 66 + 2, 1 * 66 + 2)),
+        (["--num", 3, "--same-z", 2], (3 * 66 + 2, 2 * 66 + 2)),
+    ],
+)
+def test_sample_draws_a_grid(trained: Path, tmp_path: Path, args: list[Any], size: tuple[int, int]) -> None:
+    first, second, third = (tmp_path / f"{name}.png" for name in "abc")
+    assert call("sample", trained, *args, "--out", first)[0] == 0
+    assert call("sample", trained, *args, "--out", second)[0] == 0
+    assert call("sample", trained, *args, "--out", third, "--seed", 1)[0] == 0
+    with Image.open(first) as a, Image.open(second) as b, Image.open(third) as c:
+        assert a.size == size
+        assert np.array_equal(a, b)
+        assert not np.array_equal(a, c)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.png", "b.png", "c.png"]
+
+
+def test_grid_places_every_image_row_by_row() -> None:
+    from pyro_delta.report.pictures import grid
+
+    images = torch.tensor([0, 4, 8, 12, 16]).reshape(5, 1, 1, 1).expand(5, 1, 32, 20)
+    picture = grid(images, levels=17, columns=3)
+    assert picture.shape == (3, 2 * 66 + 2, 3 * 42 + 2)
+    centres = picture[:, [34, 34, 34, 100, 100, 100], [22, 64, 106, 22, 64, 106]]
+    assert torch.equal(centres, torch.tensor([0, 64, 128, 191, 255, 255], dtype=torch.uint8).expand(3, 6))
+    assert (picture[:, :2] == 255).all()
+
+
+def test_same_z_gives_a_column_one_latent(trained: Path) -> None:
+    """With a decoder that draws the mean of its latents, the rows of the grid are equal."""
+    from pyro_delta.report.pictures import draw
+
+    loaded = runs.load(trained)
+
+    class Mean:
+        def __init__(self, z: torch.Tensor) -> None:
+            self.z = z
+
+        def sample(self) -> torch.Tensor:
+            return self.z.mean((1, 2)).reshape(-1, 1, 1, 1)
+
+    loaded.programs.model.likelihood.forward = Mean
+    rows = draw(loaded.programs, 5, decodings=3, batch=4).reshape(3, 5)
+    assert torch.equal(rows[0], rows[1])
+    assert torch.equal(rows[0], rows[2])
+    assert len(rows[0].unique()) == 5
+
+
+def test_resume_extends_a_run(trained: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(trained, tmp_path / "run")
+    with (folder / "metrics.jsonl").open(
+        "a"
+    ) as file:  # a crash after the checkpoint: a line of the future, half a line
+        file.write(json.dumps({"step": 25, "split": "train"}) + '\n{"step": 2')
+    code, _, err = call("train", "--out", folder, "--resume", "--steps", 30)
+    assert code == 0, err
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if line["split"] == "train"] == [5, 10, 15, 20, 25, 30]
+    assert lines[-1]["split"] == "validation"
+    assert lines[-1]["step"] == 30
+    assert json.loads((folder / "config.json").read_text())["training"]["steps"] == 30
+
+
+def test_resume_of_a_finished_run_changes_nothing(trained: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(trained, tmp_path / "run")
+    code, out, _ = call("train", "--out", folder, "--resume", "--json")
+    assert code == 0
+    assert json.loads(out)["step"] == 20
+    assert (folder / "metrics.jsonl").read_text() == (trained / "metrics.jsonl").read_text()
+
+
+def test_interrupted_and_resumed_is_the_same_training(trained: Path, tmp_path: Path) -> None:
+    """Stopped at step 10 by the signal's own route, and gone on with from the file."""
+    folder, stopped = tmp_path / "run", []
+
+    def interrupt(recorder: runs.Recorder, trainer: Trainer) -> None:
+        if trainer.step == 10 and not stopped:
+            stopped.append(signal.raise_signal(signal.SIGINT))
+        every(recorder, trainer)
+
+    every = runs.Recorder.every
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runs.Recorder, "every", interrupt)
+        code, _, err = call("train", *TINY, "--steps", 20, "--out", folder)
+    assert code == 130
+    assert f"stopped at step 10; go on with: pyro-delta train --out {folder} --resume" in err
+    assert call("train", "--out", folder, "--resume")[0] == 0
+    ours, theirs = (torch.load(path / "checkpoint.pt", weights_only=True) for path in (folder, trained))
+    for part in ("programs", "average"):
+        for name, value in theirs[part].items():
+            torch.testing.assert_close(ours[part][name], value, rtol=0, atol=0)
+    keys = METRICS - {"wall_s", "train_s"}
+    for a, b in zip(runs.read_metrics(folder), runs.read_metrics(trained), strict=True):
+        assert {key: a[key] for key in keys} == {key: b[key] for key in keys}
+
+
+def test_termination_signal_leaves_a_run_to_resume(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    command = [sys.executable, "-m", "pyro_delta", "train", *TINY, "--minutes", "5", "--out", str(folder)]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    deadline = time.monotonic() + 90
+    metrics = folder / "metrics.jsonl"
+    while not (metrics.exists() and metrics.stat().st_size) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert err.splitlines()[-1].startswith("pyro-delta: stopped at step ")
+    assert torch.load(folder / "checkpoint.pt", weights_only=True)["step"] > 0
+
+
+def test_diverged_training_stops_with_a_sentence(tmp_path: Path) -> None:
+    args = [part.replace("validations=2", "validations=20") for part in TINY]
+    sets = ("--set", "training.lr=1e30", "--steps", 60, "--out", tmp_path / "run")
+    code, _, err = call("train", *args, *sets)
+    assert code == 1
+    assert err.splitlines()[-1].startswith("pyro-delta: training stopped at step 25: the last 24 steps were not finite")
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert lines[-1]["neg_elbo_bpd"] is None
+    assert torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)["step"] == 0
+
+
+def test_default_folders_do_not_meet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for _ in range(2):
+        assert call("train", *TINY, "--steps", 1, "--seed", 3)[0] == 0
+    names = sorted(path.name for path in (tmp_path / "runs").iterdir())
+    assert names == ["digits-cifar10-small-3", "digits-cifar10-small-3-2"]
+
+
+def test_folder_of_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    write_images(tmp_path / "mine", 12)
+    args = [f"folder:{tmp_path / 'mine'}" if part == "digits" else part for part in TINY]
+    code, _, err = call("train", *args, "--set", "training.batch=4", "--steps", 1, "--out", tmp_path / "run")
+    assert code == 0, err
+    numbers = json.loads(call("check", tmp_path / "run", "--json")[1])
+    assert numbers["probe_accuracy"] is None
+    assert numbers["n_images"] == 12
+    write_images(tmp_path / "mine", 12, size=4)
+    code, _, err = call("evaluate", tmp_path / "run")
+    assert code == 2
+    assert "but the run was made for" in err
+
+
+# --- Lists and help ---
+
+
+def test_list_names_everything() -> None:
+    code, out, _ = call("list", "--json")
+    tables = json.loads(out)
+    assert code == 0
+    assert set(tables) == {"datasets", "presets", "priors", "likelihoods", "guides"}
+    assert {"name": "ar1"}.items() <= tables["priors"][0].items()
+    assert all(entry["description"] for entries in tables.values() for entry in entries)
+    assert {entry["preset"] for entry in tables["datasets"]} >= {"cifar10-small"}
+    text = call("list")[1]
+    assert all(entry["name"] in text for entries in tables.values() for entry in entries)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help(command: str) -> None:
+    code, out, _ = call(command, "--help")
+    assert code == 0
+    assert out.startswith(f"Usage: pyro-delta {command}")
+
+
+@pytest.mark.parametrize("args", ["--help", "--version", "", "train --help", "trian"])
+def test_help_and_usage_errors_load_nothing_heavy(args: str) -> None:
+    script = (
+        "import sys\nfrom pyro_delta.cli import main\n"
+        "try:\n    main(sys.argv[1:])\nexcept SystemExit:\n    pass\n"
+        "heavy = {'torch', 'pyro', 'numpy', 'pydantic', 'rich', 'matplotlib', 'sklearn', 'PIL'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    subprocess.run([sys.executable, "-c", script, *args.split()], check=True, capture_output=True, timeout=60)
+
+
+def test_closed_pipe_is_quiet() -> None:
+    command = f"{sys.executable} -m pyro_delta list datasets | true"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60)
+    assert done.stderr == ""
+
+
+# --- Bad input: one sentence, exit 2, nothing changed ---
+
+
+def write_images(folder: Path, count: int, size: int = 8, mode: str = "L") -> None:
+    for split in ("train", "test"):
+        (folder / split).mkdir(parents=True, exist_ok=True)
+        for i in range(count):
+            noise = np.random.default_rng(i).integers(0, 256, (size, size, 4), dtype=np.uint8)
+            Image.fromarray(noise).convert(mode).save(folder / split / f"{i}.png")
+
+
+def odd_images(size: int, mode: str) -> Callable[[Path, Path], None]:
+    def prepare(here: Path, trained: Path) -> None:
+        write_images(here / "images", 3)
+        noise = np.zeros((size, size, 4), dtype=np.uint8)
+        Image.fromarray(noise).convert(mode).save(here / "images" / "train" / "z.png")
+
+    return prepare
+
+
+def damaged_image(here: Path, trained: Path) -> None:
+    write_images(here / "images", 3)
+    (here / "images" / "train" / "1.png").write_bytes(b"\x89PNG no more")
+
+
+def empty_folder(here: Path, trained: Path) -> None:
+    for split in ("train", "test"):
+        (here / "images" / split).mkdir(parents=True)
+
+
+def a_file(here: Path, trained: Path) -> None:
+    (here / "file").write_text("precious")
+
+
+def full_folder(here: Path, trained: Path) -> None:
+    (here / "thesis").mkdir()
+    (here / "thesis" / "chapter.txt").write_text("precious")
+
+
+def a_run(here: Path, trained: Path) -> None:
+    shutil.copytree(trained, here / "run")
+
+
+def run_with(name: str, content: bytes | None) -> Callable[[Path, Path], None]:
+    """A run of which a file is replaced, or taken away."""
+
+    def prepare(here: Path, trained: Path) -> None:
+        a_run(here, trained)
+        (here / "run" / name).unlink()
+        if content is not None:
+            (here / "run" / name).write_bytes(content)
+
+    return prepare
+
+
+def truncated(here: Path, trained: Path) -> None:
+    a_run(here, trained)
+    whole = (here / "run" / "checkpoint.pt").read_bytes()
+    (here / "run" / "checkpoint.pt").write_bytes(whole[: len(whole) // 2])
+
+
+def foreign(here: Path, trained: Path) -> None:
+    a_run(here, trained)
+    torch.save({"weight": torch.zeros(3)}, here / "run" / "checkpoint.pt")
+
+
+def of_another_shape(here: Path, trained: Path) -> None:
+    a_run(here, trained)
+    path = here / "run" / "config.json"
+    path.write_text(path.read_text().replace('"features": 8', '"features": 9'))
+
+
+def nothing(here: Path, trained: Path) -> None:
+    pass
+
+
+TRAIN = ["train", *TINY, "--out", "new"]
+FOLDER = ["train", *(part if part != "digits" else "folder:images" for part in TINY), "--steps", "1", "--out", "new"]
+
+
+def training(*args: str) -> list[str]:
+    return [*TRAIN, "--steps", "1", *args]
+
+
+def setting(pair: str) -> list[str]:
+    """TRAIN with a setting; one that SETTINGS has already takes its place."""
+    key = pair.partition("=")[0]
+    sets = [part for k, v in SETTINGS.items() if k != key for part in ("--set", f"{k}={v}")]
+    if key == "prior.alpha":
+        sets = [part for k, v in SETTINGS.items() if k != "prior.rate_nats" for part in ("--set", f"{k}={v}")]
+    return [*TRAIN[:7], *sets, "--out", "new", "--steps", "1", "--set", pair]
+
+
+BAD: dict[str, tuple[list[str], str, Callable[[Path, Path], None]]] = {
+    "no such command": (["trian"], "did you mean 'train'?", nothing),
+    "no such option": (["train", "--stepz", "3"], "--stepz", nothing),
+    "no such data set": (["train", "--dataset", "digit"], "did you mean 'digits'?", nothing),
+    "folder without path": (["train", "--dataset", "folder:"], "did you mean 'folder:PATH'?", nothing),
+    "no such preset": (["train", "--preset", "cifar10-smal"], "did you mean 'cifar10-small'?", nothing),
+    "no such elbo": (training("--elbo", "renyi"), "'renyi' is not one of 'trace', 'mean_field'", nothing),
+    "no such device": (training("--device", "gpu"), "'gpu' is not one of", nothing),
+    "no such kind": (["list", "guide"], "did you mean 'guides'?", nothing),
+    "no such split": (["check", "run", "--split", "tst"], "'tst' is not one of", a_run),
+    "typo in --set": (setting("training.lrr=1"), "did you mean 'training.lr'?", nothing),
+    "--set without value": (training("--set", "training.lr"), "not of the form key=value", nothing),
+    "text for a number": (setting("training.lr=fast"), "training.lr", nothing),
+    "NaN": (setting("training.lr=NaN"), "finite", nothing),
+    "alpha 1": (setting("prior.alpha=1"), "alpha 1 is outside (-1, 1)", nothing),
+    "alpha -1.5": (setting("prior.alpha=-1.5:0.5"), "alpha -1.5 is outside (-1, 1)", nothing),
+    "alpha NaN": (setting("prior.alpha=nan"), "alpha nan is outside (-1, 1)", nothing),
+    "alpha and rate": (training("--set", "prior.alpha=0.5"), "contradict each other", nothing),
+    "rate NaN": (setting("prior.rate_nats=NaN"), "finite", nothing),
+    "rate infinite": (setting("prior.rate_nats=Infinity"), "finite", nothing),
+    "rate negative": (setting("prior.rate_nats=-1"), "greater than or equal to 0", nothing),
+    "rate unreachable": (setting("prior.rate_nats=1e9"), "out of reach", nothing),
+    "no dimension": (setting("prior.dims=0"), "prior.dims", nothing),
+    "no step": (setting("prior.length=0"), "prior.length", nothing),
+    "length of one": (setting("prior.length=1"), "commits no rate", nothing),
+    "length that does not divide": (setting("prior.length=3"), "does not divide the 8 rows", nothing),
+    "batch too large": (setting("training.batch=5000"), "5000", nothing),
+    "validation too large": (setting("data.validation=5000"), "5000", nothing),
+    "zero steps": ([*TRAIN, "--steps", "0"], "training.steps", nothing),
+    "minutes NaN": ([*TRAIN, "--minutes", "nan"], "finite", nothing),
+    "steps and minutes": (training("--minutes", "1"), "contradict each other", nothing),
+    "steps twice": (training("--set", "training.steps=2"), "training.steps is set twice", nothing),
+    "negative seed": (training("--seed", "-1"), "training.seed", nothing),
+    "delta: alpha 1": (["delta", "--length", "8", "--dims", "2", "--alpha", "1"], "outside (-1, 1)", nothing),
+    "delta: alpha -2": (["delta", "--length", "8", "--dims", "2", "--alpha=-2"], "outside (-1, 1)", nothing),
+    "delta: alpha nan": (["delta", "--length", "8", "--dims", "2", "--alpha", "nan"], "nan", nothing),
+    "delta: no step": (["delta", "--length", "0", "--dims", "2", "--alpha", "0.5"], "length is 0", nothing),
+    "delta: no dimension": (["delta", "--length", "8", "--dims", "0", "--alpha", "0.5"], "dims is 0", nothing),
+    "delta: rate nan": (["delta", "--length", "8", "--dims", "2", "--rate-bits", "nan"], "nan", nothing),
+    "delta: rate beyond": (["delta", "--length", "8", "--dims", "2", "--rate-bits", "1e9"], "out of reach", nothing),
+    "delta: two ways": (
+        ["delta", "--length", "8", "--dims", "2", "--rate-bits", "1", "--alpha", "0.5"],
+        "exactly one of",
+        nothing,
+    ),
+    "no data folder": (FOLDER, "there is no data folder images", nothing),
+    "empty data folder": (FOLDER, "holds no images", empty_folder),
+    "damaged image": (FOLDER, "1.png is not a readable image", damaged_image),
+    "mixed sizes": (FOLDER, "bring all images to one size", odd_images(9, "L")),
+    "mixed modes": (FOLDER, "convert all images to one", odd_images(8, "RGB")),
+    "wrong channels": (FOLDER, "neither grey (L) nor RGB", odd_images(8, "RGBA")),
+    "out holds a run": (["train", *TINY, "--out", "run", "--steps", "1"], "holds another run", a_run),
+    "out is not empty": (["train", *TINY, "--out", "thesis", "--steps", "1"], "holds no run", full_folder),
+    "out is a file": (["train", *TINY, "--out", "file", "--steps", "1"], "is a file", a_file),
+    "out below a file": (["train", *TINY, "--out", "file/x", "--steps", "1"], "cannot write file/x", a_file),
+    "out not writable": (["train", *TINY, "--out", "/proc/pyro-delta", "--steps", "1"], "/proc/pyro-delta", nothing),
+    "resume without out": (["train", "--resume"], "--resume needs --out", nothing),
+    "resume of nothing": (["train", "--resume", "--out", "new"], "is no run", nothing),
+    "resume backwards": (["train", "--resume", "--out", "run", "--steps", "10"], "at step 20 already", a_run),
+    "resume other seed": (["train", "--resume", "--out", "run", "--seed", "1"], "training.seed=0, not 1", a_run),
+    "resume other data": (["train", "--resume", "--out", "run", "--dataset", "photos"], "data.name=digits", a_run),
+    "resume other elbo": (["train", "--resume", "--out", "run", "--elbo", "trace"], "training.elbo=mean_field", a_run),
+    "resume other preset": (["train", "--resume", "--out", "run", "--preset", "digits"], "the preset", a_run),
+    "resume other setting": (["train", "--resume", "--out", "run", "--set", "prior.dims=3"], "prior.dims=2", a_run),
+    "resume truncated": (["train", "--resume", "--out", "run", "--steps", "30"], "truncated", truncated),
+    "evaluate no run": (["evaluate", "new"], "is no run", nothing),
+    "evaluate a file": (["evaluate", "file"], "file", a_file),
+    "evaluate truncated": (["evaluate", "run"], "truncated or no checkpoint", truncated),
+    "evaluate foreign": (["evaluate", "run"], "not a checkpoint of pyro-delta", foreign),
+    "evaluate misfit": (["evaluate", "run"], "does not fit the run's configuration", of_another_shape),
+    "check without checkpoint": (["check", "run"], "no checkpoint yet", run_with("checkpoint.pt", None)),
+    "check empty checkpoint": (["check", "run"], "truncated", run_with("checkpoint.pt", b"")),
+    "check damaged config": (["check", "run"], "is damaged", run_with("config.json", b"{")),
+    "check odd config": (["check", "run"], "run/config.json is damaged", run_with("config.json", b"[]")),
+    "check damaged info": (["check", "run"], "missing or damaged", run_with("run.json", b"{}")),
+    "images without particles": (["evaluate", "run", "--images", "5"], "--particles", a_run),
+    "too many images": (["evaluate", "run", "--images", "361", "--particles", "2"], "give 1 to 360", a_run),
+    "no particle": (["evaluate", "run", "--particles", "0"], "--particles", a_run),
+    "no image": (["sample", "run", "--num", "0", "--out", "a.png"], "--num", a_run),
+    "no decoding": (["sample", "run", "--num", "1", "--same-z", "0", "--out", "a.png"], "--same-z", a_run),
+    "no such picture folder": (["sample", "run", "--num", "1", "--out", "no/a.png"], "there is no folder no", a_run),
+    "not a png": (["sample", "run", "--num", "1", "--out", "a.jpg"], "ends in .png", a_run),
+    "picture not writable": (["sample", "run", "--num", "1", "--out", "/proc/a.png"], "/proc/a.png", a_run),
+}
+
+
+def contents(folder: Path) -> dict[str, bytes | None]:
+    """Every file below a folder; the cache of decoded images does not count."""
+    paths = [path for path in sorted(folder.rglob("*")) if path.name != ".pyro-delta-cache.npz"]
+    return {str(path): path.read_bytes() if path.is_file() else None for path in paths}
+
+
+@pytest.mark.parametrize(("args", "words", "prepare"), BAD.values(), ids=BAD)
+def test_bad_input(
+    args: list[str],
+    words: str,
+    prepare: Callable[[Path, Path], None],
+    trained: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    prepare(tmp_path / "here", trained)
+    before = contents(tmp_path / "here")
+    code, out, err = call(*args)
+    assert code == 2, err
+    assert words in err
+    assert err.startswith("pyro-delta: ")
+    assert err.count("\n") == 1
+    assert out == ""
+    assert contents(tmp_path / "here") == before
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_cuda_asked_for_and_absent(trained: Path, tmp_path: Path) -> None:
+    for args in (["evaluate", trained], [*TRAIN[:-1], tmp_path / "new", "--steps", "1"]):
+        code, _, err = call(*args, "--device", "cuda")
+        assert code == 2
+        assert err == "pyro-delta: --device cuda: torch finds no CUDA device here; use --device cpu.\n"
+    assert not (tmp_path / "new").exists()

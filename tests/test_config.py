@@ -1,0 +1,95 @@
+"""Presets and settings: what is laid over what, what is refused and with which words, and that the file is whole."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pyro_delta import config as configuration
+from pyro_delta.config import load_preset, overlaid, parse_settings, preset_names, preset_text
+from pyro_delta.errors import UserError
+
+PRESET = "cifar10-small"
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_preset_is_valid_and_opens_with_a_comment(name: str) -> None:
+    load_preset(name)
+    assert preset_text(name).startswith("# ")
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("training.lr=1e-2", 0.01),
+        ("training.compile=false", False),
+        ("prior.length=null", None),
+        ("likelihood.channels=[8, 16]", [8, 16]),
+        ("data.name=folder:a=b", "folder:a=b"),
+        ("prior.alpha=0.5:0.95", "0.5:0.95"),
+        (" prior.alpha =0.5", 0.5),
+    ],
+)
+def test_setting_is_json_where_it_can_be(text: str, value: object) -> None:
+    [(key, parsed)] = parse_settings([text])
+    assert key == text.partition("=")[0].strip()
+    assert parsed == value
+
+
+@pytest.mark.parametrize(
+    ("given", "gone"),
+    [
+        (("prior.alpha", "0.5:0.9"), ("prior", "rate_nats")),
+        (("prior.rate_nats", 3.0), ("prior", "alpha")),
+        (("training.steps", 7), ("training", "minutes")),
+        (("training.minutes", 0.5), ("training", "steps")),
+    ],
+)
+def test_setting_one_of_a_pair_takes_the_other_away(given: tuple[str, object], gone: tuple[str, str]) -> None:
+    config = load_preset(PRESET, [given])
+    section, field = given[0].split(".")
+    assert getattr(getattr(config, section), field) == given[1]
+    assert getattr(getattr(config, gone[0]), gone[1]) is None
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("training.lrr", 1, "did you mean 'training.lr'?"),
+        ("optimizer", 1, "unknown setting 'optimizer'"),
+        ("prior.program", "ar2", "prior.program"),
+        ("prior.dims", 0, "prior.dims: Input should be greater than or equal to 1, got 0"),
+        ("prior.rate_nats", -1.0, "prior.rate_nats"),
+        ("prior.rate_nats", float("nan"), "finite number"),
+        ("training.lr", float("inf"), "finite number"),
+        ("training.minutes", float("nan"), "finite number"),
+        ("training.betas", [0.9, 1.0], "must lie in [0, 1)"),
+        ("training.batch", 2.5, "training.batch"),
+        ("likelihood.channels", [8], "must name the same levels"),
+        ("likelihood.channels", [], "must name the same levels"),
+        ("likelihood.row_kernel", [2, 2], "odd number of columns"),
+    ],
+)
+def test_refused_settings(key: str, value: object, words: str) -> None:
+    with pytest.raises(UserError) as caught:
+        load_preset(PRESET, [(key, value)])
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_both_of_a_pair_are_refused() -> None:
+    with pytest.raises(UserError, match=r"just one of prior\.alpha and prior\.rate_nats"):
+        load_preset(PRESET, [("prior.alpha", 0.5), ("prior.rate_nats", 3.0)])
+
+
+def test_saved_configuration_comes_back_whole(tmp_path: Path) -> None:
+    config = load_preset(PRESET, [("prior.alpha", "0.5:0.9"), ("data.name", "folder:ä b"), ("training.clip", None)])
+    configuration.save(config, tmp_path / "config.json")
+    assert configuration.load(tmp_path / "config.json") == config
+    assert overlaid(config.model_dump(), []) == config
+
+
+def test_configuration_needs_no_torch() -> None:
+    script = "import sys, pyro_delta.config; assert not {'torch', 'pyro', 'numpy'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=60)

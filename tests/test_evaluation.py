@@ -1,0 +1,331 @@
+"""Bounds, the importance-weighted bound, and the four measures of latent use, each against a plain witness."""
+
+import math
+
+import numpy as np
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro.nn import PyroModule
+from torch import Tensor
+
+from pyro_delta.build import Programs, build
+from pyro_delta.config import load_preset
+from pyro_delta.data import ImageData, ImageSpec, Split
+from pyro_delta.evaluation.bound import Encoding, delta_of, encode, standard_error
+from pyro_delta.evaluation.importance import evaluate, importance_bound
+from pyro_delta.evaluation.usage import (
+    check,
+    failure,
+    floor_holds,
+    least_gap,
+    mutual_information,
+    needed_gap,
+    partners,
+    probe_accuracy,
+    shuffled_gap,
+)
+from pyro_delta.models import AR1Prior, DeltaVAE
+
+SPEC = ImageSpec(1, 4, 4, 17)
+TINY = [
+    (f"{program}.{key}", value)
+    for program in ("likelihood", "guide")
+    for key, value in {"channels": [8], "row_blocks": [1], "pixel_blocks": 1}.items()
+]
+SETTINGS = [*TINY, ("likelihood.mixtures", 2), ("guide.features", 8), ("prior.dims", 2), ("prior.alpha", "0.5:0.9")]
+
+
+def tiny_programs(*settings: tuple[str, object]) -> Programs:
+    """Untrained, but far from the initial weights, so that everything depends on everything."""
+    torch.manual_seed(1)
+    programs = build(load_preset("cifar10-small", [*SETTINGS, *settings]), SPEC)
+    with torch.no_grad():
+        for parameter in programs.parameters():
+            parameter += 0.3 * torch.randn_like(parameter)
+    return programs
+
+
+def random_images(count: int) -> Tensor:
+    return torch.randint(0, 17, (count, *SPEC.shape), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+
+
+class Additive(PyroModule):
+    """x ~ N(8 + 4 z, 1): a decoder of which everything can be worked out by hand."""
+
+    def forward(self, z: Tensor) -> dist.Independent:
+        return dist.Normal((8 + 4 * z).unsqueeze(-3), 1.0).to_event(3)
+
+
+class Reader(PyroModule):
+    """q(z | x) = N((x − 8) / 4, scale²)."""
+
+    def __init__(self, scale: float) -> None:
+        super().__init__()
+        self.register_buffer("scale", torch.tensor(scale))
+        self.weight = torch.nn.Parameter(torch.ones(()))
+
+    def posterior(self, x: Tensor) -> dist.Independent:
+        return dist.Normal(self.weight * (x.float().squeeze(-3) - 8) / 4, self.scale).to_event(2)
+
+
+def readable_programs(scale: float = 0.1) -> Programs:
+    return Programs(DeltaVAE(AR1Prior([0.5, 0.6, 0.7, 0.8], torch.arange(4)), Additive()), Reader(scale))
+
+
+def data_of(images: Tensor, labels: Tensor | None) -> ImageData:
+    split = Split(images, labels)
+    return ImageData(SPEC, split, split, split, "made up", None)
+
+
+def dense_kl(mean_nd: np.ndarray, scale_nd: np.ndarray, alpha_d: np.ndarray) -> float:
+    """KL of independent normals from AR(1) through the dense covariance matrix of every dimension."""
+    n, total = len(mean_nd), 0.0
+    steps = np.arange(n)
+    for k, alpha in enumerate(alpha_d):
+        prior = alpha ** np.abs(steps[:, None] - steps[None, :])
+        variance = np.diag(scale_nd[:, k] ** 2)
+        precision = np.linalg.inv(prior)
+        total += 0.5 * (
+            np.trace(precision @ variance)
+            + mean_nd[:, k] @ precision @ mean_nd[:, k]
+            - n
+            + np.linalg.slogdet(prior)[1]
+            - np.linalg.slogdet(variance)[1]
+        )
+    return total
+
+
+def test_evaluate_is_the_plain_sum_over_every_image() -> None:
+    programs, images = tiny_programs(), random_images(7)
+    numbers = evaluate(programs, Split(images, None))
+    encoding = encode(programs, images, batch=100)
+    programs.eval()
+    rates, distortions = [], []
+    with torch.no_grad():
+        for i, image in enumerate(images):
+            q = programs.guide.posterior(image[None])
+            rates.append(
+                dense_kl(
+                    q.mean[0].double().numpy(),
+                    q.stddev[0].double().numpy(),
+                    programs.model.prior.alpha.double().numpy(),
+                )
+            )
+            distortions.append(-programs.model.likelihood(encoding.z[i : i + 1]).log_prob(image[None]).item())
+    bits = 1 / (16 * math.log(2))
+    losses = np.array(rates) + np.array(distortions)
+    assert numbers["n_images"] == 7
+    assert numbers["rate_nats_mean"] == pytest.approx(np.mean(rates), rel=1e-5)
+    assert numbers["rate_nats_min"] == pytest.approx(min(rates), rel=1e-5)
+    assert numbers["distortion_bpd"] == pytest.approx(np.mean(distortions) * bits, rel=1e-5)
+    assert numbers["neg_elbo_bpd"] == pytest.approx(losses.mean() * bits, rel=1e-5)
+    assert numbers["neg_elbo_bpd_se"] == pytest.approx(losses.std(ddof=1) / math.sqrt(7) * bits, rel=1e-4)
+    assert numbers["rate_bpd"] == pytest.approx(numbers["neg_elbo_bpd"] - numbers["distortion_bpd"], abs=1e-9)
+
+
+def test_a_last_batch_that_is_not_full_counts() -> None:
+    programs, images = readable_programs(), random_images(5)
+    whole, parts = encode(programs, images, batch=5), encode(programs, images, batch=2)
+    torch.testing.assert_close(parts.rate, whole.rate)
+    assert len(parts.distortion) == 5
+
+
+def test_evaluation_leaves_mode_and_random_state_alone() -> None:
+    programs, images = tiny_programs(), random_images(3)
+    programs.train()
+    before = torch.get_rng_state()
+    first = evaluate(programs, Split(images, None), particles=2)
+    assert programs.training
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.rand(3)
+    assert evaluate(programs, Split(images, None), particles=2) == first
+
+
+def test_importance_bound_against_a_direct_sum() -> None:
+    programs, images, particles = tiny_programs(), random_images(4), 6
+    bound = importance_bound(programs, images, particles, batch=4 * particles, seed=3)
+    programs.eval()
+    with torch.no_grad(), torch.random.fork_rng():
+        torch.manual_seed(3)
+        q = programs.guide.posterior(images)
+        z = q.rsample((particles,))
+        for i in range(4):
+            one = programs.guide.posterior(images[i : i + 1])
+            log_weights = [
+                (
+                    programs.model.likelihood(z[k, i : i + 1]).log_prob(images[i : i + 1])
+                    + programs.model.prior().log_prob(z[k, i])
+                    - one.log_prob(z[k, i])
+                ).item()
+                for k in range(particles)
+            ]
+            top = max(log_weights)
+            direct = -(top + math.log(sum(math.exp(w - top) for w in log_weights) / particles))
+            assert bound[i].item() == pytest.approx(direct, rel=1e-5)
+
+
+@pytest.mark.parametrize("batch", [1, 3, 5, 64])
+def test_importance_bound_is_tighter_than_the_elbo_in_chunks_of_any_size(batch: int) -> None:
+    programs, images = readable_programs(scale=0.4), random_images(20)
+    elbo = importance_bound(programs, images, 1)
+    bound = importance_bound(programs, images, 50, batch=batch)
+    assert bound.shape == (20,)
+    assert bound.dtype == torch.float64
+    assert bound.mean() < elbo.mean() - 1
+    numbers = evaluate(programs, Split(images, None), particles=50, images=6)
+    assert numbers["iw_images"] == 6
+    assert numbers["n_images"] == 20
+
+
+def test_importance_bound_nears_the_exact_evidence() -> None:
+    """X = 8 + 4 z + noise is Gaussian: −log p(x) is known, and many particles of a wide posterior come close to it."""
+    programs, images = readable_programs(scale=0.24), random_images(3) // 2 + 4
+    covariance = 16 * 0.5 ** np.abs(np.subtract.outer(np.arange(4), np.arange(4))) + np.eye(4)
+    prior = AR1Prior([0.5] * 4, torch.arange(4))
+    programs.model.prior = prior
+    exact = []
+    for image in images.double().numpy():
+        total = 0.0
+        for k in range(4):
+            centred = image[0, :, k] - 8
+            total += 0.5 * (
+                centred @ np.linalg.solve(covariance, centred)
+                + np.linalg.slogdet(covariance)[1]
+                + 4 * math.log(2 * math.pi)
+            )
+        exact.append(total)
+    bound = importance_bound(programs, images, 2000, batch=2000)
+    np.testing.assert_allclose(bound.numpy(), exact, atol=0.05)
+
+
+@pytest.mark.parametrize("chunk", [1, 4, 256])
+def test_mutual_information_against_the_double_loop(chunk: int) -> None:
+    programs, images = tiny_programs(), random_images(9)
+    encoding = encode(programs, images)
+    total = 0.0
+    for i in range(9):
+        log_q = [
+            dist.Normal(encoding.mean[j].double(), encoding.scale[j].double())
+            .log_prob(encoding.z[i].double())
+            .sum()
+            .item()
+            for j in range(9)
+        ]
+        total += log_q[i] - math.log(sum(math.exp(value) for value in log_q) / 9)
+    assert mutual_information(encoding, chunk) == pytest.approx(total / 9, abs=1e-9)
+
+
+def test_mutual_information_at_its_ends() -> None:
+    sharp = encode(readable_programs(scale=1e-3), random_images(30))
+    assert mutual_information(sharp) == pytest.approx(math.log(30), abs=1e-9)
+    mean, scale = torch.zeros(30, 4, 4), torch.ones(30, 4, 4)
+    blind = Encoding(torch.zeros(30), True, torch.zeros(30), mean, scale, torch.randn(30, 4, 4))
+    assert mutual_information(blind) == pytest.approx(0, abs=1e-9)
+
+
+@pytest.mark.parametrize("count", [2, 3, 10, 101])
+def test_every_image_gets_the_latents_of_another_one(count: int) -> None:
+    for seed in range(20):
+        partner = partners(count, seed)
+        assert (partner != torch.arange(count)).all()
+        assert torch.equal(partner.sort().values, torch.arange(count))
+
+
+def test_shuffled_gap_by_hand() -> None:
+    programs, images = readable_programs(), random_images(11)
+    encoding = encode(programs, images, batch=4)
+    gap = shuffled_gap(programs, images, encoding, batch=4, seed=5)
+    x, z = images.double().squeeze(1), encoding.z.double()
+    other = z[partners(11, 5)]
+    expected = 0.5 * ((x - 8 - 4 * other).square() - (x - 8 - 4 * z).square()).sum((1, 2))
+    torch.testing.assert_close(gap, expected, rtol=1e-5, atol=1e-4)
+    assert standard_error(gap) == pytest.approx(gap.numpy().std(ddof=1) / math.sqrt(11))
+
+
+def test_check_passes_where_latents_are_used() -> None:
+    images = random_images(60)
+    labels = (images.double().mean((1, 2, 3)) > 8).long()
+    numbers = check(readable_programs(), data_of(images, labels))
+    assert failure(numbers) is None
+    assert numbers["floor_holds"] is True
+    assert numbers["latents_used"] is True
+    assert numbers["probe_accuracy"] > 0.8
+    assert numbers["n_images"] == 60
+    assert numbers["mutual_information_nats"] <= numbers["mutual_information_cap_nats"] == math.log(60)
+
+
+def test_check_fails_a_decoder_that_ignores_z() -> None:
+    programs, images = tiny_programs(("likelihood.use_latents", False)), random_images(120)
+    numbers = check(programs, data_of(images, None))
+    assert numbers["shuffled_gap_nats"] == 0
+    assert numbers["shuffled_gap_se"] == 0
+    assert numbers["probe_accuracy"] is None
+    assert numbers["floor_holds"] is True
+    assert "latents are not used" in str(failure(numbers))
+
+
+def test_check_without_a_closed_form_says_so() -> None:
+    class Heavy(PyroModule):
+        def forward(self) -> dist.Independent:
+            return dist.StudentT(5.0, torch.zeros(4, 4), torch.ones(4, 4)).to_event(2)
+
+    programs = Programs(DeltaVAE(Heavy(), Additive()), Reader(0.1))
+    numbers = check(programs, data_of(random_images(20), None))
+    assert numbers["floor_holds"] is None
+    assert numbers["delta_nats"] is None
+    assert "no closed form" in str(failure(numbers))
+
+
+@pytest.mark.parametrize(
+    ("rates", "delta", "holds"),
+    [
+        ([4.0, 5.0], 4.0, True),
+        ([4.0 - 3e-9, 5.0], 4.0, True),
+        ([4.0 - 1e-8, 5.0], 4.0, False),
+        ([5.0, 3.9], 4.0, False),
+        ([-1e-16, 1.0], 0.0, True),
+        ([-1e-6, 1.0], 0.0, False),
+        ([math.nan, 5.0], 4.0, False),
+        ([5.0], None, None),
+    ],
+)
+def test_floor(rates: list[float], delta: float | None, holds: bool | None) -> None:
+    rate = torch.tensor(rates, dtype=torch.float64)
+    empty = torch.zeros(len(rates), 1, 1)
+    assert floor_holds(Encoding(rate, True, rate, empty, empty, empty), delta) is holds
+
+
+@pytest.mark.parametrize(
+    ("gap", "error", "rate", "used"),
+    [
+        (0.2, 0.03, 1.0, True),  # 0.2 − 0.07 > 0.1
+        (0.2, 0.05, 1.0, False),  # 0.2 − 0.12 < 0.1
+        (0.6, 0.04, 10.0, True),  # 0.6 − 0.09 > 5 % of 10
+        (0.6, 0.05, 10.0, False),
+        (0.0, 0.0, 0.0, False),
+    ],
+)
+def test_latents_count_as_used_beyond_the_noise(gap: float, error: float, rate: float, used: bool) -> None:
+    numbers = {"shuffled_gap_nats": gap, "shuffled_gap_se": error, "rate_nats_mean": rate}
+    assert (least_gap(numbers) > needed_gap(numbers)) is used
+
+
+def test_broken_floor_fails_the_check() -> None:
+    numbers = check(readable_programs(), data_of(random_images(20), None))
+    numbers |= {"floor_holds": False}
+    assert "floor is broken" in str(failure(numbers))
+
+
+def test_probe_on_separable_latents_and_on_one_class() -> None:
+    labels = torch.arange(40) % 2
+    z = labels.double().reshape(-1, 1, 1) + 0.01 * torch.randn(40, 3, 2)
+    assert probe_accuracy(z, labels, z, labels) == 1.0
+    assert probe_accuracy(z, labels * 0, z, labels) is None
+    assert probe_accuracy(z, labels, z * math.nan, labels) is None
+
+
+def test_delta_is_that_of_the_prior() -> None:
+    alpha_d = np.array([0.5, 0.6, 0.7, 0.8], dtype=np.float32).astype(np.float64)
+    expected = 0.5 * (2 * np.log1p(alpha_d**2) - np.log1p(-(alpha_d**2))).sum()
+    assert delta_of(readable_programs()) == pytest.approx(expected, abs=1e-12)

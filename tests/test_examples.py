@@ -1,0 +1,39 @@
+"""The examples run, in this process, and show what they say they show."""
+
+import re
+import runpy
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+
+
+def run(name: str, **arguments: Any) -> None:
+    runpy.run_path(str(EXAMPLES / name))["main"](**arguments)
+
+
+def test_every_example_has_a_test() -> None:
+    assert sorted(path.name for path in EXAMPLES.glob("*.py")) == ["own_prior.py", "plain_svi.py"]
+
+
+def test_plain_svi(capsys: pytest.CaptureFixture[str]) -> None:
+    run("plain_svi.py", steps=30, batch=16)
+    pattern = r"-ELBO ([\d.]+) bits/dim   KL ([\d.]+) nats, smallest ([\d.]+)   δ ([\d.]+)"
+    lines = [[float(number) for number in match] for match in re.findall(pattern, capsys.readouterr().out)]
+    assert len(lines) == 10
+    for _, rate, least, delta in lines:
+        assert delta == 4.0
+        assert rate >= least >= delta - 1e-3  # printed with three decimals
+    first, last = lines[0][0], lines[-1][0]
+    assert last < first - 0.3, "it does not learn"
+
+
+def test_own_prior(capsys: pytest.CaptureFixture[str]) -> None:
+    run("own_prior.py")
+    numbers = [float(number) for number in re.findall(r"([\d.]+) nats", capsys.readouterr().out)]
+    delta, of_ar1, attained, least = numbers
+    assert attained == pytest.approx(delta, abs=1e-4)
+    assert least > delta
+    assert of_ar1 != pytest.approx(delta, rel=0.01)

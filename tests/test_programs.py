@@ -1,0 +1,464 @@
+"""Model and guide as Pyro programs: every handler and estimator a user may put around them."""
+
+import math
+from collections.abc import Callable
+
+import pyro
+import pytest
+import torch
+from networks import SPECS, random_images, randomise
+from pyro import poutine
+from pyro.infer import SVI, Predictive, RenyiELBO, Trace_ELBO, TraceMeanField_ELBO
+from torch import Tensor, nn
+from torch.distributions import kl_divergence
+
+from pyro_delta import config
+from pyro_delta.build import Programs, build, local_parameters, starting_scale
+from pyro_delta.data.spec import ImageSpec
+from pyro_delta.distributions import GaussianAR1
+from pyro_delta.errors import UserError
+from pyro_delta.guides import AntiCausalEncoder, AntiCausalGuide
+from pyro_delta.models import AR1Prior, ConditionalGatedPixelCNN, DeltaVAE, GatedPixelCNNLikelihood, rows_of_steps
+from pyro_delta.nn.embedding import embed_pixels
+from pyro_delta.nn.precision import set_bf16
+from pyro_delta.rate import ar1_committed_rate
+
+SPEC = ImageSpec(1, 6, 5, 5)
+COLOUR = ImageSpec(3, 4, 5, 256)
+LENGTH, DIMS = 2, 3
+NETWORK = {"channels": (6, 4), "row_blocks": (1, 1), "pixel_blocks": 1}
+
+
+def toy(spec: ImageSpec = SPEC, *, alpha: float = 0.8, use_latents: bool = True) -> Programs:
+    """Small programs with torch's own initial weights."""
+    first_row = rows_of_steps(LENGTH, spec.height)
+    prior = AR1Prior([alpha] * DIMS, first_row)
+    likelihood = GatedPixelCNNLikelihood(spec, first_row, DIMS, mixtures=2, use_latents=use_latents, **NETWORK)
+    guide = AntiCausalGuide(spec, first_row, starting_scale(prior), features=6, **NETWORK)
+    return Programs(DeltaVAE(prior, likelihood), guide)
+
+
+@pytest.fixture(params=[SPEC, COLOUR], ids=["grey", "colour"])
+def spec(request: pytest.FixtureRequest) -> ImageSpec:
+    return request.param
+
+
+@pytest.fixture(params=[True, False], ids=["local", "store"])
+def setting(request: pytest.FixtureRequest) -> object:
+    """Everything but training works the same with parameters in the modules and with Pyro's default."""
+    with pyro.settings.context(module_local_params=request.param):
+        yield request.param
+
+
+# --- handlers ---
+
+
+@pytest.mark.usefixtures("setting")
+def test_the_model_generates_without_data(spec: ImageSpec) -> None:
+    nodes = poutine.trace(toy(spec).model).get_trace(batch=4).nodes
+    assert nodes["z"]["value"].shape == (4, LENGTH, DIMS)
+    assert nodes["x"]["value"].shape == (4, *spec.shape)
+    assert nodes["x"]["value"].dtype == torch.int64
+    assert not nodes["x"]["is_observed"]
+    assert nodes["_RETURN"]["value"] is nodes["x"]["value"]
+    assert toy(spec).model().shape == (1, *spec.shape)
+
+
+@pytest.mark.usefixtures("setting")
+def test_the_model_scores_data_in_one_plate(spec: ImageSpec) -> None:
+    programs, x = toy(spec), random_images(spec, (4,))
+    model = poutine.trace(programs.model).get_trace(x)
+    guide = poutine.trace(programs.guide).get_trace(x)
+    model.compute_log_prob()
+    guide.compute_log_prob()
+    assert model.nodes["x"]["is_observed"]
+    assert [name for name, node in guide.nodes.items() if node["type"] == "sample" and name != "data"] == ["z"]
+    for node in (model.nodes["z"], model.nodes["x"], guide.nodes["z"]):
+        assert [(frame.name, frame.size) for frame in node["cond_indep_stack"]] == [("data", 4)]
+        assert node["log_prob"].shape == (4,)
+        assert node["scale"] == 1.0
+
+
+@pytest.mark.usefixtures("setting")
+def test_replay_takes_the_guides_sample() -> None:
+    programs, x = toy(), random_images(SPEC, (4,))
+    guide = poutine.trace(programs.guide).get_trace(x)
+    model = poutine.trace(poutine.replay(programs.model, guide)).get_trace(x)
+    z = guide.nodes["z"]["value"]
+    assert model.nodes["z"]["value"] is z
+    expected = programs.model.prior().log_prob(z).sum() + programs.model.likelihood(z).log_prob(x).sum()
+    torch.testing.assert_close(model.log_prob_sum(), expected)
+
+
+@pytest.mark.usefixtures("setting")
+def test_a_generated_trace_replays_to_the_same_score() -> None:
+    model = toy().model
+    drawn = poutine.trace(model).get_trace(batch=3)
+    replayed = poutine.trace(poutine.replay(model, drawn)).get_trace(batch=3)
+    assert torch.equal(replayed.nodes["x"]["value"], drawn.nodes["x"]["value"])
+    torch.testing.assert_close(replayed.log_prob_sum(), drawn.log_prob_sum())
+
+
+@pytest.mark.usefixtures("setting")
+def test_conditioning_on_images_is_observing_them() -> None:
+    model, x = toy().model, random_images(SPEC, (3,))
+    z = model.prior().expand((3,)).sample()
+    conditioned = poutine.trace(poutine.condition(model, {"x": x, "z": z})).get_trace(batch=3)
+    observed = poutine.trace(poutine.condition(model, {"z": z})).get_trace(x)
+    torch.testing.assert_close(conditioned.log_prob_sum(), observed.log_prob_sum())
+
+
+@pytest.mark.usefixtures("setting")
+@pytest.mark.parametrize("parallel", [False, True], ids=["loop", "parallel"])
+def test_predictive(parallel: bool, spec: ImageSpec) -> None:
+    programs, x = toy(spec), random_images(spec, (3,))
+    prior = Predictive(programs.model, num_samples=4, parallel=parallel)(batch=3)
+    assert prior["z"].shape == (4, 3, LENGTH, DIMS)
+    assert prior["x"].shape == (4, 3, *spec.shape)
+    posterior = Predictive(
+        programs.model, guide=programs.guide, num_samples=4, parallel=parallel, return_sites=("z", "x")
+    )(x)
+    assert posterior["z"].shape == (4, 3, LENGTH, DIMS)
+    assert (posterior["x"] == x).all()
+    # new images from the guide's latents
+    decoded = Predictive(programs.model, posterior_samples={"z": posterior["z"]}, parallel=parallel)(batch=3)
+    assert decoded["x"].shape == (4, 3, *spec.shape)
+
+
+@pytest.mark.usefixtures("setting")
+def test_posteriors_take_any_batch_shape() -> None:
+    guide, x = toy().guide, random_images(SPEC, (2, 3))
+    q = guide.posterior(x)
+    assert q.batch_shape == (2, 3)
+    assert q.event_shape == (LENGTH, DIMS)
+    for index in ((0, 0), (1, 2)):
+        alone = guide.posterior(x[index])
+        assert alone.batch_shape == ()
+        torch.testing.assert_close(alone.mean, q.mean[index])
+        torch.testing.assert_close(alone.stddev, q.stddev[index])
+
+
+# --- estimators ---
+
+
+@pytest.mark.parametrize("make", [Trace_ELBO, TraceMeanField_ELBO])
+@pytest.mark.parametrize("spell_out_nesting", [True, False])
+def test_vectorised_particles_estimate_the_same(make: Callable, spell_out_nesting: bool) -> None:
+    nesting = {"max_plate_nesting": 1} if spell_out_nesting else {}
+    with local_parameters(), torch.no_grad():
+        programs, x = toy(alpha=0.95), random_images(SPEC, (2,))
+        vectorised = make(num_particles=30, vectorize_particles=True, **nesting)(programs.model, programs.guide)
+        one = make(**nesting)(programs.model, programs.guide)
+        many = torch.stack([torch.as_tensor(vectorised(x)) for _ in range(5)])
+        few = torch.stack([torch.as_tensor(one(x)) for _ in range(100)])
+    error = (many.var() / len(many) + few.var() / len(few)).sqrt()
+    assert (many.mean() - few.mean()).abs() < 5 * error
+    assert many.std() < few.std()
+
+
+def test_the_elbo_is_likelihood_less_rate() -> None:
+    with local_parameters(), torch.no_grad():
+        programs, x = toy().double(), random_images(SPEC, (4,))
+        q, p = programs.guide.posterior(x), programs.model.prior()
+        for make in (Trace_ELBO, TraceMeanField_ELBO):
+            torch.manual_seed(0)
+            z = q.rsample()
+            rate = kl_divergence(q, p) if make is TraceMeanField_ELBO else q.log_prob(z) - p.log_prob(z)
+            expected = (rate - programs.model.likelihood(z).log_prob(x)).sum()
+            torch.manual_seed(0)
+            loss = make(max_plate_nesting=1)(programs.model, programs.guide)(x)
+            torch.testing.assert_close(torch.as_tensor(loss), expected)
+
+
+@pytest.mark.parametrize("vectorize", [True, False])
+def test_renyi_of_order_0_is_the_importance_weighted_bound_of_each_image(vectorize: bool) -> None:
+    particles = 5
+    with local_parameters(), torch.no_grad():
+        programs, x = toy().double(), random_images(SPEC, (3,))
+        q, p = programs.guide.posterior(x), programs.model.prior()
+        elbo = RenyiELBO(alpha=0, num_particles=particles, vectorize_particles=vectorize, max_plate_nesting=1)
+        torch.manual_seed(0)
+        z = q.rsample((particles,)) if vectorize else torch.stack([q.rsample() for _ in range(particles)])
+        log_w = p.log_prob(z) + programs.model.likelihood(z).log_prob(x) - q.log_prob(z)
+        expected = -(log_w.logsumexp(0) - math.log(particles)).sum()
+        torch.manual_seed(0)
+        loss = elbo.loss(programs.model, programs.guide, x)
+    torch.testing.assert_close(torch.as_tensor(loss).double(), expected.double(), rtol=1e-6, atol=0)
+
+
+# --- the floor ---
+
+
+def test_a_silent_guide_stands_at_the_floor() -> None:
+    with local_parameters(), torch.no_grad():
+        programs, x = toy().double(), random_images(SPEC, (4,))
+        nn.init.zeros_(programs.guide.encoder.out.weight)
+        nn.init.zeros_(programs.guide.encoder.out.bias)
+        prior = programs.model.prior()
+        kl_b = kl_divergence(programs.guide.posterior(x), prior)
+    delta = ar1_committed_rate(prior.alpha, LENGTH)
+    torch.testing.assert_close(kl_b, delta.expand(4), rtol=1e-6, atol=0)
+
+
+def test_training_starts_near_the_floor(spec: ImageSpec) -> None:
+    with local_parameters(), torch.no_grad():
+        programs = toy(spec)
+        prior = programs.model.prior()
+        kl_b = kl_divergence(programs.guide.posterior(random_images(spec, (16,))), prior)
+    delta = ar1_committed_rate(prior.alpha, LENGTH)
+    assert (kl_b >= delta).all()
+    assert (kl_b < 1.5 * delta + 1).all()
+
+
+@pytest.mark.parametrize("bf16", [False, True], ids=["float32", "bf16"])
+def test_no_weights_pass_below_the_floor(bf16: bool) -> None:
+    x = random_images(SPEC, (8,))
+    with local_parameters(), torch.no_grad():
+        for seed in range(20):
+            programs = randomise(toy(alpha=0.99), seed).float()
+            # weights of every size, from silent to loud
+            for parameter in programs.guide.encoder.out.parameters():
+                parameter.mul_(10.0 ** (seed % 5 - 3))
+            set_bf16(programs, bf16)
+            q = programs.guide.posterior(x)
+            prior = GaussianAR1(programs.model.prior.alpha.double(), LENGTH)
+            kl_b = kl_divergence(type(q)(torch.distributions.Normal(q.mean.double(), q.stddev.double()), 2), prior)
+            assert (kl_b >= ar1_committed_rate(prior.alpha, LENGTH) * (1 - 1e-9)).all()
+
+
+# --- parameters ---
+
+
+def snapshot(module: nn.Module) -> dict[str, Tensor]:
+    return {name: parameter.detach().clone() for name, parameter in module.named_parameters()}
+
+
+def unmoved(module: nn.Module, before: dict[str, Tensor]) -> list[str]:
+    return [name for name, parameter in module.named_parameters() if torch.equal(parameter, before[name])]
+
+
+@pytest.mark.parametrize("make", [Trace_ELBO, TraceMeanField_ELBO])
+def test_svi_moves_every_parameter(make: Callable) -> None:
+    """Pyro's own loop, under Pyro's default setting."""
+    assert pyro.settings.get("module_local_params") is False
+    programs, x = toy(), random_images(SPEC, (4,))
+    before = snapshot(programs)
+    svi = SVI(programs.model, programs.guide, pyro.optim.Adam({"lr": 1e-2}), loss=make())
+    losses = [svi.step(x) for _ in range(2)]
+    assert all(loss == loss for loss in losses)
+    assert unmoved(programs, before) == []
+    # one entry for each parameter: no two of model and guide share one
+    assert len(list(pyro.get_param_store().keys())) == len(before)
+
+
+@pytest.mark.parametrize("make", [Trace_ELBO, TraceMeanField_ELBO])
+@pytest.mark.parametrize("use_latents", [True, False])
+def test_a_torch_optimiser_moves_every_parameter(make: Callable, use_latents: bool) -> None:
+    with local_parameters():
+        programs, x = toy(use_latents=use_latents), random_images(SPEC, (4,))
+        before = snapshot(programs)
+        loss = make(max_plate_nesting=1)(programs.model, programs.guide)
+        optimiser = torch.optim.Adam(loss.parameters(), lr=1e-2)
+        loss(x).backward()
+        optimiser.step()
+        assert unmoved(programs, before) == []
+        assert len(pyro.get_param_store()) == 0
+
+
+def test_two_models_of_one_process_are_two() -> None:
+    with local_parameters():
+        first, second, x = toy(), toy(), random_images(SPEC, (4,))
+        loss = Trace_ELBO(max_plate_nesting=1)(first.model, first.guide)
+        Trace_ELBO(max_plate_nesting=1)(second.model, second.guide)(x)
+        before, other = snapshot(first), snapshot(second)
+        optimiser = torch.optim.SGD(loss.parameters(), lr=1e-2)
+        loss(x).backward()
+        optimiser.step()
+        assert unmoved(first, before) == []
+        assert unmoved(second, other) == list(other)
+
+
+def test_weights_travel_as_a_state_dict() -> None:
+    x = random_images(SPEC, (3,))
+    with local_parameters(), torch.no_grad():
+        source, target = randomise(toy(alpha=0.9)), toy(alpha=0.1).double()
+        target.load_state_dict(source.state_dict())
+        assert torch.equal(source.guide.posterior(x).mean, target.guide.posterior(x).mean)
+        z = source.model.prior().expand((3,)).sample()
+        assert torch.equal(source.model.likelihood(z).log_prob(x), target.model.likelihood(z).log_prob(x))
+        assert torch.equal(target.model.prior().alpha, source.model.prior().alpha)
+
+
+# --- precision, layout, devices ---
+
+
+@pytest.mark.parametrize(("levels", "x", "expected"), [(2, [0, 1], [-1, 1]), (5, [0, 1, 4], [-1, -0.5, 1])])
+def test_pixels_are_scaled_and_marked_with_ones(levels: int, x: list[int], expected: list[float]) -> None:
+    for dtype in (torch.float32, torch.float64):
+        embedded = embed_pixels(torch.tensor(x, dtype=torch.uint8).view(1, 1, 1, -1), levels, dtype)
+        assert embedded.dtype == dtype
+        assert embedded[0, 0, 0].tolist() == expected
+        assert embedded[0, 1, 0].tolist() == [1] * len(x)
+
+
+def test_double_precision_end_to_end(spec: ImageSpec) -> None:
+    with local_parameters():
+        programs, x = toy(spec).double(), random_images(spec, (3,)).to(torch.uint8)
+        trace = poutine.trace(programs.model).get_trace(batch=3)
+        trace.compute_log_prob()
+        assert trace.nodes["z"]["value"].dtype == torch.float64
+        assert trace.nodes["x"]["log_prob"].dtype == torch.float64
+        assert programs.guide.posterior(x).mean.dtype == torch.float64
+        loss = TraceMeanField_ELBO(max_plate_nesting=1)(programs.model, programs.guide)(x)
+        assert loss.dtype == torch.float64
+        single = toy(spec)
+        single.load_state_dict(programs.state_dict())
+        z = trace.nodes["z"]["value"]
+        torch.testing.assert_close(
+            single.model.likelihood(z.float()).log_prob(x).double(), programs.model.likelihood(z).log_prob(x),
+            rtol=1e-4, atol=1e-4,
+        )  # fmt: skip
+
+
+def test_bf16_stays_inside_the_networks(spec: ImageSpec) -> None:
+    x = random_images(spec, (4,))
+    with local_parameters():
+        programs = toy(spec)
+        z = torch.randn(4, LENGTH, DIMS)
+
+        def outputs() -> list[Tensor]:
+            q = programs.guide.posterior(x)
+            return [q.mean, q.stddev, programs.model.likelihood(z).parameters_at(x)]
+
+        exact, exact_log_p = outputs(), programs.model.likelihood(z).log_prob(x)
+        set_bf16(programs, True)
+        rounded, log_p = outputs(), programs.model.likelihood(z).log_prob(x)
+        loss = TraceMeanField_ELBO(max_plate_nesting=1)(programs.model, programs.guide)(x)
+        loss.backward()
+        assert all(p.dtype == torch.float32 and p.grad.isfinite().all() for p in programs.parameters())
+        for wide, narrow in zip(exact, rounded, strict=True):
+            assert narrow.dtype == torch.float32
+            assert not torch.equal(wide, narrow)  # autocast did run
+            assert (wide - narrow).abs().max() < 0.03 * wide.abs().max()
+        torch.testing.assert_close(log_p, exact_log_p, rtol=0.02, atol=0)
+        drawn = programs.model.likelihood(z).sample()
+        assert drawn.shape == x.shape
+        set_bf16(programs, False)
+        for wide, again in zip(exact, outputs(), strict=True):
+            assert torch.equal(wide, again)
+
+
+def test_channels_last_keeps_the_values() -> None:
+    x = random_images(COLOUR, (3,))
+    with local_parameters(), torch.no_grad():
+        programs = randomise(toy(COLOUR))
+        z = torch.randn(3, LENGTH, DIMS, dtype=torch.float64)
+        mean, log_p = programs.guide.posterior(x).mean, programs.model.likelihood(z).log_prob(x)
+        torch.manual_seed(1)
+        drawn = programs.model.likelihood(z).sample()
+        programs.to(memory_format=torch.channels_last)
+        torch.testing.assert_close(programs.guide.posterior(x).mean, mean, rtol=1e-10, atol=1e-12)
+        torch.testing.assert_close(programs.model.likelihood(z).log_prob(x), log_p, rtol=1e-10, atol=0)
+        torch.manual_seed(1)
+        assert torch.equal(programs.model.likelihood(z).sample(), drawn)
+
+
+@pytest.mark.parametrize("name", config.preset_names())
+def test_networks_of_presets_have_their_shapes_on_the_meta_device(name: str) -> None:
+    settings = config.load_preset(name)
+    spec, batch = SPECS[settings.data.name], 64
+    length = settings.prior.length or spec.height
+    with torch.device("meta"):
+        first_row = rows_of_steps(length, spec.height)
+        likelihood = settings.likelihood.model_dump(exclude={"program"})
+        decoder = ConditionalGatedPixelCNN(spec, first_row, settings.prior.dims, **likelihood)
+        guide = settings.guide.model_dump(exclude={"program"})
+        encoder = AntiCausalEncoder(spec, first_row, 2 * settings.prior.dims, **guide)
+        x = torch.zeros(batch, *spec.shape, dtype=torch.int64)
+        z = torch.zeros(batch, length, settings.prior.dims)
+    per_pixel = settings.likelihood.mixtures * (10 if spec.channels == 3 else 3)
+    assert decoder(x, z).shape == (batch, per_pixel, spec.height, spec.width)
+    assert encoder(x).shape == (batch, length, 2 * settings.prior.dims)
+    assert all(tensor.is_meta for net in (decoder, encoder) for tensor in net.state_dict().values())
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("bf16", [False, True], ids=["float32", "bf16"])
+def test_programs_run_where_their_parameters_are(bf16: bool) -> None:
+    with local_parameters():
+        programs, x = toy(COLOUR).cuda(), random_images(COLOUR, (4,)).cuda()
+        drawn = poutine.trace(programs.model).get_trace(batch=3)
+        assert all(drawn.nodes[site]["value"].is_cuda for site in ("z", "x"))
+        assert programs.guide.posterior(x).mean.is_cuda
+        set_bf16(programs, bf16)
+        before = snapshot(programs)
+        loss = TraceMeanField_ELBO(max_plate_nesting=1)(programs.model, programs.guide)
+        optimiser = torch.optim.Adam(loss.parameters(), lr=1e-2)
+        loss(x).backward()
+        optimiser.step()
+        assert unmoved(programs, before) == []
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_both_devices_score_alike() -> None:
+    x, z = random_images(COLOUR, (4,)), torch.randn(4, LENGTH, DIMS, dtype=torch.float64)
+    with local_parameters(), torch.no_grad():
+        programs = randomise(toy(COLOUR))
+        here = programs.model.likelihood(z).log_prob(x)
+        there = programs.cuda().model.likelihood(z.cuda()).log_prob(x.cuda())
+    torch.testing.assert_close(there.cpu(), here, rtol=1e-8, atol=0)
+
+
+# --- mistakes ---
+
+
+@pytest.mark.parametrize(("length", "height"), [(0, 8), (-1, 8), (3, 8), (16, 8)])
+def test_steps_that_do_not_share_the_rows_evenly_are_refused(length: int, height: int) -> None:
+    with pytest.raises(UserError, match=f"prior.length={length} does not divide the {height} rows"):
+        rows_of_steps(length, height)
+
+
+@pytest.mark.parametrize(("length", "expected"), [(1, [0]), (2, [0, 4]), (4, [0, 2, 4, 6]), (8, list(range(8)))])
+def test_steps_share_the_rows_evenly(length: int, expected: list[int]) -> None:
+    assert rows_of_steps(length, 8).tolist() == expected
+
+
+@pytest.mark.parametrize("alpha", [1.0, -1.0, 1.5, float("nan")])
+def test_correlations_outside_the_interval_are_refused(alpha: float) -> None:
+    with pytest.raises(ValueError, match="alpha"):
+        AR1Prior([0.5, alpha], rows_of_steps(4, 4))()
+
+
+def test_a_posterior_of_another_length_is_refused() -> None:
+    first_row = rows_of_steps(3, 6)
+    prior = AR1Prior([0.5], first_row)
+    guide = AntiCausalGuide(SPEC, rows_of_steps(2, 6), torch.ones(2, 1), **NETWORK)
+    with pytest.raises(ValueError, match="event shape"):
+        kl_divergence(guide.posterior(random_images(SPEC, (1,))), prior())
+
+
+# --- presets ---
+
+
+@pytest.mark.parametrize("name", config.preset_names())
+def test_presets_build_programs(name: str) -> None:
+    settings = config.load_preset(name)
+    spec = SPECS[settings.data.name]
+    programs = build(settings, spec)
+    length = settings.prior.length or spec.height
+    x = random_images(spec, (2,))
+    with local_parameters():
+        prior = programs.model.prior()
+        assert prior.event_shape == (length, settings.prior.dims)
+        q = programs.guide.posterior(x)
+        delta = ar1_committed_rate(prior.alpha, length)
+        if settings.prior.rate_nats is not None:
+            assert abs(delta.item() - settings.prior.rate_nats) < 1e-5 * settings.prior.rate_nats + 1e-9
+        assert (kl_divergence(q, prior) >= delta * (1 - 1e-5)).all()
+        before = snapshot(programs)
+        loss = TraceMeanField_ELBO(max_plate_nesting=1)(programs.model, programs.guide)
+        loss(x).backward()
+        torch.optim.Adam(loss.parameters(), lr=1e-3).step()
+        assert unmoved(programs, before) == []
