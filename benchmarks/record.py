@@ -23,8 +23,8 @@ def add_common_arguments(parser: argparse.ArgumentParser, name: str) -> None:
     parser.add_argument("--out", type=Path, default=FOLDER / f"{name}.json", help="where the numbers go")
 
 
-def write(out: Path, seed: int, rows: Sequence[dict[str, Any]]) -> None:
-    """Prints the rows as a table and writes them with machine, versions, seed and command."""
+def write(out: Path, seed: int, rows: Sequence[dict[str, Any]], **more: Any) -> None:
+    """Prints the rows as a table and writes them, and whatever more, with machine, versions, seed and command."""
     print_table(rows)
     out.parent.mkdir(parents=True, exist_ok=True)
     record = {
@@ -36,6 +36,7 @@ def write(out: Path, seed: int, rows: Sequence[dict[str, Any]]) -> None:
             **{name: version(name) for name in ("pyro-delta", "torch", "pyro-ppl")},
         },
         "rows": list(rows),
+        **more,
     }
     out.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     print(f"written to {out.name}")
