@@ -122,6 +122,8 @@ class TrainingConfig(Section):
     weight_decay: float = Field(0.0, ge=0)
     warmup: int = Field(100, ge=0)
     """steps of linear warm-up"""
+    guide_lr: float = Field(1.0, gt=0, le=1)
+    """the guide's rate as a part of lr: at a high rate its means are noise to the decoder, which then ignores z"""
     decay: Literal["cosine", "linear", "none"] = "cosine"
     """of the rate, over all steps or minutes"""
     final: float = Field(0.02, ge=0, le=1)

@@ -72,7 +72,7 @@ class Trainer:
         self.average = moving_average(programs, settings.ema)
         if settings.channels_last:
             programs.to(memory_format=torch.channels_last)
-        self.optimizer = make_optimizer([p for p in programs.parameters() if p.requires_grad], settings)
+        self.optimizer = make_optimizer(programs, settings)
         self.update = GuardedStep(self.optimizer, settings.clip, self.device)
         elbo = RateDistortionELBO(analytic_kl=settings.elbo == "mean_field", max_plate_nesting=1)
         self.elbo = elbo

@@ -3,21 +3,31 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
+from pyro_delta.build import Programs
 from pyro_delta.config import TrainingConfig
 
 Tensors = tuple[Tensor, ...] | list[Tensor]
 
 
-def make_optimizer(parameters: Iterable[nn.Parameter], config: TrainingConfig) -> torch.optim.Optimizer:
-    """Adam or AdamW, fused: one kernel a step, and it knows how to skip one."""
+def make_optimizer(programs: Programs, config: TrainingConfig) -> torch.optim.Optimizer:
+    """Adam or AdamW, fused: one kernel a step, and it knows how to skip one. Model and guide are its two groups."""
+    groups = [
+        {"params": [p for p in program.parameters() if p.requires_grad], "factor": factor}
+        for program, factor in ((programs.model, 1.0), (programs.guide, config.guide_lr))
+    ]
     kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[config.optimizer]
-    return kind(parameters, lr=config.lr, betas=config.betas, weight_decay=config.weight_decay, fused=True)
+    return kind(
+        [group for group in groups if group["params"]],
+        lr=config.lr,
+        betas=config.betas,
+        weight_decay=config.weight_decay,
+        fused=True,
+    )
 
 
 def learning_rate(config: TrainingConfig, step: int, progress: float) -> float:
@@ -57,7 +67,7 @@ class GuardedStep:
         self.norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.clip or math.inf, foreach=True)
         bad = 1.0 - (torch.isfinite(self.norm) & torch.isfinite(loss.detach())).float()
         for group in self.optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group["factor"]
         self.optimizer.grad_scale, self.optimizer.found_inf = None, bad  # type: ignore[attr-defined]
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
