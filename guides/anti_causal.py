@@ -34,7 +34,7 @@ class AntiCausalEncoder(Network):
         network: the remaining arguments of `GatedPixelCNN`.
 
     References:
-        1. A. Razavi et al., "Preventing Posterior Collapse with δ-VAEs", ICLR 2019, figure 2 and §2.4.
+        1. A. Razavi et al., "Preventing Posterior Collapse with δ-VAEs", ICLR 2019.
     """
 
     pool: Tensor
@@ -86,7 +86,7 @@ class AntiCausalGuide(PyroModule):
         network: the remaining arguments of `AntiCausalEncoder`.
 
     References:
-        1. A. Razavi et al., "Preventing Posterior Collapse with δ-VAEs", ICLR 2019, §2.4.
+        1. A. Razavi et al., "Preventing Posterior Collapse with δ-VAEs", ICLR 2019.
     """
 
     causality = "anti_causal"

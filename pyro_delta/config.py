@@ -12,6 +12,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from pyro_delta.errors import UserError, unknown_name
+from pyro_delta.files import written_whole
 
 EXCLUSIVE = [{"prior.alpha", "prior.rate_nats"}, {"training.steps", "training.minutes"}]
 """Settings of which just one holds: setting one of a pair takes the preset's other away."""
@@ -249,7 +250,8 @@ def validate(tree: dict[str, Any]) -> Config:
 
 def save(config: Config, path: Path) -> None:
     """Writes the configuration as JSON."""
-    path.write_text(config.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    with written_whole(path) as file:
+        file.write((config.model_dump_json(indent=2) + "\n").encode())
 
 
 def load(path: Path) -> Config:

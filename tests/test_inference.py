@@ -28,7 +28,7 @@ from pyro_delta.inference import loop
 from pyro_delta.inference.checkpoint import load_checkpoint, save_atomically
 from pyro_delta.inference.elbo import RateDistortionELBO
 from pyro_delta.inference.loop import MAX_STREAK, Trainer
-from pyro_delta.inference.optim import learning_rate, moving_average
+from pyro_delta.inference.optim import MovingAverage, learning_rate
 
 SPEC = ImageSpec(1, 4, 4, 5)
 TRUNK = {"channels": [4, 6], "row_blocks": [1, 1], "pixel_blocks": 1}
@@ -366,7 +366,7 @@ def test_clipping(clip: float | None) -> None:
 @pytest.mark.parametrize("decay", [0.0, 0.5, 0.9995])
 def test_moving_average_warms_up(decay: float) -> None:
     module = nn.Linear(2, 3)
-    average = moving_average(module, decay)
+    average = MovingAverage(module, decay)
     weights, expected = [], None
     for t in range(30):
         module.weight.data = torch.randn(3, 2)

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import pyro
 import pytest
@@ -14,10 +15,12 @@ from torch.distributions import kl_divergence
 
 from pyro_delta import config
 from pyro_delta.build import Programs, build, local_parameters, starting_scale
+from pyro_delta.data import ImageData, Split
 from pyro_delta.data.spec import ImageSpec
 from pyro_delta.distributions import GaussianAR1
 from pyro_delta.errors import UserError
 from pyro_delta.guides import AntiCausalEncoder, AntiCausalGuide
+from pyro_delta.inference.loop import Trainer
 from pyro_delta.models import AR1Prior, ConditionalGatedPixelCNN, DeltaVAE, GatedPixelCNNLikelihood, rows_of_steps
 from pyro_delta.nn.embedding import embed_pixels
 from pyro_delta.nn.precision import set_bf16
@@ -457,8 +460,18 @@ def test_presets_build_programs(name: str) -> None:
         if settings.prior.rate_nats is not None:
             assert abs(delta.item() - settings.prior.rate_nats) < 1e-5 * settings.prior.rate_nats + 1e-9
         assert (kl_divergence(q, prior) >= delta * (1 - 1e-5)).all()
-        before = snapshot(programs)
-        loss = TraceMeanField_ELBO(max_plate_nesting=1)(programs.model, programs.guide)
-        loss(x).backward()
-        torch.optim.Adam(loss.parameters(), lr=1e-3).step()
-        assert unmoved(programs, before) == []
+
+
+@pytest.mark.parametrize("name", config.preset_names())
+def test_presets_take_a_step_with_their_own_training_settings(name: str) -> None:
+    once = [("training.steps", 1), ("training.batch", 2), ("training.warmup", 0), ("training.validations", 0)]
+    settings = config.load_preset(name, [*once, ("training.compile", False)])
+    spec = SPECS[settings.data.name]
+    split = Split(random_images(spec, (2,)).to(torch.uint8), None)
+    programs = build(settings, spec)
+    before = snapshot(programs)
+    lines: list[dict[str, Any]] = []
+    Trainer(settings, ImageData(spec, split, split, split, "toy", None), programs, lines.append).run()
+    assert [line["step"] for line in lines] == [1]
+    assert lines[0]["skipped"] == 0
+    assert unmoved(programs, before) == []

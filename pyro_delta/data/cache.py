@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import os
-import secrets
 from pathlib import Path
 
 import numpy as np
+
+from pyro_delta.files import written_whole
 
 FORMAT = "pyro-delta image folder 1"
 
@@ -42,29 +43,16 @@ def read(folder: Path, key: str) -> np.ndarray | None:
 def write(folder: Path, key: str, images: np.ndarray) -> None:
     """Save an array for `folder` under `key`, in the first place that can be written, replacing what was there."""
     for path in _places(folder):
-        # Written aside and renamed: a reader, or a second writer, never sees half a file.
-        aside = path.with_name(f"{path.stem}.{secrets.token_hex(4)}.npz.tmp")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            with open(aside, "wb") as file:
+            with written_whole(path) as file:
                 np.savez(file, key=np.array(key), images=images)
-            os.replace(aside, path)
         except OSError:
             continue
-        else:
-            return
-        finally:
-            _remove(aside)
+        return
 
 
 def _places(folder: Path) -> tuple[Path, Path]:
     cache_home = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))
     name = hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()[:32]
     return folder / ".pyro-delta-cache.npz", cache_home / "pyro-delta" / f"{name}.npz"
-
-
-def _remove(path: Path) -> None:
-    try:
-        path.unlink(missing_ok=True)
-    except OSError:
-        return  # a read-only or missing folder, which holds no such file

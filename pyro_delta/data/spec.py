@@ -48,7 +48,7 @@ DATASETS: dict[str, DatasetInfo] = {
     "digits": DatasetInfo("handwritten digits, 8×8 grey, 17 levels, 1797 images (within scikit-learn)", "digits"),
     "photos": DatasetInfo("32×32 colour crops of two photographs, 4400 images (within scikit-learn)", "photos"),
     "cifar10": DatasetInfo("CIFAR-10, 32×32 colour, 60 000 images (downloaded unless there)", "cifar10-small"),
-    "mnist": DatasetInfo("MNIST, 28×28 grey, 70 000 images (downloaded unless there)", "digits"),
+    "mnist": DatasetInfo("MNIST, 28×28 grey, 70 000 images (downloaded unless there)", "mnist"),
     "folder:PATH": DatasetInfo("your own images: PATH/train and PATH/test, with or without class folders", "photos"),
 }
 """Name → (description, default preset), in the order in which a list of datasets should show them."""

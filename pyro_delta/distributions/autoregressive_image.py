@@ -82,7 +82,7 @@ class AutoregressiveImage(TorchDistribution):
         """Log-probability of whole images in nats, shape x.shape[:-3] broadcast with the batch shape."""
         if self._validate_args:
             self._validate_sample(x)
-        return self._pixels(self.parameters_at(x)).log_prob(x.movedim(-3, -1)).sum((-2, -1))
+        return self._pixels(self.parameters_at(x), self._validate_args).log_prob(x.movedim(-3, -1)).sum((-2, -1))
 
     @torch.no_grad()
     def sample(
@@ -113,9 +113,11 @@ class AutoregressiveImage(TorchDistribution):
         x_bchw = torch.zeros((batch, channels, height, width), dtype=torch.int64, device=self.z.device)
         mask_bhw = None
         if keep is not None:
-            images, mask = keep
+            images, mask = keep[0].to(x_bchw), keep[1].to(x_bchw.device, torch.bool)
+            if not self.support.check(images).all():
+                raise ValueError(f"kept images must hold integers 0 to {self.network.spec.levels - 1}.")
             mask_bhw = mask.expand((*shape, height, width)).reshape((batch, height, width))
-            kept_bchw = images.to(x_bchw.dtype).expand((*shape, *self.event_shape)).reshape(x_bchw.shape)
+            kept_bchw = images.expand((*shape, *self.event_shape)).reshape(x_bchw.shape)
             x_bchw = torch.where(mask_bhw.unsqueeze(1), kept_bchw, x_bchw)
         was_training = self.network.training
         self.network.train(False)
@@ -126,7 +128,7 @@ class AutoregressiveImage(TorchDistribution):
                 for column in range(width):
                     previous_bc = x_bchw[:, :, row, column - 1] if column else None
                     parameters_bp = self.network.step_pixel(state, column, previous_bc)
-                    drawn_bc = self._pixels(parameters_bp).sample_with(uniforms_bhwu[:, row, column])
+                    drawn_bc = self._pixels(parameters_bp, False).sample_with(uniforms_bhwu[:, row, column])
                     if mask_bhw is not None:
                         drawn_bc = torch.where(mask_bhw[:, row, column, None], x_bchw[:, :, row, column], drawn_bc)
                     x_bchw[:, :, row, column] = drawn_bc
@@ -134,9 +136,11 @@ class AutoregressiveImage(TorchDistribution):
             self.network.train(was_training)
         return x_bchw.reshape(shape + self.event_shape)
 
-    def _pixels(self, parameters: Tensor) -> DiscretizedLogisticMixture:
+    def _pixels(self, parameters: Tensor, validate: bool | None = None) -> DiscretizedLogisticMixture:
         spec = self.network.spec
-        return DiscretizedLogisticMixture.from_parameters(parameters, channels=spec.channels, levels=spec.levels)
+        return DiscretizedLogisticMixture.from_parameters(
+            parameters, channels=spec.channels, levels=spec.levels, validate_args=validate
+        )
 
 
 @torch.no_grad()
@@ -153,6 +157,6 @@ def sample_naively(distribution: AutoregressiveImage, uniforms: Tensor) -> Tenso
     )
     for row in range(height):
         for column in range(width):
-            pixel = distribution._pixels(distribution.parameters_at(x_bchw)[:, row, column])
+            pixel = distribution._pixels(distribution.parameters_at(x_bchw)[:, row, column], False)
             x_bchw[:, :, row, column] = pixel.sample_with(uniforms[:, row, column])
     return x_bchw

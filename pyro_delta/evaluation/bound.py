@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 import pyro
@@ -105,28 +105,22 @@ def batches(images: Tensor, batch: int, programs: Programs) -> Iterator[Tensor]:
         yield part.to(device)
 
 
-class evaluating:  # noqa: N801 - a context manager, used like a function
+@contextmanager
+def evaluating(programs: Programs, seed: int) -> Iterator[None]:
     """Evaluation mode, no validation, and parameters and random state of its own; all put back afterwards."""
-
-    def __init__(self, programs: Programs, seed: int) -> None:
-        self.programs, self.seed = programs, seed
-
-    def __enter__(self) -> None:
-        """Switches over."""
-        self.training = self.programs.training
-        self.programs.eval()
-        parameters = local_parameters() if _built_locally(self.programs) else nullcontext()
+    device, training = next(programs.parameters()).device, programs.training
+    with ExitStack() as stack:
+        if _built_locally(programs):
+            stack.enter_context(local_parameters())
         # Weights that diverged give numbers that are not finite, for which the run's own words are better than a trace.
-        self.contexts = (parameters, torch.random.fork_rng(), pyro.validation_enabled(False))
-        for context in self.contexts:
-            context.__enter__()
-        torch.manual_seed(self.seed)
-
-    def __exit__(self, *error: object) -> None:
-        """Switches back."""
-        for context in reversed(self.contexts):
-            context.__exit__(*error)
-        self.programs.train(self.training)
+        stack.enter_context(pyro.validation_enabled(False))
+        stack.enter_context(torch.random.fork_rng([device] if device.type == "cuda" else []))
+        torch.manual_seed(seed)
+        programs.eval()
+        try:
+            yield
+        finally:
+            programs.train(training)
 
 
 def _built_locally(programs: Programs) -> bool:

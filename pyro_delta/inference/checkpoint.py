@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import warnings
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import torch
 
 from pyro_delta.errors import UserError
+from pyro_delta.files import written_whole
 
 FORMAT = "pyro-delta checkpoint 1"
 
@@ -17,16 +17,8 @@ FORMAT = "pyro-delta checkpoint 1"
 def save_atomically(state: dict[str, Any], path: Path) -> None:
     """Writes tensors and plain values; a reader sees the old file or the new one, never a part."""
     # Opened like any file, not by tempfile, whose files nobody but the owner may read.
-    part = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with part.open("wb") as file:
-            torch.save({"format": FORMAT, **state}, file)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
+    with written_whole(path) as file:
+        torch.save({"format": FORMAT, **state}, file)
 
 
 def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:

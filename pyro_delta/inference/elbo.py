@@ -18,8 +18,8 @@ class RateDistortionELBO(Trace_ELBO):
     """`Trace_ELBO` or `TraceMeanField_ELBO` as rate + distortion, all on the device.
 
     Equal to Pyro's estimators for reparametrised guides, value and gradient, but no `.item()` stalls a GPU. After each
-    call `latent` holds the guide's and the prior's distribution of every latent site, and `distortion`
-    −log p(x | z), summed over plates and particles and divided by the number of particles.
+    call `latent` holds the distributions of guide and prior at every latent site, `analytic` its KL per image where it
+    was used, and `distortion` −log p(x | z), summed over plates and particles and divided by the number of particles.
 
     Args:
         analytic_kl: the rate in closed form (`TraceMeanField_ELBO`) rather than from the sample (`Trace_ELBO`).
@@ -30,6 +30,7 @@ class RateDistortionELBO(Trace_ELBO):
         super().__init__(**kwargs)
         self.analytic_kl = analytic_kl
         self.latent: dict[str, tuple[Any, Any]] = {}
+        self.analytic: dict[str, Tensor] = {}
         self.distortion = torch.zeros(())
 
     def differentiable_loss(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> Tensor:
@@ -62,6 +63,7 @@ class RateDistortionELBO(Trace_ELBO):
             return posterior["log_prob_sum"] - prior["log_prob_sum"]
         try:
             kl = kl_divergence(q, p)
+            self.analytic[name] = kl.detach()
             return scale_and_mask(kl, posterior["scale"], posterior["mask"]).sum()
         except NotImplementedError:
             raise UserError(

@@ -21,7 +21,7 @@ from pyro_delta.errors import CheckFailed
 from pyro_delta.evaluation.bound import delta_of, encode, line_of, summarise
 from pyro_delta.inference.checkpoint import load_weights, restore_rng, rng_state
 from pyro_delta.inference.elbo import RateDistortionELBO
-from pyro_delta.inference.optim import GuardedStep, learning_rate, make_optimizer, moving_average
+from pyro_delta.inference.optim import GuardedStep, MovingAverage, learning_rate, make_optimizer
 from pyro_delta.nn.precision import Network, set_bf16
 
 MAX_STREAK = 20
@@ -69,9 +69,9 @@ class Trainer:
         settings = config.training
         self.device = next(programs.parameters()).device
         self.batches = Batches(data.train, settings.batch, settings.seed, self.device)
-        self.average = moving_average(programs, settings.ema)
         if settings.channels_last:
             programs.to(memory_format=torch.channels_last)
+        self.average = MovingAverage(programs, settings.ema)
         self.optimizer = make_optimizer(programs, settings)
         self.update = GuardedStep(self.optimizer, settings.clip, self.device)
         elbo = RateDistortionELBO(analytic_kl=settings.elbo == "mean_field", max_plate_nesting=1)
@@ -114,9 +114,9 @@ class Trainer:
                 self._compile()
             window = Window(self.clock.read())
             self.clock.start()
-            progress = self.progress
+            progress, first = self.progress, self.step
             while progress < 1 and not self.interrupted:
-                with pyro.validation_enabled(self.step == 0):
+                with pyro.validation_enabled(self.step == first):
                     self.train_step(self.batches.batch(self.step))
                     window.add(self.elbo)
                 # Read once for both questions: a clock may strike between them, and the last line would be lost.
@@ -162,7 +162,8 @@ class Trainer:
             if isinstance(network, Network):
                 network.compile()
         # Compiling switches validation of distributions off for the whole process; leaving the context puts it back.
-        with torch.random.fork_rng(), pyro.validation_enabled(False):
+        devices = [self.device] if self.device.type == "cuda" else []
+        with torch.random.fork_rng(devices), pyro.validation_enabled(False):
             self.loss(self.batches.batch(self.step)).backward()
         self.optimizer.zero_grad(set_to_none=True)
 
@@ -175,7 +176,7 @@ class Trainer:
         if self.update.streak >= MAX_STREAK:
             raise CheckFailed(
                 f"training stopped at step {self.step}: the last {int(self.update.streak)} steps were not finite and "
-                "were skipped; lower training.lr or set training.clip."
+                "were skipped; start a new run with a lower training.lr or a training.clip."
             )
 
     def _line(self, split: str, numbers: dict[str, Any]) -> None:
@@ -215,7 +216,7 @@ class Window:
         """Takes in the newest step: the closed-form rate per image (sampled where there is none) and the distortion."""
         q, p = elbo.latent["z"]
         try:
-            rate_b = kl_divergence(q, p)
+            rate_b = elbo.analytic["z"] if "z" in elbo.analytic else kl_divergence(q, p)
         except NotImplementedError:
             z = q.rsample()
             rate_b = q.log_prob(z) - p.log_prob(z)

@@ -11,8 +11,6 @@ from torch.optim.swa_utils import AveragedModel
 from pyro_delta.build import Programs
 from pyro_delta.config import TrainingConfig
 
-Tensors = tuple[Tensor, ...] | list[Tensor]
-
 
 def make_optimizer(programs: Programs, config: TrainingConfig) -> torch.optim.Optimizer:
     """Adam or AdamW, fused: one kernel a step, and it knows how to skip one. Model and guide are its two groups."""
@@ -64,7 +62,10 @@ class GuardedStep:
 
     def __call__(self, loss: Tensor, lr: float) -> None:
         """One step with the gradients in place, which are then dropped."""
-        self.norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.clip or math.inf, foreach=True)
+        grads = [p.grad for p in self.parameters if p.grad is not None]
+        self.norm = torch.nn.utils.get_total_norm(grads, foreach=True)
+        if self.clip is not None:
+            torch.nn.utils.clip_grads_with_norm_(self.parameters, self.clip, self.norm, foreach=True)
         bad = 1.0 - (torch.isfinite(self.norm) & torch.isfinite(loss.detach())).float()
         for group in self.optimizer.param_groups:
             group["lr"] = lr * group["factor"]
@@ -75,16 +76,21 @@ class GuardedStep:
         self.streak = (self.streak + 1) * bad
 
 
-def moving_average(module: nn.Module, decay: float) -> AveragedModel:
-    """Exponential moving average of the weights with decay min(decay, (1 + t)/(10 + t)) at step t.
+class MovingAverage(AveragedModel):
+    """Exponential moving average of a module's weights with decay min(decay, (1 + t)/(10 + t)) at step t.
 
-    torch's own has no warm-up: at 0.9995, 61 % of the average after 1000 steps would be the initial weights.
+    torch's own has no warm-up: at 0.9995, 61 % of the average after 1000 steps would be the initial weights. It also
+    reads its counter on the device at every step; here the host counts.
     """
 
-    @torch.no_grad()
-    def update(averages: Tensors, currents: Tensors, _: Tensor | int) -> None:
-        count = int(average.n_averaged)  # lives on the CPU whatever the weights' device, so this waits for nothing
-        torch._foreach_lerp_(averages, currents, 1 - min(decay, (1 + count) / (10 + count)))
+    def __init__(self, module: nn.Module, decay: float) -> None:
+        super().__init__(module)
+        self.decay = decay
 
-    average = AveragedModel(module, multi_avg_fn=update)
-    return average
+    @torch.no_grad()
+    def update_parameters(self, model: nn.Module) -> None:
+        """Takes in the newest weights; the first ones are copied."""
+        count = int(self.n_averaged)  # a CPU tensor wherever the weights are
+        weight = 1.0 if count == 0 else 1 - min(self.decay, (1 + count) / (10 + count))
+        torch._foreach_lerp_(list(self.module.parameters()), [p.detach() for p in model.parameters()], weight)
+        self.n_averaged += 1

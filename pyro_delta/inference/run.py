@@ -35,6 +35,7 @@ from pyro_delta.build import Programs, build
 from pyro_delta.config import Config
 from pyro_delta.data.spec import ImageSpec
 from pyro_delta.errors import UserError
+from pyro_delta.files import written_whole
 from pyro_delta.inference.checkpoint import load_checkpoint, load_weights, save_atomically
 from pyro_delta.inference.loop import Trainer
 from pyro_delta.report.pictures import draw, grid, save_png
@@ -110,7 +111,7 @@ def create(folder: Path, config: Config, spec: ImageSpec, preset: str) -> None:
     }
     try:
         (folder / SAMPLES).mkdir(parents=True)
-        write_atomically(folder / INFO, json.dumps(info, indent=2) + "\n")
+        write_text(folder / INFO, json.dumps(info, indent=2) + "\n")
         configuration.save(config, folder / CONFIG)
     except OSError as error:
         raise UserError(f"cannot write {folder} ({error.strerror}); give another --out.") from None
@@ -165,11 +166,10 @@ def resumed_config(folder: Path, settings: list[tuple[str, Any]]) -> Config:
     return config
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Writes a text file; a reader sees the old one or the new one, never a part."""
-    aside = path.with_name(f".{path.name}.new")
-    aside.write_text(text, encoding="utf-8")
-    os.replace(aside, path)
+def write_text(path: Path, text: str) -> None:
+    """A text file, whole or not at all."""
+    with written_whole(path) as file:
+        file.write(text.encode())
 
 
 def read_metrics(folder: Path) -> list[Line]:
@@ -196,7 +196,7 @@ class Recorder:
     def __init__(self, folder: Path, show: Callable[[Line], None], step: int = 0) -> None:
         self.folder, self.show = folder, show
         self.lines = [line for line in read_metrics(folder) if line["step"] <= step]
-        write_atomically(folder / METRICS, "".join(json.dumps(line) + "\n" for line in self.lines))
+        write_text(folder / METRICS, "".join(json.dumps(line) + "\n" for line in self.lines))
         self.events = SummaryWriter(str(folder / EVENTS), purge_step=step + 1)
         self.saved, self.drawn = time.monotonic(), -1
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
 import os
-import tempfile
 from pathlib import Path
 
 import torch
@@ -14,6 +12,7 @@ from torch import Tensor
 from pyro_delta.build import Programs
 from pyro_delta.errors import UserError
 from pyro_delta.evaluation.bound import evaluating
+from pyro_delta.files import written_whole
 
 LEAST_SIDE = 64
 """Pixels to which small images are enlarged."""
@@ -44,22 +43,13 @@ def draw(programs: Programs, count: int, *, decodings: int | None = None, seed: 
 
 
 def grid(images_bchw: Tensor, levels: int, columns: int) -> Tensor:
-    """One picture (3, H', W') uint8 of integers 0 … levels−1, enlarged without smoothing where they are small.
+    """One picture (3, H', W') uint8 of integers 0 … levels−1, enlarged without smoothing where they are small."""
+    from torchvision.utils import make_grid  # here, because it takes seconds to import
 
-    NOTE: torchvision's own grid is not used, because importing torchvision takes longer than drawing 16 digits.
-    """
-    height, width = images_bchw.shape[-2:]
-    scale = max(1, -(-LEAST_SIDE // max(height, width)))
+    scale = max(1, -(-LEAST_SIDE // max(images_bchw.shape[-2:])))
     bytes_bchw = (images_bchw.double() * (255 / (levels - 1))).round().to(torch.uint8)
     large_bchw = bytes_bchw.repeat_interleave(scale, -2).repeat_interleave(scale, -1)
-    large_bchw = large_bchw.expand(-1, 3, -1, -1)
-    height, width = large_bchw.shape[2] + FRAME, large_bchw.shape[3] + FRAME
-    rows = math.ceil(len(large_bchw) / columns)
-    picture_chw = torch.full((3, rows * height + FRAME, columns * width + FRAME), 255, dtype=torch.uint8)
-    for index, image_chw in enumerate(large_bchw):
-        top, left = index // columns * height + FRAME, index % columns * width + FRAME
-        picture_chw[:, top : top + height - FRAME, left : left + width - FRAME] = image_chw
-    return picture_chw
+    return make_grid(list(large_bchw), nrow=columns, padding=FRAME, pad_value=255)
 
 
 def save_png(picture_chw: Tensor, path: Path) -> None:
@@ -69,16 +59,10 @@ def save_png(picture_chw: Tensor, path: Path) -> None:
         UserError: if the path does not end in .png or cannot be written.
     """
     check_png(path)
-    name = None
     try:
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        with os.fdopen(handle, "wb") as file:
+        with written_whole(path) as file:
             Image.fromarray(picture_chw.permute(1, 2, 0).numpy()).save(file, format="PNG")
-        os.chmod(name, 0o644)
-        os.replace(name, path)
     except OSError as error:
-        if name is not None:
-            Path(name).unlink(missing_ok=True)
         raise UserError(f"cannot write the picture {path} ({error.strerror}); give another path.") from None
 
 

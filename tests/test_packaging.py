@@ -1,0 +1,32 @@
+"""A wheel holds real files where the tree has links."""
+
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_the_wheel_is_whole(tmp_path: Path) -> None:
+    pytest.importorskip("setuptools", minversion="77")
+    source = tmp_path / "source"
+    source.mkdir()
+    for part in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / part, source)
+    for folder in ("pyro_delta", "models", "guides"):
+        shutil.copytree(ROOT / folder, source / folder, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
+    command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "-w", tmp_path, source]
+    subprocess.run(command, check=True, capture_output=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    names = set(zipfile.ZipFile(wheel).namelist())
+    for folder in ("models", "guides"):
+        for file in (ROOT / folder).glob("*.py"):
+            assert f"pyro_delta/{folder}/{file.name}" in names
+    for file in (ROOT / "pyro_delta" / "presets").glob("*.toml"):
+        assert f"pyro_delta/presets/{file.name}" in names
+    assert "pyro_delta/py.typed" in names
+    assert not any(name.startswith(("models/", "guides/", "tests/")) for name in names)
