@@ -51,6 +51,8 @@ class AntiCausalEncoder(Network):
             width=spec.width + 1,
             **network,  # type: ignore[arg-type]
         )
+        self.step_scale = nn.Parameter(torch.ones(first_row.numel(), features))
+        self.step_shift = nn.Parameter(torch.zeros(first_row.numel(), features))
         self.hidden = nn.Linear(features, features)
         self.out = nn.Linear(features, outputs)
         self.register_buffer("pool", row_pooling(first_row, spec.height), persistent=False)
@@ -58,12 +60,29 @@ class AntiCausalEncoder(Network):
     @autocast_inside
     def forward(self, x_bchw: Tensor) -> Tensor:
         """Images (B, C, H, W) of integers → (B, n, outputs)."""
+        return self.out(F.silu(self.hidden(self._pooled(x_bchw) * self.step_scale + self.step_shift)))
+
+    @torch.no_grad()
+    def standardise(self, x_bchw: Tensor) -> None:
+        """Starts every feature of every step with mean 0 and deviation 1 over a batch of images."""
+        pooled_bnf = self._pooled(x_bchw)
+        deviation_nf = _deviation(pooled_bnf)
+        self.step_scale.copy_(1 / deviation_nf)
+        self.step_shift.copy_(-pooled_bnf.mean(0) / deviation_nf)
+
+    def _pooled(self, x_bchw: Tensor) -> Tensor:
+        """Features (B, n, F) of each step."""
         reversed_bchw = embed_pixels(x_bchw, self.spec.levels, self.hidden.weight.dtype).flip((2, 3))
         features_bfhw = self.trunk(F.pad(reversed_bchw, (0, 1, 1, 0)))[:, :, 1:, 1:].flip((2, 3))
         rows_bhf = features_bfhw.mean(3).transpose(1, 2)
         member_nh = self.pool.to(rows_bhf.dtype)
-        steps_bnf = member_nh @ rows_bhf / member_nh.sum(1, keepdim=True)
-        return self.out(F.silu(self.hidden(steps_bnf)))
+        return member_nh @ rows_bhf / member_nh.sum(1, keepdim=True)
+
+
+def _deviation(values: Tensor) -> Tensor:
+    """Standard deviation over dimension 0; 1 where the values hardly differ, as over a margin that is always blank."""
+    deviation = values.std(0)
+    return torch.where(deviation > 1e-3 * values.square().mean(0).sqrt() + 1e-6, deviation, 1.0)
 
 
 def row_pooling(first_row: Tensor, height: int) -> Tensor:
@@ -82,11 +101,12 @@ class AntiCausalGuide(PyroModule):
         spec: shape and levels of the images.
         first_row: (n,) the first row of each step.
         scale: (n, d) standard deviations that the guide starts from. With those of the posterior that attains δ
-            (`pyro_delta.rate.minimising_posterior`) training starts at the floor.
+            (`pyro_delta.rate.minimising_posterior`) the scales start at the floor.
         network: the remaining arguments of `AntiCausalEncoder`.
 
     References:
         1. A. Razavi et al., "Preventing Posterior Collapse with δ-VAEs", ICLR 2019.
+        2. T. Salimans and D. Kingma, "Weight Normalization", NeurIPS 2016, §3 (initialisation by a batch of data).
     """
 
     causality = "anti_causal"
@@ -103,6 +123,22 @@ class AntiCausalGuide(PyroModule):
         mean, ratio = raw.reshape((*x.shape[:-3], *raw.shape[-2:])).chunk(2, dim=-1)
         # σ = scale·softplus(r)/softplus(0): positive, equal to `scale` where the network gives 0, linear for large r
         return dist.Normal(mean, self.scale * (F.softplus(ratio) / math.log(2.0)) + 1e-6).to_event(2)
+
+    @torch.no_grad()
+    def start_from(self, x: Tensor) -> None:
+        """Initialises by images (B, C, H, W) [2]: means of mean 0 and deviation 1 over them, and σ = scale.
+
+        A random causal network says nearly the same of every image. A guide that starts like that carries no
+        information, the decoder learns to do without z, and nothing calls it back.
+        """
+        encoder: AntiCausalEncoder = self._modules["encoder"]  # type: ignore[assignment]
+        encoder.standardise(x)
+        dims = self.scale.shape[1]
+        encoder.out.weight[dims:], encoder.out.bias[dims:] = 0.0, 0.0
+        mean_kd = encoder(x)[..., :dims].flatten(0, 1)
+        deviation_d = _deviation(mean_kd)
+        encoder.out.weight[:dims] /= deviation_d.unsqueeze(1)
+        encoder.out.bias[:dims] = (encoder.out.bias[:dims] - mean_kd.mean(0)) / deviation_d
 
     def forward(self, x: Tensor) -> Tensor:
         """Writes the site `z` for images x (B, C, H, W)."""

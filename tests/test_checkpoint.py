@@ -20,6 +20,8 @@ from pyro_delta.inference.checkpoint import (
     save_atomically,
 )
 
+CPU = torch.device("cpu")
+
 
 class Bomb:
     """Unpickles into a call that creates a file."""
@@ -42,7 +44,7 @@ def test_what_is_saved_comes_back(path: Path) -> None:
         "channels_last": torch.randn(2, 3, 4, 4, dtype=torch.float64).to(memory_format=torch.channels_last),
         "step": 7,
         "nested": {"numbers": [1, 2.5, None, "text"], "pair": (0.9, 0.999)},
-        "rng": rng_state(),
+        "rng": rng_state(CPU),
     }
     save_atomically(state, path)
     loaded = load_checkpoint(path)
@@ -56,10 +58,10 @@ def test_what_is_saved_comes_back(path: Path) -> None:
 
 
 def test_random_state_goes_on_where_it_was(path: Path) -> None:
-    save_atomically({"rng": rng_state()}, path)
+    save_atomically({"rng": rng_state(CPU)}, path)
     expected = torch.randn(5)
     torch.randn(3)
-    restore_rng(load_checkpoint(path)["rng"])
+    restore_rng(load_checkpoint(path)["rng"], CPU)
     assert torch.equal(torch.randn(5), expected)
 
 
@@ -192,3 +194,9 @@ def test_weights_that_fit_are_loaded() -> None:
     module, other = torch.nn.Linear(3, 2), torch.nn.Linear(3, 2)
     load_weights(module, other.state_dict(), Path("run/last.pt"))
     assert torch.equal(module.weight, other.weight)
+
+
+def test_an_incomplete_checkpoint_names_what_it_lacks(path: Path) -> None:
+    save_atomically({"average": {}, "step": 3}, path)
+    with pytest.raises(UserError, match=r"checkpoint\.pt is incomplete: it has no 'optimizer'"):
+        load_checkpoint(path, keys=("average", "optimizer"))

@@ -10,11 +10,10 @@ from pyro_delta.cli.options import (
     choose_device,
     device_option,
     json_option,
-    load_data,
+    load_data_of,
     print_json,
     root_option,
     run_argument,
-    split_of,
     split_option,
 )
 from pyro_delta.errors import CheckFailed
@@ -38,8 +37,8 @@ def check(run: Path, split: str, device: str, data_root: str | None, as_json: bo
     from pyro_delta.report.tables import print_table
 
     loaded = load(run, choose_device(device))
-    data = load_data(loaded, data_root)
-    with counting("checking", 2 * len(split_of(data, split))) as advance:
+    data = load_data_of(loaded, data_root)
+    with counting("checking", 2 * len(data.split(split))) as advance:
         numbers = check_split(loaded.programs, data, split=split, advance=advance)
     if as_json:
         print_json({"split": split, **numbers})

@@ -10,11 +10,10 @@ from pyro_delta.cli.options import (
     choose_device,
     device_option,
     json_option,
-    load_data,
+    load_data_of,
     print_json,
     root_option,
     run_argument,
-    split_of,
     split_option,
 )
 from pyro_delta.errors import UserError
@@ -45,7 +44,7 @@ def evaluate(
     from pyro_delta.report.tables import print_table
 
     loaded = load(run, choose_device(device))
-    part = split_of(load_data(loaded, data_root), split)
+    part = load_data_of(loaded, data_root).split(split)
     total = len(part) + (0 if particles == 1 else min(images or len(part), len(part)))
     with counting("evaluating", total) as advance:
         numbers = evaluate_split(loaded.programs, part, particles=particles, images=images, advance=advance)

@@ -12,6 +12,7 @@ import click
 if TYPE_CHECKING:
     import torch
 
+    from pyro_delta.config import Config
     from pyro_delta.data import ImageData, Split
     from pyro_delta.inference.run import Loaded
 
@@ -41,19 +42,28 @@ def choose_device(name: str) -> torch.device:
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
 
 
-def load_data(loaded: Loaded, root: str | None) -> ImageData:
+def load_data(config: Config, root: str | None = None) -> ImageData:
+    """The images of a configuration, from another root if one is given; that of `folder:PATH` is PATH itself."""
+    from pyro_delta.data import load
+
+    name, place = config.data.name, root or config.data.root
+    if root is not None and name.startswith("folder:"):
+        name = f"folder:{root}"
+    return load(name, root=place, validation=config.data.validation, seed=config.data.seed)
+
+
+def load_data_of(loaded: Loaded, root: str | None) -> ImageData:
     """The images that a run was trained on.
 
     Raises:
         UserError: if they are not of the kind that the run was made for.
     """
-    from pyro_delta.data import load
     from pyro_delta.errors import UserError
 
-    settings = loaded.config.data
-    data = load(settings.name, root=root or settings.root, validation=settings.validation, seed=settings.seed)
+    data = load_data(loaded.config, root)
     if data.spec != loaded.spec:
-        raise UserError(f"{settings.name} now holds {data.spec}, but the run was made for {loaded.spec}; restore them.")
+        name = loaded.config.data.name
+        raise UserError(f"{name} now holds {data.spec}, but the run was made for {loaded.spec}; restore them.")
     return data
 
 
@@ -63,6 +73,3 @@ def print_json(numbers: dict[str, Any]) -> None:
     click.echo(json.dumps(finite, ensure_ascii=False))
 
 
-def split_of(data: ImageData, name: str) -> Split:
-    """The split of a name."""
-    return {"train": data.train, "validation": data.validation, "test": data.test}[name]

@@ -7,12 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pyro_delta.cli.options import choose_device, device_option, json_option, print_json
+from pyro_delta.cli.options import choose_device, device_option, json_option, load_data, print_json
 from pyro_delta.errors import UserError
 
 if TYPE_CHECKING:
     from pyro_delta.config import Config
-    from pyro_delta.data import ImageData
     from pyro_delta.inference.loop import Trainer
 
 Settings = list[tuple[str, Any]]
@@ -94,20 +93,14 @@ def _new(out: Path | None, preset: str | None, settings: Settings, device: str) 
         preset = _default_preset(dataset)
         settings = [("data.name", dataset), *(pair for pair in settings if pair[0] != "data.name")]
     config = load_preset(preset, settings)
-    if out is not None:
-        _check_free(out)
-    trainer = _trainer(config, device)
-    from pyro_delta.inference.run import create, default_folder
+    from pyro_delta.inference.run import check_free, create, default_folder
 
+    if out is not None:
+        check_free(out)
+    trainer = _trainer(config, device)
     folder = out or default_folder(config, preset)
     create(folder, config, trainer.data.spec, preset)
     return trainer, folder, preset
-
-
-def _check_free(out: Path) -> None:
-    from pyro_delta.inference.run import check_free
-
-    check_free(out)
 
 
 def _default_preset(dataset: str) -> str:
@@ -125,13 +118,14 @@ def _resumed(out: Path | None, preset: str | None, settings: Settings, device: s
         raise UserError("--resume needs --out RUN, the folder of the run to go on with.")
     from pyro_delta import config as configuration
     from pyro_delta.inference.checkpoint import load_checkpoint
+    from pyro_delta.inference.loop import STATE
     from pyro_delta.inference.run import CHECKPOINT, CONFIG, read_info, resumed_config
 
     config = resumed_config(out, settings)
     made_with, spec = read_info(out)
     if preset not in (None, made_with):
         raise UserError(f"{out} was made with the preset {made_with!r}, not {preset!r}; leave --preset out to resume.")
-    state = load_checkpoint(out / CHECKPOINT)
+    state = load_checkpoint(out / CHECKPOINT, keys=STATE)
     _check_extension(config, state["step"], state["train_s"], given=dict(settings))
     trainer = _trainer(config, device)
     if trainer.data.spec != spec:
@@ -157,17 +151,10 @@ def _trainer(config: Config, device: str) -> Trainer:
     from pyro_delta.inference.loop import Trainer
 
     place = choose_device(device)
-    data = _load(config)
+    data = load_data(config)
     torch.manual_seed(config.training.seed)
     programs = build(config, data.spec).to(place)
     return Trainer(config, data, programs, log=lambda line: None)
-
-
-def _load(config: Config) -> ImageData:
-    from pyro_delta.data import load
-
-    settings = config.data
-    return load(settings.name, root=settings.root, validation=settings.validation, seed=settings.seed)
 
 
 def _run(trainer: Trainer, folder: Path, preset: str, resumed: bool, as_json: bool) -> None:

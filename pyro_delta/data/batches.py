@@ -61,7 +61,9 @@ class Batches:
             raise ValueError(f"step {step} is negative; the first batch is that of step 0")
         epoch, position = divmod(step, self.batches_per_epoch)
         if epoch != self._epoch:
-            self._order = epoch_order(len(self.images), epoch, self.seed).to(self.images.device)
+            order = epoch_order(len(self.images), epoch, self.seed)
+            # From pinned memory, the copy to a GPU does not make the host wait for the steps under way.
+            self._order = order.pin_memory().to(self.images.device, non_blocking=True) if self.images.is_cuda else order
             self._epoch = epoch
         start = position * self.batch_size
         return self.images[self._order[start : start + self.batch_size]]

@@ -58,6 +58,10 @@ class ImageData:
     name: str
     classes: tuple[str, ...] | None
 
+    def split(self, name: str) -> Split:
+        """The split called `train`, `validation` or `test`."""
+        return {"train": self.train, "validation": self.validation, "test": self.test}[name]
+
 
 def split_of(images_bchw: np.ndarray, labels: np.ndarray | None) -> Split:
     """A `Split` that shares the memory of uint8 images (N, C, H, W) and copies the integer labels (N,)."""

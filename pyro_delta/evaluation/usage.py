@@ -56,7 +56,7 @@ def check(
     Returns:
         The keys of `pyro-delta check --json`. `floor_holds` is None where δ or the KL has no closed form.
     """
-    part: Split = getattr(data, split)
+    part = data.split(split)
     if len(part) < 2:
         raise UserError(f"the {split} split has {len(part)} image; to shuffle latents takes 2 or more.")
     encoding = encode(programs, part.images, seed=seed, advance=advance)
@@ -194,6 +194,6 @@ def _probe(programs: Programs, data: ImageData, split: str, encoding: Encoding, 
     if data.train.labels is None:
         return None
     count = min(PROBE_IMAGES, len(data.train) // 2 if split == "train" else len(data.train))
-    labels, skipped = getattr(data, split).labels, count if split == "train" else 0
+    labels, skipped = data.split(split).labels, count if split == "train" else 0
     z_fit = sample_latents(programs, data.train.images[:count], seed=seed + 1)
     return probe_accuracy(z_fit, data.train.labels[:count], encoding.z[skipped:], labels[skipped:])

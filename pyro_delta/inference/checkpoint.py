@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +22,11 @@ def save_atomically(state: dict[str, Any], path: Path) -> None:
         torch.save({"format": FORMAT, **state}, file)
 
 
-def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
-    """Reads a checkpoint.
+def load_checkpoint(path: Path, device: torch.device | str = "cpu", *, keys: Collection[str] = ()) -> dict[str, Any]:
+    """Reads a checkpoint, which must hold all of `keys`.
 
     Raises:
-        UserError: if the file is missing, unreadable, truncated, or no checkpoint of this library.
+        UserError: if the file is missing, unreadable, truncated, incomplete, or no checkpoint of this library.
     """
     try:
         with warnings.catch_warnings():
@@ -39,6 +40,9 @@ def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str,
         raise UserError(f"{path} is truncated or no checkpoint; restore it or train the run again.") from None
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise UserError(f"{path} is not a checkpoint of pyro-delta ({FORMAT!r}); give a run that `train` wrote.")
+    for key in keys:
+        if key not in state:
+            raise UserError(f"{path} is incomplete: it has no {key!r}; restore it or train the run again.")
     return state
 
 
@@ -55,13 +59,14 @@ def load_weights(module: torch.nn.Module, state: dict[str, Any], path: Path) -> 
     module.load_state_dict(state)
 
 
-def rng_state() -> dict[str, Any]:
-    """Torch's random states, CPU and CUDA."""
-    return {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []}
+def rng_state(device: torch.device) -> dict[str, Any]:
+    """Torch's random states that a run on `device` draws from."""
+    cuda = {"cuda": torch.cuda.get_rng_state(device)} if device.type == "cuda" else {}
+    return {"cpu": torch.get_rng_state(), **cuda}
 
 
-def restore_rng(state: dict[str, Any]) -> None:
-    """Puts `rng_state` back."""
+def restore_rng(state: dict[str, Any], device: torch.device) -> None:
+    """Puts `rng_state` back, as far as `device` has the same kinds."""
     torch.set_rng_state(state["cpu"].cpu())
-    if torch.cuda.is_available() and len(state["cuda"]) == torch.cuda.device_count():
-        torch.cuda.set_rng_state_all([part.cpu() for part in state["cuda"]])
+    if device.type == "cuda" and "cuda" in state:
+        torch.cuda.set_rng_state(state["cuda"].cpu(), device)

@@ -24,6 +24,12 @@ from pyro_delta.inference.elbo import RateDistortionELBO
 from pyro_delta.inference.optim import GuardedStep, MovingAverage, learning_rate, make_optimizer
 from pyro_delta.nn.precision import Network, set_bf16
 
+STATE = (
+    "programs", "average", "optimizer", "skipped", "streak", "step", "train_s", "wall_s", "validated", "rng",
+)  # fmt: skip
+"""Keys of `Trainer.state`."""
+START_IMAGES = 256
+"""Training images by which a guide is initialised."""
 MAX_STREAK = 20
 """Non-finite steps in a row after which a run stops."""
 
@@ -71,6 +77,7 @@ class Trainer:
         self.batches = Batches(data.train, settings.batch, settings.seed, self.device)
         if settings.channels_last:
             programs.to(memory_format=torch.channels_last)
+        self._start_guide()
         self.average = MovingAverage(programs, settings.ema)
         self.optimizer = make_optimizer(programs, settings)
         self.update = GuardedStep(self.optimizer, settings.clip, self.device)
@@ -82,6 +89,12 @@ class Trainer:
         self.interrupted = False
         self.delta = delta_of(programs)
         set_bf16(programs, settings.bf16)
+
+    def _start_guide(self) -> None:
+        """Initialises by data a guide that can be; weights that are restored later take its place."""
+        if start_from := getattr(self.programs.guide, "start_from", None):
+            with local_parameters():
+                start_from(self.data.train.images[:START_IMAGES].to(self.device))
 
     @property
     def progress(self) -> float:
@@ -142,7 +155,7 @@ class Trainer:
             "train_s": self.clock.read(),
             "wall_s": time.time() - self.wall,
             "validated": self.validated,
-            "rng": rng_state(),
+            "rng": rng_state(self.device),
         }
 
     def restore(self, state: dict[str, Any], path: Path) -> None:
@@ -154,7 +167,7 @@ class Trainer:
         self.step = state["step"]
         self.clock, self.wall = Clock(state["train_s"]), time.time() - state["wall_s"]
         self.validated = min(state["validated"], self._due())  # fewer are due again when a run is extended
-        restore_rng(state["rng"])
+        restore_rng(state["rng"], self.device)
 
     def _compile(self) -> None:
         """Compiles the networks in place and pays for it here, outside the clock; the random state stays as it was."""
@@ -207,7 +220,7 @@ class Window:
     """Sums over the steps between two lines of metrics, kept on the device until they are read."""
 
     def __init__(self, began: float) -> None:
-        self.began, self.steps, self.images = began, 0, 0
+        self.began, self.images = began, 0
         self.rate = self.distortion = self.mean = self.square = torch.zeros(())
         self.least = torch.full((), math.inf)
 
@@ -220,7 +233,7 @@ class Window:
         except NotImplementedError:
             z = q.rsample()
             rate_b = q.log_prob(z) - p.log_prob(z)
-        self.steps, self.images = self.steps + 1, self.images + rate_b.numel()
+        self.images += rate_b.numel()
         self.rate = self.rate + rate_b.sum()
         self.least = torch.minimum(self.least, rate_b.min())
         self.distortion = self.distortion + elbo.distortion

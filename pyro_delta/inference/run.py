@@ -138,7 +138,7 @@ def load(folder: Path, device: torch.device | str = "cpu") -> Loaded:
     """
     config = configuration.load(folder / CONFIG)
     _, spec = read_info(folder)
-    state = load_checkpoint(folder / CHECKPOINT, device)
+    state = load_checkpoint(folder / CHECKPOINT, device, keys=("average",))
     with torch.random.fork_rng(devices=[]):
         programs = build(config, spec).to(device)
     average = {name.removeprefix("module."): value for name, value in state["average"].items() if name != "n_averaged"}
