@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from record import add_common_arguments, write
+from record import add_common_arguments, save, write
 
 from pyro_delta.build import Programs, build
 from pyro_delta.config import load_preset, parse_settings
@@ -91,8 +91,12 @@ def main() -> None:
     settings = parse_settings(arguments.pairs)
     seeds = range(arguments.seed, arguments.seed + arguments.seeds)
     jobs = [(arm, seed, settings, arguments.split) for seed in seeds for arm in arguments.arms]
+    torch.set_num_threads(1)  # as in the workers
+    results = []
     with multiprocessing.get_context("spawn").Pool(arguments.workers) as pool:
-        results = pool.map(run, jobs, chunksize=1)
+        for result in pool.imap(run, jobs):
+            results.append(result)
+            save(arguments.out, arguments.seed, summary(results), runs=results)
     write(arguments.out, arguments.seed, summary(results), runs=results)
 
 

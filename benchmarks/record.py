@@ -24,8 +24,14 @@ def add_common_arguments(parser: argparse.ArgumentParser, name: str) -> None:
 
 
 def write(out: Path, seed: int, rows: Sequence[dict[str, Any]], **more: Any) -> None:
-    """Prints the rows as a table and writes them, and whatever more, with machine, versions, seed and command."""
+    """Prints the rows as a table and saves them."""
     print_table(rows)
+    save(out, seed, rows, **more)
+    print(f"written to {out.name}")
+
+
+def save(out: Path, seed: int, rows: Sequence[dict[str, Any]], **more: Any) -> None:
+    """Writes the rows, and whatever more, with machine, versions, seed and command."""
     out.parent.mkdir(parents=True, exist_ok=True)
     record = {
         "command": " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]]),
@@ -39,7 +45,6 @@ def write(out: Path, seed: int, rows: Sequence[dict[str, Any]], **more: Any) -> 
         **more,
     }
     out.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    print(f"written to {out.name}")
 
 
 def machine() -> dict[str, Any]:

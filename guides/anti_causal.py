@@ -131,7 +131,7 @@ class AntiCausalGuide(PyroModule):
         A random causal network says nearly the same of every image. A guide that starts like that carries no
         information, the decoder learns to do without z, and nothing calls it back.
         """
-        encoder: AntiCausalEncoder = self._modules["encoder"]  # type: ignore[assignment]
+        encoder: AntiCausalEncoder = self._modules["encoder"]
         encoder.standardise(x)
         dims = self.scale.shape[1]
         encoder.out.weight[dims:], encoder.out.bias[dims:] = 0.0, 0.0

@@ -100,8 +100,7 @@ def test_parameters_agree_at_every_pixel(name: str, dtype: torch.dtype, toleranc
     with torch.no_grad():
         at_once = AutoregressiveImage(network, z).parameters_at(x)
         stepwise = stepwise_parameters(network, x, z)
-    error = (at_once - stepwise).abs().flatten(0, 2).amax(0)
-    assert (error <= tolerance * at_once.abs().max()).all()
+    assert ((at_once - stepwise).abs().amax(-1) <= tolerance * at_once.abs().amax(-1)).all()
 
 
 @pytest.mark.parametrize("height", [1, 2, 5, 8, 11])

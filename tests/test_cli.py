@@ -21,6 +21,7 @@ from PIL import Image
 from pyro_delta.cli import COMMANDS, main
 from pyro_delta.data import load as load_data
 from pyro_delta.evaluation.importance import evaluate
+from pyro_delta.inference import recorder as records
 from pyro_delta.inference import run as runs
 from pyro_delta.inference.loop import Trainer
 
@@ -234,14 +235,14 @@ def test_interrupted_and_resumed_is_the_same_training(trained: Path, tmp_path: P
     """Stopped at step 10 by the signal's own route, and gone on with from the file."""
     folder, stopped = tmp_path / "run", []
 
-    def interrupt(recorder: runs.Recorder, trainer: Trainer) -> None:
+    def interrupt(recorder: records.Recorder, trainer: Trainer) -> None:
         if trainer.step == 10 and not stopped:
             stopped.append(signal.raise_signal(signal.SIGINT))
         every(recorder, trainer)
 
-    every = runs.Recorder.every
+    every = records.Recorder.every
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(runs.Recorder, "every", interrupt)
+        patch.setattr(records.Recorder, "every", interrupt)
         code, _, err = call("train", *TINY, "--steps", 20, "--out", folder)
     assert code == 130
     assert f"stopped at step 10; go on with: pyro-delta train --out {folder} --resume" in err
@@ -251,7 +252,7 @@ def test_interrupted_and_resumed_is_the_same_training(trained: Path, tmp_path: P
         for name, value in theirs[part].items():
             torch.testing.assert_close(ours[part][name], value, rtol=0, atol=0)
     keys = METRICS - {"wall_s", "train_s"}
-    for a, b in zip(runs.read_metrics(folder), runs.read_metrics(trained), strict=True):
+    for a, b in zip(records.read_metrics(folder), records.read_metrics(trained), strict=True):
         assert {key: a[key] for key in keys} == {key: b[key] for key in keys}
 
 

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pyro
@@ -475,3 +476,44 @@ def test_presets_take_a_step_with_their_own_training_settings(name: str) -> None
     assert [line["step"] for line in lines] == [1]
     assert lines[0]["skipped"] == 0
     assert unmoved(programs, before) == []
+
+
+# --- the guide's start ---
+
+
+def test_a_guide_starts_from_data_with_informative_means() -> None:
+    programs, x = toy(), random_images(SPEC, (64,))
+    before = programs.guide.posterior(x).mean
+    programs.guide.start_from(x)
+    q = programs.guide.posterior(x)
+    # without it, hardly anything differs from image to image
+    assert before.std(0).mean() < 0.05
+    means_kd = q.mean.flatten(0, 1)
+    torch.testing.assert_close(means_kd.mean(0), torch.zeros(DIMS), atol=1e-4, rtol=0)
+    torch.testing.assert_close(means_kd.std(0), torch.ones(DIMS), atol=1e-3, rtol=0)
+    assert (q.mean.std(0) > 0.2).all()
+    torch.testing.assert_close(q.stddev, programs.guide.scale.expand_as(q.stddev))
+
+
+def test_a_guide_starts_finite_where_images_are_blank() -> None:
+    guide, x = toy().guide, random_images(SPEC, (16,))
+    x[..., 2:, :] = 0  # what the second of two steps sees is the same in every image
+    guide.start_from(x)
+    mean = guide.posterior(x).mean
+    assert mean.isfinite().all()
+    assert mean[:, 1].std(0).max() < 1e-3
+    assert mean[:, 0].std(0).min() > 0.2
+
+
+def test_training_starts_the_guide_once() -> None:
+    """A fresh trainer does it; restored weights take its place."""
+    settings = config.load_preset("digits", [("training.steps", 1)])
+    spec = SPECS["digits"]
+    split = Split(random_images(spec, (40,)).to(torch.uint8), None)
+    data = ImageData(spec, split, split, split, "toy", None)
+    first = Trainer(settings, data, build(settings, spec), [].append)
+    assert first.programs.guide.posterior(split.images).mean.std(0).mean() > 0.3
+    state = first.state() | {"programs": build(settings, spec).state_dict()}
+    second = Trainer(settings, data, build(settings, spec), [].append)
+    second.restore(state, Path("run"))
+    torch.testing.assert_close(second.programs.state_dict(), state["programs"], rtol=0, atol=0)

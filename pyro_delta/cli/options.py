@@ -13,14 +13,16 @@ if TYPE_CHECKING:
     import torch
 
     from pyro_delta.config import Config
-    from pyro_delta.data import ImageData, Split
+    from pyro_delta.data import ImageData
     from pyro_delta.inference.run import Loaded
 
 run_argument = click.argument("run", type=click.Path(path_type=Path))
 device_option = click.option(
     "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", help="auto: CUDA if there is a device."
 )
-root_option = click.option("--data-root", metavar="DIR", help="Where data sets live (default: as in training).")
+root_option = click.option(
+    "--data-root", metavar="DIR", help="Where data sets live, or the folder of folder:PATH (default: as in training)."
+)
 split_option = click.option(
     "--split", type=click.Choice(["test", "validation", "train"]), default="test", show_default=True
 )
@@ -71,5 +73,3 @@ def print_json(numbers: dict[str, Any]) -> None:
     """Prints numbers on a line; one that is not finite becomes null, which every reader of JSON knows."""
     finite = {k: None if isinstance(x, float) and not math.isfinite(x) else x for k, x in numbers.items()}
     click.echo(json.dumps(finite, ensure_ascii=False))
-
-

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from pyro_delta.cli.options import choose_device, device_option, run_argument
+from pyro_delta.cli.options import choose_device, device_option, json_option, print_json, run_argument
 
 
 @click.command()
@@ -17,7 +17,8 @@ from pyro_delta.cli.options import choose_device, device_option, run_argument
 @click.option("--same-z", type=click.IntRange(min=1), metavar="R", help="R decodings of each latent, in its column.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
 @device_option
-def sample(run: Path, num: int, out: Path, same_z: int | None, seed: int, device: str) -> None:
+@json_option
+def sample(run: Path, num: int, out: Path, same_z: int | None, seed: int, device: str, as_json: bool) -> None:
     """Draw images from RUN into a grid.
 
     \b
@@ -26,10 +27,15 @@ def sample(run: Path, num: int, out: Path, same_z: int | None, seed: int, device
     """  # noqa: D301 (click wants the backspace itself)
     from pyro_delta.inference.run import load
     from pyro_delta.report.pictures import check_png, draw, grid, save_png
+    from pyro_delta.report.progress import counting
 
     check_png(out)
     loaded = load(run, choose_device(device))
-    images = draw(loaded.programs, num, decodings=same_z, seed=seed)
+    with counting("sampling", num * (same_z or 1)) as advance:
+        images = draw(loaded.programs, num, decodings=same_z, seed=seed, advance=advance)
     columns = math.ceil(math.sqrt(num)) if same_z is None else num
     save_png(grid(images, loaded.spec.levels, columns), out)
-    click.echo(str(out))
+    if as_json:
+        print_json({"picture": str(out), "images": len(images), "columns": columns, "seed": seed})
+    else:
+        click.echo(str(out))

@@ -158,7 +158,7 @@ def _trainer(config: Config, device: str) -> Trainer:
 
 
 def _run(trainer: Trainer, folder: Path, preset: str, resumed: bool, as_json: bool) -> None:
-    from pyro_delta.inference.run import Recorder, stopping
+    from pyro_delta.inference.recorder import Recorder, stopping
     from pyro_delta.report.progress import following
     from pyro_delta.report.tables import print_table
 

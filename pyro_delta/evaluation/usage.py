@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from pyro_delta.build import Programs
-from pyro_delta.data import ImageData, Split
+from pyro_delta.data import ImageData
 from pyro_delta.errors import UserError
 from pyro_delta.evaluation.bound import (
     Encoding,
@@ -191,9 +191,10 @@ def probe_accuracy(z_fit: Tensor, labels_fit: Tensor, z: Tensor, labels: Tensor)
 
 def _probe(programs: Programs, data: ImageData, split: str, encoding: Encoding, seed: int) -> float | None:
     """Fitted to train images; on the train split itself, to its first half, and judged on the rest."""
-    if data.train.labels is None:
+    labels = data.split(split).labels
+    if data.train.labels is None or labels is None:
         return None
     count = min(PROBE_IMAGES, len(data.train) // 2 if split == "train" else len(data.train))
-    labels, skipped = data.split(split).labels, count if split == "train" else 0
+    skipped = count if split == "train" else 0
     z_fit = sample_latents(programs, data.train.images[:count], seed=seed + 1)
     return probe_accuracy(z_fit, data.train.labels[:count], encoding.z[skipped:], labels[skipped:])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from pyro_delta.build import Programs
 from pyro_delta.errors import UserError
-from pyro_delta.evaluation.bound import evaluating
+from pyro_delta.evaluation.bound import evaluating, ignore
 from pyro_delta.files import written_whole
 
 LEAST_SIDE = 64
@@ -21,7 +22,15 @@ FRAME = 2
 
 
 @torch.no_grad()
-def draw(programs: Programs, count: int, *, decodings: int | None = None, seed: int = 0, batch: int = 64) -> Tensor:
+def draw(
+    programs: Programs,
+    count: int,
+    *,
+    decodings: int | None = None,
+    seed: int = 0,
+    batch: int = 64,
+    advance: Callable[[int], None] = ignore,
+) -> Tensor:
     """Images from the model.
 
     Args:
@@ -30,16 +39,21 @@ def draw(programs: Programs, count: int, *, decodings: int | None = None, seed: 
         decodings: R pictures of each latent sequence, in the paper's manner.
         seed: of the noise.
         batch: images drawn at once.
+        advance: called with the number of images just drawn.
 
     Returns:
         integers (count, C, H, W), or (R·count, C, H, W) with row after row, each column of which shares its z.
     """
     model = programs.model
     with evaluating(programs, seed):
-        if decodings is None:
-            return torch.cat([model(batch=min(batch, count - start)) for start in range(0, count, batch)]).cpu()
-        z_bnd = model.prior().expand([count]).sample().repeat(decodings, 1, 1)
-        return torch.cat([model.likelihood(part).sample().cpu() for part in z_bnd.split(batch)])
+        z_bnd = model.prior().expand([count]).sample()
+        if decodings is not None:
+            z_bnd = z_bnd.repeat(decodings, 1, 1)
+        parts = []
+        for z in z_bnd.split(batch):
+            parts.append(model.likelihood(z).sample().cpu())
+            advance(len(z))
+    return torch.cat(parts)
 
 
 def grid(images_bchw: Tensor, levels: int, columns: int) -> Tensor:

@@ -1,0 +1,120 @@
+"""What a training leaves in its run folder while it goes on: metrics, events, checkpoints and pictures."""
+
+from __future__ import annotations
+
+import json
+import math
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any, cast
+
+from torch.utils.tensorboard import SummaryWriter
+
+from pyro_delta.build import Programs
+from pyro_delta.inference.checkpoint import save_atomically
+from pyro_delta.inference.loop import Trainer
+from pyro_delta.inference.run import CHECKPOINT, EVENTS, METRICS, SAMPLES, write_text
+from pyro_delta.report.pictures import draw, grid, save_png
+
+GRID = 16
+"""Images in a sample grid."""
+
+Line = dict[str, Any]
+
+
+def read_metrics(folder: Path) -> list[Line]:
+    """The lines of metrics of a run; a last one cut short by a crash is left out."""
+    lines = []
+    path = folder / METRICS
+    for text in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+        try:
+            lines.append(json.loads(text))
+        except json.JSONDecodeError:
+            break
+    return lines
+
+
+class Recorder:
+    """Writes a training into its folder: lines, events, checkpoints and pictures.
+
+    Args:
+        folder: of the run.
+        show: called with every line as well.
+        step: lines after it are dropped: they were written after the checkpoint that a run goes on from.
+    """
+
+    def __init__(self, folder: Path, show: Callable[[Line], None], step: int = 0) -> None:
+        self.folder, self.show = folder, show
+        self.lines = [line for line in read_metrics(folder) if line["step"] <= step]
+        write_text(folder / METRICS, "".join(json.dumps(line) + "\n" for line in self.lines))
+        self.events = SummaryWriter(str(folder / EVENTS), purge_step=step + 1)
+        self.saved, self.drawn = time.monotonic(), -1
+
+    def log(self, line: Line) -> None:
+        """Takes a line of metrics; what is not a finite number becomes null, which every reader of JSON knows."""
+        line = {key: None if isinstance(x, float) and not math.isfinite(x) else x for key, x in line.items()}
+        self.lines.append(line)
+        with open(self.folder / METRICS, "a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+        for key, value in line.items():
+            if isinstance(value, (int, float)) and key != "step":
+                self.events.add_scalar(f"{line['split']}/{key}", value, line["step"])
+        self.show(line)
+
+    def every(self, trainer: Trainer) -> None:
+        """After each logging step: a checkpoint when one is due, a picture after each validation."""
+        if time.monotonic() - self.saved >= 60 * trainer.config.training.checkpoint_minutes:
+            self.save(trainer)
+        if self.lines and self.lines[-1]["split"] == "validation":
+            self.draw(trainer)
+
+    def save(self, trainer: Trainer) -> None:
+        """Writes the checkpoint."""
+        save_atomically(trainer.state(), self.folder / CHECKPOINT)
+        self.events.flush()
+        self.saved = time.monotonic()
+
+    def draw(self, trainer: Trainer) -> None:
+        """Writes a grid of samples, of the same noise each time, unless this step has one."""
+        if self.drawn == trainer.step:
+            return
+        self.drawn = trainer.step
+        images = draw(cast(Programs, trainer.average.module), GRID)
+        picture = grid(images, trainer.data.spec.levels, columns=8)
+        save_png(picture, self.folder / SAMPLES / f"step_{trainer.step:06d}.png")
+
+    def finish(self, trainer: Trainer) -> None:
+        """The last checkpoint; of a training that came to its end, the last picture too."""
+        self.save(trainer)
+        if not trainer.interrupted:
+            self.draw(trainer)
+
+    def close(self) -> None:
+        """Closes the events."""
+        self.events.close()
+
+    def summary(self) -> Line:
+        """The newest line of the validation split, or else the newest line."""
+        validated = [line for line in self.lines if line["split"] == "validation"]
+        return (validated or self.lines or [{}])[-1]
+
+
+@contextmanager
+def stopping(trainer: Trainer) -> Iterator[None]:
+    """Turns the first interrupt or termination signal into an orderly end after the step under way."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        if trainer.interrupted:  # asked twice: at once
+            raise KeyboardInterrupt
+        trainer.interrupted = True
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

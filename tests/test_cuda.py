@@ -1,0 +1,72 @@
+"""On a CUDA device: training without host synchronisation, resuming, evaluation and sampling. Run with `-m cuda`."""
+
+import copy
+from pathlib import Path
+
+import pyro
+import pytest
+import torch
+from test_inference import SPEC, config_of, toy_data, trainer_of
+
+from pyro_delta.build import Programs, build, local_parameters
+from pyro_delta.evaluation.importance import evaluate
+from pyro_delta.inference.checkpoint import load_checkpoint, save_atomically
+from pyro_delta.inference.loop import STATE, Trainer, Window
+from pyro_delta.report.pictures import draw
+
+pytestmark = [
+    pytest.mark.cuda,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device"),
+]
+
+
+def programs_on(device: str) -> Programs:
+    torch.manual_seed(0)
+    return build(config_of(), SPEC).to(device)
+
+
+def test_a_step_never_makes_the_host_wait() -> None:
+    trainer = trainer_of(programs=programs_on("cuda"), clip=1.0, bf16=True, channels_last=True)
+    window = Window(0.0)
+    with local_parameters(), pyro.validation_enabled(False):
+        for step in range(3):
+            torch.cuda.set_sync_debug_mode("error" if step else "default")  # the first step sets up the optimiser
+            try:
+                trainer.train_step(trainer.batches.batch(step))
+                window.add(trainer.elbo)
+            finally:
+                torch.cuda.set_sync_debug_mode("default")
+    assert trainer.update.norm.isfinite()
+
+
+@pytest.mark.parametrize("elbo", ["trace", "mean_field"])
+def test_training_goes_on_where_it_was(elbo: str, tmp_path: Path) -> None:
+    path = tmp_path / "last.pt"
+    first = trainer_of(programs=programs_on("cuda"), elbo=elbo)
+    first.run()
+    save_atomically(first.state(), path)
+    second = Trainer(config_of(elbo=elbo), toy_data(), programs_on("cuda"), [].append)
+    second.restore(load_checkpoint(path, keys=STATE), path)
+    with local_parameters():
+        for trainer in (first, second):
+            trainer.train_step(trainer.batches.batch(trainer.step))
+    torch.testing.assert_close(second.programs.state_dict(), first.programs.state_dict())
+
+
+def test_numbers_agree_with_the_cpu() -> None:
+    on_cpu = programs_on("cpu").double()
+    on_cuda = copy.deepcopy(on_cpu).to("cuda")
+    images = toy_data().test.images
+    ours, theirs = (evaluate(programs, toy_data().test) for programs in (on_cuda, on_cpu))
+    # the noise differs; the closed-form rate does not
+    assert ours["rate_nats_mean"] == pytest.approx(theirs["rate_nats_mean"], rel=1e-9)
+    z = torch.randn(len(images), 4, 2, dtype=torch.float64)
+    with local_parameters(), torch.no_grad():
+        scores = [
+            p.model.likelihood(z.to(d)).log_prob(images.to(d)).cpu() for p, d in ((on_cpu, "cpu"), (on_cuda, "cuda"))
+        ]
+    torch.testing.assert_close(scores[1], scores[0], rtol=1e-9, atol=1e-9)
+
+
+def test_samples_come_from_the_device() -> None:
+    assert draw(programs_on("cuda"), 3).shape == (3, *SPEC.shape)
