@@ -16,6 +16,7 @@ from pyro_delta.nn.embedding import embed_pixels
 from pyro_delta.nn.gated_pixelcnn import GatedPixelCNN
 from pyro_delta.nn.precision import Network, autocast_inside
 from pyro_delta.nn.submodule import network_of
+from pyro_delta.rate import minimising_posterior
 
 
 class AntiCausalEncoder(Network):
@@ -81,7 +82,7 @@ class AntiCausalEncoder(Network):
 
 def _deviation(values: Tensor) -> Tensor:
     """Standard deviation over dimension 0; 1 where the values hardly differ, as over a margin that is always blank."""
-    deviation = values.std(0)
+    deviation = values.std(0, correction=0)
     return torch.where(deviation > 1e-3 * values.square().mean(0).sqrt() + 1e-6, deviation, 1.0)
 
 
@@ -99,10 +100,17 @@ class AntiCausalGuide(PyroModule):
 
     Args:
         spec: shape and levels of the images.
-        first_row: (n,) the first row of each step.
-        scale: (n, d) standard deviations that the guide starts from. With those of the posterior that attains δ
-            (`pyro_delta.rate.minimising_posterior`) the scales start at the floor.
-        network: the remaining arguments of `AntiCausalEncoder`.
+        prior: of the latents; its `first_row` is read, and the posterior that attains its δ, where the scales start.
+            Nothing of it is kept.
+        features: features pooled from each row.
+        channels: width of each level of the rows-above stream, finest first; each level halves the resolution.
+        row_blocks: gated blocks of each level.
+        pixel_blocks: gated blocks of the within-row stream.
+        row_kernel: (rows, columns) of the rows-above stream's convolutions.
+        pixel_kernel: columns of the within-row stream's convolutions.
+
+    Raises:
+        UserError: for sizes that make no network.
 
     References:
         1. A. Razavi et al., "Preventing Posterior Collapse with δ-VAEs", ICLR 2019.
@@ -112,10 +120,33 @@ class AntiCausalGuide(PyroModule):
     causality = "anti_causal"
     scale: Tensor
 
-    def __init__(self, spec: ImageSpec, first_row: Tensor, scale: Tensor, **network: object) -> None:
+    def __init__(
+        self,
+        spec: ImageSpec,
+        prior: PyroModule,
+        *,
+        features: int = 64,
+        channels: tuple[int, ...] = (32, 48),
+        row_blocks: tuple[int, ...] = (1, 2),
+        pixel_blocks: int = 2,
+        row_kernel: tuple[int, int] = (2, 3),
+        pixel_kernel: int = 3,
+    ) -> None:
         super().__init__()
+        with torch.no_grad():
+            scale = minimising_posterior(prior()).base_dist.scale
         self.register_buffer("scale", scale.to(torch.get_default_dtype()))
-        self.encoder = AntiCausalEncoder(spec, first_row, 2 * scale.shape[1], **network)  # type: ignore[arg-type]
+        self.encoder = AntiCausalEncoder(
+            spec,
+            prior.first_row,
+            2 * scale.shape[1],
+            features=features,
+            channels=channels,
+            row_blocks=row_blocks,
+            pixel_blocks=pixel_blocks,
+            row_kernel=row_kernel,
+            pixel_kernel=pixel_kernel,
+        )
 
     def posterior(self, x: Tensor) -> dist.Independent:
         """q(z | x) for images (…, C, H, W), event shape (n, d)."""

@@ -101,14 +101,54 @@ class ConditionalGatedPixelCNN(Network):
 
 
 class GatedPixelCNNLikelihood(PyroModule):
-    """p(x | z) as a program: `forward(z)` returns an `AutoregressiveImage`.
+    """Gated PixelCNN: two causal streams, the rows above with coarser levels for reach, conditioned on z.
 
-    Takes the arguments of `ConditionalGatedPixelCNN`.
+    `forward(z)` returns an `AutoregressiveImage`.
+
+    Args:
+        spec: shape and levels of the images.
+        prior: of the latents; its `first_row` and event shape (n, d) are read, and nothing of it is kept.
+        use_latents: False gives the latent-free control: z is ignored.
+        mixtures: components of the mixture of discretised logistics.
+        latent_channels: channels of the map that carries z to the pixels.
+        channels: width of each level of the rows-above stream, finest first; each level halves the resolution.
+        row_blocks: gated blocks of each level.
+        pixel_blocks: gated blocks of the within-row stream.
+        row_kernel: (rows, columns) of the rows-above stream's convolutions.
+        pixel_kernel: columns of the within-row stream's convolutions.
+
+    Raises:
+        UserError: for sizes that make no network.
     """
 
-    def __init__(self, spec: ImageSpec, first_row: Tensor, dims: int, **network: object) -> None:
+    def __init__(
+        self,
+        spec: ImageSpec,
+        prior: PyroModule,
+        *,
+        use_latents: bool = True,
+        mixtures: int = 5,
+        latent_channels: int = 16,
+        channels: tuple[int, ...] = (32, 48),
+        row_blocks: tuple[int, ...] = (1, 2),
+        pixel_blocks: int = 2,
+        row_kernel: tuple[int, int] = (2, 3),
+        pixel_kernel: int = 3,
+    ) -> None:
         super().__init__()
-        self.network = ConditionalGatedPixelCNN(spec, first_row, dims, **network)  # type: ignore[arg-type]
+        self.network = ConditionalGatedPixelCNN(
+            spec,
+            prior.first_row,
+            prior().event_shape[-1],
+            use_latents=use_latents,
+            mixtures=mixtures,
+            latent_channels=latent_channels,
+            channels=channels,
+            row_blocks=row_blocks,
+            pixel_blocks=pixel_blocks,
+            row_kernel=row_kernel,
+            pixel_kernel=pixel_kernel,
+        )
 
     def forward(self, z: Tensor) -> AutoregressiveImage:
         """Z (…, n, d) → a distribution over images (…, C, H, W)."""

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from pyro.nn import PyroModule
 from torch import Tensor
 
+from pyro_delta.data.spec import ImageSpec
 from pyro_delta.distributions import GaussianAR1
 from pyro_delta.errors import UserError
+from pyro_delta.rate import alpha_for_rate, parse_alpha
 
 
 def rows_of_steps(length: int, height: int) -> Tensor:
@@ -31,17 +31,35 @@ class AR1Prior(PyroModule):
     `forward()` returns `GaussianAR1(alpha, length)` of event shape (n, d).
 
     Args:
-        alpha: (d,) correlations of neighbouring steps, |α| < 1.
-        first_row: (n,) the image row from which on each step may be used.
+        spec: shape and levels of the images.
+        dims: d, size of one latent step.
+        length: n, latent steps, a divisor of the image's rows (default: one per row).
+        alpha: correlation of neighbouring steps, |α| < 1: one number, LO:HI for a linear spread, or d numbers with
+            commas.
+        rate_nats: committed rate from which one shared α is solved, in place of alpha.
     """
 
     alpha: Tensor
     first_row: Tensor
 
-    def __init__(self, alpha: Sequence[float] | Tensor, first_row: Tensor) -> None:
+    def __init__(
+        self,
+        spec: ImageSpec,
+        *,
+        dims: int = 8,
+        length: int | None = None,
+        alpha: str | float | None = None,
+        rate_nats: float | None = None,
+    ) -> None:
         super().__init__()
-        self.register_buffer("alpha", torch.as_tensor(alpha, dtype=torch.get_default_dtype()))
-        self.register_buffer("first_row", first_row)
+        if (alpha is None) == (rate_nats is None):
+            raise UserError("give just one of prior.alpha and prior.rate_nats.")
+        self.register_buffer("first_row", rows_of_steps(length or spec.height, spec.height))
+        if rate_nats is not None:
+            alpha_d = [alpha_for_rate(rate_nats, len(self.first_row), dims)] * dims
+        else:
+            alpha_d = parse_alpha(alpha, dims)
+        self.register_buffer("alpha", torch.tensor(alpha_d, dtype=torch.get_default_dtype()))
 
     def forward(self) -> GaussianAR1:
         """The prior over z, event shape (n, d)."""

@@ -2,27 +2,28 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pyro
 import torch
+from pyro.nn import PyroModule
 from torch import Tensor, nn
+from torch.distributions import Distribution
 
-from pyro_delta.config import Config, NetworkConfig, PriorConfig
+from pyro_delta.config import Config, ProgramConfig
 from pyro_delta.data.spec import ImageSpec
-from pyro_delta.guides import AntiCausalGuide
-from pyro_delta.models import AR1Prior, DeltaVAE, GatedPixelCNNLikelihood, rows_of_steps
-from pyro_delta.rate import alpha_for_rate, minimising_posterior, parse_alpha
+from pyro_delta.errors import UserError
+from pyro_delta.models import DeltaVAE
+from pyro_delta.programs import blamed, find
 
-PRIORS = {"ar1": AR1Prior}
-LIKELIHOODS = {"gated_pixelcnn": GatedPixelCNNLikelihood}
-GUIDES = {"anti_causal": AntiCausalGuide}
+CAUSALITIES = ("anti_causal", "none")
 
 
 class Programs(nn.Module):
     """A model and its guide: what is trained, averaged, saved and evaluated together."""
 
-    def __init__(self, model: DeltaVAE, guide: AntiCausalGuide) -> None:
+    def __init__(self, model: DeltaVAE, guide: PyroModule) -> None:
         super().__init__()
         self.model = model
         self.guide = guide
@@ -36,31 +37,80 @@ def local_parameters() -> Any:
     return pyro.settings.context(module_local_params=True)
 
 
-def build(config: Config, spec: ImageSpec) -> Programs:
-    """The programs of a configuration for images of `spec`, initialised from torch's random state."""
+def build(config: Config, spec: ImageSpec, folder: Path | None = None) -> Programs:
+    """The programs of a configuration for images of `spec`, initialised from torch's random state.
+
+    Args:
+        config: of a run.
+        spec: shape and levels of the images.
+        folder: of the run's own programs.
+
+    Raises:
+        UserError: if a program cannot be made, or is not what the protocol asks for.
+    """
     with local_parameters():
-        first_row = rows_of_steps(config.prior.length or spec.height, spec.height)
-        prior = PRIORS[config.prior.program](prior_alpha(config.prior, first_row.numel()), first_row)
-        likelihood = LIKELIHOODS[config.likelihood.program](
-            spec, first_row, config.prior.dims, **_network(config.likelihood)
+        prior = _made(config.prior, folder, spec)
+        with blamed(config.prior.program):
+            _check_prior(prior, config.prior.program, spec)
+        likelihood = _made(config.likelihood, folder, spec, prior)
+        guide = _made(config.guide, folder, spec, prior)
+        programs = Programs(DeltaVAE(prior, likelihood), guide)
+        _check_fit(programs, config, spec)
+    return programs
+
+
+def _made(section: ProgramConfig, folder: Path | None, *given: Any) -> PyroModule:
+    with blamed(section.program):
+        program = find(section.kind, section.program, folder)(*given, **section.options)
+    if not isinstance(program, PyroModule):
+        raise UserError(
+            f"the {section.kind} {section.program!r} makes a {type(program).__name__}; it must make a PyroModule."
         )
-        guide = GUIDES[config.guide.program](spec, first_row, starting_scale(prior), **_network(config.guide))
-        return Programs(DeltaVAE(prior, likelihood), guide)
+    return program
 
 
-def prior_alpha(prior: PriorConfig, length: int) -> list[float]:
-    """α of each dimension, given or solved from the committed rate."""
-    if prior.rate_nats is not None:
-        return [alpha_for_rate(prior.rate_nats, length, prior.dims)] * prior.dims
-    assert prior.alpha is not None  # the configuration saw to it
-    return parse_alpha(prior.alpha, prior.dims)
-
-
-def starting_scale(prior: AR1Prior) -> Tensor:
-    """(n, d) standard deviations of the posterior that attains δ, where guides start."""
+def _check_prior(prior: PyroModule, name: str, spec: ImageSpec) -> None:
     with torch.no_grad():
-        return minimising_posterior(prior()).base_dist.scale
+        shape = tuple(_distribution(prior(), f"the prior {name!r}").event_shape)
+    if len(shape) != 2:
+        raise UserError(f"the prior {name!r} has event shape {shape}; it must be (n, d), n steps of d dimensions.")
+    first_row = getattr(prior, "first_row", None)
+    if not isinstance(first_row, Tensor) or first_row.is_floating_point() or tuple(first_row.shape) != shape[:1]:
+        found = tuple(first_row.shape) if isinstance(first_row, Tensor) else first_row
+        raise UserError(f"the prior {name!r} has first_row {found}; it must be {shape[0]} integers, one a step.")
+    if not ((first_row >= 0) & (first_row < spec.height)).all():
+        raise UserError(f"the prior {name!r} has first_row {first_row.tolist()}; rows are 0 to {spec.height - 1}.")
 
 
-def _network(config: NetworkConfig) -> dict[str, Any]:
-    return config.model_dump(exclude={"program"})
+@torch.no_grad()
+def _check_fit(programs: Programs, config: Config, spec: ImageSpec) -> None:
+    """One blank image through guide and likelihood: do their event shapes fit?"""
+    x_bchw = torch.zeros(1, *spec.shape, dtype=torch.uint8)
+    programs.eval()
+    with torch.random.fork_rng(devices=[]):
+        shape = programs.model.prior().event_shape
+        with blamed(config.guide.program):
+            q = programs.guide.posterior(x_bchw)
+        name = f"the guide {config.guide.program!r}"
+        if _distribution(q, name).event_shape != shape or q.batch_shape != (1,):
+            raise UserError(
+                f"{name} gives {tuple(q.batch_shape)} + {tuple(q.event_shape)} for one image; the prior has event "
+                f"shape {tuple(shape)}, so it must be (1,) + {tuple(shape)}."
+            )
+        if getattr(programs.guide, "causality", None) not in CAUSALITIES:
+            raise UserError(f"{name} declares no causality; set it to {' or '.join(map(repr, CAUSALITIES))}.")
+        with blamed(config.likelihood.program):
+            p = programs.model.likelihood(q.rsample())
+        name = f"the likelihood {config.likelihood.program!r}"
+        if _distribution(p, name).event_shape != spec.shape or p.batch_shape != (1,):
+            raise UserError(
+                f"{name} gives {tuple(p.batch_shape)} + {tuple(p.event_shape)} for one latent sequence; images are "
+                f"{spec.shape}, so it must be (1,) + {spec.shape}."
+            )
+    programs.train()
+
+
+def _distribution(value: Any, name: str) -> Distribution:
+    if not isinstance(value, Distribution):
+        raise UserError(f"{name} returns a {type(value).__name__}; it must return a distribution.")
+    return value

@@ -7,21 +7,18 @@ import tomllib
 from collections.abc import Iterable, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, ValidationInfo, model_serializer, model_validator
 
+from pyro_delta import programs
 from pyro_delta.errors import UserError, unknown_name
 from pyro_delta.files import written_whole
+from pyro_delta.validation import Section, first_mistake
 
 EXCLUSIVE = [{"prior.alpha", "prior.rate_nats"}, {"training.steps", "training.minutes"}]
 """Settings of which just one holds: setting one of a pair takes the preset's other away."""
-
-
-class Section(BaseModel):
-    """A part of the configuration: unknown settings are errors, values are fixed once validated."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+DEFAULT_PROGRAMS = {"prior": "ar1", "likelihood": "gated_pixelcnn", "guide": "anti_causal"}
 
 
 class DataConfig(Section):
@@ -37,75 +34,47 @@ class DataConfig(Section):
     """of the validation split"""
 
 
-class PriorConfig(Section):
-    """The prior over the latent sequence."""
+class ProgramConfig(Section):
+    """A program and all its options; written as one flat section, `{"program": …, "alpha": …}`.
 
-    program: Literal["ar1"] = "ar1"
-    dims: int = Field(8, ge=1)
-    """d, size of one latent step"""
-    length: int | None = Field(None, ge=1)
-    """n, latent steps (default: one per image row)"""
-    alpha: str | float | None = None
-    """one number, LO:HI for a linear spread, or d numbers with commas"""
-    rate_nats: float | None = Field(None, ge=0)
-    """committed rate from which one shared α is solved, in place of alpha"""
+    Validation takes the folder of a run's own programs as its context.
+    """
 
-    @model_validator(mode="after")
-    def _one_way(self) -> PriorConfig:
-        if (self.alpha is None) == (self.rate_nats is None):
-            raise ValueError("give just one of prior.alpha and prior.rate_nats")
-        return self
+    kind: ClassVar[str]
+    program: str
+    """a name of `pyro-delta list`, package.module:Object, or path/to/file.py:Object"""
+    options: dict[str, Any]
 
+    @model_validator(mode="before")
+    @classmethod
+    def _gather(cls, flat: Any, info: ValidationInfo) -> Any:
+        if not isinstance(flat, dict) or not isinstance(flat.get("program", ""), str):
+            raise ValueError(f"a section of settings is needed, with a program by its name, got {flat!r}")
+        given = {key: value for key, value in flat.items() if key != "program"}
+        name = flat.get("program", DEFAULT_PROGRAMS[cls.kind])
+        return {"program": name, "options": programs.checked_options(cls.kind, name, given, info.context)}
 
-class NetworkConfig(Section):
-    """A Gated PixelCNN trunk."""
-
-    channels: tuple[int, ...] = (32, 48)
-    """width of each level of the rows-above stream, finest first; each level halves the resolution"""
-    row_blocks: tuple[int, ...] = (1, 2)
-    """gated blocks of each level of the rows-above stream"""
-    pixel_blocks: int = Field(2, ge=1)
-    """gated blocks of the within-row stream"""
-    row_kernel: tuple[int, int] = (2, 3)
-    """(rows, columns) of the rows-above stream's convolutions"""
-    pixel_kernel: int = Field(3, ge=2)
-    """columns of the within-row stream's convolutions"""
-
-    @model_validator(mode="after")
-    def _sizes(self) -> NetworkConfig:
-        if (
-            not self.channels
-            or len(self.channels) != len(self.row_blocks)
-            or min(self.channels) < 1
-            or min(self.row_blocks) < 0
-        ):
-            raise ValueError(
-                f"channels={list(self.channels)} and row_blocks={list(self.row_blocks)} must name the same levels, "
-                "with 1 or more channels and 0 or more blocks for each"
-            )
-        if self.row_kernel[0] < 2 or self.row_kernel[1] < 1 or self.row_kernel[1] % 2 == 0:
-            raise ValueError(f"row_kernel={list(self.row_kernel)} needs 2 or more rows and an odd number of columns")
-        return self
+    @model_serializer
+    def _flat(self) -> dict[str, Any]:
+        return {"program": self.program, **self.options}
 
 
-class LikelihoodConfig(NetworkConfig):
+class PriorConfig(ProgramConfig):
+    """p(z), the prior over the latent sequence."""
+
+    kind = "prior"
+
+
+class LikelihoodConfig(ProgramConfig):
     """p(x | z)."""
 
-    program: Literal["gated_pixelcnn"] = "gated_pixelcnn"
-    use_latents: bool = True
-    """false: the latent-free control"""
-    mixtures: int = Field(5, ge=1)
-    """components of the mixture of discretised logistics"""
-    latent_channels: int = Field(16, ge=1)
-    """channels of the map that carries z to the pixels"""
+    kind = "likelihood"
 
 
-class GuideConfig(NetworkConfig):
+class GuideConfig(ProgramConfig):
     """q(z | x)."""
 
-    program: Literal["anti_causal"] = "anti_causal"
-    features: int = Field(64, ge=1)
-    """features pooled from each row"""
+    kind = "guide"
 
 
 class TrainingConfig(Section):
@@ -192,22 +161,37 @@ def load_preset(name: str, settings: Sequence[tuple[str, Any]] = ()) -> Config:
     return overlaid(tomllib.loads(preset_text(name)), settings)
 
 
-def overlaid(tree: dict[str, Any], settings: Sequence[tuple[str, Any]]) -> Config:
+def overlaid(tree: dict[str, Any], settings: Sequence[tuple[str, Any]], folder: Path | None = None) -> Config:
     """A configuration from a tree of sections, which is changed, with settings laid over it.
+
+    A program that takes the place of the tree's own keeps those of its options that it has, too.
+
+    Args:
+        tree: sections of settings.
+        settings: as for `load_preset`.
+        folder: of a run's own programs.
 
     Raises:
         UserError: as `load_preset`.
     """
-    for key, _ in settings:
-        for pair in EXCLUSIVE:
-            if key in pair:
-                section, _, field = (pair - {key}).pop().partition(".")
-                tree.get(section, {}).pop(field, None)
+    given = dict(settings)
+    for pair in EXCLUSIVE:
+        if pair <= given.keys():
+            raise UserError(f"{' and '.join(sorted(pair))} contradict each other; give one of them.")
+        for key in pair & given.keys():
+            section, _, field = (pair - {key}).pop().partition(".")
+            tree.get(section, {}).pop(field, None)
+    for kind in programs.KINDS:
+        name, section = given.get(f"{kind}.program"), tree.setdefault(kind, {})
+        if name not in (None, section.get("program", DEFAULT_PROGRAMS[kind])):
+            known = programs.option_names(kind, str(name), folder)
+            tree[kind] = {key: value for key, value in section.items() if key in known}
     for key, value in settings:
-        _check_key(key)
-        section, _, field = key.partition(".")
-        tree.setdefault(section, {})[field] = value
-    return validate(tree)
+        section_name, _, field = key.partition(".")
+        if section_name not in Config.model_fields or not field:
+            raise unknown_name("setting", key, setting_names(tree))
+        tree.setdefault(section_name, {})[field] = value
+    return validate(tree, folder)
 
 
 def parse_settings(pairs: Iterable[str]) -> list[tuple[str, Any]]:
@@ -225,27 +209,31 @@ def parse_settings(pairs: Iterable[str]) -> list[tuple[str, Any]]:
     return settings
 
 
-def setting_names() -> list[str]:
-    """Every dotted setting."""
-    return [
-        f"{section}.{field}"
-        for section, info in Config.model_fields.items()
-        for field in info.annotation.model_fields  # type: ignore[union-attr]
-    ]
+def setting_names(tree: dict[str, Any]) -> list[str]:
+    """Every dotted setting, with the options of the programs that a tree of sections names."""
+    found = []
+    for section, info in Config.model_fields.items():
+        if section in programs.KINDS:
+            name = tree.get(section, {}).get("program", DEFAULT_PROGRAMS[section])
+            fields = ["program", *programs.option_names(section, name)]
+        else:
+            fields = list(info.annotation.model_fields)  # type: ignore[union-attr]
+        found += [f"{section}.{field}" for field in fields]
+    return found
 
 
-def validate(tree: dict[str, Any]) -> Config:
-    """A checked configuration; the first thing wrong becomes one sentence."""
+def validate(tree: dict[str, Any], folder: Path | None = None) -> Config:
+    """A checked configuration; the first thing wrong becomes one sentence.
+
+    Args:
+        tree: sections of settings.
+        folder: of a run's own programs.
+    """
     try:
-        return Config.model_validate(tree)
+        return Config.model_validate(tree, context=folder)
     except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"][:2])
-        if first["type"] == "extra_forbidden":
-            raise unknown_name("setting", key, setting_names()) from None
-        message = first["msg"].removeprefix("Value error, ")
-        given = "" if first["type"] in ("value_error", "missing") else f", got {first['input']!r}"
-        raise UserError(f"{key}: {message}{given}.") from None
+        key, mistake = first_mistake(error)
+        raise (mistake or unknown_name("setting", key, setting_names(tree))) from None
 
 
 def save(config: Config, path: Path) -> None:
@@ -254,8 +242,12 @@ def save(config: Config, path: Path) -> None:
         file.write((config.model_dump_json(indent=2) + "\n").encode())
 
 
-def load(path: Path) -> Config:
+def load(path: Path, folder: Path | None = None) -> Config:
     """Reads a configuration that `save` wrote.
+
+    Args:
+        path: of the file.
+        folder: of the run's own programs.
 
     Raises:
         UserError: if the file is missing or not a configuration.
@@ -269,11 +261,6 @@ def load(path: Path) -> Config:
     except (json.JSONDecodeError, UnicodeDecodeError):
         raise UserError(f"{path} is damaged: it is not JSON.") from None
     try:
-        return validate(tree)
+        return validate(tree, folder)
     except UserError as error:
         raise UserError(f"{path} is damaged: {error}") from None
-
-
-def _check_key(key: str) -> None:
-    if key not in setting_names():
-        raise unknown_name("setting", key, setting_names())

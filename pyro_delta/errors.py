@@ -18,5 +18,5 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> UserError:
     """The error for a name that is not in a table, with the nearest known name."""
     names = sorted(known)
     near = get_close_matches(name, names, n=1, cutoff=0.5)
-    hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(names)}."
+    hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(names) or 'none'}."
     return UserError(f"unknown {kind} {name!r}; {hint}")

@@ -1,9 +1,11 @@
 """What the tests of networks share: weights that hide nothing, small images, and the images of shipped presets."""
 
 import torch
+from pyro.nn import PyroModule
 from torch import Tensor, nn
 
 from pyro_delta.data.spec import ImageSpec
+from pyro_delta.distributions import GaussianAR1
 
 SPECS = {
     "digits": ImageSpec(1, 8, 8, 17),
@@ -12,6 +14,18 @@ SPECS = {
     "mnist": ImageSpec(1, 28, 28, 256),
 }
 """Images of the data sets that presets name."""
+
+
+class StepsPrior(PyroModule):
+    """AR(1) over steps that belong to any rows: a prior of a user's own, as small as can be."""
+
+    def __init__(self, first_row: list[int], alpha: list[float]) -> None:
+        super().__init__()
+        self.register_buffer("first_row", torch.tensor(first_row))
+        self.register_buffer("alpha", torch.tensor(alpha))
+
+    def forward(self) -> GaussianAR1:
+        return GaussianAR1(self.alpha, len(self.first_row))
 
 
 def randomise(module: nn.Module, seed: int = 0) -> nn.Module:

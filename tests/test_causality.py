@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from networks import SPECS, random_images, random_normal, randomise
+from networks import SPECS, StepsPrior, random_images, random_normal, randomise
 from torch import Tensor, nn
 
 from pyro_delta import config
@@ -120,9 +120,9 @@ def reach(trunk: Trunk) -> tuple[int, int, int]:
     return min(rows), min(aside), min(left)
 
 
-def trunk_of(network: config.NetworkConfig, height: int, width: int) -> Trunk:
+def trunk_of(network: config.ProgramConfig, height: int, width: int) -> Trunk:
     names = ("channels", "row_blocks", "pixel_blocks", "row_kernel", "pixel_kernel")
-    return Trunk(height, width, **{name: getattr(network, name) for name in names})
+    return Trunk(height, width, **{name: network.options[name] for name in names})
 
 
 # --- the Jacobian ---
@@ -452,9 +452,8 @@ GUIDES = {
 def test_guides_see_the_rows_to_come(name: str, training: bool) -> None:
     spec, first_row = GUIDES[name]
     guide = AntiCausalGuide(
-        spec, torch.tensor(first_row), torch.ones(len(first_row), 2), features=5, channels=(4, 3, 3),
-        row_blocks=(1, 1, 1), pixel_blocks=2,
-    )  # fmt: skip
+        spec, StepsPrior(first_row, [0.5, 0.8]), features=5, channels=(4, 3, 3), row_blocks=(1, 1, 1), pixel_blocks=2
+    )
     assert_sees_rows_to_come(randomise(guide).train(training), spec, torch.tensor(first_row))
 
 
@@ -473,10 +472,11 @@ def assert_sees_rows_to_come(guide: AntiCausalGuide, spec: ImageSpec, first_row:
 
 def test_a_shallow_guide_would_not_see_all_rows() -> None:
     """Without coarser levels the first step has no global view: depth alone reaches a few rows."""
-    spec, first_row = ImageSpec(1, 16, 4, 5), rows_of_steps(16, 16)
-    guide = AntiCausalGuide(spec, first_row, torch.ones(16, 2), channels=(4,), row_blocks=(1,), pixel_blocks=1)
+    spec = ImageSpec(1, 16, 4, 5)
+    prior = AR1Prior(spec, dims=2, alpha=0.5)
+    guide = AntiCausalGuide(spec, prior, channels=(4,), row_blocks=(1,), pixel_blocks=1)
     with pytest.raises(AssertionError, match="z_0 sees rows"):
-        assert_sees_rows_to_come(randomise(guide), spec, first_row)
+        assert_sees_rows_to_come(randomise(guide), spec, prior.first_row)
 
 
 def test_features_see_their_own_pixel_and_what_follows_in_raster_order() -> None:
@@ -517,7 +517,7 @@ def test_a_guide_changes_with_later_rows_only() -> None:
 
 @pytest.mark.parametrize(("length", "height"), [(1, 4), (2, 8), (7, 7)])
 def test_a_prior_step_hears_its_past(length: int, height: int) -> None:
-    prior = AR1Prior([0.5, -0.9], rows_of_steps(length, height)).double()
+    prior = AR1Prior(ImageSpec(1, height, 1, 2), dims=2, length=length, alpha="0.5,-0.9").double()
     assert prior.first_row.tolist() == [t * height // length for t in range(length)]
     eps = leaf(2, length, 2)
     z = prior().transform(eps)
@@ -547,11 +547,10 @@ def test_the_documented_reach_is_the_computed_one(name: str) -> None:
 
 def narrowed(settings: config.Config) -> config.Config:
     """Few channels: what a network sees hangs on depth, kernels and strides, not on width."""
-
-    def few(network: config.NetworkConfig) -> config.NetworkConfig:
-        return network.model_copy(update={"channels": tuple(min(c, 4) for c in network.channels)})
-
-    return settings.model_copy(update={"likelihood": few(settings.likelihood), "guide": few(settings.guide)})
+    tree = settings.model_dump()
+    for part in ("likelihood", "guide"):
+        tree[part]["channels"] = [min(channels, 4) for channels in tree[part]["channels"]]
+    return config.validate(tree)
 
 
 @pytest.mark.parametrize("name", config.preset_names())
@@ -566,7 +565,7 @@ def test_shipped_presets_are_causal(name: str) -> None:
     targets = [(0, 0), (0, right), (1, 0), (bottom, 0), (bottom, right), (spec.height // 2, spec.width // 3)]
     trunk = trunk_of(settings.likelihood, spec.height, spec.width)
     x = embed_pixels(random_images(spec, (2,)), spec.levels, torch.float64).requires_grad_()
-    z = random_normal(2, len(prior.first_row), settings.prior.dims)
+    z = random_normal(2, len(prior.first_row), settings.prior.options["dims"])
     out = network.trunk(x, network._context(z))
     for target in targets:
         field, _ = trunk.field(target)
@@ -576,8 +575,8 @@ def test_shipped_presets_are_causal(name: str) -> None:
     # every row of the decoder in the image, with a random cotangent, and in z
     for row in range(spec.height):
         assert_row_is_causal(out, row, x)
-    if settings.likelihood.use_latents:
-        assert_rows_see_latents_by_row(network, prior.first_row, settings.prior.dims, list(range(spec.height)))
+    if settings.likelihood.options["use_latents"]:
+        assert_rows_see_latents_by_row(network, prior.first_row, z.shape[-1], list(range(spec.height)))
     assert guide.causality == "anti_causal"
     assert_sees_rows_to_come(guide, spec, prior.first_row)
 
@@ -590,10 +589,10 @@ def test_shipped_presets_are_causal_at_their_width(name: str) -> None:
     programs = randomise(build(settings, spec))
     network, first_row = programs.model.likelihood.network, programs.model.prior.first_row
     x = embed_pixels(random_images(spec, (2,)), spec.levels, torch.float64).requires_grad_()
-    z = random_normal(2, len(first_row), settings.prior.dims)
+    z = random_normal(2, len(first_row), settings.prior.options["dims"])
     assert_row_is_causal(network.trunk(x, network._context(z)), spec.height // 2, x)
-    if settings.likelihood.use_latents:
-        assert_rows_see_latents_by_row(network, first_row, settings.prior.dims, [spec.height // 2])
+    if settings.likelihood.options["use_latents"]:
+        assert_rows_see_latents_by_row(network, first_row, settings.prior.options["dims"], [spec.height // 2])
     images = random_images(spec, (2,)).double().requires_grad_()
     (grad,) = torch.autograd.grad(programs.guide.posterior(images).mean[0, 0].sum(), images)
     assert (grad[0] != 0).all()

@@ -1,5 +1,6 @@
 """Presets and settings: what is laid over what, what is refused and with which words, and that the file is whole."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -7,7 +8,9 @@ from pathlib import Path
 import pytest
 
 from pyro_delta import config as configuration
+from pyro_delta.build import build
 from pyro_delta.config import load_preset, overlaid, parse_settings, preset_names, preset_text
+from pyro_delta.data.spec import ImageSpec
 from pyro_delta.errors import UserError
 
 PRESET = "cifar10-small"
@@ -47,10 +50,10 @@ def test_setting_is_json_where_it_can_be(text: str, value: object) -> None:
     ],
 )
 def test_setting_one_of_a_pair_takes_the_other_away(given: tuple[str, object], gone: tuple[str, str]) -> None:
-    config = load_preset(PRESET, [given])
+    tree = load_preset(PRESET, [given]).model_dump()
     section, field = given[0].split(".")
-    assert getattr(getattr(config, section), field) == given[1]
-    assert getattr(getattr(config, gone[0]), gone[1]) is None
+    assert tree[section][field] == given[1]
+    assert tree[gone[0]][gone[1]] is None
 
 
 @pytest.mark.parametrize(
@@ -58,17 +61,16 @@ def test_setting_one_of_a_pair_takes_the_other_away(given: tuple[str, object], g
     [
         ("training.lrr", 1, "did you mean 'training.lr'?"),
         ("optimizer", 1, "unknown setting 'optimizer'"),
-        ("prior.program", "ar2", "prior.program"),
-        ("prior.dims", 0, "prior.dims: Input should be greater than or equal to 1, got 0"),
-        ("prior.rate_nats", -1.0, "prior.rate_nats"),
+        ("prior.program", "ar2", "unknown prior 'ar2'; did you mean 'ar1'?"),
+        ("prior.program", None, "by its name"),
+        ("prior.dmis", 2, "unknown setting of the prior 'ar1' 'prior.dmis'; did you mean 'prior.dims'?"),
+        ("prior.dims", 2.5, "prior.dims: Input should be a valid integer"),
         ("prior.rate_nats", float("nan"), "finite number"),
         ("training.lr", float("inf"), "finite number"),
         ("training.minutes", float("nan"), "finite number"),
         ("training.betas", [0.9, 1.0], "must lie in [0, 1)"),
         ("training.batch", 2.5, "training.batch"),
-        ("likelihood.channels", [8], "must name the same levels"),
-        ("likelihood.channels", [], "must name the same levels"),
-        ("likelihood.row_kernel", [2, 2], "odd number of columns"),
+        ("likelihood.channels", 8, "likelihood.channels: Input should be a valid tuple, got 8"),
     ],
 )
 def test_refused_settings(key: str, value: object, words: str) -> None:
@@ -79,8 +81,29 @@ def test_refused_settings(key: str, value: object, words: str) -> None:
 
 
 def test_both_of_a_pair_are_refused() -> None:
-    with pytest.raises(UserError, match=r"just one of prior\.alpha and prior\.rate_nats"):
+    with pytest.raises(UserError, match=r"prior\.alpha and prior\.rate_nats contradict each other"):
         load_preset(PRESET, [("prior.alpha", 0.5), ("prior.rate_nats", 3.0)])
+
+
+SPEC = ImageSpec(1, 8, 8, 17)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("prior.dims", 0, "dims is 0"),
+        ("prior.rate_nats", -1.0, "cannot be committed"),
+        ("prior.length", 5, "length=5 does not divide the 8 rows"),
+        ("likelihood.channels", [8], "must name the same levels"),
+        ("likelihood.channels", [], "must name the same levels"),
+        ("likelihood.row_kernel", [2, 2], "odd number of columns"),
+        ("guide.pixel_blocks", 0, "at least 1"),
+        ("likelihood.mixtures", 0, "at least one component"),
+    ],
+)
+def test_sizes_that_make_no_program(key: str, value: object, words: str) -> None:
+    with pytest.raises(UserError, match=re.escape(words)):
+        build(load_preset(PRESET, [(key, value)]), SPEC)
 
 
 def test_saved_configuration_comes_back_whole(tmp_path: Path) -> None:

@@ -70,7 +70,7 @@ class Reader(PyroModule):
 
 
 def readable_programs(scale: float = 0.1) -> Programs:
-    return Programs(DeltaVAE(AR1Prior([0.5, 0.6, 0.7, 0.8], torch.arange(4)), Additive()), Reader(scale))
+    return Programs(DeltaVAE(AR1Prior(SPEC, dims=4, alpha="0.5,0.6,0.7,0.8"), Additive()), Reader(scale))
 
 
 def data_of(images: Tensor, labels: Tensor | None) -> ImageData:
@@ -182,7 +182,7 @@ def test_importance_bound_nears_the_exact_evidence() -> None:
     """X = 8 + 4 z + noise is Gaussian: −log p(x) is known, and many particles of a wide posterior come close to it."""
     programs, images = readable_programs(scale=0.24), random_images(3) // 2 + 4
     covariance = 16 * 0.5 ** np.abs(np.subtract.outer(np.arange(4), np.arange(4))) + np.eye(4)
-    prior = AR1Prior([0.5] * 4, torch.arange(4))
+    prior = AR1Prior(SPEC, dims=4, alpha=0.5)
     programs.model.prior = prior
     exact = []
     for image in images.double().numpy():

@@ -586,8 +586,9 @@ def test_three_and_three_steps_are_six(settings: dict[str, Any], tmp_path: Path)
 def test_a_checkpoint_of_other_networks_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "last.pt"
     save_atomically(trainer_of().state(), path)
-    config = config_of().model_copy(update={"prior": config_of().prior.model_copy(update={"dims": 3})})
-    config = validate(config.model_dump())
+    tree = config_of().model_dump()
+    tree["prior"]["dims"] = 3
+    config = validate(tree)
     other = Trainer(config, toy_data(), build(config, SPEC), [].append)
     with pytest.raises(UserError, match=r"last\.pt does not fit the run's configuration: weight 'guide\."):
         other.restore(load_checkpoint(path), path)

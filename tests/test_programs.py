@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.distributions import kl_divergence
 
 from pyro_delta import config
-from pyro_delta.build import Programs, build, local_parameters, starting_scale
+from pyro_delta.build import Programs, build, local_parameters
 from pyro_delta.data import ImageData, Split
 from pyro_delta.data.spec import ImageSpec
 from pyro_delta.distributions import GaussianAR1
@@ -35,10 +35,9 @@ NETWORK = {"channels": (6, 4), "row_blocks": (1, 1), "pixel_blocks": 1}
 
 def toy(spec: ImageSpec = SPEC, *, alpha: float = 0.8, use_latents: bool = True) -> Programs:
     """Small programs with torch's own initial weights."""
-    first_row = rows_of_steps(LENGTH, spec.height)
-    prior = AR1Prior([alpha] * DIMS, first_row)
-    likelihood = GatedPixelCNNLikelihood(spec, first_row, DIMS, mixtures=2, use_latents=use_latents, **NETWORK)
-    guide = AntiCausalGuide(spec, first_row, starting_scale(prior), features=6, **NETWORK)
+    prior = AR1Prior(spec, dims=DIMS, length=LENGTH, alpha=alpha)
+    likelihood = GatedPixelCNNLikelihood(spec, prior, mixtures=2, use_latents=use_latents, **NETWORK)
+    guide = AntiCausalGuide(spec, prior, features=6, **NETWORK)
     return Programs(DeltaVAE(prior, likelihood), guide)
 
 
@@ -371,18 +370,16 @@ def test_channels_last_keeps_the_values() -> None:
 def test_networks_of_presets_have_their_shapes_on_the_meta_device(name: str) -> None:
     settings = config.load_preset(name)
     spec, batch = SPECS[settings.data.name], 64
-    length = settings.prior.length or spec.height
+    dims, length = settings.prior.options["dims"], settings.prior.options["length"] or spec.height
     with torch.device("meta"):
         first_row = rows_of_steps(length, spec.height)
-        likelihood = settings.likelihood.model_dump(exclude={"program"})
-        decoder = ConditionalGatedPixelCNN(spec, first_row, settings.prior.dims, **likelihood)
-        guide = settings.guide.model_dump(exclude={"program"})
-        encoder = AntiCausalEncoder(spec, first_row, 2 * settings.prior.dims, **guide)
+        decoder = ConditionalGatedPixelCNN(spec, first_row, dims, **settings.likelihood.options)
+        encoder = AntiCausalEncoder(spec, first_row, 2 * dims, **settings.guide.options)
         x = torch.zeros(batch, *spec.shape, dtype=torch.int64)
-        z = torch.zeros(batch, length, settings.prior.dims)
-    per_pixel = settings.likelihood.mixtures * (10 if spec.channels == 3 else 3)
+        z = torch.zeros(batch, length, dims)
+    per_pixel = settings.likelihood.options["mixtures"] * (10 if spec.channels == 3 else 3)
     assert decoder(x, z).shape == (batch, per_pixel, spec.height, spec.width)
-    assert encoder(x).shape == (batch, length, 2 * settings.prior.dims)
+    assert encoder(x).shape == (batch, length, 2 * dims)
     assert all(tensor.is_meta for net in (decoder, encoder) for tensor in net.state_dict().values())
 
 
@@ -432,13 +429,12 @@ def test_steps_share_the_rows_evenly(length: int, expected: list[int]) -> None:
 @pytest.mark.parametrize("alpha", [1.0, -1.0, 1.5, float("nan")])
 def test_correlations_outside_the_interval_are_refused(alpha: float) -> None:
     with pytest.raises(ValueError, match="alpha"):
-        AR1Prior([0.5, alpha], rows_of_steps(4, 4))()
+        AR1Prior(SPEC, dims=2, alpha=f"0.5,{alpha}")
 
 
 def test_a_posterior_of_another_length_is_refused() -> None:
-    first_row = rows_of_steps(3, 6)
-    prior = AR1Prior([0.5], first_row)
-    guide = AntiCausalGuide(SPEC, rows_of_steps(2, 6), torch.ones(2, 1), **NETWORK)
+    prior = AR1Prior(SPEC, dims=1, length=3, alpha=0.5)
+    guide = AntiCausalGuide(SPEC, AR1Prior(SPEC, dims=1, length=2, alpha=0.5), **NETWORK)
     with pytest.raises(ValueError, match="event shape"):
         kl_divergence(guide.posterior(random_images(SPEC, (1,))), prior())
 
@@ -451,15 +447,16 @@ def test_presets_build_programs(name: str) -> None:
     settings = config.load_preset(name)
     spec = SPECS[settings.data.name]
     programs = build(settings, spec)
-    length = settings.prior.length or spec.height
+    options = settings.prior.options
+    length = options["length"] or spec.height
     x = random_images(spec, (2,))
     with local_parameters():
         prior = programs.model.prior()
-        assert prior.event_shape == (length, settings.prior.dims)
+        assert prior.event_shape == (length, options["dims"])
         q = programs.guide.posterior(x)
         delta = ar1_committed_rate(prior.alpha, length)
-        if settings.prior.rate_nats is not None:
-            assert abs(delta.item() - settings.prior.rate_nats) < 1e-5 * settings.prior.rate_nats + 1e-9
+        if (rate := options["rate_nats"]) is not None:
+            assert abs(delta.item() - rate) < 1e-5 * rate + 1e-9
         assert (kl_divergence(q, prior) >= delta * (1 - 1e-5)).all()
 
 

@@ -6,7 +6,7 @@ import json
 
 import click
 
-from pyro_delta.errors import unknown_name
+from pyro_delta.errors import UserError, unknown_name
 
 KINDS = ("datasets", "presets", "priors", "likelihoods", "guides")
 
@@ -41,10 +41,16 @@ def _entries(kind: str) -> list[dict[str, str]]:
         from pyro_delta.config import preset_names, preset_text
 
         return [{"name": name, "description": _first_line(preset_text(name)).lstrip("# ")} for name in preset_names()]
-    from pyro_delta import build
+    from pyro_delta.programs import find, names
 
-    table: dict[str, type] = getattr(build, kind.upper())
-    return [{"name": name, "description": _first_line(program.__doc__ or "")} for name, program in table.items()]
+    entries = []
+    for name, place in names(kind.removesuffix("s")).items():
+        try:
+            description = _first_line(find(kind.removesuffix("s"), name).__doc__ or "")
+        except UserError as error:  # somebody's installed program must not take the list away
+            description = f"({place}: {error})"
+        entries.append({"name": name, "description": description})
+    return entries
 
 
 def _first_line(text: str) -> str:

@@ -21,6 +21,9 @@ Settings = list[tuple[str, Any]]
 @click.option("--dataset", metavar="NAME", help="digits, photos, cifar10, mnist or folder:PATH (default: digits).")
 @click.option("--data-root", metavar="DIR", help="Where data sets live (default: data).")
 @click.option("--preset", metavar="NAME", help="Default: the data set's own; see `pyro-delta list`.")
+@click.option("--prior", metavar="PROGRAM", help="Of `pyro-delta list`, package.module:Object or file.py:Object.")
+@click.option("--likelihood", metavar="PROGRAM", help="The same.")
+@click.option("--guide", metavar="PROGRAM", help="The same; options of programs: --set prior.alpha=0.9.")
 @click.option("--elbo", type=click.Choice(["trace", "mean_field"]), help="Rate by sampling, or in closed form.")
 @click.option("--steps", type=int, help="Training steps.")
 @click.option("--minutes", type=float, help="Minutes of training alone, in place of --steps.")
@@ -34,6 +37,9 @@ def train(
     dataset: str | None,
     data_root: str | None,
     preset: str | None,
+    prior: str | None,
+    likelihood: str | None,
+    guide: str | None,
     elbo: str | None,
     steps: int | None,
     minutes: float | None,
@@ -56,6 +62,9 @@ def train(
         {
             "data.name": dataset,
             "data.root": data_root,
+            "prior.program": prior,
+            "likelihood.program": likelihood,
+            "guide.program": guide,
             "training.elbo": elbo,
             "training.steps": steps,
             "training.minutes": minutes,
@@ -71,16 +80,13 @@ def train(
 
 def _settings(pairs: tuple[str, ...], options: dict[str, Any]) -> Settings:
     """Options and --set pairs as one list, in which no setting may stand twice."""
-    from pyro_delta.config import EXCLUSIVE, parse_settings
+    from pyro_delta.config import parse_settings
 
     settings = [(key, value) for key, value in options.items() if value is not None] + parse_settings(pairs)
     keys = [key for key, _ in settings]
     for key in keys:
         if keys.count(key) > 1:
             raise UserError(f"{key} is set twice; give it once, as an option or with --set.")
-    for pair in EXCLUSIVE:
-        if pair <= set(keys):
-            raise UserError(f"{' and '.join(sorted(pair))} contradict each other; give one of them.")
     return settings
 
 
@@ -119,19 +125,19 @@ def _resumed(out: Path | None, preset: str | None, settings: Settings, device: s
     from pyro_delta import config as configuration
     from pyro_delta.inference.checkpoint import load_checkpoint
     from pyro_delta.inference.loop import STATE
-    from pyro_delta.inference.run import CHECKPOINT, CONFIG, read_info, resumed_config
+    from pyro_delta.inference.run import CHECKPOINT, CONFIG, PROGRAMS, read_config, read_info, resumed_config
 
     config = resumed_config(out, settings)
-    made_with, spec = read_info(out)
+    made_with, spec, _ = read_info(out)
     if preset not in (None, made_with):
         raise UserError(f"{out} was made with the preset {made_with!r}, not {preset!r}; leave --preset out to resume.")
     state = load_checkpoint(out / CHECKPOINT, keys=STATE)
     _check_extension(config, state["step"], state["train_s"], given=dict(settings))
-    trainer = _trainer(config, device)
+    trainer = _trainer(config, device, out / PROGRAMS)
     if trainer.data.spec != spec:
         raise UserError(f"{config.data.name} now holds {trainer.data.spec}, but the run was made for {spec}.")
     trainer.restore(state, out / CHECKPOINT)
-    if config != configuration.load(out / CONFIG):
+    if config != read_config(out):
         configuration.save(config, out / CONFIG)
     return trainer, out, made_with
 
@@ -144,7 +150,7 @@ def _check_extension(config: Config, step: int, train_s: float, given: dict[str,
         raise UserError(f"--minutes {minutes:g}: the run has had {train_s / 60:.3g} already; give more to go on.")
 
 
-def _trainer(config: Config, device: str) -> Trainer:
+def _trainer(config: Config, device: str, folder: Path | None = None) -> Trainer:
     import torch
 
     from pyro_delta.build import build
@@ -153,7 +159,7 @@ def _trainer(config: Config, device: str) -> Trainer:
     place = choose_device(device)
     data = load_data(config)
     torch.manual_seed(config.training.seed)
-    programs = build(config, data.spec).to(place)
+    programs = build(config, data.spec, folder).to(place)
     return Trainer(config, data, programs, log=lambda line: None)
 
 

@@ -3,7 +3,8 @@
 ::
 
     config.json      the whole configuration
-    run.json         preset, data specification and versions of packages
+    run.json         preset, data specification, versions of packages, digests of programs that are not shipped
+    programs/        copies of programs that came from files
     metrics.jsonl    one line of numbers per logging step and validation
     events/          the same for TensorBoard
     checkpoint.pt    the newest state
@@ -30,14 +31,16 @@ from pyro_delta.data.spec import ImageSpec
 from pyro_delta.errors import UserError
 from pyro_delta.files import written_whole
 from pyro_delta.inference.checkpoint import load_checkpoint, load_weights
+from pyro_delta.programs import KINDS, check_copies, keep_copies
 
-CONFIG, INFO, METRICS, EVENTS, CHECKPOINT, SAMPLES = (
+CONFIG, INFO, METRICS, EVENTS, CHECKPOINT, SAMPLES, PROGRAMS = (
     "config.json",
     "run.json",
     "metrics.jsonl",
     "events",
     "checkpoint.pt",
     "samples",
+    "programs",
 )
 PACKAGES = ("torch", "pyro-ppl", "numpy")
 EXTENSIBLE = {"training.steps", "training.minutes"}
@@ -82,13 +85,14 @@ def check_free(folder: Path) -> None:
 
 
 def create(folder: Path, config: Config, spec: ImageSpec, preset: str) -> None:
-    """Makes the folder of a new run.
+    """Makes the folder of a new run, with copies of the files that its programs came from.
 
     Raises:
         UserError: as `check_free`.
     """
     check_free(folder)
-    info = {
+    chosen = {kind: getattr(config, kind).program for kind in KINDS}
+    info: dict[str, Any] = {
         "preset": preset,
         "spec": asdict(spec),
         "versions": {
@@ -99,36 +103,49 @@ def create(folder: Path, config: Config, spec: ImageSpec, preset: str) -> None:
     }
     try:
         (folder / SAMPLES).mkdir(parents=True, exist_ok=True)
+        info["programs"] = keep_copies(chosen, folder / PROGRAMS)
         write_text(folder / INFO, json.dumps(info, indent=2) + "\n")
         configuration.save(config, folder / CONFIG)
     except OSError as error:
         raise UserError(f"cannot write {folder} ({error.strerror}); give another --out.") from None
 
 
-def read_info(folder: Path) -> tuple[str, ImageSpec]:
-    """Preset and data specification of a run.
+def read_info(folder: Path) -> tuple[str, ImageSpec, dict[str, dict[str, str]]]:
+    """Preset and data specification of a run, and name and digest of its programs that are not shipped.
 
     Raises:
         UserError: if the file that holds them is missing or damaged.
     """
     try:
         info = json.loads((folder / INFO).read_text(encoding="utf-8"))
-        return str(info["preset"]), ImageSpec(**info["spec"])
+        return str(info["preset"]), ImageSpec(**info["spec"]), dict(info["programs"])
     except (OSError, ValueError, KeyError, TypeError):
         raise UserError(f"{folder / INFO} is missing or damaged; give a folder that `train` wrote.") from None
+
+
+def read_config(folder: Path) -> Config:
+    """The configuration of a run, whose programs are still what they were.
+
+    Raises:
+        UserError: if the folder is no run, or a program is missing or has changed.
+    """
+    if (folder / CONFIG).exists():  # if not, the configuration's own words say what is wrong
+        check_copies(read_info(folder)[2], folder / PROGRAMS)
+    return configuration.load(folder / CONFIG, folder / PROGRAMS)
 
 
 def load(folder: Path, device: torch.device | str = "cpu") -> Loaded:
     """Reads a run's averaged weights into its programs. Torch's random state stays as it is.
 
     Raises:
-        UserError: if the folder is no run, or its checkpoint is missing, damaged or of another configuration.
+        UserError: if the folder is no run, its checkpoint is missing, damaged or of another configuration, or a
+            program is missing or has changed.
     """
-    config = configuration.load(folder / CONFIG)
-    _, spec = read_info(folder)
+    config = read_config(folder)
+    _, spec, _ = read_info(folder)
     state = load_checkpoint(folder / CHECKPOINT, device, keys=("average",))
     with torch.random.fork_rng(devices=[]):
-        programs = build(config, spec).to(device)
+        programs = build(config, spec, folder / PROGRAMS).to(device)
     average = {name.removeprefix("module."): value for name, value in state["average"].items() if name != "n_averaged"}
     load_weights(programs, average, folder / CHECKPOINT)
     return Loaded(config, spec, programs.eval())
@@ -140,16 +157,15 @@ def resumed_config(folder: Path, settings: list[tuple[str, Any]]) -> Config:
     Raises:
         UserError: if the folder is no run, or a setting other than `EXTENSIBLE` contradicts the run's.
     """
-    saved = configuration.load(folder / CONFIG)
-    config = configuration.overlaid(saved.model_dump(), settings)
+    saved = read_config(folder)
+    config = configuration.overlaid(saved.model_dump(), settings, folder / PROGRAMS)
     before, after = saved.model_dump(), config.model_dump()
     for section, fields in before.items():
         for field, value in fields.items():
             key = f"{section}.{field}"
-            if key not in {*EXTENSIBLE, "data.root"} and after[section][field] != value:
+            if key not in {*EXTENSIBLE, "data.root"} and (now := after[section].get(field)) != value:
                 raise UserError(
-                    f"{folder} was made with {key}={value}, not {after[section][field]}; "
-                    "leave that out to resume it, or start a new run."
+                    f"{folder} was made with {key}={value}, not {now}; leave that out to resume it, or start a new run."
                 )
     return config
 

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pyro_delta.errors import UserError
 from pyro_delta.nn.causal import Cache, PixelBlock, PixelConv, RowConv, RowsAbove, shift_down, shift_right
 
 
@@ -45,6 +46,9 @@ class GatedPixelCNN(nn.Module):
         pixel_kernel: columns in the within-row stream.
         context_channels: channels of the context, 0 for none.
 
+    Raises:
+        UserError: for sizes that make no network.
+
     References:
         1. A. van den Oord et al., "Conditional Image Generation with PixelCNN Decoders", NeurIPS 2016.
     """
@@ -67,6 +71,7 @@ class GatedPixelCNN(nn.Module):
         context_channels: int = 0,
     ) -> None:
         super().__init__()
+        _check_sizes(channels, row_blocks, pixel_blocks, row_kernel, pixel_kernel)
         fine = channels[0]
         self.stem_rows = RowConv(channels_in, fine, self.STEM_KERNEL)
         self.stem_pixels = PixelConv(channels_in, fine, self.STEM_WIDTH)
@@ -109,3 +114,23 @@ class GatedPixelCNN(nn.Module):
             h_bc = block.step_pixel(h_bc, link, state.pixels)
         hidden_bc = F.silu(F.linear(h_bc, self.head.weight.flatten(1), self.head.bias) + head_link)
         return F.linear(hidden_bc, self.out.weight.flatten(1), self.out.bias)
+
+
+def _check_sizes(
+    channels: tuple[int, ...],
+    row_blocks: tuple[int, ...],
+    pixel_blocks: int,
+    row_kernel: tuple[int, int],
+    pixel_kernel: int,
+) -> None:
+    if not channels or len(channels) != len(row_blocks) or min(channels) < 1 or min(row_blocks) < 0:
+        raise UserError(
+            f"channels={list(channels)} and row_blocks={list(row_blocks)} must name the same levels, "
+            "with 1 or more channels and 0 or more blocks for each."
+        )
+    if row_kernel[0] < 2 or row_kernel[1] < 1 or row_kernel[1] % 2 == 0:
+        raise UserError(f"row_kernel={list(row_kernel)} needs 2 or more rows and an odd number of columns.")
+    if pixel_blocks < 1 or pixel_kernel < 2:
+        raise UserError(
+            f"pixel_blocks={pixel_blocks} and pixel_kernel={pixel_kernel} must be at least 1 and at least 2."
+        )

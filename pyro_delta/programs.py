@@ -1,0 +1,226 @@
+"""Programs by name, and their options, read off their constructors. Importing it does not import torch.
+
+A program is named by a shipped or installed name (`ar1`), by `package.module:Object`, or by `path/to/file.py:Object`.
+It is built as
+
+    prior       Object(spec, **options)
+    likelihood  Object(spec, prior, **options)
+    guide       Object(spec, prior, **options)
+
+where `spec` is an `ImageSpec`. The keyword arguments of the constructor, with their annotations and defaults, are the
+program's settings: `--set prior.alpha=0.9` reaches the argument `alpha` of the prior.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import shutil
+import sys
+import traceback
+import typing
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from importlib import import_module
+from importlib.metadata import entry_points
+from importlib.util import find_spec
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError, create_model
+
+from pyro_delta.errors import UserError, unknown_name
+from pyro_delta.validation import Section, first_mistake
+
+SHIPPED: dict[str, dict[str, str]] = {
+    "prior": {"ar1": "pyro_delta.models:AR1Prior"},
+    "likelihood": {"gated_pixelcnn": "pyro_delta.models:GatedPixelCNNLikelihood"},
+    "guide": {"anti_causal": "pyro_delta.guides:AntiCausalGuide"},
+}
+"""Kind → name → place."""
+KINDS = tuple(SHIPPED)
+GIVEN = {"prior": 1, "likelihood": 2, "guide": 2}
+"""Leading arguments of a constructor that are no options."""
+
+
+def names(kind: str) -> dict[str, str]:
+    """Shipped programs of a kind, then installed ones (entry points `pyro_delta.priors`, …), each with its place."""
+    installed = {entry.name: entry.value for entry in entry_points(group=f"pyro_delta.{kind}s")}
+    return SHIPPED[kind] | {name: place for name, place in installed.items() if name not in SHIPPED[kind]}
+
+
+def find(kind: str, name: str, folder: Path | None = None) -> Callable[..., Any]:
+    """The class (or function) that makes a program.
+
+    Args:
+        kind: prior, likelihood or guide.
+        name: as the module's text has it.
+        folder: of a run; its copy of a file serves in place of the file.
+
+    Raises:
+        UserError: if there is no such name, file, module or object, or if importing it fails.
+    """
+    place = names(kind).get(name, name)
+    source, colon, attribute = place.rpartition(":")
+    if not colon or not source or not attribute:
+        raise unknown_name(kind, name, names(kind))
+    if source.endswith(".py"):
+        path = Path(source).expanduser() if folder is None else folder / Path(source).name
+        module = _module_of_file(path)
+    else:
+        with blamed(place):
+            try:
+                module = import_module(source)
+            except ModuleNotFoundError as error:
+                if error.name is None or not f"{source}.".startswith(f"{error.name}."):
+                    raise  # the module is there; what it imports is not
+                raise UserError(f"there is no module {source} for the {kind} {name!r}; check its spelling.") from None
+    found = getattr(module, attribute, None)
+    if not callable(found):
+        made = [key for key, value in vars(module).items() if isinstance(value, type)]
+        raise unknown_name(f"{kind} of {source}", attribute, made)
+    return found
+
+
+def _module_of_file(path: Path) -> ModuleType:
+    """A file as a module, made once for each content, so that its classes are the same classes each time."""
+    try:
+        source = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"cannot read the program {path} ({error.strerror}); give the path of a file.") from None
+    name = f"pyro_delta_program_{hashlib.sha256(source).hexdigest()[:16]}"
+    if name not in sys.modules:
+        module = ModuleType(name)
+        module.__file__ = str(path)
+        sys.modules[name] = module  # before it runs: dataclasses and pickles look themselves up
+        try:
+            with blamed(str(path)):
+                exec(compile(source, str(path), "exec"), module.__dict__)
+        except UserError:
+            del sys.modules[name]
+            raise
+    return sys.modules[name]
+
+
+@contextmanager
+def blamed(name: str) -> Iterator[None]:
+    """Turns whatever a program raises into one sentence that names file and line.
+
+    Args:
+        name: of the program; a frame in its own file is named rather than one below it.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        if isinstance(error, SyntaxError) and error.filename:
+            file, line = error.filename, error.lineno
+        else:
+            frames = traceback.extract_tb(error.__traceback__)
+            own = [frame for frame in frames if frame.filename == name.rpartition(":")[0] or frame.filename == name]
+            file, line = (own or frames)[-1].filename, (own or frames)[-1].lineno
+        reason = next(iter(str(error).splitlines()), "")
+        raise UserError(
+            f"{name} fails at {file}, line {line}: {type(error).__name__}: {reason.rstrip('.')}; mend the program."
+        ) from error
+
+
+# --- Options ---
+
+
+def options_model(kind: str, program: Callable[..., Any]) -> type[BaseModel]:
+    """The settings of a program as a model: the constructor's keyword arguments, their annotations and defaults."""
+    try:
+        parameters = list(inspect.signature(program).parameters.values())[GIVEN[kind] :]
+        made = program.__init__ if isinstance(program, type) else program  # type: ignore[misc]
+        hints = typing.get_type_hints(made, include_extras=True)
+    except (NameError, TypeError, ValueError):  # annotations that exist for type checkers alone
+        hints = {}
+    named = [p for p in parameters if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    fields: dict[str, Any] = {
+        p.name: (hints.get(p.name, Any), ... if p.default is p.empty else p.default) for p in named
+    }
+    free = any(p.kind is p.VAR_KEYWORD for p in parameters)
+    config = ConfigDict(**(Section.model_config | {"arbitrary_types_allowed": True}))
+    if free:
+        config["extra"] = "allow"
+    return create_model(f"{kind}_options", __config__=config, **fields)
+
+
+def option_names(kind: str, name: str, folder: Path | None = None) -> list[str]:
+    """Names of a program's options."""
+    return list(options_model(kind, find(kind, name, folder)).model_fields)
+
+
+def checked_options(kind: str, name: str, options: Mapping[str, Any], folder: Path | None = None) -> dict[str, Any]:
+    """All options of a program, checked, with the defaults of those that are not given.
+
+    Raises:
+        UserError: for an option that the program does not have (with the nearest name), lacks, or cannot be.
+    """
+    model = options_model(kind, find(kind, name, folder))
+    try:
+        checked = model.model_validate(dict(options))
+    except ValidationError as error:
+        key, mistake = first_mistake(error, f"{kind}.")
+        known = [f"{kind}.{option}" for option in ("program", *model.model_fields)]
+        raise (mistake or unknown_name(f"setting of the {kind} {name!r}", key, known)) from None
+    return {**{field: getattr(checked, field) for field in model.model_fields}, **(checked.model_extra or {})}
+
+
+# --- What a run keeps of programs that are not shipped ---
+
+
+def keep_copies(chosen: Mapping[str, str], folder: Path) -> dict[str, dict[str, str]]:
+    """Copies the files of programs into a folder of a run; returns name and digest of each that is not shipped.
+
+    Raises:
+        UserError: if two different files have the same name.
+    """
+    kept = {}
+    for kind, name in chosen.items():
+        if (source := _source(kind, name)) is not None:
+            kept[kind] = {"name": name, "digest": _digest(source)}
+            if name.rpartition(":")[0].endswith(".py"):
+                copy = folder / source.name
+                if copy.exists() and _digest(copy) != kept[kind]["digest"]:
+                    raise UserError(f"two programs are in files called {source.name}; rename one of them.")
+                folder.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(source, copy)
+    return kept
+
+
+def check_copies(kept: Mapping[str, Mapping[str, str]], folder: Path) -> None:
+    """Refuses programs that are no longer those of the run.
+
+    Raises:
+        UserError: if a program's file is missing or has changed.
+    """
+    for kind, record in kept.items():
+        source = _source(kind, record["name"], folder)
+        if source is None or not source.is_file():
+            where = record["name"] if source is None else str(source)
+            raise UserError(f"the run's {kind} {record['name']!r} is missing: there is no {where}; restore it.")
+        if _digest(source) != record["digest"]:
+            raise UserError(
+                f"the run's {kind} {record['name']!r} has changed: {source} is not what the run was made with; restore "
+                "it, or correct its digest in run.json to use it as it is."
+            )
+
+
+def _source(kind: str, name: str, folder: Path | None = None) -> Path | None:
+    """The file of a program, None for a shipped one; in a run's folder that is its copy."""
+    if name in SHIPPED[kind]:
+        return None
+    source = names(kind).get(name, name).rpartition(":")[0]
+    if source.endswith(".py"):
+        return Path(source).expanduser() if folder is None else folder / Path(source).name
+    with blamed(name):
+        found = find_spec(source)
+    return Path(found.origin) if found is not None and found.origin else Path(f"{source}.py")
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
