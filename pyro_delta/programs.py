@@ -8,7 +8,8 @@ It is built as
     guide       Object(spec, prior, **options)
 
 where `spec` is an `ImageSpec`. The keyword arguments of the constructor, with their annotations and defaults, are the
-program's settings: `--set prior.alpha=0.9` reaches the argument `alpha` of the prior.
+program's settings: `--set prior.alpha=0.9` reaches the argument `alpha` of the prior. A constructor's `**options` stand
+for the keyword-only arguments of its base class.
 """
 
 from __future__ import annotations
@@ -36,7 +37,12 @@ from pyro_delta.validation import Section, first_mistake
 SHIPPED: dict[str, dict[str, str]] = {
     "prior": {"ar1": "pyro_delta.models:AR1Prior"},
     "likelihood": {"gated_pixelcnn": "pyro_delta.models:GatedPixelCNNLikelihood"},
-    "guide": {"anti_causal": "pyro_delta.guides:AntiCausalGuide"},
+    "guide": {
+        "anti_causal": "pyro_delta.guides:AntiCausalGuide",
+        "bidirectional": "pyro_delta.guides:BidirectionalGuide",
+        "independent_delta": "pyro_delta.guides:IndependentDeltaGuide",
+        "structured": "pyro_delta.guides:StructuredGuide",
+    },
 }
 """Kind → name → place."""
 KINDS = tuple(SHIPPED)
@@ -132,21 +138,37 @@ def blamed(name: str) -> Iterator[None]:
 
 def options_model(kind: str, program: Callable[..., Any]) -> type[BaseModel]:
     """The settings of a program as a model: the constructor's keyword arguments, their annotations and defaults."""
-    try:
-        parameters = list(inspect.signature(program).parameters.values())[GIVEN[kind] :]
-        made = program.__init__ if isinstance(program, type) else program  # type: ignore[misc]
-        hints = typing.get_type_hints(made, include_extras=True)
-    except (NameError, TypeError, ValueError):  # annotations that exist for type checkers alone
-        hints = {}
-    named = [p for p in parameters if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)]
-    fields: dict[str, Any] = {
-        p.name: (hints.get(p.name, Any), ... if p.default is p.empty else p.default) for p in named
-    }
-    free = any(p.kind is p.VAR_KEYWORD for p in parameters)
+    fields: dict[str, Any] = {}
+    for number, made in enumerate(_constructors(program)):
+        parameters = list(inspect.signature(made).parameters.values())
+        try:
+            hints = typing.get_type_hints(made, include_extras=True)
+        except (NameError, TypeError):  # annotations that exist for type checkers alone
+            hints = {}
+        if number == 0:  # after self, if there is one, and what a program is built from
+            parameters = parameters[GIVEN[kind] + isinstance(program, type) :]
+        named = [
+            p for p in parameters if p.kind is p.KEYWORD_ONLY or (number == 0 and p.kind is p.POSITIONAL_OR_KEYWORD)
+        ]
+        for p in named:
+            fields.setdefault(p.name, (hints.get(p.name, Any), ... if p.default is p.empty else p.default))
     config = ConfigDict(**(Section.model_config | {"arbitrary_types_allowed": True}))
-    if free:
-        config["extra"] = "allow"
     return create_model(f"{kind}_options", __config__=config, **fields)
+
+
+def _constructors(program: Callable[..., Any]) -> Iterator[Callable[..., Any]]:
+    """The constructor, and as long as one takes `**options` that of its base class."""
+    if not isinstance(program, type):
+        yield program
+        return
+    for cls in program.__mro__:
+        if "__init__" in vars(cls):
+            if cls.__module__.partition(".")[0] in ("torch", "pyro", "builtins"):
+                return
+            made = vars(cls)["__init__"]
+            yield made
+            if not any(p.kind is p.VAR_KEYWORD for p in inspect.signature(made).parameters.values()):
+                return
 
 
 def option_names(kind: str, name: str, folder: Path | None = None) -> list[str]:
@@ -167,7 +189,7 @@ def checked_options(kind: str, name: str, options: Mapping[str, Any], folder: Pa
         key, mistake = first_mistake(error, f"{kind}.")
         known = [f"{kind}.{option}" for option in ("program", *model.model_fields)]
         raise (mistake or unknown_name(f"setting of the {kind} {name!r}", key, known)) from None
-    return {**{field: getattr(checked, field) for field in model.model_fields}, **(checked.model_extra or {})}
+    return {field: getattr(checked, field) for field in model.model_fields}
 
 
 # --- What a run keeps of programs that are not shipped ---
