@@ -15,6 +15,7 @@ from pyro_delta.errors import CheckFailed, UserError, unknown_name
 
 COMMANDS = {
     "train": "Train a δ-VAE; its folder holds all that the other commands need.",
+    "verify": "What a prior, a likelihood and a guide commit, and whether they are causal.",
     "evaluate": "Bounds on the likelihood, rate and distortion of a run.",
     "check": "Does the KL stay above δ, and do the latents carry information?",
     "sample": "Draw images from a run into a picture.",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from pyro_delta.data import ImageData
     from pyro_delta.inference.run import Loaded
 
+Settings = list[tuple[str, Any]]
+
 run_argument = click.argument("run", type=click.Path(path_type=Path))
 device_option = click.option(
     "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", help="auto: CUDA if there is a device."
@@ -27,6 +30,56 @@ split_option = click.option(
     "--split", type=click.Choice(["test", "validation", "train"]), default="test", show_default=True
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+
+
+dataset_option = click.option(
+    "--dataset", metavar="NAME", help="digits, photos, cifar10, mnist or folder:PATH (default: digits)."
+)
+preset_option = click.option("--preset", metavar="NAME", help="Default: the data set's own; see `pyro-delta list`.")
+set_option = click.option(
+    "--set", "pairs", multiple=True, metavar="KEY=VALUE", help="Any other setting, such as prior.dims=4."
+)
+
+
+def program_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """`--prior`, `--likelihood` and `--guide`."""
+    helps = {
+        "--guide": "The same; options of programs by --set, such as --set prior.alpha=0.9.",
+        "--likelihood": "The same.",
+        "--prior": "A name of `pyro-delta list`, package.module:Object or file.py:Object.",
+    }
+    for name, text in helps.items():
+        command = click.option(name, metavar="PROGRAM", help=text)(command)
+    return command
+
+
+def settings_of(pairs: tuple[str, ...], options: dict[str, Any]) -> Settings:
+    """Options that are given and --set pairs as one list, in which no setting may stand twice.
+
+    Raises:
+        UserError: if one does.
+    """
+    from pyro_delta.config import parse_settings
+    from pyro_delta.errors import UserError
+
+    settings = [(key, value) for key, value in options.items() if value is not None] + parse_settings(pairs)
+    keys = [key for key, _ in settings]
+    for key in keys:
+        if keys.count(key) > 1:
+            raise UserError(f"{key} is set twice; give it once, as an option or with --set.")
+    return settings
+
+
+def chosen_config(preset: str | None, settings: Settings) -> tuple[Config, str]:
+    """A preset with settings laid over it, and its name; without one, the default preset of the data set."""
+    from pyro_delta.config import load_preset
+    from pyro_delta.data.spec import dataset_info
+
+    if preset is None:
+        dataset = str(dict(settings).get("data.name", "digits"))
+        preset = dataset_info(dataset).preset
+        settings = [("data.name", dataset), *(pair for pair in settings if pair[0] != "data.name")]
+    return load_preset(preset, settings), preset
 
 
 def choose_device(name: str) -> torch.device:

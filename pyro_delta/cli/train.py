@@ -7,23 +7,32 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pyro_delta.cli.options import choose_device, device_option, json_option, load_data, print_json
+from pyro_delta.cli.options import (
+    Settings,
+    choose_device,
+    chosen_config,
+    dataset_option,
+    device_option,
+    json_option,
+    load_data,
+    preset_option,
+    print_json,
+    program_options,
+    set_option,
+    settings_of,
+)
 from pyro_delta.errors import UserError
 
 if TYPE_CHECKING:
     from pyro_delta.config import Config
     from pyro_delta.inference.loop import Trainer
 
-Settings = list[tuple[str, Any]]
-
 
 @click.command()
-@click.option("--dataset", metavar="NAME", help="digits, photos, cifar10, mnist or folder:PATH (default: digits).")
+@dataset_option
 @click.option("--data-root", metavar="DIR", help="Where data sets live (default: data).")
-@click.option("--preset", metavar="NAME", help="Default: the data set's own; see `pyro-delta list`.")
-@click.option("--prior", metavar="PROGRAM", help="Of `pyro-delta list`, package.module:Object or file.py:Object.")
-@click.option("--likelihood", metavar="PROGRAM", help="The same.")
-@click.option("--guide", metavar="PROGRAM", help="The same; options of programs: --set prior.alpha=0.9.")
+@preset_option
+@program_options
 @click.option("--elbo", type=click.Choice(["trace", "mean_field"]), help="Rate by sampling, or in closed form.")
 @click.option("--steps", type=int, help="Training steps.")
 @click.option("--minutes", type=float, help="Minutes of training alone, in place of --steps.")
@@ -31,7 +40,7 @@ Settings = list[tuple[str, Any]]
 @click.option("--resume", is_flag=True, help="Go on with the run in --out; --steps or --minutes may extend it.")
 @click.option("--seed", type=int, help="Of weights, batches and noise (default: 0).")
 @device_option
-@click.option("--set", "pairs", multiple=True, metavar="KEY=VALUE", help="Any other setting, such as training.lr=1e-3.")
+@set_option
 @json_option
 def train(
     dataset: str | None,
@@ -57,7 +66,7 @@ def train(
     pyro-delta train --dataset cifar10 --minutes 30 --seed 1 --set training.lr=1e-3
     pyro-delta train --out runs/first --resume --steps 4000
     """  # noqa: D301 (click wants the backspace itself)
-    settings = _settings(
+    settings = settings_of(
         pairs,
         {
             "data.name": dataset,
@@ -78,27 +87,8 @@ def train(
     _run(trainer, folder, preset, resume, as_json)
 
 
-def _settings(pairs: tuple[str, ...], options: dict[str, Any]) -> Settings:
-    """Options and --set pairs as one list, in which no setting may stand twice."""
-    from pyro_delta.config import parse_settings
-
-    settings = [(key, value) for key, value in options.items() if value is not None] + parse_settings(pairs)
-    keys = [key for key, _ in settings]
-    for key in keys:
-        if keys.count(key) > 1:
-            raise UserError(f"{key} is set twice; give it once, as an option or with --set.")
-    return settings
-
-
 def _new(out: Path | None, preset: str | None, settings: Settings, device: str) -> tuple[Trainer, Path, str]:
-    from pyro_delta.config import load_preset
-
-    dataset = dict(settings).get("data.name")
-    if preset is None:
-        dataset = "digits" if dataset is None else str(dataset)
-        preset = _default_preset(dataset)
-        settings = [("data.name", dataset), *(pair for pair in settings if pair[0] != "data.name")]
-    config = load_preset(preset, settings)
+    config, preset = chosen_config(preset, settings)
     from pyro_delta.inference.run import check_free, create, default_folder
 
     if out is not None:
@@ -107,16 +97,6 @@ def _new(out: Path | None, preset: str | None, settings: Settings, device: str) 
     folder = out or default_folder(config, preset)
     create(folder, config, trainer.data.spec, preset)
     return trainer, folder, preset
-
-
-def _default_preset(dataset: str) -> str:
-    from pyro_delta.data import DATASETS
-    from pyro_delta.errors import unknown_name
-
-    name = "folder:PATH" if dataset.startswith("folder:") and dataset != "folder:" else dataset
-    if name not in DATASETS:
-        raise unknown_name("dataset", dataset, DATASETS)
-    return DATASETS[name].preset
 
 
 def _resumed(out: Path | None, preset: str | None, settings: Settings, device: str) -> tuple[Trainer, Path, str]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from pyro_delta.errors import unknown_name
+
 
 @dataclass(frozen=True)
 class ImageSpec:
@@ -42,13 +44,37 @@ class DatasetInfo(NamedTuple):
 
     description: str
     preset: str
+    spec: ImageSpec | None
+    """None where only the images tell"""
 
 
 DATASETS: dict[str, DatasetInfo] = {
-    "digits": DatasetInfo("handwritten digits, 8×8 grey, 17 levels, 1797 images (within scikit-learn)", "digits"),
-    "photos": DatasetInfo("32×32 colour crops of two photographs, 4400 images (within scikit-learn)", "photos"),
-    "cifar10": DatasetInfo("CIFAR-10, 32×32 colour, 60 000 images (downloaded unless there)", "cifar10-small"),
-    "mnist": DatasetInfo("MNIST, 28×28 grey, 70 000 images (downloaded unless there)", "mnist"),
-    "folder:PATH": DatasetInfo("your own images: PATH/train and PATH/test, with or without class folders", "photos"),
+    "digits": DatasetInfo(
+        "handwritten digits, 8×8 grey, 17 levels, 1797 images (within scikit-learn)", "digits", ImageSpec(1, 8, 8, 17)
+    ),
+    "photos": DatasetInfo(
+        "32×32 colour crops of two photographs, 4400 images (within scikit-learn)", "photos", ImageSpec(3, 32, 32, 256)
+    ),
+    "cifar10": DatasetInfo(
+        "CIFAR-10, 32×32 colour, 60 000 images (downloaded unless there)", "cifar10-small", ImageSpec(3, 32, 32, 256)
+    ),
+    "mnist": DatasetInfo(
+        "MNIST, 28×28 grey, 70 000 images (downloaded unless there)", "mnist", ImageSpec(1, 28, 28, 256)
+    ),
+    "folder:PATH": DatasetInfo(
+        "your own images: PATH/train and PATH/test, with or without class folders", "photos", None
+    ),
 }
-"""Name → (description, default preset), in the order in which a list of datasets should show them."""
+"""Name → description, default preset and specification, in the order in which a list of datasets should show them."""
+
+
+def dataset_info(name: str) -> DatasetInfo:
+    """The line of the table for a dataset's name.
+
+    Raises:
+        UserError: if there is none; the nearest name is given.
+    """
+    line = "folder:PATH" if name.startswith("folder:") and name != "folder:" else name
+    if line not in DATASETS:
+        raise unknown_name("dataset", name, DATASETS)
+    return DATASETS[line]

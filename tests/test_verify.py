@@ -1,0 +1,227 @@
+"""The certificate: shipped combinations pass, and programs broken on purpose are caught, each for its own reason."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pyro.distributions as dist
+import pytest
+import torch
+import torch.nn.functional as F
+from pyro.nn import PyroModule
+from test_cli import call
+from torch import Tensor, nn
+
+from pyro_delta.build import Programs, build, local_parameters
+from pyro_delta.config import load_preset
+from pyro_delta.data.spec import ImageSpec
+from pyro_delta.distributions import GaussianAR1
+from pyro_delta.evaluation.verify import Certificate, verify
+from pyro_delta.guides import IndependentDeltaGuide
+from pyro_delta.models import DeltaVAE
+
+SPEC = ImageSpec(1, 4, 5, 5)
+SMALL = [
+    *((f"{part}.channels", [6, 4]) for part in ("likelihood", "guide")),
+    *((f"{part}.row_blocks", [1, 1]) for part in ("likelihood", "guide")),
+    *((f"{part}.pixel_blocks", 1) for part in ("likelihood", "guide")),
+    ("likelihood.mixtures", 2),
+    ("guide.features", 6),
+    ("prior.dims", 2),
+]
+
+
+def made(*settings: tuple[str, object]) -> Programs:
+    torch.manual_seed(0)
+    return build(load_preset("digits", [*SMALL, *settings]), SPEC)
+
+
+def finding(certificate: Certificate, name: str) -> tuple[bool | None, str]:
+    ((passed, found),) = [(f.passed, f.found) for f in certificate.findings if f.name == name]
+    return passed, found
+
+
+def test_the_shipped_pair_is_certified() -> None:
+    certificate = verify(made(("prior.rate_nats", 4.0)), SPEC)
+    assert certificate.failure is None
+    assert certificate.delta_nats == pytest.approx(4.0, rel=1e-6)
+    assert all(f.passed for f in certificate.findings)
+    assert "z_1 sees 4 of 4 rows" in finding(certificate, "causality of the guide")[1]
+
+
+def test_verifying_changes_nothing() -> None:
+    programs = made()
+    before = {name: value.clone() for name, value in programs.state_dict().items()}
+    state = torch.get_rng_state()
+    verify(programs, SPEC)
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.testing.assert_close(programs.state_dict(), before, rtol=0, atol=0)
+    assert programs.training
+
+
+# --- broken on purpose ---
+
+
+def leaking_mask(programs: Programs) -> None:
+    """The within-row stream is not shifted: a pixel sees itself."""
+    trunk = programs.model.likelihood.network.trunk
+    stem = trunk.stem_pixels.forward
+    trunk.stem_pixels.forward = lambda x: stem(F.pad(x, (0, 1))[..., 1:])
+
+
+def leaking_far(programs: Programs) -> None:
+    """A mean over the whole image."""
+    network = programs.model.likelihood.network
+    forward = network.trunk.forward
+    network.trunk.forward = lambda x, context=None: forward(x, context) + x.mean((1, 2, 3), keepdim=True)
+
+
+def batch_norm_decoder(programs: Programs) -> None:
+    network = programs.model.likelihood.network
+    network.trunk.head = nn.Sequential(network.trunk.head, nn.BatchNorm2d(network.trunk.head.out_channels)).double()
+
+
+def eager_conditioning(programs: Programs) -> None:
+    """Every row sees all of z, which is not declared."""
+    programs.model.likelihood.network.latents.visible.fill_(True)
+
+
+class Causal(nn.Module):
+    """An encoder that is not reversed: z_t sees the rows up to t."""
+
+    def __init__(self, encoder: nn.Module) -> None:
+        super().__init__()
+        self.inner = encoder
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(x.flip(2)).flip(1)
+
+
+def causal_guide(programs: Programs) -> None:
+    programs.guide.encoder = Causal(programs.guide.encoder)
+
+
+class VarianceAsDeviation(GaussianAR1):
+    """Noise scaled by 1 − α² rather than by its root."""
+
+    def transform(self, eps: Tensor) -> Tensor:
+        alpha = self.alpha.unsqueeze(-2)
+        z = [eps[..., :1, :]]
+        for t in range(1, self.length):
+            z.append(alpha * z[-1] + (1 - alpha.square()) * eps[..., t : t + 1, :])
+        return torch.cat(z, dim=-2)
+
+
+def variance_for_deviation(programs: Programs) -> None:
+    alpha = programs.model.prior.alpha
+    programs.model.prior.forward = lambda: VarianceAsDeviation(programs.model.prior.alpha.to(alpha), SPEC.height)
+
+
+def shared_across_the_batch(programs: Programs) -> None:
+    posterior = programs.guide.posterior
+    programs.guide.posterior = lambda x: dist.Normal(
+        posterior(x).mean.mean(0, keepdim=True).expand(len(x), -1, -1), posterior(x).stddev
+    ).to_event(2)
+
+
+def wrong_gradient(programs: Programs) -> None:
+    """A detached scale in the reparametrisation: the value is right, the gradient is not."""
+
+    class Detached(dist.Normal):
+        def rsample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008
+            return self.loc + (self.scale * torch.randn(self._extended_shape(sample_shape)).to(self.loc)).detach()
+
+    posterior = programs.guide.posterior
+    programs.guide.posterior = lambda x: Detached(posterior(x).mean, posterior(x).stddev).to_event(2)
+
+
+BROKEN: dict[str, tuple[Callable[[Programs], None], str, str]] = {
+    "a leaking mask": (leaking_mask, "causality of the network", r"pixel \(0, 0\) sees pixel \(0, 0\)"),
+    "a mean over the image": (leaking_far, "causality of the network", r"pixel \(0, 0\) sees pixel \(0, 0\)"),
+    "a batch-norm decoder": (batch_norm_decoder, "causality of the network", "sees other images"),
+    "z too early": (eager_conditioning, "causality of the conditioning", "row 0 sees z_2, whose first row is 1"),
+    "a causal guide": (causal_guide, "causality of the guide", "z_2 sees row 0, above its first row 1"),
+    "a guide that mixes images": (shared_across_the_batch, "causality of the guide", "sees other images"),
+    "variance for deviation": (variance_for_deviation, "distribution of the prior", "disagrees with variance"),
+    "a wrong gradient": (wrong_gradient, "gradient", "by finite differences"),
+}
+
+
+@pytest.mark.parametrize(("spoil", "name", "words"), BROKEN.values(), ids=BROKEN)
+def test_broken_programs_are_caught(spoil: Callable[[Programs], None], name: str, words: str) -> None:
+    programs = made()
+    with local_parameters():
+        spoil(programs)
+    certificate = verify(programs, SPEC)
+    passed, found = finding(certificate, name)
+    assert passed is False
+    assert __import__("re").search(words, found), found
+    assert certificate.failure is not None
+    assert name in certificate.failure
+
+
+class NoSquareRoot(IndependentDeltaGuide):
+    """As some public code has it."""
+
+    def posterior(self, x: Tensor) -> dist.Independent:
+        mean, ratio = self.encode(x)
+        variance = self.least + (self.most - self.least) * torch.sigmoid(ratio)
+        floor = (2 * self.delta + 1 + variance.log() - variance).clamp_min(0.0)
+        return dist.Normal(floor + F.softplus(mean), variance.sqrt()).to_event(2)
+
+
+def test_a_false_claim_is_refuted() -> None:
+    honest = made(("prior.program", "standard_normal"), ("guide.program", "independent_delta"))
+    certificate = verify(honest, SPEC)
+    assert finding(certificate, "committed rate")[0] is True
+    assert certificate.delta_nats == 4.0
+    with local_parameters():
+        guide = NoSquareRoot(SPEC, honest.model.prior, features=6, channels=(6,), row_blocks=(1,), pixel_blocks=1)
+        certificate = verify(Programs(honest.model, guide), SPEC)
+    passed, found = finding(certificate, "committed rate")
+    assert passed is False
+    assert "the guide claims δ = 4 nats, but a KL of" in found
+    assert certificate.delta_nats is None
+
+
+class Heavy(PyroModule):
+    """Not Gaussian: nothing is certified, and that is said."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("first_row", torch.arange(4))
+
+    def forward(self) -> dist.Independent:
+        return dist.StudentT(torch.full((4, 2), 9.0)).to_event(2)
+
+
+def test_other_families_are_not_certified() -> None:
+    programs = made()
+    certificate = verify(Programs(DeltaVAE(Heavy(), programs.model.likelihood), programs.guide), SPEC)
+    assert finding(certificate, "committed rate") == (None, "no closed form of the KL, nothing is certified")
+    assert certificate.delta_nats is None
+
+
+# --- the command ---
+
+
+def test_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sets = [part for key, value in SMALL for part in ("--set", f"{key}={json.dumps(value)}")]
+    code, out, err = call("verify", *sets, "--json")
+    assert code == 0, err
+    numbers = json.loads(out)
+    assert numbers["passed"]
+    assert numbers["delta_nats"] == pytest.approx(4.0, rel=1e-6)
+    assert {check["name"] for check in numbers["checks"]} >= {"committed rate", "causality of the guide", "gradient"}
+    monkeypatch.chdir(tmp_path)
+    Path("early.py").write_text(
+        "from pyro_delta.guides import BidirectionalGuide\n"
+        "class Early(BidirectionalGuide):\n    '''Claims what it is not.'''\n    causality = 'none'\n"
+        "    def __init__(self, spec, prior, **network):\n        super().__init__(spec, prior, **network)\n"
+        "        self.causality = 'anti_causal'\n"
+    )
+    code, out, err = call("verify", *sets, "--guide", "early.py:Early")
+    assert code == 1
+    assert err.count("\n") == 1
+    assert "causality of the guide: z_2 sees row 0" in err
+    assert "FAIL  causality of the guide" in out
