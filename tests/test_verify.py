@@ -1,6 +1,7 @@
 """The certificate: shipped combinations pass, and programs broken on purpose are caught, each for its own reason."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from pyro_delta.config import load_preset
 from pyro_delta.data.spec import ImageSpec
 from pyro_delta.distributions import GaussianAR1
 from pyro_delta.evaluation.verify import Certificate, verify
-from pyro_delta.guides import IndependentDeltaGuide
+from pyro_delta.guides import AntiCausalGuide, IndependentDeltaGuide
 from pyro_delta.models import DeltaVAE
 
 SPEC = ImageSpec(1, 4, 5, 5)
@@ -62,23 +63,34 @@ def test_verifying_changes_nothing() -> None:
 # --- broken on purpose ---
 
 
+class Around(nn.Module):
+    """Something done before and after a network; a module, so that copies copy it."""
+
+    def __init__(
+        self, inner: nn.Module, before: Callable = lambda *x: x, after: Callable = lambda out, *x: out
+    ) -> None:
+        super().__init__()
+        self.inner, self.before, self.after = inner, before, after
+
+    def forward(self, *x: Tensor) -> Tensor:
+        return self.after(self.inner(*self.before(*x)), *x)
+
+
 def leaking_mask(programs: Programs) -> None:
     """The within-row stream is not shifted: a pixel sees itself."""
     trunk = programs.model.likelihood.network.trunk
-    stem = trunk.stem_pixels.forward
-    trunk.stem_pixels.forward = lambda x: stem(F.pad(x, (0, 1))[..., 1:])
+    trunk.stem_pixels = Around(trunk.stem_pixels, before=lambda x: (F.pad(x, (0, 1))[..., 1:],))
 
 
 def leaking_far(programs: Programs) -> None:
     """A mean over the whole image."""
     network = programs.model.likelihood.network
-    forward = network.trunk.forward
-    network.trunk.forward = lambda x, context=None: forward(x, context) + x.mean((1, 2, 3), keepdim=True)
+    network.trunk = Around(network.trunk, after=lambda out, x, *_: out + x.mean((1, 2, 3), keepdim=True))
 
 
 def batch_norm_decoder(programs: Programs) -> None:
-    network = programs.model.likelihood.network
-    network.trunk.head = nn.Sequential(network.trunk.head, nn.BatchNorm2d(network.trunk.head.out_channels)).double()
+    trunk = programs.model.likelihood.network.trunk
+    trunk.head = nn.Sequential(trunk.head, nn.BatchNorm2d(trunk.head.out_channels))
 
 
 def eager_conditioning(programs: Programs) -> None:
@@ -86,19 +98,11 @@ def eager_conditioning(programs: Programs) -> None:
     programs.model.likelihood.network.latents.visible.fill_(True)
 
 
-class Causal(nn.Module):
-    """An encoder that is not reversed: z_t sees the rows up to t."""
-
-    def __init__(self, encoder: nn.Module) -> None:
-        super().__init__()
-        self.inner = encoder
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.inner(x.flip(2)).flip(1)
-
-
 def causal_guide(programs: Programs) -> None:
-    programs.guide.encoder = Causal(programs.guide.encoder)
+    """An encoder that is turned around: z_t sees the rows up to t."""
+    programs.guide.encoder = Around(
+        programs.guide.encoder, before=lambda x: (x.flip(2),), after=lambda out, x: out.flip(1)
+    )
 
 
 class VarianceAsDeviation(GaussianAR1):
@@ -112,27 +116,44 @@ class VarianceAsDeviation(GaussianAR1):
         return torch.cat(z, dim=-2)
 
 
+class WrongPrior(PyroModule):
+    def __init__(self, prior: PyroModule) -> None:
+        super().__init__()
+        self.register_buffer("alpha", prior.alpha)
+        self.register_buffer("first_row", prior.first_row)
+
+    def forward(self) -> VarianceAsDeviation:
+        return VarianceAsDeviation(self.alpha, len(self.first_row))
+
+
 def variance_for_deviation(programs: Programs) -> None:
-    alpha = programs.model.prior.alpha
-    programs.model.prior.forward = lambda: VarianceAsDeviation(programs.model.prior.alpha.to(alpha), SPEC.height)
+    programs.model.prior = WrongPrior(programs.model.prior)
 
 
 def shared_across_the_batch(programs: Programs) -> None:
-    posterior = programs.guide.posterior
-    programs.guide.posterior = lambda x: dist.Normal(
-        posterior(x).mean.mean(0, keepdim=True).expand(len(x), -1, -1), posterior(x).stddev
-    ).to_event(2)
+    programs.guide.encoder = Around(programs.guide.encoder, after=lambda out, x: out - out.mean(0, keepdim=True))
+
+
+class Detached(dist.Normal):
+    """The value of a sample is right, its gradient is not."""
+
+    def rsample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008
+        return self.loc + (self.scale * torch.randn(self._extended_shape(sample_shape)).to(self.loc)).detach()
+
+    def expand(self, batch_shape: torch.Size, _instance: None = None) -> "Detached":
+        return Detached(self.loc.expand(batch_shape), self.scale.expand(batch_shape))
+
+
+class DetachedGuide(AntiCausalGuide):
+    def posterior(self, x: Tensor) -> dist.Independent:
+        q = super().posterior(x)
+        return Detached(q.mean, q.stddev).to_event(2)
 
 
 def wrong_gradient(programs: Programs) -> None:
-    """A detached scale in the reparametrisation: the value is right, the gradient is not."""
-
-    class Detached(dist.Normal):
-        def rsample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008
-            return self.loc + (self.scale * torch.randn(self._extended_shape(sample_shape)).to(self.loc)).detach()
-
-    posterior = programs.guide.posterior
-    programs.guide.posterior = lambda x: Detached(posterior(x).mean, posterior(x).stddev).to_event(2)
+    programs.guide = DetachedGuide(
+        SPEC, programs.model.prior, features=6, channels=(6,), row_blocks=(1,), pixel_blocks=1
+    )
 
 
 BROKEN: dict[str, tuple[Callable[[Programs], None], str, str]] = {
@@ -155,7 +176,7 @@ def test_broken_programs_are_caught(spoil: Callable[[Programs], None], name: str
     certificate = verify(programs, SPEC)
     passed, found = finding(certificate, name)
     assert passed is False
-    assert __import__("re").search(words, found), found
+    assert re.search(words, found), found
     assert certificate.failure is not None
     assert name in certificate.failure
 
