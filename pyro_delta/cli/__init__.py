@@ -19,6 +19,10 @@ COMMANDS = {
     "evaluate": "Bounds on the likelihood, rate and distortion of a run.",
     "check": "Does the KL stay above δ, and do the latents carry information?",
     "sample": "Draw images from a run into a picture.",
+    "encode": "Latents of images, for ArviZ.",
+    "reconstruct": "Images and what the decoder makes of their latents.",
+    "interpolate": "Decodings between the latents of images.",
+    "inpaint": "Images completed from the pixels that are kept.",
     "delta": "The rate that an AR(1) prior commits, or the α that commits a rate.",
     "list": "Data sets, presets, priors, likelihoods and guides.",
 }

@@ -122,6 +122,37 @@ def load_data_of(loaded: Loaded, root: str | None) -> ImageData:
     return data
 
 
+images_argument = click.argument("images", metavar="IMAGES")
+
+
+def read_images(loaded: Loaded, images: str, count: int | None, root: str | None) -> tuple[torch.Tensor, list[str]]:
+    """Images for a run and their names, uint8 (N, C, H, W).
+
+    Args:
+        loaded: the run.
+        images: train, validation or test for images of its data set, or a picture, or a folder of pictures.
+        count: the first so many (all if None).
+        root: where data sets live.
+
+    Raises:
+        UserError: if there are none, or they are not of the run's size and kind.
+    """
+    from pyro_delta.data.folder import read_pictures
+    from pyro_delta.errors import UserError
+
+    if images in ("train", "validation", "test"):
+        found = load_data_of(loaded, root).split(images).images[:count]
+        return found, [f"{images}/{i}" for i in range(len(found))]
+    pictures, names = read_pictures(Path(images), count)
+    if pictures.shape[1:] != loaded.spec.shape or loaded.spec.levels != 256:
+        shape, spec = tuple(pictures.shape[1:]), loaded.spec
+        raise UserError(
+            f"the pictures of {images} are {shape} with 256 levels, the run's images {spec.shape} with {spec.levels}; "
+            "bring them to its size, or name a split: test."
+        )
+    return pictures, names
+
+
 def print_json(numbers: dict[str, Any]) -> None:
     """Prints numbers on a line; one that is not finite becomes null, which every reader of JSON knows."""
     finite = {k: None if isinstance(x, float) and not math.isfinite(x) else x for k, x in numbers.items()}

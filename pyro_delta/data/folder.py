@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
 from rich.console import Console
 from rich.progress import track
@@ -50,6 +51,21 @@ def read_folder(folder: Path) -> tuple[Split, Split, tuple[str, ...] | None]:
     count = sum(len(files_of_class) for files_of_class in train)
     train_labels, test_labels = (None if classes is None else _labels(listed) for listed in (train, test))
     return split_of(images[:count], train_labels), split_of(images[count:], test_labels), classes
+
+
+def read_pictures(path: Path, count: int | None = None) -> tuple[torch.Tensor, list[str]]:
+    """A picture, or the first `count` of a folder in the order of their names: uint8 (N, C, H, W), and the names.
+
+    Raises:
+        UserError: if there is none, or one is damaged, neither grey nor RGB, or unlike the first in size or mode.
+    """
+    if path.is_file():
+        files = [path]
+    elif path.is_dir():
+        files = _require_images(path, _list_folder(path)[0])[:count]
+    else:
+        raise UserError(f"there is no picture or folder {path}; give one, or train, validation or test.")
+    return torch.from_numpy(_decode(files)), [file.name for file in files]
 
 
 def _list_split(split: Path) -> tuple[list[list[Path]], tuple[str, ...] | None]:

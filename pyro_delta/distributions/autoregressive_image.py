@@ -80,9 +80,13 @@ class AutoregressiveImage(TorchDistribution):
 
     def log_prob(self, x: Tensor) -> Tensor:
         """Log-probability of whole images in nats, shape x.shape[:-3] broadcast with the batch shape."""
+        return self.pixel_log_prob(x).sum((-2, -1))
+
+    def pixel_log_prob(self, x: Tensor) -> Tensor:
+        """Log-probability of each pixel given all before it in nats, shape of `log_prob` + (H, W)."""
         if self._validate_args:
             self._validate_sample(x)
-        return self._pixels(self.parameters_at(x), self._validate_args).log_prob(x.movedim(-3, -1)).sum((-2, -1))
+        return self._pixels(self.parameters_at(x), self._validate_args).log_prob(x.movedim(-3, -1))
 
     @torch.no_grad()
     def sample(

@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from pyro_delta.build import Programs
+from pyro_delta.distributions import AutoregressiveImage
 from pyro_delta.errors import UserError
 from pyro_delta.evaluation.bound import evaluating, ignore
 from pyro_delta.files import written_whole
@@ -44,16 +45,50 @@ def draw(
     Returns:
         integers (count, C, H, W), or (R·count, C, H, W) with row after row, each column of which shares its z.
     """
-    model = programs.model
     with evaluating(programs, seed):
-        z_bnd = model.prior().expand([count]).sample()
-        if decodings is not None:
-            z_bnd = z_bnd.repeat(decodings, 1, 1)
-        parts = []
-        for z in z_bnd.split(batch):
-            parts.append(model.likelihood(z).sample().cpu())
+        z_bnd = programs.model.prior().expand([count]).sample()
+    if decodings is not None:
+        z_bnd = z_bnd.repeat(decodings, 1, 1)
+    return decode(programs, z_bnd, seed=seed + 1, batch=batch, advance=advance)
+
+
+@torch.no_grad()
+def decode(
+    programs: Programs,
+    z_bnd: Tensor,
+    *,
+    same_noise: bool = False,
+    seed: int = 0,
+    batch: int = 64,
+    advance: Callable[[int], None] = ignore,
+) -> Tensor:
+    """Images drawn from the likelihood given latents.
+
+    Args:
+        programs: of which the likelihood is used.
+        z_bnd: (B, n, d).
+        same_noise: whether all images share the decoder's noise, so that they differ by z alone.
+        seed: of the noise.
+        batch: images drawn at once.
+        advance: called with the number of images just drawn.
+
+    Returns:
+        integers (B, C, H, W).
+    """
+    parts = []
+    with evaluating(programs, seed):
+        for z in z_bnd.to(next(programs.parameters()).device).split(batch):
+            if same_noise:
+                torch.manual_seed(seed)
+            distribution = programs.model.likelihood(z)
+            parts.append((_with_shared_noise(distribution) if same_noise else distribution.sample()).cpu())
             advance(len(z))
     return torch.cat(parts)
+
+
+def _with_shared_noise(distribution: AutoregressiveImage) -> Tensor:
+    channels, height, width = distribution.event_shape
+    return distribution.sample(uniforms=torch.rand(1, height, width, 1 + channels).to(distribution.z))
 
 
 def grid(images_bchw: Tensor, levels: int, columns: int) -> Tensor:
