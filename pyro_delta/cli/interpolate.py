@@ -30,8 +30,8 @@ def interpolate(
 ) -> None:
     """Decodings along the way from the latents of one image to those of the next, pair by pair.
 
-    The path is spherical in the whitened noise of the prior, and the decoder's own noise is the same all along a row. At
-    its ends stand the two images themselves. IMAGES: a folder of pictures, or train, validation or test.
+    The path is spherical in the whitened noise of the prior, and the decoder's own noise is the same all along a row.
+    At its ends stand the two images themselves. IMAGES: a folder of pictures, or train, validation or test.
 
     \b
     pyro-delta interpolate runs/first test --pairs 4 --out path.png

@@ -1,0 +1,215 @@
+"""Using a trained model: latents for ArviZ, reconstructions, interpolation, completion."""
+
+import json
+import math
+from itertools import product
+from pathlib import Path
+
+import arviz
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from test_cli import TINY, call
+
+from pyro_delta.build import Programs, build
+from pyro_delta.config import load_preset
+from pyro_delta.data import load as load_data
+from pyro_delta.data.spec import ImageSpec
+from pyro_delta.distributions import GaussianAR1
+from pyro_delta.errors import UserError
+from pyro_delta.evaluation.inpainting import inpaint
+from pyro_delta.evaluation.latents import interpolate, posterior_data, save_netcdf
+from pyro_delta.report.pictures import decode
+
+SPEC = ImageSpec(1, 2, 2, 2)
+SMALL = [
+    *((f"{part}.channels", [6]) for part in ("likelihood", "guide")),
+    *((f"{part}.row_blocks", [1]) for part in ("likelihood", "guide")),
+    ("prior.dims", 2),
+    ("prior.alpha", 0.8),
+    ("likelihood.mixtures", 2),
+]
+
+
+@pytest.fixture(scope="module")
+def programs() -> Programs:
+    """Untrained, far from the start, so that pixels and latents hang together."""
+    torch.manual_seed(3)
+    made = build(load_preset("digits", SMALL), SPEC)
+    with torch.no_grad():
+        for parameter in made.parameters():
+            parameter += 0.6 * torch.randn_like(parameter)
+    return made.eval()
+
+
+# --- interpolation ---
+
+
+def test_path_is_spherical_in_the_priors_noise() -> None:
+    """Against the AR(1) recursion undone by hand, and great circles from their definition."""
+    prior = GaussianAR1(torch.tensor([0.5, -0.9], dtype=torch.float64), 6)
+    eps = torch.randn(2, 6, 2, dtype=torch.float64)
+    start, end = prior.transform(eps)
+    path = interpolate(prior, start, end, 5)
+    scale = (1 - prior.alpha**2).sqrt()
+    first, later = path[:, :1], (path[:, 1:] - prior.alpha * path[:, :-1]) / scale
+    noise = torch.cat((first, later), dim=1).flatten(1).numpy()
+    a, b = eps.flatten(1).numpy()
+    angle = math.acos(a @ b / (np.linalg.norm(a) * np.linalg.norm(b)))
+    for i, point in enumerate(noise):
+        t = i / 4
+        expected = (math.sin((1 - t) * angle) * a + math.sin(t * angle) * b) / math.sin(angle)
+        np.testing.assert_allclose(point, expected, atol=1e-8)
+
+
+def test_path_ends_where_it_should() -> None:
+    prior = GaussianAR1(torch.tensor([0.99]), 8)
+    start, end = prior.sample((2,))
+    path = interpolate(prior, start, end, 3)
+    assert path.dtype == torch.float32
+    torch.testing.assert_close(path[0], start, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(path[-1], end, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(interpolate(prior, start, start, 4), start.expand(4, -1, -1), atol=1e-5, rtol=1e-5)
+
+
+# --- completion ---
+
+
+@pytest.mark.parametrize("keep", [[[1, 1], [0, 0]], [[0, 0], [1, 1]], [[0, 1], [1, 0]]], ids=["top", "bottom", "odd"])
+def test_completions_have_the_exact_conditional_frequencies(programs: Programs, keep: list[list[int]]) -> None:
+    """All 16 images of 2×2 bits, z summed out by brute force."""
+    keep_hw = torch.tensor(keep).bool()
+    images = torch.tensor(list(product((0, 1), repeat=4))).reshape(16, 1, 2, 2)
+    with torch.no_grad():
+        z = programs.model.prior().expand([4000]).sample()
+        joint = torch.stack([programs.model.likelihood(z).log_prob(image).exp().mean() for image in images])
+    assert joint.sum() == pytest.approx(1, abs=1e-4)
+    image = images[0b0110]
+    agrees = ((images == image) | ~keep_hw).all((1, 2, 3))
+    exact = torch.where(agrees, joint, 0) / joint[agrees].sum()
+    done = inpaint(programs, image, keep_hw, particles=4000, completions=4000)
+    codes = (done.images.flatten(1) * torch.tensor([8, 4, 2, 1])).sum(1)
+    found = torch.bincount(codes, minlength=16) / 4000
+    assert found[~agrees].sum() == 0
+    # both sides are noisy: 4000 draws each
+    assert (found - exact).abs().max() < 0.06
+    assert 1 <= done.effective_sample_size <= 4000
+    naive = torch.where(agrees, torch.ones(16), 0) / agrees.sum()
+    assert (exact - naive).abs().max() > 0.1, "the case would pass with any weights"
+
+
+def test_weights_matter(programs: Programs) -> None:
+    """Kept pixels below the missing ones pull them: without weights the completion would be the decoder's own guess."""
+    keep_hw = torch.tensor([[False, False], [True, True]])
+    done = inpaint(programs, torch.zeros(1, 2, 2, dtype=torch.int64), keep_hw, particles=500, completions=5)
+    assert done.effective_sample_size < 499
+    assert (done.images[:, 0, 1] == 0).all()
+
+
+# --- latents for ArviZ ---
+
+
+def test_netcdf_holds_what_the_guide_says(programs: Programs, tmp_path: Path) -> None:
+    images = torch.randint(2, (7, 1, 2, 2), dtype=torch.uint8)
+    data = posterior_data(programs, images, draws=500, names=list("abcdefg"), batch=3)
+    save_netcdf(data, tmp_path / "z.nc")
+    back = arviz.from_netcdf(tmp_path / "z.nc")
+    z = back.posterior["z"]
+    assert z.dims == ("chain", "draw", "image", "step", "dim")
+    assert z.shape == (1, 500, 7, 2, 2)
+    assert list(z.coords["image"].values) == list("abcdefg")
+    with torch.no_grad():
+        q = programs.guide.posterior(images)
+    np.testing.assert_allclose(back.constant_data["z_mean"], q.mean, rtol=1e-5)
+    np.testing.assert_allclose(back.constant_data["z_scale"], q.stddev, rtol=1e-5)
+    np.testing.assert_allclose((z.mean(("chain", "draw")) - q.mean.numpy()) / q.stddev.numpy(), 0, atol=0.25)
+    assert [path.name for path in tmp_path.iterdir()] == ["z.nc"]
+
+
+def test_the_same_noise_gives_the_same_picture_for_the_same_z(programs: Programs) -> None:
+    z = torch.randn(2, 2)
+    pictures = decode(programs, z.expand(5, -1, -1), same_noise=True, batch=2)
+    assert (pictures == pictures[0]).all()
+
+
+# --- the commands ---
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("using") / "run"
+    assert call("train", *TINY, "--steps", 2, "--out", folder)[0] == 0
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("args", "size"),
+    [
+        (["reconstruct", "test", "--num", 3, "--decodings", 2], (3 * 66 + 2, 3 * 66 + 2)),
+        (["interpolate", "validation", "--pairs", 2, "--steps", 3], (5 * 66 + 2, 2 * 66 + 2)),
+        (["inpaint", "test", "--num", 2, "--particles", 4, "--completions", 3], (2 * 66 + 2, 5 * 66 + 2)),
+    ],
+)
+def test_pictures(run: Path, tmp_path: Path, args: list, size: tuple[int, int]) -> None:
+    command, *rest = args
+    code, out, err = call(command, run, *rest, "--out", tmp_path / "a.png")
+    assert code == 0, err
+    assert "a.png" in out
+    with Image.open(tmp_path / "a.png") as picture:
+        assert picture.size == size
+
+
+def test_inpainting_keeps_and_reports(run: Path, tmp_path: Path) -> None:
+    out = call("inpaint", run, "test", "--num", 1, "--particles", 8, "--out", tmp_path / "a.png", "--json")[1]
+    (size,) = json.loads(out)["effective_sample_size"].values()
+    assert 1 <= size <= 8
+    mask = np.zeros((8, 8), np.uint8)
+    mask[:, 4:] = 255
+    Image.fromarray(mask).save(tmp_path / "mask.png")
+    args = ["--mask", tmp_path / "mask.png", "--num", 1, "--particles", 2, "--completions", 1]
+    assert call("inpaint", run, "test", *args, "--out", tmp_path / "b.png")[0] == 0
+    with Image.open(tmp_path / "b.png") as picture:
+        pixels = np.asarray(picture)[:, :, 0]
+    image, kept, done = (pixels[2 + 66 * i : 66 * (i + 1), 2:66][::8, ::8] for i in range(3))
+    original = load_data("digits").test.images[0, 0].numpy()
+    assert np.array_equal(image, np.round(original * (255 / 16)))
+    assert np.array_equal(kept, image * (mask > 0))
+    assert np.array_equal(done[:, 4:], image[:, 4:])
+
+
+def test_encode_writes_a_file_for_arviz(run: Path, tmp_path: Path) -> None:
+    assert call("encode", run, "test", "--num", 5, "--draws", 3, "--out", tmp_path / "z.nc")[0] == 0
+    assert arviz.from_netcdf(tmp_path / "z.nc").posterior["z"].shape == (1, 3, 5, 8, 2)
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["encode", "run", "test", "--out", "z.csv"], "ends in .nc"),
+        (["encode", "run", "nothing", "--out", "z.nc"], "there is no picture or folder nothing"),
+        (["encode", "run", "grey.png", "--out", "z.nc"], "bring them to its size, or name a split"),
+        (["reconstruct", "run", "test", "--out", "a.jpg"], "ends in .png"),
+        (["interpolate", "run", "test", "--pairs", "900", "--out", "a.png"], "give fewer --pairs"),
+        (["inpaint", "run", "test", "--rows", "8", "--out", "a.png"], "leaves nothing to complete"),
+        (["inpaint", "run", "test", "--rows", "2", "--mask", "grey.png", "--out", "a.png"], "contradict each other"),
+        (["inpaint", "run", "test", "--mask", "grey.png", "--out", "a.png"], "the mask grey.png is (5, 6)"),
+    ],
+)
+def test_bad_input(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, args: list[str], words: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("run").symlink_to(run)
+    Image.fromarray(np.zeros((5, 6), np.uint8)).save("grey.png")
+    code, out, err = call(*args)
+    assert code == 2
+    assert words in err
+    assert err.count("\n") == 1
+    assert out == ""
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["grey.png", "run"]
+
+
+def test_interpolation_needs_a_gaussian_prior() -> None:
+    import pyro.distributions as dist
+
+    with pytest.raises(UserError, match="not Gaussian"):
+        interpolate(dist.Laplace(torch.zeros(2, 2), 1.0).to_event(2), torch.zeros(2, 2), torch.ones(2, 2), 3)
