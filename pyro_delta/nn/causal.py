@@ -42,26 +42,38 @@ class RowConv(nn.Module):
     """Convolution that reaches up but never down: output row j sees input rows stride·j − kernel_rows + 1 … stride·j.
 
     Padding is zero: kernel_rows − 1 rows on top, none below, (kernel_columns − 1)/2 columns on either side.
-    An input of height H and width W gives ⌈H/stride⌉ × ⌈W/stride⌉.
+    An input of height H and width W gives ⌈H/stride⌉ × ⌈W/stride⌉. Unmasked, the kernel has 2·kernel_rows − 1 rows, of
+    which the causal ones are the upper part, and as many are padded below as on top; it is not for stepping.
 
     Args:
         channels_in: input channels.
         channels_out: output channels.
         kernel: (rows, columns), columns odd.
         stride: 1 or 2, of rows and columns alike.
+        causal: False for the unmasked kernel.
     """
 
-    def __init__(self, channels_in: int, channels_out: int, kernel: tuple[int, int], *, stride: int = 1) -> None:
+    def __init__(
+        self,
+        channels_in: int,
+        channels_out: int,
+        kernel: tuple[int, int],
+        *,
+        stride: int = 1,
+        causal: bool = True,
+    ) -> None:
         super().__init__()
         rows, columns = kernel
         if columns % 2 == 0:
             raise ValueError(f"kernel columns must be odd, got {columns}.")
         self.history, self.side = rows - 1, columns // 2
+        self.future = 0 if causal else self.history
+        kernel = (rows + self.future, columns)
         self.conv = nn.Conv2d(channels_in, channels_out, kernel, stride=stride)
 
     def forward(self, x_bchw: Tensor) -> Tensor:
         """All rows at once."""
-        return self.conv(F.pad(x_bchw, (self.side, self.side, self.history, 0)))
+        return self.conv(F.pad(x_bchw, (self.side, self.side, self.history, self.future)))
 
     def remember(self, row_bcw: Tensor, cache: Cache) -> Tensor:
         """Adds a finished input row; returns the window of the kernel_rows newest ones, (B, C, kernel_rows, W)."""
@@ -83,16 +95,20 @@ class RowConv(nn.Module):
 
 
 class PixelConv(nn.Module):
-    """Convolution along a row that reaches left but never right: column c sees input columns c − width + 1 … c."""
+    """Convolution along a row that reaches left but never right: column c sees input columns c − width + 1 … c.
 
-    def __init__(self, channels_in: int, channels_out: int, width: int) -> None:
+    Unmasked it sees as many to the right; it is not for stepping then.
+    """
+
+    def __init__(self, channels_in: int, channels_out: int, width: int, *, causal: bool = True) -> None:
         super().__init__()
         self.history = width - 1
-        self.conv = nn.Conv2d(channels_in, channels_out, (1, width))
+        self.future = 0 if causal else self.history
+        self.conv = nn.Conv2d(channels_in, channels_out, (1, width + self.future))
 
     def forward(self, x_bchw: Tensor) -> Tensor:
         """All columns at once."""
-        return self.conv(F.pad(x_bchw, (self.history, 0)))
+        return self.conv(F.pad(x_bchw, (self.history, self.future)))
 
     def step_pixel(self, x_bc: Tensor, cache: Cache) -> Tensor:
         """One column; the cache is emptied at the start of each row."""
@@ -107,9 +123,9 @@ class PixelConv(nn.Module):
 class RowBlock(nn.Module):
     """Gated residual block of the rows-above stream: x + W·gate(RowConv(x))."""
 
-    def __init__(self, channels: int, kernel: tuple[int, int]) -> None:
+    def __init__(self, channels: int, kernel: tuple[int, int], *, causal: bool = True) -> None:
         super().__init__()
-        self.conv = RowConv(channels, 2 * channels, kernel)
+        self.conv = RowConv(channels, 2 * channels, kernel, causal=causal)
         self.out = nn.Conv2d(channels, channels, 1)
 
     def forward(self, v_bchw: Tensor) -> Tensor:
@@ -125,9 +141,9 @@ class RowBlock(nn.Module):
 class PixelBlock(nn.Module):
     """Gated residual block of the within-row stream: h + W·gate(PixelConv(h) + link), link from the rows above."""
 
-    def __init__(self, channels: int, width: int) -> None:
+    def __init__(self, channels: int, width: int, *, causal: bool = True) -> None:
         super().__init__()
-        self.conv = PixelConv(channels, 2 * channels, width)
+        self.conv = PixelConv(channels, 2 * channels, width, causal=causal)
         self.out = nn.Conv2d(channels, channels, 1)
 
     def forward(self, h_bchw: Tensor, link_bchw: Tensor) -> Tensor:
@@ -151,13 +167,18 @@ class RowsAbove(nn.Module):
         channels: width of each level, finest first.
         blocks: gated residual blocks of each level.
         kernel: (rows, columns) of every block and of the strided convolutions.
+        causal: False for unmasked kernels.
     """
 
-    def __init__(self, channels: tuple[int, ...], blocks: tuple[int, ...], kernel: tuple[int, int]) -> None:
+    def __init__(
+        self, channels: tuple[int, ...], blocks: tuple[int, ...], kernel: tuple[int, int], *, causal: bool = True
+    ) -> None:
         super().__init__()
         fine, *coarser = channels
-        self.coarser: Coarser | None = Coarser(fine, tuple(coarser), blocks[1:], kernel) if coarser else None
-        self.blocks = nn.ModuleList(RowBlock(fine, kernel) for _ in range(blocks[0]))
+        self.coarser: Coarser | None = None
+        if coarser:
+            self.coarser = Coarser(fine, tuple(coarser), blocks[1:], kernel, causal=causal)
+        self.blocks = nn.ModuleList(RowBlock(fine, kernel, causal=causal) for _ in range(blocks[0]))
 
     def forward(self, v_bchw: Tensor, context_bchw: Tensor | None = None) -> Tensor:
         """All rows at once; the context has the shape of the input."""
@@ -183,10 +204,18 @@ class RowsAbove(nn.Module):
 class Coarser(nn.Module):
     """What the coarser levels say to a finer one: half the rows and columns, the stream there, and back up."""
 
-    def __init__(self, fine: int, channels: tuple[int, ...], blocks: tuple[int, ...], kernel: tuple[int, int]) -> None:
+    def __init__(
+        self,
+        fine: int,
+        channels: tuple[int, ...],
+        blocks: tuple[int, ...],
+        kernel: tuple[int, int],
+        *,
+        causal: bool = True,
+    ) -> None:
         super().__init__()
-        self.down = RowConv(fine, channels[0], kernel, stride=2)
-        self.stream = RowsAbove(channels, blocks, kernel)
+        self.down = RowConv(fine, channels[0], kernel, stride=2, causal=causal)
+        self.stream = RowsAbove(channels, blocks, kernel, causal=causal)
         self.up = nn.Conv2d(channels[0], 4 * fine, 1)
 
     def forward(self, v_bchw: Tensor) -> Tensor:

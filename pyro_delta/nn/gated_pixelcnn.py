@@ -45,6 +45,8 @@ class GatedPixelCNN(nn.Module):
         row_kernel: (rows, columns) in the rows-above stream.
         pixel_kernel: columns in the within-row stream.
         context_channels: channels of the context, 0 for none.
+        causal: False for the same network without masks and shifts, in which every position sees its whole
+            surroundings: an encoder, not for generation.
 
     Raises:
         UserError: for sizes that make no network.
@@ -69,16 +71,18 @@ class GatedPixelCNN(nn.Module):
         row_kernel: tuple[int, int] = (2, 3),
         pixel_kernel: int = 3,
         context_channels: int = 0,
+        causal: bool = True,
     ) -> None:
         super().__init__()
         _check_sizes(channels, row_blocks, pixel_blocks, row_kernel, pixel_kernel)
         fine = channels[0]
-        self.stem_rows = RowConv(channels_in, fine, self.STEM_KERNEL)
-        self.stem_pixels = PixelConv(channels_in, fine, self.STEM_WIDTH)
+        self.causal = causal
+        self.stem_rows = RowConv(channels_in, fine, self.STEM_KERNEL, causal=causal)
+        self.stem_pixels = PixelConv(channels_in, fine, self.STEM_WIDTH, causal=causal)
         self.position = nn.Parameter(torch.zeros(fine, height, width))
         self.context = nn.Conv2d(context_channels, fine, 1) if context_channels else None
-        self.rows_above = RowsAbove(channels, row_blocks, row_kernel)
-        self.within_row = nn.ModuleList(PixelBlock(fine, pixel_kernel) for _ in range(pixel_blocks))
+        self.rows_above = RowsAbove(channels, row_blocks, row_kernel, causal=causal)
+        self.within_row = nn.ModuleList(PixelBlock(fine, pixel_kernel, causal=causal) for _ in range(pixel_blocks))
         self.head = nn.Conv2d(fine, fine, 1)
         self.link_sizes = [2 * fine] * pixel_blocks + [fine]
         self.link = nn.Conv2d(fine, sum(self.link_sizes), 1)
@@ -86,12 +90,12 @@ class GatedPixelCNN(nn.Module):
 
     def forward(self, x_bchw: Tensor, context_bchw: Tensor | None = None) -> Tensor:
         """All positions at once: (B, channels_in, H, W) → (B, channels_out, H, W)."""
-        v_bchw = self.stem_rows(shift_down(x_bchw)) + self.position
+        v_bchw = self.stem_rows(shift_down(x_bchw) if self.causal else x_bchw) + self.position
         if self.context is not None:
             context_bchw = self.context(context_bchw)
         v_bchw = self.rows_above(v_bchw, context_bchw)
         *links, head_link = self.link(v_bchw).split(self.link_sizes, dim=1)
-        h_bchw = self.stem_pixels(shift_right(x_bchw))
+        h_bchw = self.stem_pixels(shift_right(x_bchw) if self.causal else x_bchw)
         for block, link in zip(self.within_row, links, strict=True):
             h_bchw = block(h_bchw, link)
         return self.out(F.silu(self.head(h_bchw) + head_link))
