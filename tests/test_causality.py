@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from pyro_delta import config
 from pyro_delta.build import build
 from pyro_delta.data.spec import ImageSpec
-from pyro_delta.guides import AntiCausalEncoder, AntiCausalGuide
+from pyro_delta.guides import AntiCausalGuide, ImageEncoder, regions
 from pyro_delta.models import AR1Prior, ConditionalGatedPixelCNN, rows_of_steps
 from pyro_delta.nn.causal import PixelBlock, PixelConv, RowBlock, RowConv, RowsAbove
 from pyro_delta.nn.embedding import embed_pixels
@@ -483,7 +483,7 @@ def test_features_see_their_own_pixel_and_what_follows_in_raster_order() -> None
     """Before the pooling: the pixel itself, the pixels to its right and the rows below, as far as the trunk reaches."""
     spec = ImageSpec(1, 6, 7, 5)
     network = {"channels": (4,), "row_blocks": (1,), "pixel_blocks": 1}
-    encoder = randomise(AntiCausalEncoder(spec, rows_of_steps(6, 6), 4, features=5, **network))
+    encoder = randomise(ImageEncoder(spec, regions(torch.arange(6), 1, 6, 7), 4, features=5, **network))
     features: list[Tensor] = []
     encoder.trunk.register_forward_hook(lambda module, inputs, out: features.append(out))
     x = random_images(spec, (2,)).double().requires_grad_()
@@ -502,7 +502,9 @@ def test_features_see_their_own_pixel_and_what_follows_in_raster_order() -> None
 def test_a_guide_changes_with_later_rows_only() -> None:
     spec, first_row = GUIDES["a_step_for_two_rows"]
     encoder = randomise(
-        AntiCausalEncoder(spec, torch.tensor(first_row), 4, channels=(4, 3), row_blocks=(1, 1), pixel_blocks=1)
+        ImageEncoder(
+            spec, regions(torch.tensor(first_row), 1, 8, 6), 4, channels=(4, 3), row_blocks=(1, 1), pixel_blocks=1
+        )
     )
     x = random_images(spec, (1,))
     for row, column in places(spec.height, spec.width):

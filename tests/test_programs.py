@@ -20,7 +20,7 @@ from pyro_delta.data import ImageData, Split
 from pyro_delta.data.spec import ImageSpec
 from pyro_delta.distributions import GaussianAR1
 from pyro_delta.errors import UserError
-from pyro_delta.guides import AntiCausalEncoder, AntiCausalGuide
+from pyro_delta.guides import AntiCausalGuide, ImageEncoder, regions
 from pyro_delta.inference.loop import Trainer
 from pyro_delta.models import AR1Prior, ConditionalGatedPixelCNN, DeltaVAE, GatedPixelCNNLikelihood, rows_of_steps
 from pyro_delta.nn.embedding import embed_pixels
@@ -374,7 +374,7 @@ def test_networks_of_presets_have_their_shapes_on_the_meta_device(name: str) -> 
     with torch.device("meta"):
         first_row = rows_of_steps(length, spec.height)
         decoder = ConditionalGatedPixelCNN(spec, first_row, dims, **settings.likelihood.options)
-        encoder = AntiCausalEncoder(spec, first_row, 2 * dims, **settings.guide.options)
+        encoder = ImageEncoder(spec, regions(first_row, 1, spec.height, spec.width), 2 * dims, **settings.guide.options)
         x = torch.zeros(batch, *spec.shape, dtype=torch.int64)
         z = torch.zeros(batch, length, dims)
     per_pixel = settings.likelihood.options["mixtures"] * (10 if spec.channels == 3 else 3)
