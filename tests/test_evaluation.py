@@ -13,7 +13,7 @@ from pyro_delta.build import Programs, build
 from pyro_delta.config import load_preset
 from pyro_delta.data import ImageData, ImageSpec, Split
 from pyro_delta.evaluation.bound import Encoding, delta_of, encode, standard_error
-from pyro_delta.evaluation.importance import evaluate, importance_bound
+from pyro_delta.evaluation.importance import evaluate, importance_bound, importance_weights, k_hat
 from pyro_delta.evaluation.usage import (
     check,
     failure,
@@ -144,7 +144,7 @@ def test_evaluation_leaves_mode_and_random_state_alone() -> None:
 
 def test_importance_bound_against_a_direct_sum() -> None:
     programs, images, particles = tiny_programs(), random_images(4), 6
-    bound = importance_bound(programs, images, particles, batch=4 * particles, seed=3)
+    bound = importance_bound(importance_weights(programs, images, particles, batch=4 * particles, seed=3))
     programs.eval()
     with torch.no_grad(), torch.random.fork_rng():
         torch.manual_seed(3)
@@ -168,8 +168,8 @@ def test_importance_bound_against_a_direct_sum() -> None:
 @pytest.mark.parametrize("batch", [1, 3, 5, 64])
 def test_importance_bound_is_tighter_than_the_elbo_in_chunks_of_any_size(batch: int) -> None:
     programs, images = readable_programs(scale=0.4), random_images(20)
-    elbo = importance_bound(programs, images, 1)
-    bound = importance_bound(programs, images, 50, batch=batch)
+    elbo = importance_bound(importance_weights(programs, images, 1))
+    bound = importance_bound(importance_weights(programs, images, 50, batch=batch))
     assert bound.shape == (20,)
     assert bound.dtype == torch.float64
     assert bound.mean() < elbo.mean() - 1
@@ -195,8 +195,19 @@ def test_importance_bound_nears_the_exact_evidence() -> None:
                 + 4 * math.log(2 * math.pi)
             )
         exact.append(total)
-    bound = importance_bound(programs, images, 2000, batch=2000)
+    bound = importance_bound(importance_weights(programs, images, 2000, batch=2000))
     np.testing.assert_allclose(bound.numpy(), exact, atol=0.05)
+
+
+def test_k_hat_tells_a_guide_that_is_too_narrow() -> None:
+    images = random_images(10) // 2 + 4
+    good, bad = (k_hat(importance_weights(readable_programs(scale), images, 400)) for scale in (0.25, 0.05))
+    assert good.shape == (10,)
+    assert good.median() < 0.5
+    assert bad.median() > 0.7
+    numbers = evaluate(readable_programs(0.05), Split(images, None), particles=400)
+    assert numbers["k_hat_bad"] > 0.5
+    assert "k_hat_median" not in evaluate(readable_programs(0.05), Split(images, None), particles=10)
 
 
 @pytest.mark.parametrize("chunk", [1, 4, 256])

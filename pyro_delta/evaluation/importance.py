@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -27,8 +28,18 @@ from pyro_delta.evaluation.bound import (
 Numbers = dict[str, float | int | None]
 
 
+FEWEST_FOR_K_HAT = 25
+"""Particles below which the tail of the weights is not fitted."""
+K_HAT_LIMIT = 0.7
+"""Above it, an importance-weighted estimate is not to be trusted [1].
+
+References:
+    1. A. Vehtari et al., "Pareto Smoothed Importance Sampling", JMLR 2024.
+"""
+
+
 @torch.no_grad()
-def importance_bound(
+def importance_weights(
     programs: Programs,
     images: Tensor,
     particles: int,
@@ -37,7 +48,7 @@ def importance_bound(
     seed: int = 0,
     advance: Callable[[int], None] = ignore,
 ) -> Tensor:
-    """−log 1/K Σ_k p(x, z_k) / q(z_k | x) of every image, z_k ~ q: an upper bound on −log p(x) in expectation [1].
+    """Log p(x, z_k) − log q(z_k | x) of every image, z_k ~ q, k = 1 … K.
 
     Args:
         programs: model and guide.
@@ -48,12 +59,9 @@ def importance_bound(
         advance: called with the number of images just done.
 
     Returns:
-        (N,) nats, float64. K = 1 gives −ELBO with a sampled rate.
-
-    References:
-        1. Y. Burda et al., "Importance Weighted Autoencoders", ICLR 2016, eq. 8.
+        (N, K) nats, float64, on the CPU.
     """
-    bounds = []
+    parts = []
     with evaluating(programs, seed):
         prior = as_float64(programs.model.prior())
         for x in batches(images, max(1, batch // particles), programs):
@@ -63,9 +71,27 @@ def importance_bound(
                 z = q.rsample((min(batch, particles - start),))
                 log_ratio = prior.log_prob(z.double()) - as_float64(q).log_prob(z.double())
                 weights.append(programs.model.likelihood(z).log_prob(x).double() + log_ratio)
-            bounds.append((math.log(particles) - torch.cat(weights).logsumexp(0)).cpu())
+            parts.append(torch.cat(weights).T.cpu())
             advance(len(x))
-    return torch.cat(bounds)
+    return torch.cat(parts)
+
+
+def importance_bound(log_weights: Tensor) -> Tensor:
+    """−log 1/K Σ_k w_k of log weights (N, K): (N,) nats, an upper bound on −log p(x) in expectation [1].
+
+    K = 1 gives −ELBO with a sampled rate.
+
+    References:
+        1. Y. Burda et al., "Importance Weighted Autoencoders", ICLR 2016, eq. 8.
+    """
+    return math.log(log_weights.shape[1]) - log_weights.logsumexp(1)
+
+
+def k_hat(log_weights: Tensor) -> Tensor:
+    """Shape of the Pareto distribution that fits the largest weights (N, K) of every image: (N,), by ArviZ."""
+    import arviz
+
+    return torch.from_numpy(np.asarray(arviz.psislw(log_weights.numpy())[1]))
 
 
 def evaluate(
@@ -96,12 +122,15 @@ def evaluate(
     encoding = encode(programs, split.images, seed=seed, advance=advance)
     numbers = summarise(encoding, dims, delta_of(programs)) | standard_errors(encoding, dims)
     if particles > 1:
-        bound = importance_bound(programs, split.images[:images], particles, seed=seed, advance=advance)
-        bound_bpd = bound / (dims * LN2)
+        log_weights = importance_weights(programs, split.images[:images], particles, seed=seed, advance=advance)
+        bound_bpd = importance_bound(log_weights) / (dims * LN2)
         numbers |= {
             "iw_bpd": bound_bpd.mean().item(),
             "iw_bpd_se": standard_error(bound_bpd),
-            "iw_images": len(bound),
+            "iw_images": len(bound_bpd),
             "particles": particles,
         }
+        if particles >= FEWEST_FOR_K_HAT:
+            k = k_hat(log_weights)
+            numbers |= {"k_hat_median": k.median().item(), "k_hat_bad": (k > K_HAT_LIMIT).double().mean().item()}
     return numbers
