@@ -15,7 +15,13 @@ def run(name: str, **arguments: Any) -> None:
 
 
 def test_every_example_has_a_test() -> None:
-    assert sorted(path.name for path in EXAMPLES.glob("*.py")) == ["own_prior.py", "plain_svi.py"]
+    assert sorted(path.name for path in EXAMPLES.glob("*.py")) == [
+        "latent_free.py",
+        "lattice_prior.py",
+        "own_guide.py",
+        "own_prior.py",
+        "plain_svi.py",
+    ]
 
 
 def test_plain_svi(capsys: pytest.CaptureFixture[str]) -> None:
@@ -37,3 +43,13 @@ def test_own_prior(capsys: pytest.CaptureFixture[str]) -> None:
     assert attained == pytest.approx(delta, abs=1e-4)
     assert least > delta
     assert of_ar1 != pytest.approx(delta, rel=0.01)
+
+
+@pytest.mark.parametrize("name", ["own_guide", "lattice_prior", "latent_free"])
+def test_examples_with_a_picture(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run(f"{name}.py", steps=3, out=tmp_path / "a.png")
+    shown = capsys.readouterr().out
+    assert (tmp_path / "a.png").stat().st_size > 1000
+    assert "bits/dim" in shown
+    for least, delta in re.findall(r"([\d.]+) at the least, δ ([\d.]+)", shown):
+        assert float(least) >= float(delta) - 1e-4  # printed with four decimals
