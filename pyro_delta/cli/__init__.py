@@ -15,6 +15,7 @@ from pyro_delta.errors import CheckFailed, UserError, unknown_name
 
 COMMANDS = {
     "train": "Train a δ-VAE; its folder holds all that the other commands need.",
+    "train-prior": "Train an auxiliary prior for a run: a tighter bound, better samples.",
     "verify": "What a prior, a likelihood and a guide commit, and whether they are causal.",
     "evaluate": "Bounds on the likelihood, rate and distortion of a run.",
     "check": "Does the KL stay above δ, and do the latents carry information?",
@@ -44,8 +45,9 @@ class LazyGroup(click.Group):
         """
         if cmd_name not in COMMANDS:
             raise unknown_name("command", cmd_name, COMMANDS)
-        module = import_module(f"{__name__}.{cmd_name}")
-        return getattr(module, "list_" if cmd_name == "list" else cmd_name)  # `list` would hide the built-in
+        attribute = cmd_name.replace("-", "_")
+        module = import_module(f"{__name__}.{attribute}")
+        return getattr(module, "list_" if cmd_name == "list" else attribute)  # `list` would hide the built-in
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """The section of commands, from the table."""

@@ -32,6 +32,13 @@ split_option = click.option(
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
+with_prior_option = click.option(
+    "--with-prior",
+    type=click.Choice(["model", "auxiliary"]),
+    default="model",
+    show_default=True,
+    help="auxiliary: the prior of train-prior, or one trained beside the model.",
+)
 dataset_option = click.option(
     "--dataset", metavar="NAME", help="digits, photos, cifar10, mnist or folder:PATH (default: digits)."
 )

@@ -7,7 +7,14 @@ from pathlib import Path
 
 import click
 
-from pyro_delta.cli.options import choose_device, device_option, json_option, print_json, run_argument
+from pyro_delta.cli.options import (
+    choose_device,
+    device_option,
+    json_option,
+    print_json,
+    run_argument,
+    with_prior_option,
+)
 
 
 @click.command()
@@ -15,10 +22,13 @@ from pyro_delta.cli.options import choose_device, device_option, json_option, pr
 @click.option("--num", type=click.IntRange(min=1), required=True, help="Images, or columns with --same-z.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, metavar="FILE.png", help="The picture.")
 @click.option("--same-z", type=click.IntRange(min=1), metavar="R", help="R decodings of each latent, in its column.")
+@with_prior_option
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
 @device_option
 @json_option
-def sample(run: Path, num: int, out: Path, same_z: int | None, seed: int, device: str, as_json: bool) -> None:
+def sample(
+    run: Path, num: int, out: Path, same_z: int | None, with_prior: str, seed: int, device: str, as_json: bool
+) -> None:
     """Draw images from RUN into a grid.
 
     \b
@@ -30,7 +40,7 @@ def sample(run: Path, num: int, out: Path, same_z: int | None, seed: int, device
     from pyro_delta.report.progress import counting
 
     check_png(out)
-    loaded = load(run, choose_device(device))
+    loaded = load(run, choose_device(device), with_prior)
     with counting("sampling", num * (same_z or 1)) as advance:
         images = draw(loaded.programs, num, decodings=same_z, seed=seed, advance=advance)
     columns = math.ceil(math.sqrt(num)) if same_z is None else num

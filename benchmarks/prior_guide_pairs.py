@@ -1,0 +1,126 @@
+"""Every shipped prior with every shipped guide, on the digits: which pairs are certified, and what each gives.
+
+A pair that cannot be built or that `verify` refuses is listed with its reason. The others train alike (preset `digits`,
+δ = 4 nats where the prior has a rate to set), several seeds, and are judged by the code of `pyro-delta check` and of
+`evaluate --with-prior auxiliary`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+from typing import Any
+
+import torch
+from digits_collapse import mean_and_error
+from pyro_delta.inference.auxiliary import AuxiliaryTraining, train_prior
+from record import add_common_arguments, save, write
+
+from pyro_delta.build import build
+from pyro_delta.config import load_preset, parse_settings
+from pyro_delta.data import load
+from pyro_delta.errors import UserError
+from pyro_delta.evaluation.bound import with_prior
+from pyro_delta.evaluation.importance import evaluate
+from pyro_delta.evaluation.usage import check
+from pyro_delta.evaluation.verify import verify
+from pyro_delta.inference.loop import Trainer
+from pyro_delta.programs import SHIPPED
+
+Pair = tuple[str, str]
+COLUMNS = {
+    "delta_nats": "δ",
+    "rate_nats_min": "least KL",
+    "rate_nats_mean": "KL",
+    "neg_elbo_bpd": "−ELBO bits/dim",
+    "auxiliary_bpd": "auxiliary bits/dim",
+    "shuffled_gap_nats": "shuffled gap",
+    "mutual_information_nats": "MI",
+    "probe_accuracy": "probe",
+}
+AUXILIARY_STEPS = 1500
+
+
+def settings_of(pair: Pair, seed: int, more: list[tuple[str, Any]]) -> list[tuple[str, Any]]:
+    """The preset with another prior and guide."""
+    prior, guide = pair
+    chosen: list[tuple[str, Any]] = [("prior.program", prior), ("guide.program", guide)]
+    if prior == "ar1_learned":
+        chosen.append(("prior.floor_nats", 4.0))
+    return [*chosen, ("training.seed", seed), ("training.validations", 0), *more]
+
+
+def refusal(pair: Pair, more: list[tuple[str, Any]]) -> str | None:
+    """Why a pair is refused, or None."""
+    data = load("digits")
+    torch.manual_seed(0)
+    try:
+        return verify(build(load_preset("digits", settings_of(pair, 0, more)), data.spec), data.spec).failure
+    except UserError as error:
+        return str(error)
+
+
+def run(job: tuple[Pair, int, list[tuple[str, Any]]]) -> dict[str, Any]:
+    """Trains one pair with one seed, then its auxiliary prior, and judges both on the test split."""
+    pair, seed, more = job
+    torch.set_num_threads(1)
+    config, data = load_preset("digits", settings_of(pair, seed, more)), load("digits")
+    torch.manual_seed(seed)
+    trainer = Trainer(config, data, build(config, data.spec), lambda line: None)
+    trainer.run()
+    programs: Any = trainer.average.module
+    numbers = check(programs, data)
+    training = AuxiliaryTraining.of(config.auxiliary, programs.model.prior)
+    train_prior(training, programs, data.train, AUXILIARY_STEPS, seed=seed)
+    tighter = evaluate(with_prior(programs, training.average.module), data.test)
+    numbers["auxiliary_bpd"] = tighter["neg_elbo_bpd"]
+    print(f"{pair}, seed {seed}: " + ", ".join(f"{name} {numbers[key]}" for key, name in COLUMNS.items()), flush=True)
+    return {"prior": pair[0], "guide": pair[1], "seed": seed, **numbers}
+
+
+def summary(refused: dict[Pair, str], results: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """One row per pair: mean ± standard error over seeds, or the reason why there is none."""
+    rows: list[dict[str, Any]] = []
+    for prior in SHIPPED["prior"]:
+        for guide in SHIPPED["guide"]:
+            row: dict[str, Any] = {"prior": prior, "guide": guide, **dict.fromkeys(COLUMNS.values(), "")}
+            runs = [result for result in results if (result["prior"], result["guide"]) == (prior, guide)]
+            for key, name in COLUMNS.items():
+                values = [result[key] for result in runs if result[key] is not None]
+                if values:
+                    mean, error = mean_and_error(values)
+                    row[name] = f"{mean:.3f} ± {error:.3f}"
+            if runs:
+                row["least KL"] = f"{min(result['rate_nats_min'] for result in runs):.4f}"
+            row["floor holds"] = f"{sum(bool(result['floor_holds']) for result in runs)}/{len(runs)}" if runs else ""
+            row["refused"] = refused.get((prior, guide), "")
+            rows.append(row)
+    return rows
+
+
+def main() -> None:
+    """All pairs and seeds, two at a time."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--set", dest="pairs", action="append", default=[], metavar="KEY=VALUE")
+    parser.add_argument("--workers", type=int, default=2)
+    add_common_arguments(parser, "prior_guide_pairs")
+    arguments = parser.parse_args()
+    more = parse_settings(arguments.pairs)
+    torch.set_num_threads(1)  # as in the workers
+    pairs = [(prior, guide) for prior in SHIPPED["prior"] for guide in SHIPPED["guide"]]
+    refused = {pair: reason for pair in pairs if (reason := refusal(pair, more))}
+    for pair, reason in refused.items():
+        print(f"{pair}: {reason}", flush=True)
+    seeds = range(arguments.seed, arguments.seed + arguments.seeds)
+    jobs = [(pair, seed, more) for seed in seeds for pair in pairs if pair not in refused]
+    results = []
+    with multiprocessing.get_context("spawn").Pool(arguments.workers) as pool:
+        for result in pool.imap(run, jobs):
+            results.append(result)
+            save(arguments.out, arguments.seed, summary(refused, results), runs=results)
+    write(arguments.out, arguments.seed, summary(refused, results), runs=results)
+
+
+if __name__ == "__main__":
+    main()
