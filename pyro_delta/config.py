@@ -125,6 +125,19 @@ class TrainingConfig(Section):
         return self
 
 
+class AuxiliaryConfig(Section):
+    """An auxiliary prior, trained beside the model on samples of its posterior."""
+
+    enabled: bool = False
+    hidden: int = Field(128, ge=1)
+    """size of the LSTM's state"""
+    mixtures: int = Field(1, ge=1)
+    """Gaussians that are mixed at every step"""
+    lr: float = Field(3e-3, gt=0)
+    ema: float = Field(0.999, ge=0, lt=1)
+    """decay of the moving average of its weights"""
+
+
 class Config(Section):
     """All of a run's settings."""
 
@@ -133,6 +146,7 @@ class Config(Section):
     likelihood: LikelihoodConfig
     guide: GuideConfig
     training: TrainingConfig
+    auxiliary: AuxiliaryConfig = AuxiliaryConfig()
 
 
 def preset_names() -> list[str]:

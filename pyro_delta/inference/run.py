@@ -5,6 +5,7 @@
     config.json      the whole configuration
     run.json         preset, data specification, versions of packages, digests of programs that are not shipped
     programs/        copies of programs that came from files
+    auxiliary.pt     an auxiliary prior, trained afterwards
     metrics.jsonl    one line of numbers per logging step and validation
     events/          the same for TensorBoard
     checkpoint.pt    the newest state
@@ -22,18 +23,21 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from pyro.nn import PyroModule
 
 from pyro_delta import __version__
 from pyro_delta import config as configuration
 from pyro_delta.build import Programs, build
-from pyro_delta.config import Config
+from pyro_delta.config import AuxiliaryConfig, Config
 from pyro_delta.data.spec import ImageSpec
 from pyro_delta.errors import UserError
+from pyro_delta.evaluation.bound import with_prior
 from pyro_delta.files import written_whole
-from pyro_delta.inference.checkpoint import load_checkpoint, load_weights
+from pyro_delta.inference.auxiliary import AuxiliaryTraining
+from pyro_delta.inference.checkpoint import load_checkpoint, load_weights, save_atomically
 from pyro_delta.programs import KINDS, check_copies, keep_copies
 
-CONFIG, INFO, METRICS, EVENTS, CHECKPOINT, SAMPLES, PROGRAMS = (
+CONFIG, INFO, METRICS, EVENTS, CHECKPOINT, SAMPLES, PROGRAMS, AUXILIARY = (
     "config.json",
     "run.json",
     "metrics.jsonl",
@@ -41,6 +45,7 @@ CONFIG, INFO, METRICS, EVENTS, CHECKPOINT, SAMPLES, PROGRAMS = (
     "checkpoint.pt",
     "samples",
     "programs",
+    "auxiliary.pt",
 )
 PACKAGES = ("torch", "pyro-ppl", "numpy")
 EXTENSIBLE = {"training.steps", "training.minutes"}
@@ -134,11 +139,16 @@ def read_config(folder: Path) -> Config:
     return configuration.load(folder / CONFIG, folder / PROGRAMS)
 
 
-def load(folder: Path, device: torch.device | str = "cpu") -> Loaded:
+def load(folder: Path, device: torch.device | str = "cpu", prior: str = "model") -> Loaded:
     """Reads a run's averaged weights into its programs. Torch's random state stays as it is.
 
+    Args:
+        folder: of the run.
+        device: where the programs go.
+        prior: model, or auxiliary to put the auxiliary prior in the place of the model's own.
+
     Raises:
-        UserError: if the folder is no run, its checkpoint is missing, damaged or of another configuration, or a
+        UserError: if the folder is no run, it has no such prior, its checkpoint is missing, damaged or of another configuration, or a
             program is missing or has changed.
     """
     config = read_config(folder)
@@ -146,9 +156,37 @@ def load(folder: Path, device: torch.device | str = "cpu") -> Loaded:
     state = load_checkpoint(folder / CHECKPOINT, device, keys=("average",))
     with torch.random.fork_rng(devices=[]):
         programs = build(config, spec, folder / PROGRAMS).to(device)
-    average = {name.removeprefix("module."): value for name, value in state["average"].items() if name != "n_averaged"}
-    load_weights(programs, average, folder / CHECKPOINT)
+    load_weights(programs, averaged_weights(state), folder / CHECKPOINT)
+    if prior == "auxiliary":
+        programs = with_prior(programs, _auxiliary(folder, config, programs.model.prior, state, device))
     return Loaded(config, spec, programs.eval())
+
+
+def save_auxiliary(folder: Path, settings: AuxiliaryConfig, training: AuxiliaryTraining) -> None:
+    """Writes an auxiliary prior that was trained for a finished run."""
+    save_atomically({"settings": settings.model_dump(), **training.state()}, folder / AUXILIARY)
+
+
+def _auxiliary(
+    folder: Path, config: Config, prior: PyroModule, state: dict[str, Any], device: torch.device | str
+) -> PyroModule:
+    """The auxiliary prior of a run: one trained afterwards, or else beside the model."""
+    settings, weights, path = config.auxiliary, state.get("auxiliary"), folder / CHECKPOINT
+    if (folder / AUXILIARY).exists():
+        path = folder / AUXILIARY
+        weights = load_checkpoint(path, device, keys=("settings", "average"))
+        settings = AuxiliaryConfig(**weights["settings"])
+    if not weights:
+        raise UserError(f"{folder} has no auxiliary prior; train one with pyro-delta train-prior {folder}.")
+    with torch.random.fork_rng(devices=[]):
+        auxiliary = AuxiliaryTraining.of(settings, prior).prior
+    load_weights(auxiliary, averaged_weights(weights), path)
+    return auxiliary
+
+
+def averaged_weights(state: dict[str, Any]) -> dict[str, Any]:
+    """The averaged weights in a state, under the names of what is averaged."""
+    return {name.removeprefix("module."): value for name, value in state["average"].items() if name != "n_averaged"}
 
 
 def resumed_config(folder: Path, settings: list[tuple[str, Any]]) -> Config:
