@@ -148,8 +148,8 @@ def load(folder: Path, device: torch.device | str = "cpu", prior: str = "model")
         prior: model, or auxiliary to put the auxiliary prior in the place of the model's own.
 
     Raises:
-        UserError: if the folder is no run, it has no such prior, its checkpoint is missing, damaged or of another configuration, or a
-            program is missing or has changed.
+        UserError: if the folder is no run, it has no such prior, its checkpoint is missing, damaged or of another
+            configuration, or a program is missing or has changed.
     """
     config = read_config(folder)
     _, spec, _ = read_info(folder)
