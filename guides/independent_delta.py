@@ -48,8 +48,7 @@ class IndependentDeltaGuide(ImageGuide):
     def __init__(self, spec: ImageSpec, prior: PyroModule, *, rate_nats: float = 4.0, **network: Any) -> None:
         super().__init__(spec, prior, 1, **network)
         p = prior()
-        if not _is_standard_normal(p):
-            raise UserError(f"the guide independent_delta needs a standard normal prior, not {type(p).__name__}.")
+        _check_standard_normal(p)
         if not 0 < rate_nats < math.inf:
             raise UserError(f"guide.rate_nats={rate_nats:g} cannot be committed; give a finite rate above 0.")
         self.rate_nats = rate_nats
@@ -65,7 +64,8 @@ class IndependentDeltaGuide(ImageGuide):
         return dist.Normal(floor + F.softplus(mean), variance.sqrt()).to_event(2)
 
     def committed_rate(self, prior: Distribution) -> float:
-        """δ in nats of this family against its prior."""
+        """δ in nats of this family against a prior, which must be standard normal."""
+        _check_standard_normal(prior)
         return self.rate_nats
 
 
@@ -84,6 +84,7 @@ def variance_bounds(delta: float) -> tuple[float, float]:
     return root(1.0, math.exp(-2 * delta - 1)), root(1.0, 4 * delta + 4)
 
 
-def _is_standard_normal(prior: Distribution) -> bool:
-    rate = committed_rate(prior).item()
-    return rate < 1e-12 and not prior.mean.any() and bool((prior.variance == 1).all())
+def _check_standard_normal(prior: Distribution) -> None:
+    # N(0, 1) in every coordinate, and no rate committed by correlations
+    if prior.mean.any() or (prior.variance != 1).any() or committed_rate(prior).item() > 1e-12:
+        raise UserError(f"the guide independent_delta needs a standard normal prior, not {type(prior).__name__}.")

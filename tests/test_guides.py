@@ -1,0 +1,192 @@
+"""The families of guides: their floors, their starts, and what each step averages and sees."""
+
+import math
+
+import pytest
+import torch
+from networks import StepsPrior, random_images, randomise
+from torch import Tensor
+from torch.distributions import kl_divergence
+
+from pyro_delta.data.spec import ImageSpec
+from pyro_delta.distributions import GaussianSequence
+from pyro_delta.errors import UserError
+from pyro_delta.guides import AntiCausalGuide, BidirectionalGuide, IndependentDeltaGuide, StructuredGuide, regions
+from pyro_delta.guides.independent_delta import variance_bounds
+from pyro_delta.models import AR1Prior, LatticePrior, StandardNormalPrior
+
+SPEC = ImageSpec(1, 8, 6, 5)
+NETWORK = {"features": 6, "channels": (6, 4), "row_blocks": (1, 1), "pixel_blocks": 1}
+GUIDES = [AntiCausalGuide, BidirectionalGuide, StructuredGuide]
+
+
+@pytest.mark.parametrize("make", GUIDES)
+def test_a_guide_that_says_nothing_stands_at_its_floor(make: type) -> None:
+    prior = AR1Prior(SPEC, dims=2, alpha="0.6,0.9").double()
+    guide = make(SPEC, prior, **NETWORK).double()
+    guide.start_from(random_images(SPEC, (20,)))
+    with torch.no_grad():
+        guide.encoder.out.weight.zero_()
+        guide.encoder.out.bias.zero_()
+        q, p = guide.posterior(random_images(SPEC, (3,))), prior()
+        claim = getattr(guide, "committed_rate", None)
+        delta = claim(p) if claim else StructuredGuide(SPEC, prior, block=1, **NETWORK).committed_rate(p)
+    torch.testing.assert_close(kl_divergence(q, p), torch.full((3,), delta).double(), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("make", GUIDES)
+def test_no_weights_pass_below_the_floor(make: type) -> None:
+    prior = AR1Prior(SPEC, dims=2, alpha=0.8).double()
+    p = prior()
+    for seed in range(10):
+        guide = randomise(make(SPEC, prior, **NETWORK), seed)
+        claim = getattr(guide, "committed_rate", None)
+        delta = claim(p) if claim else StructuredGuide(SPEC, prior, block=1, **NETWORK).committed_rate(p)
+        assert (kl_divergence(guide.posterior(random_images(SPEC, (5,), seed)), p) > delta).all()
+
+
+# --- blocks ---
+
+
+@pytest.mark.parametrize(("block", "delta"), [(1, 9.73), (2, 7.15), (4, 4.53), (32, 0.0)])
+def test_longer_blocks_commit_less(block: int, delta: float) -> None:
+    spec = ImageSpec(1, 32, 2, 2)
+    prior = AR1Prior(spec, dims=1, alpha=0.9)
+    guide = StructuredGuide(spec, prior, block=block, **NETWORK)
+    assert guide.committed_rate(prior()) == pytest.approx(delta, abs=6e-3)
+
+
+@pytest.mark.parametrize("block", [1, 2, 3, 5, 8])
+def test_a_structured_posterior_correlates_within_blocks_alone(block: int) -> None:
+    guide = randomise(StructuredGuide(SPEC, AR1Prior(SPEC, dims=2, alpha=0.7), block=block, **NETWORK))
+    q = guide.posterior(random_images(SPEC, (4,)))
+    assert type(q) is GaussianSequence
+    covariance = q.scale_tril @ q.scale_tril.mT
+    steps = torch.arange(8)
+    together = steps[:, None] // block == steps // block
+    assert ((covariance != 0) == together).all()
+    assert (q.scale_tril.diagonal(dim1=-2, dim2=-1) > 0).all()
+
+
+@pytest.mark.parametrize("block", [0, 9, -1])
+def test_blocks_that_do_not_fit(block: int) -> None:
+    with pytest.raises(UserError, match=rf"guide\.block={block} does not fit 8 latent steps"):
+        StructuredGuide(SPEC, AR1Prior(SPEC, dims=1, alpha=0.5), block=block, **NETWORK)
+
+
+# --- independent δ ---
+
+
+@pytest.mark.parametrize(
+    ("delta", "least", "most"),
+    [
+        (0.01, 0.8131, 1.2135),
+        (0.08, 0.5356, 1.6770),
+        (0.14, 0.4255, 1.9455),
+        (0.5, 0.1586, 3.1462),
+        (1.0, 0.0525, 4.5052),
+    ],
+)
+def test_bounds_of_the_variance(delta: float, least: float, most: float) -> None:
+    assert variance_bounds(delta) == pytest.approx((least, most), abs=6e-5)
+    for root in variance_bounds(delta):
+        assert math.log(root) - root + 2 * delta + 1 == pytest.approx(0, abs=1e-12)
+
+
+def kl_of_coordinates(q: torch.distributions.Independent) -> Tensor:
+    """KL of each coordinate from N(0, 1), in float64, from the definition."""
+    mean, variance = q.mean.double(), q.stddev.double().square()
+    return 0.5 * (mean.square() + variance - 1 - variance.log())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("delta", [0.01, 0.08, 0.5, 1.0])
+def test_the_floor_holds_in_every_coordinate(delta: float, dtype: torch.dtype) -> None:
+    prior = StandardNormalPrior(SPEC, dims=2)
+    guide = IndependentDeltaGuide(SPEC, prior, rate_nats=delta * 16, **NETWORK)
+    assert guide.committed_rate(prior()) == delta * 16
+    least = math.inf
+    for seed in range(20):
+        randomise(guide, seed)
+        with torch.no_grad():
+            guide.encoder.out.weight.mul_(30)
+            guide.encoder.out.bias.mul_(10)
+        guide.to(dtype)
+        least = min(least, kl_of_coordinates(guide.posterior(random_images(SPEC, (8,), seed))).min().item())
+    assert least >= delta * (1 - 1e-9)
+    assert least < delta * 1.01 + 1e-4, "no weights came near the floor: the test would miss a broken one"
+
+
+def test_without_the_root_the_floor_is_broken() -> None:
+    """What public code has: mean = 2δ + 1 + ln σ² − σ²."""
+    delta = 0.08
+    least, most = variance_bounds(delta)
+    variance = torch.linspace(least, most, 1000, dtype=torch.float64)
+    mean = (2 * delta + 1 + variance.log() - variance).clamp_min(0)
+    assert (0.5 * (mean.square() + variance - 1 - variance.log())).min() == pytest.approx(0.0128, abs=1e-4)
+
+
+@pytest.mark.parametrize("rate", [0.0, -1.0, math.inf])
+def test_rates_that_cannot_be_committed(rate: float) -> None:
+    with pytest.raises(UserError, match="cannot be committed"):
+        IndependentDeltaGuide(SPEC, StandardNormalPrior(SPEC, dims=1), rate_nats=rate, **NETWORK)
+
+
+def test_independent_delta_needs_a_standard_normal_prior() -> None:
+    prior = AR1Prior(SPEC, dims=1, alpha=0.3)
+    with pytest.raises(UserError, match="needs a standard normal prior, not GaussianAR1"):
+        IndependentDeltaGuide(SPEC, prior, **NETWORK)
+    guide = IndependentDeltaGuide(SPEC, StandardNormalPrior(SPEC, dims=1), **NETWORK)
+    with pytest.raises(UserError, match="standard normal"):
+        guide.committed_rate(prior())
+
+
+# --- what a step averages and sees ---
+
+
+@pytest.mark.parametrize(
+    ("first_row", "columns", "expected"),
+    [
+        ([0, 2], 1, [(0, 2, 0, 6), (2, 4, 0, 6)]),
+        ([0, 0, 2, 2], 2, [(0, 2, 0, 3), (0, 2, 3, 6), (2, 4, 0, 3), (2, 4, 3, 6)]),
+        ([1], 1, [(1, 4, 0, 6)]),
+    ],
+)
+def test_regions(first_row: list[int], columns: int, expected: list[tuple[int, ...]]) -> None:
+    found = regions(torch.tensor(first_row), columns, 4, 6)
+    for region, (top, bottom, left, right) in zip(found, expected, strict=True):
+        mask = torch.zeros(4, 6, dtype=torch.bool)
+        mask[top:bottom, left:right] = True
+        assert torch.equal(region, mask)
+
+
+def seen_rows(guide: AntiCausalGuide, spec: ImageSpec) -> Tensor:
+    """(n, H): which rows each step sees, of its own image; and that it sees no other image."""
+    x = random_images(spec, (2,)).double().requires_grad_()
+    q = guide.posterior(x)
+    rows = []
+    for t in range(q.event_shape[0]):
+        (grad,) = torch.autograd.grad(q.mean[0, t].sum() + q.stddev[0, t].sum(), x, retain_graph=True)
+        assert not (grad[1] != 0).any()
+        rows.append((grad[0] != 0).any(0).any(1))
+    return torch.stack(rows)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_a_bidirectional_guide_sees_everything(training: bool) -> None:
+    guide = randomise(BidirectionalGuide(SPEC, AR1Prior(SPEC, dims=2, alpha=0.5), **NETWORK)).train(training)
+    assert guide.causality == "none"
+    assert seen_rows(guide, SPEC).all()
+
+
+def test_blocks_of_a_lattice_see_their_rows_and_all_below() -> None:
+    prior = LatticePrior(SPEC, dims=1, rows=4, columns=3, alpha=0.5)
+    guide = randomise(AntiCausalGuide(SPEC, prior, **NETWORK))
+    assert (seen_rows(guide, SPEC) == (torch.arange(8) >= prior.first_row[:, None])).all()
+
+
+def test_steps_of_the_same_rows_may_say_different_things() -> None:
+    """Steps that share a region have scales and shifts of their own."""
+    guide = randomise(AntiCausalGuide(SPEC, StepsPrior([0, 0, 4], [0.5]), **NETWORK))
+    mean = guide.posterior(random_images(SPEC, (3,))).mean
+    assert not torch.equal(mean[:, 0], mean[:, 1])
