@@ -36,7 +36,10 @@ from pyro_delta.validation import Section, first_mistake
 
 SHIPPED: dict[str, dict[str, str]] = {
     "prior": {"ar1": "pyro_delta.models:AR1Prior"},
-    "likelihood": {"gated_pixelcnn": "pyro_delta.models:GatedPixelCNNLikelihood"},
+    "likelihood": {
+        "gated_pixelcnn": "pyro_delta.models:GatedPixelCNNLikelihood",
+        "pixelsnail": "pyro_delta.models:PixelSNAILLikelihood",
+    },
     "guide": {
         "anti_causal": "pyro_delta.guides:AntiCausalGuide",
         "bidirectional": "pyro_delta.guides:BidirectionalGuide",

@@ -11,14 +11,13 @@ from torch import Size, Tensor
 from pyro_delta.data.spec import ImageSpec
 from pyro_delta.distributions import AutoregressiveImage
 from pyro_delta.distributions.autoregressive_image import sample_naively
-from pyro_delta.models import ConditionalGatedPixelCNN, rows_of_steps
-from pyro_delta.nn.causal import RowsAbove
-from pyro_delta.nn.gated_pixelcnn import PixelState
+from pyro_delta.models import ConditionalGatedPixelCNN, ConditionalNetwork, ConditionalPixelSNAIL, rows_of_steps
+from pyro_delta.nn.causal import PixelState, RowsAbove
 
 
 @dataclass(frozen=True)
 class Case:
-    """An image and a network for it."""
+    """An image and a Gated PixelCNN for it."""
 
     spec: ImageSpec
     channels: tuple[int, ...] = (6,)
@@ -29,13 +28,32 @@ class Case:
     pixel_kernel: int = 3
     use_latents: bool = True
 
-    def network(self, cls: type[ConditionalGatedPixelCNN] = ConditionalGatedPixelCNN) -> ConditionalGatedPixelCNN:
+    cls = ConditionalGatedPixelCNN
+
+    def network(self, cls: type[ConditionalNetwork] | None = None) -> ConditionalNetwork:
         arguments = {k: v for k, v in vars(self).items() if k not in ("spec", "length")}
         first_row = rows_of_steps(self.length, self.spec.height)
-        return randomise(cls(self.spec, first_row, 3, mixtures=3, **arguments))
+        return randomise((cls or self.cls)(self.spec, first_row, 3, mixtures=3, **arguments))
 
     def z(self, *batch: int, seed: int = 0) -> Tensor:
         return random_normal(*batch, self.length, 3, seed=seed)
+
+
+@dataclass(frozen=True)
+class Snail:
+    """An image and a PixelSNAIL for it."""
+
+    spec: ImageSpec
+    length: int = 1
+    channels: int = 8
+    blocks: int = 1
+    layers: int = 1
+    heads: int = 2
+    use_latents: bool = True
+    conditioning: str = "causal"
+
+    cls = ConditionalPixelSNAIL
+    network, z = Case.network, Case.z
 
 
 CASES = {
@@ -50,12 +68,20 @@ CASES = {
     "one_row": Case(ImageSpec(1, 1, 6, 5), (6, 4), (1, 1)),
     "one_column": Case(ImageSpec(1, 6, 1, 5), (6, 4), (1, 1), length=6),
     "one_pixel": Case(ImageSpec(3, 1, 1, 5)),
+    "snail_binary": Snail(ImageSpec(1, 4, 4, 2)),
+    "snail_five_levels_odd": Snail(ImageSpec(1, 5, 7, 5), length=5, blocks=2, heads=4),
+    "snail_colour_256": Snail(ImageSpec(3, 4, 6, 256), length=4, layers=2),
+    "snail_full_conditioning": Snail(ImageSpec(1, 6, 4, 5), length=3, conditioning="full"),
+    "snail_no_latents": Snail(ImageSpec(3, 4, 5, 5), use_latents=False),
+    "snail_one_row": Snail(ImageSpec(1, 1, 6, 5)),
+    "snail_one_column": Snail(ImageSpec(1, 6, 1, 5), length=6),
+    "snail_one_pixel": Snail(ImageSpec(3, 1, 1, 5)),
 }
 
 SMALL = CASES["five_levels_odd"]
 
 
-def noise(case: Case, *batch: int, seed: int = 0) -> Tensor:
+def noise(case: Case | Snail, *batch: int, seed: int = 0) -> Tensor:
     channels, height, width = case.spec.shape
     generator = torch.Generator().manual_seed(seed)
     return torch.rand(*batch, height, width, 1 + channels, generator=generator, dtype=torch.float64)
@@ -79,7 +105,7 @@ def test_cached_samples_are_the_naive_samples(name: str) -> None:
     assert torch.equal(alone, cached[7])
 
 
-def stepwise_parameters(network: ConditionalGatedPixelCNN, x_bchw: Tensor, z_bnd: Tensor) -> Tensor:
+def stepwise_parameters(network: ConditionalNetwork, x_bchw: Tensor, z_bnd: Tensor) -> Tensor:
     """(B, H, W, P), one position at a time."""
     state = network.start(z_bnd)
     _, height, width = network.spec.shape
@@ -135,7 +161,7 @@ def test_samples_follow_the_seed() -> None:
 # --- kept pixels ---
 
 
-@pytest.mark.parametrize("name", ["five_levels_odd", "colour_odd_3_levels", "no_latents"])
+@pytest.mark.parametrize("name", ["five_levels_odd", "colour_odd_3_levels", "no_latents", "snail_five_levels_odd"])
 @pytest.mark.parametrize("kept", [0, 1, 3, 12, None], ids=lambda kept: f"keep_{kept}")
 def test_the_rest_of_a_kept_beginning_is_drawn_given_it(name: str, kept: int | None) -> None:
     """Keeping a sample's own first pixels and its noise gives the sample back; keeping others does not."""
@@ -290,10 +316,20 @@ def test_log_prob_sums_the_pixels_of_the_network() -> None:
         Case(ImageSpec(1, 3, 3, 2), (4, 3), (1, 1), length=3),
         Case(ImageSpec(3, 1, 2, 3)),
         Case(ImageSpec(3, 2, 1, 3), length=2, use_latents=False),
+        Snail(ImageSpec(1, 3, 3, 2), length=3),
+        Snail(ImageSpec(3, 1, 2, 3), blocks=2),
     ],
-    ids=["2×2, 2 levels", "2×2, 3 levels", "3×3, 2 levels", "colour 1×2", "colour 2×1, no latents"],
+    ids=[
+        "2×2, 2 levels",
+        "2×2, 3 levels",
+        "3×3, 2 levels",
+        "colour 1×2",
+        "colour 2×1, no latents",
+        "snail 3×3, 2 levels",
+        "snail colour 1×2",
+    ],
 )
-def test_probabilities_of_all_images_sum_to_one(case: Case) -> None:
+def test_probabilities_of_all_images_sum_to_one(case: Case | Snail) -> None:
     image = AutoregressiveImage(case.network(), case.z())
     values = torch.arange(case.spec.levels)
     everything = torch.cartesian_prod(*[values] * case.spec.dims).reshape(-1, *case.spec.shape)

@@ -18,11 +18,18 @@ from pyro_delta import config
 from pyro_delta.build import build
 from pyro_delta.data.spec import ImageSpec
 from pyro_delta.guides import AntiCausalGuide, ImageEncoder, regions
-from pyro_delta.models import AR1Prior, ConditionalGatedPixelCNN, rows_of_steps
-from pyro_delta.nn.causal import PixelBlock, PixelConv, RowBlock, RowConv, RowsAbove
+from pyro_delta.models import (
+    AR1Prior,
+    ConditionalGatedPixelCNN,
+    ConditionalNetwork,
+    ConditionalPixelSNAIL,
+    rows_of_steps,
+)
+from pyro_delta.nn.causal import PixelBlock, PixelConv, RasterBlock, RowBlock, RowConv, RowsAbove
 from pyro_delta.nn.embedding import embed_pixels
 from pyro_delta.nn.gated_pixelcnn import GatedPixelCNN
 from pyro_delta.nn.latents import LatentMap
+from pyro_delta.nn.pixelsnail import PixelSNAIL, RasterAttention, background
 
 Place = tuple[int, int]
 Mask = Tensor
@@ -59,6 +66,17 @@ def pixel_conv_field(seen: Mask, width: int) -> Mask:
         inside = c >= left
         field[r[inside], (c - left)[inside]] = True
     return field
+
+
+def raster_block_field(seen: Mask) -> Mask:
+    """Row r, column c sees row r − 1, columns c − 1 … c + 1, and row r, columns c − 1 and c."""
+    above = row_conv_field(seen, (1, 3), 1, *seen.shape)
+    return F.pad(above, (0, 0, 0, 1))[1:] | pixel_conv_field(seen, 2)
+
+
+def strictly_before(place: Place, height: int, width: int) -> Mask:
+    """All earlier positions in raster order."""
+    return (torch.arange(height * width) < place[0] * width + place[1]).view(height, width)
 
 
 def rows_above_field(seen: Mask, blocks: tuple[int, ...], kernel: tuple[int, int]) -> tuple[Mask, Mask]:
@@ -176,6 +194,7 @@ BLOCKS: dict[str, tuple[Callable[[], nn.Module], int, tuple[int, int], Callable[
     "pixel_conv": (lambda: PixelConv(2, 3, 3), 1, (3, 7), lambda s, h, w: pixel_conv_field(s, 3)),
     "pixel_conv_wide": (lambda: PixelConv(2, 3, 5), 1, (2, 4), lambda s, h, w: pixel_conv_field(s, 5)),
     "row_block": (lambda: RowBlock(2, (2, 3)), 1, (4, 5), lambda s, h, w: row_conv_field(s, (2, 3), 1, h, w)),
+    "raster_block": (lambda: RasterBlock(2), 1, (4, 6), lambda s, h, w: raster_block_field(s)),
     "rows_above_1": (
         lambda: RowsAbove((2,), (2,), (2, 3)),
         1,
@@ -224,6 +243,17 @@ def test_a_pixel_block_sees_its_link_in_place() -> None:
     for place in places(3, 5):
         assert_seen(out, place, h, pixel_conv_field(only(place, 3, 5), 3))
         assert_seen(out, place, link, only(place, 3, 5))
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+def test_attention_sees_its_own_features_and_all_that_is_strictly_before(training: bool) -> None:
+    attention = randomise(RasterAttention(4, 3, height=4, width=5, heads=2)).train(training)
+    h, x = leaf(2, 4, 4, 5), leaf(2, 3, 4, 5, seed=1)
+    out = attention(h, x, background(4, 5).double())
+    for place in places(4, 5):
+        before = strictly_before(place, 4, 5)
+        assert_seen(out, place, h, before | only(place, 4, 5))
+        assert_seen(out, place, x, before)
 
 
 @pytest.mark.parametrize("blocks", [(2,), (1, 1), (1, 2, 1)])
@@ -298,7 +328,64 @@ def test_fields_are_causal_and_have_no_hole(name: str) -> None:
         assert not context[target[0] + 1 :].any()
 
 
+SNAILS = {
+    "one_block": (6, 5, 1, 1),
+    "two_blocks": (5, 6, 2, 1),
+    "far_beyond_the_convolutions": (3, 24, 1, 1),
+    "two_layers_a_block": (5, 4, 1, 2),
+    "one_pixel": (1, 1, 1, 1),
+    "one_row": (1, 7, 1, 1),
+    "one_column": (7, 1, 1, 1),
+}
+
+
+def snail(height: int, width: int, blocks: int, layers: int) -> PixelSNAIL:
+    network = PixelSNAIL(
+        2, 3, height=height, width=width, channels=4, blocks=blocks, layers=layers, heads=2, context_channels=2
+    )
+    return randomise(network)
+
+
+def assert_snail_sees_all_before(network: PixelSNAIL, height: int, width: int) -> None:
+    x, context = leaf(2, 2, height, width), leaf(2, 2, height, width, seed=1)
+    out = network(x, context)
+    for target in places(height, width):
+        before = strictly_before(target, height, width)
+        assert_seen(out, target, x, before)
+        assert_seen(out, target, context, before | only(target, height, width))
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+@pytest.mark.parametrize("name", SNAILS)
+def test_snails_see_all_that_is_strictly_before(name: str, training: bool) -> None:
+    height, width, _, _ = SNAILS[name]
+    assert_snail_sees_all_before(snail(*SNAILS[name]).train(training), height, width)
+
+
 # --- the test can fail ---
+
+
+class OffByOne(RasterAttention):
+    """Keys and values hold the next pixel rather than their own."""
+
+    def forward(self, h_bchw: Tensor, x_bchw: Tensor, background_chw: Tensor) -> Tensor:
+        following = F.pad(x_bchw.flatten(2), (0, 1))[..., 1:].unflatten(2, x_bchw.shape[2:])
+        return super().forward(h_bchw, following, background_chw)
+
+
+class WithoutKeys(RasterAttention):
+    """Attention is lost: what is left sees as far as the convolutions do."""
+
+    def forward(self, h_bchw: Tensor, x_bchw: Tensor, background_chw: Tensor) -> Tensor:
+        return self.merge(h_bchw, self.link(0 * h_bchw[:, : h_bchw.shape[1] // 2]))
+
+
+@pytest.mark.parametrize(("broken", "complaint"), [(OffByOne, "sees"), (WithoutKeys, "does not see")])
+def test_the_causality_test_of_snails_can_fail(broken: type[RasterAttention], complaint: str) -> None:
+    network = snail(4, 24, 1, 1)
+    network.blocks[0].attention.__class__ = broken
+    with pytest.raises(AssertionError, match=complaint):
+        assert_snail_sees_all_before(network, 4, 24)
 
 
 class WithoutShift(GatedPixelCNN):
@@ -359,18 +446,39 @@ FIRST_ROWS = {
 }
 
 
+def gated_pixelcnn(spec: ImageSpec, first_row: Tensor, dims: int, **options: str) -> ConditionalNetwork:
+    sizes = {"channels": (4, 3), "row_blocks": (1, 1), "pixel_blocks": 1}
+    return randomise(ConditionalGatedPixelCNN(spec, first_row, dims, mixtures=2, **sizes, **options))
+
+
+def pixelsnail(spec: ImageSpec, first_row: Tensor, dims: int, **options: str) -> ConditionalNetwork:
+    sizes = {"channels": 4, "blocks": 1, "layers": 1, "heads": 2}
+    return randomise(ConditionalPixelSNAIL(spec, first_row, dims, mixtures=2, **sizes, **options))
+
+
+LIKELIHOODS = [gated_pixelcnn, pixelsnail]
+
+
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+@pytest.mark.parametrize("likelihood", LIKELIHOODS)
 @pytest.mark.parametrize("name", FIRST_ROWS)
-def test_rows_see_the_latents_from_their_first_row_on(name: str, training: bool) -> None:
+def test_rows_see_the_latents_from_their_first_row_on(
+    name: str, likelihood: Callable[..., ConditionalNetwork], training: bool
+) -> None:
     height, first_row = FIRST_ROWS[name]
-    spec = ImageSpec(1, height, 4, 5)
-    network = ConditionalGatedPixelCNN(
-        spec, torch.tensor(first_row), 3, mixtures=2, channels=(4, 3), row_blocks=(1, 1), pixel_blocks=1
-    )
-    assert_rows_see_latents(randomise(network).train(training), torch.tensor(first_row), 3)
+    network = likelihood(ImageSpec(1, height, 4, 5), torch.tensor(first_row), 3)
+    assert_rows_see_latents(network.train(training), torch.tensor(first_row), 3)
 
 
-def assert_rows_see_latents(network: ConditionalGatedPixelCNN, first_row: Tensor, dims: int) -> None:
+@pytest.mark.parametrize("likelihood", LIKELIHOODS)
+@pytest.mark.parametrize("name", FIRST_ROWS)
+def test_rows_see_all_latents_under_full_conditioning(name: str, likelihood: Callable[..., ConditionalNetwork]) -> None:
+    height, first_row = FIRST_ROWS[name]
+    network = likelihood(ImageSpec(1, height, 4, 5), torch.tensor(first_row), 3, conditioning="full")
+    assert_rows_see_latents(network, torch.zeros(len(first_row)), 3)
+
+
+def assert_rows_see_latents(network: ConditionalNetwork, first_row: Tensor, dims: int) -> None:
     z = leaf(2, len(first_row), dims)
     out = network(random_images(network.spec, (2,)), z)
     assert out.isfinite().all()
@@ -402,16 +510,16 @@ def test_rows_before_the_first_step_are_the_same_for_every_z() -> None:
 # --- integer images ---
 
 
+@pytest.mark.parametrize("likelihood", LIKELIHOODS)
 @pytest.mark.parametrize("channels", [1, 3])
-def test_a_changed_pixel_changes_later_parameters_only(channels: int) -> None:
-    spec = ImageSpec(channels, 7, 6, 5)
-    network = ConditionalGatedPixelCNN(
-        spec, rows_of_steps(7, 7), 2, mixtures=2, channels=(4, 3), row_blocks=(1, 1), pixel_blocks=1
-    )
-    assert_a_change_moves_later_pixels(randomise(network), list(places(7, 6)))
+def test_a_changed_pixel_changes_later_parameters_only(
+    channels: int, likelihood: Callable[..., ConditionalNetwork]
+) -> None:
+    network = likelihood(ImageSpec(channels, 7, 6, 5), rows_of_steps(7, 7), 2)
+    assert_a_change_moves_later_pixels(network, list(places(7, 6)))
 
 
-def assert_a_change_moves_later_pixels(network: ConditionalGatedPixelCNN, changed: list[Place]) -> None:
+def assert_a_change_moves_later_pixels(network: ConditionalNetwork, changed: list[Place]) -> None:
     """Bit for bit; image 1 stands by and must not move at all."""
     spec = network.spec
     z = random_normal(2, *latent_shape(network))
@@ -431,7 +539,7 @@ def assert_a_change_moves_later_pixels(network: ConditionalGatedPixelCNN, change
                         assert moved[0][target], f"({row}, {column}) did not move {target}"
 
 
-def latent_shape(network: ConditionalGatedPixelCNN) -> tuple[int, int]:
+def latent_shape(network: ConditionalNetwork) -> tuple[int, int]:
     return (1, 1) if network.latents is None else (len(network.latents.position), network.latents.embed[0].in_features)
 
 

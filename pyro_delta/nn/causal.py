@@ -2,13 +2,15 @@
 
 An image is read in raster order. Two streams see its past: the *rows-above* stream, whose value at row r depends on
 rows < r (all columns), and the *within-row* stream, whose value at (r, c) also depends on pixels < c of row r.
-Blocks of the first offer `step_row` (called once per row), blocks of the second `step_pixel` (once per pixel). What a
+Blocks of the first offer `step_row` (called once per row), blocks of the second `step_pixel` (once per pixel). Blocks
+of a network with a single stream offer both: the within-row stream's own finished rows are then the rows above. What a
 block must remember between steps it keeps in a `Cache`, a plain dictionary keyed by the module itself.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass, field
 from typing import cast
 
 import torch
@@ -16,6 +18,23 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 Cache = dict[nn.Module, Tensor]
+
+
+@dataclass
+class PixelState:
+    """What cached generation remembers.
+
+    Attributes:
+        rows: what lasts from row to row.
+        pixels: what is forgotten at each new row.
+        links_wbc: what a network's rows above say to each column of the current row.
+        row: the current row.
+    """
+
+    rows: Cache = field(default_factory=dict)
+    pixels: Cache = field(default_factory=dict)
+    links_wbc: Tensor = field(default_factory=lambda: torch.empty(0))
+    row: int = 0
 
 
 def gate(x_bchw: Tensor) -> Tensor:
@@ -36,6 +55,21 @@ def shift_down(x_bchw: Tensor) -> Tensor:
 def shift_right(x_bchw: Tensor) -> Tensor:
     """Column c of the result is column c−1 of the argument; column 0 is zero."""
     return F.pad(x_bchw, (1, 0))[..., :-1]
+
+
+def at_pixel(conv: nn.Conv2d, x_bc: Tensor) -> Tensor:
+    """A 1×1 convolution at one position."""
+    return F.linear(x_bc, conv.weight.flatten(1), conv.bias)
+
+
+def along_row(conv: nn.Conv2d, row_bcw: Tensor) -> Tensor:
+    """A 1×1 convolution of one row."""
+    return conv(row_bcw.unsqueeze(2)).squeeze(2)
+
+
+def columns_first(row_bcw: Tensor) -> Tensor:
+    """(B, C, W) → (W, B, C): one contiguous slice a pixel."""
+    return row_bcw.permute(2, 0, 1).contiguous()
 
 
 class RowConv(nn.Module):
@@ -135,25 +169,67 @@ class RowBlock(nn.Module):
     def step_row(self, row_bcw: Tensor, cache: Cache) -> Tensor:
         """One row."""
         gated_bcw = gate(self.conv.step_row(row_bcw, cache))
-        return row_bcw + self.out(gated_bcw.unsqueeze(2)).squeeze(2)
+        return row_bcw + along_row(self.out, gated_bcw)
 
 
 class PixelBlock(nn.Module):
-    """Gated residual block of the within-row stream: h + W·gate(PixelConv(h) + link), link from the rows above."""
+    """Gated residual block of the within-row stream: h + W·gate(PixelConv(h) + link), link from the rows above.
 
-    def __init__(self, channels: int, width: int, *, causal: bool = True) -> None:
+    Args:
+        channels: of h; the link has twice as many.
+        width: of the convolution.
+        dropout: probability with which `forward` in training mode drops a gated feature. `step_pixel` drops none:
+            generation runs in evaluation mode.
+    """
+
+    def __init__(self, channels: int, width: int, *, dropout: float = 0.0, causal: bool = True) -> None:
         super().__init__()
         self.conv = PixelConv(channels, 2 * channels, width, causal=causal)
+        self.dropout = nn.Dropout(dropout)
         self.out = nn.Conv2d(channels, channels, 1)
 
     def forward(self, h_bchw: Tensor, link_bchw: Tensor) -> Tensor:
         """All columns at once."""
-        return h_bchw + self.out(gate(self.conv(h_bchw) + link_bchw))
+        return h_bchw + self.out(self.dropout(gate(self.conv(h_bchw) + link_bchw)))
 
     def step_pixel(self, h_bc: Tensor, link_bc: Tensor, cache: Cache) -> Tensor:
         """One column."""
-        gated_bc = gate(self.conv.step_pixel(h_bc, cache) + link_bc)
-        return h_bc + F.linear(gated_bc, self.out.weight.flatten(1), self.out.bias)
+        return h_bc + at_pixel(self.out, gate(self.conv.step_pixel(h_bc, cache) + link_bc))
+
+
+class RasterBlock(nn.Module):
+    """Gated residual block of a single raster stream: a `PixelBlock` linked to the row above in the same stream.
+
+    The output at (r, c) sees row r − 1, columns c − 1 … c + 1, and row r, columns c − 1 and c.
+
+    Args:
+        channels: of the stream.
+        dropout: as for `PixelBlock`.
+    """
+
+    ROW_KERNEL = (1, 3)
+    PIXEL_KERNEL = 2
+
+    def __init__(self, channels: int, *, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.above = RowConv(channels, 2 * channels, self.ROW_KERNEL)
+        self.along = PixelBlock(channels, self.PIXEL_KERNEL, dropout=dropout)
+
+    def forward(self, h_bchw: Tensor) -> Tensor:
+        """All positions at once."""
+        return self.along(h_bchw, self.above(shift_down(h_bchw)))
+
+    def step_row(self, state: PixelState) -> None:
+        """Links the next row to the finished one (zeros at the first)."""
+        if self not in state.rows:
+            state.rows[self] = torch.zeros_like(state.links_wbc)
+        finished_bcw = state.rows[self].permute(1, 2, 0)
+        state.pixels[self] = columns_first(self.above.step_row(finished_bcw, state.rows))
+
+    def step_pixel(self, h_bc: Tensor, column: int, state: PixelState) -> Tensor:
+        """One column; h is noted down for the row to come."""
+        state.rows[self][column] = h_bc
+        return self.along.step_pixel(h_bc, state.pixels[self][column], state.pixels)
 
 
 class RowsAbove(nn.Module):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 from typing import cast
 
 import torch
@@ -11,16 +10,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pyro_delta.errors import UserError
-from pyro_delta.nn.causal import Cache, PixelBlock, PixelConv, RowConv, RowsAbove, shift_down, shift_right
-
-
-@dataclass
-class PixelState:
-    """What cached generation remembers: caches of the rows above and of the current row, and the row's links."""
-
-    rows: Cache = field(default_factory=dict)
-    pixels: Cache = field(default_factory=dict)
-    links_wbc: Tensor = field(default_factory=lambda: torch.empty(0))
+from pyro_delta.nn.causal import (
+    PixelBlock,
+    PixelConv,
+    PixelState,
+    RowConv,
+    RowsAbove,
+    along_row,
+    at_pixel,
+    columns_first,
+    shift_down,
+    shift_right,
+)
 
 
 class GatedPixelCNN(nn.Module):
@@ -104,10 +105,9 @@ class GatedPixelCNN(nn.Module):
         """Prepares row `index`, given the finished row before it (zeros at the first row) and the row's context."""
         v_bcw = self.stem_rows.step_row(row_bcw, state.rows) + self.position[:, index]
         if self.context is not None and context_bcw is not None:
-            context_bcw = self.context(context_bcw.unsqueeze(2)).squeeze(2)
+            context_bcw = along_row(self.context, context_bcw)
         v_bcw = self.rows_above.step_row(v_bcw, context_bcw, index, state.rows)
-        # columns first: one contiguous (B, channels) slice a pixel
-        state.links_wbc = self.link(v_bcw.unsqueeze(2)).squeeze(2).permute(2, 0, 1).contiguous()
+        state.links_wbc = columns_first(along_row(self.link, v_bcw))
         state.pixels.clear()
 
     def step_pixel(self, x_bc: Tensor, column: int, state: PixelState) -> Tensor:
@@ -116,8 +116,7 @@ class GatedPixelCNN(nn.Module):
         h_bc = self.stem_pixels.step_pixel(x_bc, state.pixels)
         for block, link in zip(cast("Iterable[PixelBlock]", self.within_row), links, strict=True):
             h_bc = block.step_pixel(h_bc, link, state.pixels)
-        hidden_bc = F.silu(F.linear(h_bc, self.head.weight.flatten(1), self.head.bias) + head_link)
-        return F.linear(hidden_bc, self.out.weight.flatten(1), self.out.bias)
+        return at_pixel(self.out, F.silu(at_pixel(self.head, h_bc) + head_link))
 
 
 def _check_sizes(

@@ -1,0 +1,77 @@
+"""Images a second of a training step, PixelSNAIL against the Gated PixelCNN: 32×32×3, everything a step has.
+
+Both are the δ-VAE of the preset `cifar10-small`, one with the likelihood of the preset, the other with a PixelSNAIL of
+its default size. Steps alternate, so that a machine that slows down slows down both; medians are compared.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from statistics import median
+from typing import Any
+
+import pyro
+import torch
+from record import add_common_arguments, write
+from step_overhead import random_data
+
+from pyro_delta.build import build, local_parameters
+from pyro_delta.config import load_preset
+from pyro_delta.data import ImageSpec
+from pyro_delta.inference.loop import Trainer
+from pyro_delta.models import PixelSNAILLikelihood
+
+SPEC = ImageSpec(3, 32, 32, 256)
+
+
+def trainers(batch: int, fast: bool) -> dict[str, Trainer]:
+    """One for each likelihood; `fast` is bfloat16 and channels_last."""
+    settings: list[tuple[str, Any]] = [("training.steps", 100_000), ("training.batch", batch)]
+    config = load_preset("cifar10-small", [*settings, ("training.bf16", fast), ("training.channels_last", fast)])
+    with local_parameters():
+        gated, snail = build(config, SPEC), build(config, SPEC)
+        snail.model.likelihood = PixelSNAILLikelihood(SPEC, snail.model.prior)
+        data = random_data(SPEC, 4 * batch)
+        return {
+            name: Trainer(config, data, programs, lambda line: None)
+            for name, programs in (("gated_pixelcnn", gated), ("pixelsnail", snail))
+        }
+
+
+def main() -> None:
+    """Both likelihoods, float32 and bfloat16."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--repeats", type=int, default=20, help="steps of each")
+    add_common_arguments(parser, "training_speed")
+    arguments = parser.parse_args()
+    torch.manual_seed(arguments.seed)
+    rows = []
+    for fast in (False, True):
+        contestants = trainers(arguments.batch, fast)
+        times: dict[str, list[float]] = {name: [] for name in contestants}
+        with local_parameters(), pyro.validation_enabled(False):
+            for repeat in range(arguments.repeats + 3):
+                for name, trainer in contestants.items():
+                    x_bchw = trainer.batches.batch(repeat)
+                    began = time.perf_counter()
+                    trainer.train_step(x_bchw)
+                    if repeat >= 3:  # the first ones warm up
+                        times[name].append(time.perf_counter() - began)
+        for name, trainer in contestants.items():
+            rows.append(
+                {
+                    "likelihood": name,
+                    "precision": "bf16, channels_last" if fast else "float32",
+                    "batch": arguments.batch,
+                    "parameters": sum(p.numel() for p in trainer.programs.model.likelihood.parameters()),
+                    "median_images_per_s": arguments.batch / median(times[name]),
+                    "best_images_per_s": arguments.batch / min(times[name]),
+                }
+            )
+    write(arguments.out, arguments.seed, rows)
+
+
+if __name__ == "__main__":
+    main()
