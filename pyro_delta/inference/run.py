@@ -123,7 +123,7 @@ def read_info(folder: Path) -> tuple[str, ImageSpec, dict[str, dict[str, str]]]:
     """
     try:
         info = json.loads((folder / INFO).read_text(encoding="utf-8"))
-        return str(info["preset"]), ImageSpec(**info["spec"]), dict(info["programs"])
+        return str(info["preset"]), ImageSpec(**info["spec"]), dict(info.get("programs", {}))
     except (OSError, ValueError, KeyError, TypeError):
         raise UserError(f"{folder / INFO} is missing or damaged; give a folder that `train` wrote.") from None
 
