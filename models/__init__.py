@@ -1,7 +1,8 @@
 """Generative programs: priors, likelihoods, and the δ-VAE that joins them. Import as `pyro_delta.models`."""
 
+from pyro_delta.models.auxiliary import LSTMPrior
 from pyro_delta.models.delta_vae import DeltaVAE
 from pyro_delta.models.gated_pixelcnn import ConditionalGatedPixelCNN, GatedPixelCNNLikelihood
 from pyro_delta.models.prior import AR1Prior, rows_of_steps
 
-__all__ = ["AR1Prior", "ConditionalGatedPixelCNN", "DeltaVAE", "GatedPixelCNNLikelihood", "rows_of_steps"]
+__all__ = ["AR1Prior", "ConditionalGatedPixelCNN", "DeltaVAE", "GatedPixelCNNLikelihood", "LSTMPrior", "rows_of_steps"]
