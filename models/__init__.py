@@ -1,5 +1,6 @@
 """Generative programs: priors, likelihoods, and the δ-VAE that joins them. Import as `pyro_delta.models`."""
 
+from pyro_delta.models.auxiliary import LSTMPrior
 from pyro_delta.models.conditional import ConditionalNetwork
 from pyro_delta.models.delta_vae import DeltaVAE
 from pyro_delta.models.gated_pixelcnn import ConditionalGatedPixelCNN, GatedPixelCNNLikelihood
@@ -13,6 +14,7 @@ __all__ = [
     "ConditionalPixelSNAIL",
     "DeltaVAE",
     "GatedPixelCNNLikelihood",
+    "LSTMPrior",
     "PixelSNAILLikelihood",
     "rows_of_steps",
 ]

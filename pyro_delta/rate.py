@@ -20,6 +20,7 @@ from torch.distributions import Distribution, constraints
 
 from pyro_delta.distributions.float64 import as_float64
 from pyro_delta.distributions.gaussian_ar1 import GaussianAR1
+from pyro_delta.distributions.sequential_gaussian import SequentialGaussian
 from pyro_delta.errors import UserError
 
 ClosedForm = Callable[[Any], Tensor]
@@ -203,6 +204,11 @@ def register_committed_rate(cls: type) -> Callable[[F], F]:
 @register_committed_rate(GaussianAR1)
 def _gaussian_ar1_rate(prior: GaussianAR1) -> Tensor:
     return ar1_committed_rate(prior.alpha, prior.length)
+
+
+@register_committed_rate(SequentialGaussian)
+def _sequential_gaussian_rate(prior: SequentialGaussian) -> Tensor:
+    raise UserError("SequentialGaussian commits no rate: its moments depend on earlier steps; use a Gaussian prior.")
 
 
 def committed_rate(distribution: Distribution, blocks: int | None = None) -> Tensor:

@@ -19,7 +19,8 @@ class RateDistortionELBO(Trace_ELBO):
 
     Equal to Pyro's estimators for reparametrised guides, value and gradient, but no `.item()` stalls a GPU. After each
     call `latent` holds the distributions of guide and prior at every latent site, `analytic` its KL per image where it
-    was used, and `distortion` −log p(x | z), summed over plates and particles and divided by the number of particles.
+    was used, `drawn` the guide's sample, without gradient, and `distortion` −log p(x | z), summed over plates and
+    particles and divided by the number of particles.
 
     Args:
         analytic_kl: the rate in closed form (`TraceMeanField_ELBO`) rather than from the sample (`Trace_ELBO`).
@@ -31,6 +32,7 @@ class RateDistortionELBO(Trace_ELBO):
         self.analytic_kl = analytic_kl
         self.latent: dict[str, tuple[Any, Any]] = {}
         self.analytic: dict[str, Tensor] = {}
+        self.drawn: dict[str, Tensor] = {}
         self.distortion = torch.zeros(())
 
     def differentiable_loss(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> Tensor:
@@ -59,6 +61,7 @@ class RateDistortionELBO(Trace_ELBO):
                 f"site {name!r} of the guide, {type(q).__name__}, has no rsample; use a reparametrised one."
             )
         self.latent[name] = (q, p)
+        self.drawn[name] = posterior["value"].detach()
         if not self.analytic_kl:
             return posterior["log_prob_sum"] - prior["log_prob_sum"]
         try:

@@ -1,0 +1,134 @@
+"""Training of an auxiliary prior: on samples of the posterior, with no gradient into model or guide."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from pyro.nn import PyroModule
+from torch import Tensor
+
+from pyro_delta.build import Programs, local_parameters
+from pyro_delta.config import AuxiliaryConfig
+from pyro_delta.data import Batches, Split
+from pyro_delta.evaluation.bound import evaluating
+from pyro_delta.inference.checkpoint import load_weights
+from pyro_delta.inference.optim import GuardedStep, MovingAverage
+from pyro_delta.models import LSTMPrior
+
+
+class AuxiliaryTraining:
+    """An auxiliary prior in training: its own optimiser (Adam), guard and moving average.
+
+    Beside a model, each of whose steps has drawn a z:
+
+        auxiliary.step(elbo.drawn["z"])
+
+    Args:
+        prior: the auxiliary prior, on its device.
+        lr: learning rate.
+        ema: decay of the moving average of its weights.
+
+    Attributes:
+        average: the averaged prior is `average.module`: the one to evaluate and to sample from.
+        update: counts the steps that were skipped because they were not finite.
+        cross_entropy: −E log p_aux(z) of the newest step in nats (a tensor, on the device).
+    """
+
+    def __init__(self, prior: PyroModule, *, lr: float = 3e-3, ema: float = 0.999) -> None:
+        self.prior, self.lr = prior.train(), lr
+        self.average = MovingAverage(prior, ema)
+        self.optimizer = torch.optim.Adam([{"params": list(prior.parameters()), "factor": 1.0}], lr=lr, fused=True)
+        self.device = next(prior.parameters()).device
+        self.update = GuardedStep(self.optimizer, None, self.device)
+        self.cross_entropy = torch.zeros((), device=self.device)
+
+    @classmethod
+    def of(cls, settings: AuxiliaryConfig, prior: PyroModule) -> AuxiliaryTraining:
+        """A fresh auxiliary prior beside a model's prior, on its device, as the settings say."""
+        with local_parameters():
+            auxiliary = LSTMPrior(prior, hidden=settings.hidden, mixtures=settings.mixtures)
+        return cls(auxiliary.to(prior.first_row.device), lr=settings.lr, ema=settings.ema)
+
+    def step(self, z: Tensor, part: float = 1.0) -> None:
+        """One step of maximum likelihood on samples z (…, n, d) of the posterior, which get no gradient.
+
+        Args:
+            z: samples.
+            part: of the learning rate, for a schedule.
+        """
+        loss = -self.prior().log_prob(z.detach()).mean()
+        loss.backward()
+        self.update(loss, part * self.lr)
+        self.average.update_parameters(self.prior)
+        self.cross_entropy = loss.detach()
+
+    def state(self) -> dict[str, Any]:
+        """Everything needed to go on."""
+        return {
+            "prior": self.prior.state_dict(),
+            "average": self.average.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "skipped": self.update.skipped,
+            "streak": self.update.streak,
+        }
+
+    def restore(self, state: dict[str, Any], path: Path) -> None:
+        """Goes on from a `state` that was read from `path`."""
+        load_weights(self.prior, state["prior"], path)
+        load_weights(self.average, state["average"], path)
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.update.skipped, self.update.streak = state["skipped"].to(self.device), state["streak"].to(self.device)
+
+
+def train_prior(
+    training: AuxiliaryTraining,
+    programs: Programs,
+    split: Split,
+    steps: int,
+    *,
+    batch: int = 64,
+    seed: int = 0,
+    log_every: int = 50,
+    log: Callable[[dict[str, float]], None] = lambda line: None,
+) -> None:
+    """Trains an auxiliary prior for programs that are trained already and stay as they are.
+
+    Every step draws its z anew from the guide in evaluation mode; the learning rate falls to zero in a cosine.
+
+    Args:
+        training: of the auxiliary prior.
+        programs: of which the guide is used.
+        split: images to draw z for.
+        steps: number of steps.
+        batch: images of a step.
+        seed: of the order of the images and of the samples.
+        log_every: steps between lines of metrics.
+        log: called with each line: `step`, `lr`, and over the steps since the last one `cross_entropy_nats`,
+            −E log p_aux(z), and `rate_nats_mean`, E[log q(z|x) − log p_aux(z)].
+    """
+    batches = Batches(split, batch, seed, training.device)
+    cross_entropies, rates = [], []
+    with evaluating(programs, seed):
+        for step in range(steps):
+            part = 0.5 * (1 + math.cos(math.pi * step / steps))
+            with torch.no_grad():
+                q = programs.guide.posterior(batches.batch(step))
+                z_bnd = q.sample()
+                log_q = q.log_prob(z_bnd).mean()
+            training.step(z_bnd, part)
+            cross_entropies.append(training.cross_entropy)
+            rates.append(log_q + training.cross_entropy)
+            if (step + 1) % log_every == 0 or step + 1 == steps:
+                log(
+                    {
+                        "step": step + 1,
+                        "lr": part * training.lr,
+                        "cross_entropy_nats": torch.stack(cross_entropies).mean().item(),
+                        "rate_nats_mean": torch.stack(rates).mean().item(),
+                    }
+                )
+                cross_entropies, rates = [], []
