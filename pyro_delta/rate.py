@@ -274,6 +274,28 @@ def minimising_posterior(prior: Distribution) -> dist.Independent:
     return dist.Normal(loc, scale).to_event(len(prior.event_shape))
 
 
+def minimising_factor(prior: Distribution, blocks: int) -> Tensor:
+    """(d, n, n) lower Cholesky factors of the covariance (Λ_bb)⁻¹ that attains `committed_rate(prior, blocks)`.
+
+    Block-diagonal: a posterior with these factors, and the prior's mean, has exactly the committed rate.
+
+    Args:
+        prior: Gaussian, event shape (n, d), no batch shape.
+        blocks: consecutive steps within a dimension that the posterior may correlate.
+
+    Raises:
+        UserError: the prior is not Gaussian.
+    """
+    steps, dims = prior.event_shape
+    precision = _as_gaussian(prior).precision
+    factor = precision.new_zeros(dims, steps, steps)
+    for block in _blocks((steps, dims), blocks):
+        inverse = torch.cholesky_inverse(torch.linalg.cholesky(precision[block][:, block]))
+        rows = torch.div(block, dims, rounding_mode="floor")
+        factor[int(block[0]) % dims, rows[:, None], rows] = torch.linalg.cholesky(inverse)
+    return factor
+
+
 def _gaussian_ar1_minimising_scale(prior: GaussianAR1) -> Tensor:
     if prior.length == 1:
         return torch.ones_like(prior.mean)

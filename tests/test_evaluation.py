@@ -339,4 +339,4 @@ def test_probe_on_separable_latents_and_on_one_class() -> None:
 def test_delta_is_that_of_the_prior() -> None:
     alpha_d = np.array([0.5, 0.6, 0.7, 0.8], dtype=np.float32).astype(np.float64)
     expected = 0.5 * (2 * np.log1p(alpha_d**2) - np.log1p(-(alpha_d**2))).sum()
-    assert delta_of(readable_programs()) == pytest.approx(expected, abs=1e-12)
+    assert delta_of(readable_programs(), random_images(1)) == pytest.approx(expected, abs=1e-12)

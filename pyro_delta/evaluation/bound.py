@@ -9,10 +9,11 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 import pyro
+import pyro.distributions as dist
 import torch
 from pyro.nn import PyroModule
 from torch import Tensor
-from torch.distributions import Distribution, kl_divergence
+from torch.distributions import Distribution, Independent, Normal, kl_divergence
 
 from pyro_delta.build import Programs, local_parameters
 from pyro_delta.distributions.float64 import as_float64
@@ -33,6 +34,7 @@ class Encoding:
         distortion: (N,) −log p(x | z) in nats for the sampled z, float64.
         mean, scale: (N, n, d) of the posterior.
         z: (N, n, d) one sample each.
+        mean_field: whether the posterior is Normal and independent over coordinates, so that mean and scale are all.
     """
 
     rate: Tensor
@@ -41,6 +43,7 @@ class Encoding:
     mean: Tensor
     scale: Tensor
     z: Tensor
+    mean_field: bool = True
 
 
 def closed_form_rate(posterior: Distribution, prior: Distribution) -> Tensor | None:
@@ -51,12 +54,49 @@ def closed_form_rate(posterior: Distribution, prior: Distribution) -> Tensor | N
         return None
 
 
-def delta_of(programs: Programs) -> float | None:
-    """The committed rate of the programs' prior in nats, or None where it has none in closed form."""
+@torch.no_grad()
+def delta_of(programs: Programs, images: Tensor) -> float | None:
+    """What the guide's family commits against the prior in nats, or None where no formula certifies it.
+
+    The family is read off the posterior of the first of the images (N, C, H, W).
+    """
+    with evaluating(programs, 0):
+        prior = programs.model.prior()
+        claimed = claimed_rate(programs.guide, prior)
+        if claimed is not None:
+            return claimed
+        (x,) = batches(images[:1], 1, programs)
+        return mean_field_rate(programs.guide.posterior(x), prior)
+
+
+def claimed_rate(guide: PyroModule, prior: Distribution) -> float | None:
+    """δ that a guide gives for its own family by `committed_rate(prior)`; None if it gives none for this prior."""
+    if (formula := getattr(guide, "committed_rate", None)) is None:
+        return None
     try:
-        return committed_rate(programs.model.prior()).item()
+        return float(formula(prior))
     except UserError:
         return None
+
+
+def mean_field_rate(posterior: Distribution, prior: Distribution) -> float | None:
+    """δ of posteriors that are independent over steps and dimensions; None for another family or prior."""
+    if not is_mean_field(posterior):
+        return None
+    try:
+        return committed_rate(prior).item()
+    except UserError:
+        return None
+
+
+def is_mean_field(posterior: Distribution) -> bool:
+    """Whether a posterior is exactly `Normal(μ, σ).to_event(2)`, which subclasses are not."""
+    base = getattr(posterior, "base_dist", None)
+    return (
+        type(posterior) in (Independent, dist.Independent)
+        and type(base) in (Normal, dist.Normal)
+        and posterior.reinterpreted_batch_ndims == 2
+    )
 
 
 def with_prior(programs: Programs, prior: PyroModule) -> Programs:
@@ -101,12 +141,12 @@ def encode(
         advance: called with the number of images just done.
     """
     parts: list[tuple[Tensor, ...]] = []
-    closed = True
+    closed = mean_field = True
     with evaluating(programs, seed):
         prior = programs.model.prior()
         for x in batches(images, batch, programs):
             q = programs.guide.posterior(x)
-            z = q.rsample()
+            z, mean_field = q.rsample(), is_mean_field(q)
             rate = closed_form_rate(q, prior)
             if rate is None:
                 closed = False
@@ -115,7 +155,7 @@ def encode(
             parts.append(tuple(part.cpu() for part in (rate, distortion, q.mean, q.stddev, z)))
             advance(len(x))
     rate, distortion, mean, scale, z = (torch.cat(column) for column in zip(*parts, strict=True))
-    return Encoding(rate, closed, distortion, mean, scale, z)
+    return Encoding(rate, closed, distortion, mean, scale, z, mean_field)
 
 
 def batches(images: Tensor, batch: int, programs: Programs) -> Iterator[Tensor]:

@@ -120,7 +120,7 @@ def evaluate(
         raise UserError(f"{images} images are asked for, but the split has {len(split)}; give 1 to {len(split)}.")
     dims = split.images[0].numel()
     encoding = encode(programs, split.images, seed=seed, advance=advance)
-    numbers = summarise(encoding, dims, delta_of(programs)) | standard_errors(encoding, dims)
+    numbers = summarise(encoding, dims, delta_of(programs, split.images)) | standard_errors(encoding, dims)
     if particles > 1:
         log_weights = importance_weights(programs, split.images[:images], particles, seed=seed, advance=advance)
         bound_bpd = importance_bound(log_weights) / (dims * LN2)

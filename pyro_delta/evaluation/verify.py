@@ -20,7 +20,7 @@ from pyro_delta.build import Programs, local_parameters
 from pyro_delta.data.spec import ImageSpec
 from pyro_delta.distributions import AutoregressiveImage
 from pyro_delta.distributions.float64 import as_float64
-from pyro_delta.evaluation.bound import claimed_rate, closed_form_rate, gaussian_rate
+from pyro_delta.evaluation.bound import claimed_rate, closed_form_rate, mean_field_rate
 from pyro_delta.inference.elbo import RateDistortionELBO
 
 DRAWS = 20_000
@@ -90,7 +90,7 @@ def verify(programs: Programs, spec: ImageSpec, seed: int = 0) -> Certificate:
 def _rate(programs: Programs, x: Tensor) -> tuple[Finding, float | None]:
     """Certified by formula or by the Gaussian route, refuted or estimated by descent."""
     prior, q = programs.model.prior(), programs.guide.posterior(x)
-    certified, claimed = gaussian_rate(q, prior), claimed_rate(programs.guide, prior)
+    certified, claimed = mean_field_rate(q, prior), claimed_rate(programs.guide, prior)
     if claimed is None and certified is not None:
         return Finding("committed rate", True, f"δ = {certified:.6g} nats, certified"), certified
     if closed_form_rate(q, prior) is None:

@@ -87,7 +87,7 @@ class Trainer:
         self.clock, self.step, self.wall = Clock(), 0, time.time()
         self.validated = 0
         self.interrupted = False
-        self.delta = delta_of(programs)
+        self.delta = delta_of(programs, data.train.images)
         set_bf16(programs, settings.bf16)
 
     def _start_guide(self) -> None:
