@@ -15,7 +15,7 @@ from pyro_delta.data.spec import ImageSpec
 from pyro_delta.distributions import GaussianSequence
 from pyro_delta.errors import UserError
 from pyro_delta.guides.image_guide import ImageGuide
-from pyro_delta.rate import committed_rate, minimising_factor
+from pyro_delta.rate import committed_rate, minimising_posterior
 
 
 class StructuredGuide(ImageGuide):
@@ -46,7 +46,8 @@ class StructuredGuide(ImageGuide):
         super().__init__(spec, prior, block, **network)
         self.block = block
         with torch.no_grad():
-            factor_dnn = minimising_factor(prior(), block)
+            best = minimising_posterior(prior(), block)
+            factor_dnn = best.scale_tril if isinstance(best, GaussianSequence) else torch.diag_embed(best.stddev.mT)
         self.register_buffer("factor", factor_dnn.to(torch.get_default_dtype()))
 
     def posterior(self, x: Tensor) -> GaussianSequence:

@@ -35,7 +35,14 @@ from pyro_delta.errors import UserError, unknown_name
 from pyro_delta.validation import Section, first_mistake
 
 SHIPPED: dict[str, dict[str, str]] = {
-    "prior": {"ar1": "pyro_delta.models:AR1Prior"},
+    "prior": {
+        "ar1": "pyro_delta.models:AR1Prior",
+        "ar1_learned": "pyro_delta.models:LearnedAR1Prior",
+        "standard_normal": "pyro_delta.models:StandardNormalPrior",
+        "ar": "pyro_delta.models:ARPrior",
+        "lattice": "pyro_delta.models:LatticePrior",
+        "matern": "pyro_delta.models:MaternPrior",
+    },
     "likelihood": {
         "gated_pixelcnn": "pyro_delta.models:GatedPixelCNNLikelihood",
         "pixelsnail": "pyro_delta.models:PixelSNAILLikelihood",

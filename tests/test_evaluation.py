@@ -12,6 +12,7 @@ from torch import Tensor
 from pyro_delta.build import Programs, build
 from pyro_delta.config import load_preset
 from pyro_delta.data import ImageData, ImageSpec, Split
+from pyro_delta.distributions import GaussianAR1
 from pyro_delta.evaluation.bound import Encoding, delta_of, encode, standard_error
 from pyro_delta.evaluation.importance import evaluate, importance_bound, importance_weights, k_hat
 from pyro_delta.evaluation.usage import (
@@ -286,6 +287,36 @@ def test_check_without_a_closed_form_says_so() -> None:
     assert numbers["floor_holds"] is None
     assert numbers["delta_nats"] is None
     assert "no closed form" in str(failure(numbers))
+
+
+class CountedAR1(GaussianAR1):
+    """A user's own class: no registered KL or rate is its, and its density is asked for them."""
+
+    calls = 0
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        type(self).calls += 1
+        return super().log_prob(value)
+
+
+def test_a_gaussian_prior_of_the_user_s_is_checked_by_its_density() -> None:
+    class Own(PyroModule):
+        def forward(self) -> GaussianAR1:
+            return CountedAR1(torch.tensor([0.5, 0.6, 0.7, 0.8]), 4)
+
+    images, own = random_images(20), readable_programs()
+    own.model.prior = Own()
+    calls = []
+    for batch in (20, 2):
+        CountedAR1.calls = 0
+        encoding = encode(own, images, batch=batch)
+        calls.append(CountedAR1.calls)
+        assert encoding.closed_form
+        torch.testing.assert_close(encoding.rate, encode(readable_programs(), images).rate, rtol=1e-6, atol=0)
+    assert calls[0] == calls[1]  # once for all batches
+    numbers = check(own, data_of(images, None))
+    assert numbers["floor_holds"] is True
+    assert numbers["delta_nats"] == pytest.approx(delta_of(readable_programs()), rel=1e-6)
 
 
 @pytest.mark.parametrize(

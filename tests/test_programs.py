@@ -426,12 +426,6 @@ def test_steps_share_the_rows_evenly(length: int, expected: list[int]) -> None:
     assert rows_of_steps(length, 8).tolist() == expected
 
 
-@pytest.mark.parametrize("alpha", [1.0, -1.0, 1.5, float("nan")])
-def test_correlations_outside_the_interval_are_refused(alpha: float) -> None:
-    with pytest.raises(ValueError, match="alpha"):
-        AR1Prior(SPEC, dims=2, alpha=f"0.5,{alpha}")
-
-
 def test_a_posterior_of_another_length_is_refused() -> None:
     prior = AR1Prior(SPEC, dims=1, length=3, alpha=0.5)
     guide = AntiCausalGuide(SPEC, AR1Prior(SPEC, dims=1, length=2, alpha=0.5), **NETWORK)

@@ -93,7 +93,7 @@ def _rate(programs: Programs, x: Tensor) -> tuple[Finding, float | None]:
     certified, claimed = mean_field_rate(q, prior), claimed_rate(programs.guide, prior)
     if claimed is None and certified is not None:
         return Finding("committed rate", True, f"δ = {certified:.6g} nats, certified"), certified
-    if closed_form_rate(q, prior) is None:
+    if closed_form_rate(prior)(q) is None:
         return Finding("committed rate", None, "no closed form of the KL, nothing is certified"), None
     least = _least_rate(programs, x)
     if claimed is None:
