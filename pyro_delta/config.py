@@ -20,6 +20,16 @@ EXCLUSIVE = [{"prior.alpha", "prior.rate_nats"}, {"training.steps", "training.mi
 """Settings of which just one holds: setting one of a pair takes the preset's other away."""
 DEFAULT_PROGRAMS = {"prior": "ar1", "likelihood": "gated_pixelcnn", "guide": "anti_causal"}
 
+OBJECTIVES = {
+    "elbo": None,
+    "beta": "beta",
+    "free_bits": "free_nats",
+    "free_bits_per_dim": "free_nats",
+    "annealed": "anneal_steps",
+    "target_rate": "target_nats",
+}
+"""The setting of section `training` that each objective needs; it goes with no other objective."""
+
 
 class DataConfig(Section):
     """Which images."""
@@ -82,6 +92,18 @@ class TrainingConfig(Section):
 
     elbo: Literal["trace", "mean_field"] = "trace"
     """trace: sampled rate (Trace_ELBO); mean_field: analytic rate (TraceMeanField_ELBO)"""
+    objective: Literal["elbo", "beta", "free_bits", "free_bits_per_dim", "annealed", "target_rate"] = "elbo"
+    """what is minimised; all but elbo are baselines and need the setting that they are named after"""
+    beta: float | None = Field(None, ge=0)
+    """beta: weight of the rate"""
+    free_nats: float | None = Field(None, gt=0)
+    """free_bits, free_bits_per_dim: nats per image that cost nothing, in all or shared evenly by the dimensions"""
+    anneal_steps: int | None = Field(None, ge=1)
+    """annealed: steps over which the weight of the rate rises from 0 to 1"""
+    target_nats: float | None = Field(None, gt=0)
+    """target_rate: least rate in nats per image, held by a learned multiplier"""
+    multiplier_lr: float = Field(0.002, gt=0)
+    """target_rate: what the multiplier gains in a step whose rate is 0"""
     steps: int | None = Field(None, ge=1)
     minutes: float | None = Field(None, gt=0)
     """training time, in place of steps: compiling, validation and pictures do not count"""
@@ -122,6 +144,19 @@ class TrainingConfig(Section):
             raise ValueError("give just one of training.steps and training.minutes")
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"training.betas={list(self.betas)} must lie in [0, 1)")
+        return self
+
+    @model_validator(mode="after")
+    def _objective(self) -> TrainingConfig:
+        needed = OBJECTIVES[self.objective]
+        for option in sorted({option for option in OBJECTIVES.values() if option}):
+            given = getattr(self, option) is not None
+            if given and option != needed:
+                raise ValueError(
+                    f"training.{option} has no meaning for training.objective={self.objective}; set it to null"
+                )
+            if option == needed and not given:
+                raise ValueError(f"training.objective={self.objective} needs training.{option}")
         return self
 
 
