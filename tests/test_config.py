@@ -61,7 +61,7 @@ def test_setting_one_of_a_pair_takes_the_other_away(given: tuple[str, object], g
     [
         ("training.lrr", 1, "did you mean 'training.lr'?"),
         ("optimizer", 1, "unknown setting 'optimizer'"),
-        ("prior.program", "ar2", "unknown prior 'ar2'; did you mean 'ar1'?"),
+        ("prior.program", "ar2", "unknown prior 'ar2'; did you mean 'ar'?"),
         ("prior.program", None, "by its name"),
         ("prior.dmis", 2, "unknown setting of the prior 'ar1' 'prior.dmis'; did you mean 'prior.dims'?"),
         ("prior.dims", 2.5, "prior.dims: Input should be a valid integer"),

@@ -481,7 +481,7 @@ def test_a_guide_starts_from_data_with_informative_means() -> None:
     assert before.std(0).mean() < 0.05
     means_kd = q.mean.flatten(0, 1)
     torch.testing.assert_close(means_kd.mean(0), torch.zeros(DIMS), atol=1e-4, rtol=0)
-    torch.testing.assert_close(means_kd.std(0), torch.ones(DIMS), atol=1e-3, rtol=0)
+    torch.testing.assert_close(means_kd.std(0, correction=0), torch.ones(DIMS), atol=1e-3, rtol=0)
     assert (q.mean.std(0) > 0.2).all()
     torch.testing.assert_close(q.stddev, programs.guide.scale.expand_as(q.stddev))
 

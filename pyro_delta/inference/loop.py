@@ -19,14 +19,16 @@ from pyro_delta.config import Config
 from pyro_delta.data import Batches, ImageData
 from pyro_delta.errors import CheckFailed
 from pyro_delta.evaluation.bound import LN2, delta_of, encode, line_of, summarise
+from pyro_delta.inference.auxiliary import AuxiliaryTraining
 from pyro_delta.inference.checkpoint import load_weights, restore_rng, rng_state
 from pyro_delta.inference.elbo import RateDistortionELBO
 from pyro_delta.inference.objectives import make_objective
 from pyro_delta.inference.optim import GuardedStep, MovingAverage, learning_rate, make_optimizer
 from pyro_delta.nn.precision import Network, set_bf16
+from pyro_delta.rate import committed_rate
 
 STATE = (
-    "programs", "average", "optimizer", "skipped", "streak", "step", "train_s", "wall_s", "validated", "rng",
+    "programs", "average", "optimizer", "objective", "auxiliary", "skipped", "streak", "step", "train_s", "wall_s", "validated", "rng",
 )  # fmt: skip
 """Keys of `Trainer.state`."""
 START_IMAGES = 256
@@ -82,12 +84,19 @@ class Trainer:
         self.average = MovingAverage(programs, settings.ema)
         self.optimizer = make_optimizer(programs, settings)
         self.update = GuardedStep(self.optimizer, settings.clip, self.device)
+        self.auxiliary: AuxiliaryTraining | None = None
+        if config.auxiliary.enabled:
+            self.auxiliary = AuxiliaryTraining.of(config.auxiliary, programs.model.prior)
         self.elbo = make_objective(settings)
         self.loss = self.elbo(programs.model, programs.guide)
         self.clock, self.step, self.wall = Clock(), 0, time.time()
         self.validated = 0
         self.interrupted = False
+        # A prior that learns moves its rate in training; what holds throughout is its floor.
+        self.learned_rate = any(p.requires_grad for p in programs.model.prior.parameters())
         self.delta = delta_of(programs, data.train.images)
+        if self.learned_rate:
+            self.delta = getattr(programs.model.prior, "floor_nats", None)
         set_bf16(programs, settings.bf16)
 
     def _start_guide(self) -> None:
@@ -113,6 +122,8 @@ class Trainer:
         self.average.update_parameters(self.programs)
         self.step += 1
         self.elbo.advance(self.step)
+        if self.auxiliary is not None:
+            self.auxiliary.step(self.elbo.drawn["z"])
 
     def run(self, every: Callable[[Trainer], None] = lambda trainer: None) -> None:
         """Trains to the end; `every` is called after each logging step, outside the clock.
@@ -151,6 +162,7 @@ class Trainer:
             "average": self.average.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "objective": self.elbo.varying,
+            "auxiliary": None if self.auxiliary is None else self.auxiliary.state(),
             "skipped": self.update.skipped,
             "streak": self.update.streak,
             "step": self.step,
@@ -165,6 +177,9 @@ class Trainer:
         load_weights(self.programs, state["programs"], path)
         load_weights(self.average, state["average"], path)
         self.optimizer.load_state_dict(state["optimizer"])
+        self.elbo.varying = state["objective"]
+        if self.auxiliary is not None:
+            self.auxiliary.restore(state["auxiliary"], path)
         self.update.skipped, self.update.streak = state["skipped"].to(self.device), state["streak"].to(self.device)
         self.step = state["step"]
         self.clock, self.wall = Clock(state["train_s"]), time.time() - state["wall_s"]
@@ -190,6 +205,10 @@ class Trainer:
         if self.config.training.objective != "elbo":
             line["loss_bpd"] = window.loss.item() / (window.images * self.data.spec.dims * LN2)
         line |= {name: float(value) for name, value in self.elbo.varying.items()}
+        if self.auxiliary is not None:
+            line["auxiliary_nats"] = self.auxiliary.cross_entropy.item()
+        if self.learned_rate:
+            line["committed_nats"] = committed_rate(self.programs.model.prior()).item()
         self._line("train", line)
         if self.update.streak >= MAX_STREAK:
             raise CheckFailed(
