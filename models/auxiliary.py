@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from pyro_delta.distributions import SequentialGaussian
 from pyro_delta.errors import UserError
-from pyro_delta.nn.submodule import network_of
 
 
 class LSTMNetwork(nn.Module):
@@ -77,4 +76,6 @@ class LSTMPrior(PyroModule):
 
     def forward(self) -> SequentialGaussian:
         """The prior over z, event shape (n, d)."""
-        return SequentialGaussian(network_of(self, "network"), self.length)
+        # Not as an attribute: Pyro's store would then hold the weights, and SVI train them with the model.
+        network: Any = self._modules["network"]
+        return SequentialGaussian(network, self.length)

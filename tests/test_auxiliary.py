@@ -438,6 +438,19 @@ def test_a_restored_training_goes_on_as_if_uninterrupted(tmp_path: Path) -> None
         training_of(mixtures=3).restore(first.state(), tmp_path)
 
 
+def test_pyros_store_never_sees_it() -> None:
+    """So no handler, and no SVI over a model that holds it, can train it."""
+    training = training_of(lr=0.1)
+    for seed in range(3):
+        training.step(random_normal(6, LENGTH, DIMS, seed=seed).float())
+    average = flat(training.average)
+    poutine.trace(DeltaVAE(training.prior, Decoder())).get_trace(batch=2)
+    encode(with_prior(toy_programs(), training.average.module), toy_images(5))
+    assert torch.equal(flat(training.average), average)
+    assert not torch.allclose(flat(training.prior), average)
+    assert not any("lstm" in name for name in pyro.get_param_store())
+
+
 class Recording(AuxiliaryTraining):
     """Keeps every z that it was given."""
 
