@@ -316,7 +316,7 @@ def test_a_gaussian_prior_of_the_user_s_is_checked_by_its_density() -> None:
     assert calls[0] == calls[1]  # once for all batches
     numbers = check(own, data_of(images, None))
     assert numbers["floor_holds"] is True
-    assert numbers["delta_nats"] == pytest.approx(delta_of(readable_programs()), rel=1e-6)
+    assert numbers["delta_nats"] == pytest.approx(delta_of(readable_programs(), images), rel=1e-6)
 
 
 @pytest.mark.parametrize(

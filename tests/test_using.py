@@ -123,7 +123,8 @@ def test_netcdf_holds_what_the_guide_says(programs: Programs, tmp_path: Path) ->
         q = programs.guide.posterior(images)
     np.testing.assert_allclose(back.constant_data["z_mean"], q.mean, rtol=1e-5)
     np.testing.assert_allclose(back.constant_data["z_scale"], q.stddev, rtol=1e-5)
-    np.testing.assert_allclose((z.mean(("chain", "draw")) - q.mean.numpy()) / q.stddev.numpy(), 0, atol=0.25)
+    error = (z.mean(("chain", "draw")) - q.mean.numpy()) / q.stddev.clamp_min(1e-3).numpy()  # float32 draws
+    np.testing.assert_allclose(error, 0, atol=0.25)
     assert [path.name for path in tmp_path.iterdir()] == ["z.nc"]
 
 

@@ -84,8 +84,8 @@ def leaking_mask(programs: Programs) -> None:
 
 def leaking_far(programs: Programs) -> None:
     """A mean over the whole image."""
-    network = programs.model.likelihood.network
-    network.trunk = Around(network.trunk, after=lambda out, x, *_: out + x.mean((1, 2, 3), keepdim=True))
+    trunk = programs.model.likelihood.network.trunk
+    trunk.head = Around(trunk.head, after=lambda out, h: out + h.mean((2, 3), keepdim=True))
 
 
 def batch_norm_decoder(programs: Programs) -> None:

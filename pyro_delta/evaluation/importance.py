@@ -24,6 +24,7 @@ from pyro_delta.evaluation.bound import (
     standard_errors,
     summarise,
 )
+from pyro_delta.evaluation.quiet_arviz import load_arviz
 
 Numbers = dict[str, float | int | None]
 
@@ -89,9 +90,7 @@ def importance_bound(log_weights: Tensor) -> Tensor:
 
 def k_hat(log_weights: Tensor) -> Tensor:
     """Shape of the Pareto distribution that fits the largest weights (N, K) of every image: (N,), by ArviZ."""
-    import arviz
-
-    return torch.from_numpy(np.asarray(arviz.psislw(log_weights.numpy())[1]))
+    return torch.from_numpy(np.asarray(load_arviz().psislw(log_weights.numpy())[1]))
 
 
 def evaluate(

@@ -13,6 +13,7 @@ from torch.distributions import Distribution
 from pyro_delta.build import Programs
 from pyro_delta.distributions.any_gaussian import as_gaussian
 from pyro_delta.evaluation.bound import batches, evaluating, ignore
+from pyro_delta.evaluation.quiet_arviz import load_arviz
 from pyro_delta.files import written_whole
 
 
@@ -42,8 +43,6 @@ def posterior_data(
         group `posterior` with `z` (chain 1, draw, image, step, dim); group `constant_data` with `z_mean` and `z_scale`
         (image, step, dim) and `first_row` (step).
     """
-    import arviz
-
     parts = []
     with evaluating(programs, seed):
         for x in batches(images, batch, programs):
@@ -53,7 +52,7 @@ def posterior_data(
     z_sbnd = torch.cat([z for z, _, _ in parts], dim=1)
     mean_bnd, scale_bnd = (torch.cat([part[i] for part in parts]) for i in (1, 2))
     names = names or [str(i) for i in range(len(images))]
-    return arviz.from_dict(
+    return load_arviz().from_dict(
         posterior={"z": z_sbnd[None].numpy()},
         constant_data={
             "z_mean": mean_bnd.numpy(),

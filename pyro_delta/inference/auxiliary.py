@@ -49,7 +49,8 @@ class AuxiliaryTraining:
     @classmethod
     def of(cls, settings: AuxiliaryConfig, prior: PyroModule) -> AuxiliaryTraining:
         """A fresh auxiliary prior beside a model's prior, on its device, as the settings say."""
-        with local_parameters():
+        # The model's random stream stays as it is without an auxiliary prior.
+        with local_parameters(), torch.random.fork_rng(devices=[]):
             auxiliary = LSTMPrior(prior, hidden=settings.hidden, mixtures=settings.mixtures)
         return cls(auxiliary.to(prior.first_row.device), lr=settings.lr, ema=settings.ema)
 

@@ -28,7 +28,8 @@ from pyro_delta.nn.precision import Network, set_bf16
 from pyro_delta.rate import committed_rate
 
 STATE = (
-    "programs", "average", "optimizer", "objective", "auxiliary", "skipped", "streak", "step", "train_s", "wall_s", "validated", "rng",
+    "programs", "average", "optimizer", "objective", "auxiliary", "skipped", "streak", "step", "train_s", "wall_s",
+    "validated", "rng",
 )  # fmt: skip
 """Keys of `Trainer.state`."""
 START_IMAGES = 256
@@ -118,12 +119,13 @@ class Trainer:
         """One SVI step. The loss is in nats per image dimension, so that clipping means the same everywhere."""
         loss = self.loss(x_bchw) / (x_bchw.shape[0] * self.data.spec.dims)
         loss.backward()
-        self.update(loss, learning_rate(self.config.training, self.step, self.progress))
+        lr = learning_rate(self.config.training, self.step, self.progress)
+        self.update(loss, lr)
         self.average.update_parameters(self.programs)
         self.step += 1
         self.elbo.advance(self.step)
         if self.auxiliary is not None:
-            self.auxiliary.step(self.elbo.drawn["z"])
+            self.auxiliary.step(self.elbo.drawn["z"], lr / self.config.training.lr)
 
     def run(self, every: Callable[[Trainer], None] = lambda trainer: None) -> None:
         """Trains to the end; `every` is called after each logging step, outside the clock.

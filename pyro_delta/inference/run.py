@@ -178,8 +178,7 @@ def _auxiliary(
         settings = AuxiliaryConfig(**weights["settings"])
     if not weights:
         raise UserError(f"{folder} has no auxiliary prior; train one with pyro-delta train-prior {folder}.")
-    with torch.random.fork_rng(devices=[]):
-        auxiliary = AuxiliaryTraining.of(settings, prior).prior
+    auxiliary = AuxiliaryTraining.of(settings, prior).prior
     load_weights(auxiliary, averaged_weights(weights), path)
     return auxiliary
 
