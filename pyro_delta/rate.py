@@ -11,54 +11,68 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import pyro.distributions as dist
 import torch
 from torch import Tensor
-from torch.distributions import Distribution, constraints
+from torch.distributions import Distribution
 
-from pyro_delta.distributions.float64 import as_float64
+from pyro_delta.distributions.any_gaussian import as_gaussian
 from pyro_delta.distributions.gaussian_ar1 import GaussianAR1
+from pyro_delta.distributions.gaussian_sequence import GaussianSequence, check_steps
 from pyro_delta.errors import UserError
 
-ClosedForm = Callable[[Any], Tensor]
+ClosedForm = Callable[[Any, int], Tensor | None]
 F = TypeVar("F", bound=ClosedForm)
 
 _CLOSED_FORMS: dict[type, ClosedForm] = {}
 
-# Largest number of float64 values that one pass of second derivatives may hold.
-_CHUNK = 2**22
+# Some ln n steps to come near, and five to converge; a fixed number, for a test of convergence would stall a GPU.
+_NEWTON_STEPS = 24
 
 
 # --- AR(1): the rate, its inverse, and the spelling of α ---
 
 
-def ar1_committed_rate(alpha: float | Sequence[float] | Tensor, length: int) -> Tensor:
-    """δ of the AR(1) prior against posteriors independent over steps and dimensions [1, eq. 3].
+def ar1_committed_rate(alpha: float | Sequence[float] | Tensor, length: int, blocks: int = 1) -> Tensor:
+    """δ of the AR(1) prior against posteriors independent over dimensions and over blocks of b consecutive steps.
 
-    δ = ½ Σ_k [(n − 2) ln(1 + α_k²) − ln(1 − α_k²)] for n ≥ 2.
+    With m = ⌈n/b⌉ ≥ 2 blocks, of which the last may be shorter,
 
-    NOTE: the formula does not hold at n = 1, where the prior is a standard normal and the least KL is 0; 0 is returned.
+        δ = ½ Σ_k [(m − 2) ln(1 + α_k² + … + α_k^2b) − ln(1 − α_k²)],
+
+    which at b = 1 is [1, eq. 3], ½ Σ_k [(n − 2) ln(1 + α_k²) − ln(1 − α_k²)].
+
+    NOTE: [1] has b = 1 alone. A block's ln det Λ_bb is ln det Λ + ln det of the covariance of all the other steps
+    (Jacobi), which form one or two shorter chains.
+
+    NOTE: the formula does not hold for a single block, as at n = 1: the posterior may be the prior, and δ = 0.
 
     Args:
         alpha: |α| < 1; one number, a sequence, or a tensor of shape (..., d), summed over its last dimension.
         length: number of steps n ≥ 1.
+        blocks: steps b ≥ 1 that the posterior may correlate.
 
     Returns:
         δ in nats, float64, shape (...).
 
     Raises:
-        UserError: |α| ≥ 1 or not a number, or `length` < 1.
+        UserError: |α| ≥ 1 or not a number, or `length` or `blocks` < 1.
     """
-    _check_whole("length", length)
+    check_whole("length", length)
+    check_whole("blocks", blocks)
     alpha_d = torch.atleast_1d(torch.as_tensor(alpha, dtype=torch.float64))
     outside = alpha_d[~(alpha_d.abs() < 1)]
     if outside.numel():
         raise UserError(f"alpha {outside[0].item():g} is outside (-1, 1); give correlations strictly between -1 and 1.")
-    if length == 1:
+    if blocks >= length:
         return alpha_d.sum(-1) * 0
-    rate_d = (length - 2) * torch.log1p(alpha_d.square()) - torch.log1p(-alpha_d) - torch.log1p(alpha_d)
+    powers_d = torch.zeros_like(alpha_d)
+    for _ in range(blocks):
+        powers_d = alpha_d.square() * (1 + powers_d)  # α² + α⁴ + … + α^2b
+    inner_blocks = -(-length // blocks) - 2
+    rate_d = inner_blocks * torch.log1p(powers_d) - torch.log1p(-alpha_d) - torch.log1p(alpha_d)
     return 0.5 * rate_d.sum(-1)
 
 
@@ -68,8 +82,37 @@ def alpha_for_rate(rate: float, length: int, dims: int) -> float:
     Raises:
         UserError: `rate` is negative, not finite, or needs an α nearer to 1 than float64 can hold; `length` is 1.
     """
-    _check_invertible(rate, length, dims)
-    return _solve(lambda alpha: dims * _ar1_rate_of_one(alpha, length), rate, f"n = {length} with d = {dims}")
+    check_invertible(rate, length, dims)
+    return solve_for_rate(lambda alpha: dims * _ar1_rate_of_one(alpha, length), rate, f"n = {length} with d = {dims}")
+
+
+def alpha_of_rates(rates: Tensor, length: int) -> Tensor:
+    """α ≥ 0 of dimensions that commit `rates` nats each, with gradients (eq. 3 inverted for one dimension).
+
+    With w = −ln(1 − α²) eq. 3 is δ = ½ [(n − 2) ln(2 − e^−w) + w], increasing and concave from (0, 0): Newton's method
+    that starts below the root climbs to it without overshooting. The last step carries the gradient: where the others
+    have converged it changes nothing, and its derivative is dw/dδ by the implicit function theorem.
+
+    Args:
+        rates: δ_k > 0, any shape, unchecked. A rate that needs an α nearer to 1 than float64 can hold gives 1.
+        length: number of steps n ≥ 2.
+
+    Returns:
+        α, float64, the shape of `rates`.
+    """
+    rates = rates.double()
+
+    def step(w: Tensor) -> Tensor:
+        rate = 0.5 * ((length - 2) * torch.log1p(-torch.expm1(-w)) + w)
+        slope = 0.5 * ((length - 2) / (2 * torch.exp(w) - 1) + 1)
+        return w + (rates - rate) / slope
+
+    with torch.no_grad():
+        # The tangent at 0 and the asymptote lie above the curve, so that their roots lie below its root.
+        w = torch.maximum(2 * rates / (length - 1), 2 * rates - (length - 2) * math.log(2))
+        for _ in range(_NEWTON_STEPS):
+            w = step(w)
+    return torch.sqrt(-torch.expm1(-step(w)))
 
 
 def spread_for_rate(rate: float, length: int, dims: int, first: float) -> list[float]:
@@ -87,13 +130,13 @@ def spread_for_rate(rate: float, length: int, dims: int, first: float) -> list[f
     Raises:
         UserError: the rate cannot be reached from `first`; the message names the reachable range.
     """
-    _check_invertible(rate, length, dims)
+    check_invertible(rate, length, dims)
     if not 0 <= first < 1:
         raise UserError(f"the spread starts at alpha {first:g}; give a start from 0 up to, and without, 1.")
     if dims < 2:
         raise UserError(f"a spread over {dims} dimension has no last value to solve for; use 2 dimensions or more.")
     # With first and last in [0, 1) every α_k grows with the last one, and so does the rate.
-    last = _solve(
+    last = solve_for_rate(
         lambda last: sum(_ar1_rate_of_one(alpha, length) for alpha in _spread(first, last, dims)),
         rate,
         f"n = {length} with a spread from {first:g} over d = {dims}",
@@ -111,7 +154,7 @@ def parse_alpha(spec: str | float, dims: int) -> list[float]:
     Raises:
         UserError: `spec` cannot be read, holds a value outside (−1, 1), or has the wrong number of values.
     """
-    _check_whole("dims", dims)
+    check_whole("dims", dims)
     text = str(spec)
     separator = ":" if ":" in text else ","
     try:
@@ -143,21 +186,34 @@ def _spread(first: float, last: float, dims: int) -> list[float]:
     return [first + (last - first) * k / (dims - 1) for k in range(dims - 1)] + [last]
 
 
-def _solve(rate_of: Callable[[float], float], rate: float, what: str) -> float:
-    """Solve rate_of(α) = rate for an increasing function on [0, 1), by bisection down to neighbouring floats."""
-    low, high = 0.0, math.nextafter(1.0, 0.0)
-    least, most = rate_of(low), rate_of(high)
+def solve_for_rate(
+    rate_of: Callable[[float], float], rate: float, what: str, *, most: float = math.nextafter(1.0, 0.0)
+) -> float:
+    """Solve rate_of(x) = rate for an increasing function on [0, most], by bisection down to neighbouring floats.
+
+    Args:
+        rate_of: δ in nats as a function of the one parameter x of a prior.
+        rate: wanted δ in nats.
+        what: whose rate it is, for the message.
+        most: largest x; by default the largest correlation below 1.
+
+    Raises:
+        UserError: no x in [0, most] commits `rate`; the message names the reachable range.
+    """
+    low, high = 0.0, most
+    lowest, highest = rate_of(low), rate_of(high)
     # A spread that starts just below 1 sums some rounding: leave 1e-9 at the ends.
-    if not least * (1 - 1e-9) <= rate <= most * (1 + 1e-9):
+    if not lowest * (1 - 1e-9) <= rate <= highest * (1 + 1e-9):
         raise UserError(
-            f"a rate of {_in_units(rate)} is out of reach; {what} can commit {_in_units(least)} to {_in_units(most)}."
+            f"a rate of {_in_units(rate)} is out of reach; {what} can commit "
+            f"{_in_units(lowest)} to {_in_units(highest)}."
         )
     while (middle := low + (high - low) / 2) not in (low, high):
         if rate_of(middle) < rate:
             low = middle
         else:
             high = middle
-    best = min(low, high, key=lambda alpha: abs(rate_of(alpha) - rate))
+    best = min(low, high, key=lambda x: abs(rate_of(x) - rate))
     if abs(rate_of(best) - rate) > 1e-6 * rate:
         raise UserError(
             f"a rate of {_in_units(rate)} needs an alpha nearer to 1 than float64 can hold; "
@@ -166,7 +222,12 @@ def _solve(rate_of: Callable[[float], float], rate: float, what: str) -> float:
     return best
 
 
-def _check_whole(name: str, value: int) -> None:
+def check_whole(name: str, value: int) -> None:
+    """Refuse what is not a whole number from 1 up.
+
+    Raises:
+        UserError: naming it.
+    """
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise UserError(f"{name} is {value!r}; give a whole number, 1 or more.")
 
@@ -175,22 +236,29 @@ def _in_units(rate: float) -> str:
     return f"{rate:.6g} nats ({rate / math.log(2):.6g} bits)"
 
 
-def _check_invertible(rate: float, length: int, dims: int) -> None:
-    _check_whole("length", length)
-    _check_whole("dims", dims)
+def check_invertible(rate: float, length: int, dims: int) -> None:
+    """Refuse a wanted rate that no sequence of `length` steps of `dims` dimensions can commit.
+
+    Raises:
+        UserError: the rate is negative or not finite, `length` is 1, or a size is not a whole number from 1 up.
+    """
+    check_whole("length", length)
+    check_whole("dims", dims)
     if not (math.isfinite(rate) and rate >= 0):
         raise UserError(f"a rate of {_in_units(rate)} cannot be committed; give a finite rate, 0 or more.")
     if length == 1:
-        raise UserError("a sequence of length 1 commits no rate whatever its alpha; use 2 steps or more.")
+        raise UserError("a sequence of length 1 commits no rate whatever its prior; use 2 steps or more.")
 
 
 # --- Any Gaussian prior ---
 
 
 def register_committed_rate(cls: type) -> Callable[[F], F]:
-    """Register a closed form `f(distribution) -> δ` (float64 nats, batch shape) for posteriors independent everywhere.
+    """Register a closed form `f(distribution, blocks) -> δ`, float64 nats of the distribution's batch shape.
 
-    It is used for exactly this class: a subclass may have another density, and registers its own.
+    The posterior factorises over dimensions and blocks of `blocks` steps; `blocks` = 1 is independence everywhere.
+    Where the form does not cover `blocks` it returns None, and δ is computed from the density. It is used for exactly
+    this class: a subclass may have another density, and registers its own.
     """
 
     def register(closed_form: F) -> F:
@@ -201,8 +269,14 @@ def register_committed_rate(cls: type) -> Callable[[F], F]:
 
 
 @register_committed_rate(GaussianAR1)
-def _gaussian_ar1_rate(prior: GaussianAR1) -> Tensor:
-    return ar1_committed_rate(prior.alpha, prior.length)
+def _gaussian_ar1_rate(prior: GaussianAR1, blocks: int) -> Tensor:
+    return ar1_committed_rate(prior.alpha, prior.length, blocks)
+
+
+@register_committed_rate(GaussianSequence)
+def _gaussian_sequence_rate(prior: GaussianSequence, blocks: int) -> Tensor:
+    log_det = -2 * prior.scale_tril.diagonal(dim1=-2, dim2=-1).double().log().sum((-2, -1))
+    return _rate_of_precision(prior.precision(), log_det, blocks)
 
 
 def committed_rate(distribution: Distribution, blocks: int | None = None) -> Tensor:
@@ -229,43 +303,65 @@ def committed_rate(distribution: Distribution, blocks: int | None = None) -> Ten
     Raises:
         UserError: the distribution is not a Gaussian (normalised) density, or `blocks` does not fit its event shape.
     """
-    event_shape = tuple(distribution.event_shape)
-    if blocks is not None:
-        _check_whole("blocks", blocks)
-        if len(event_shape) != 2 or blocks > event_shape[0]:
-            raise UserError(
-                f"blocks of {blocks} steps do not fit the event shape {event_shape}; "
-                "blocks need an event shape (n, d) and at most n steps."
-            )
-    if blocks in (None, 1) and type(distribution) in _CLOSED_FORMS:
-        return _CLOSED_FORMS[type(distribution)](distribution)
-    precision = _as_gaussian(distribution).precision
-    if blocks is None or blocks == 1:
-        block_log_det = precision.diagonal(dim1=-2, dim2=-1).log().sum(-1)
-    else:
-        log_dets = [_log_det(precision[..., b, :][..., b]) for b in _blocks(event_shape, blocks)]
-        block_log_det = torch.stack(log_dets).sum(0)
-    # Λ_bb of a product of independent parts leaves nothing but rounding, of either sign.
-    return (0.5 * (block_log_det - _log_det(precision))).clamp_min(0.0)
+    steps = _block_steps(distribution, blocks)
+    if type(distribution) in _CLOSED_FORMS:
+        rate = _CLOSED_FORMS[type(distribution)](distribution, steps)
+        if rate is not None:
+            return rate
+    gaussian = as_gaussian(distribution)
+    return _rate_of_precision(gaussian.precision_of_dimensions(), gaussian.log_det, steps)
 
 
-def minimising_posterior(prior: Distribution) -> dist.Independent:
-    """The posterior independent over every step and dimension whose KL from the prior is exactly the committed rate.
+def minimising_posterior(prior: Distribution, blocks: int | None = None) -> dist.Independent | GaussianSequence:
+    """The posterior whose KL from the prior is exactly the committed rate.
 
-    For GaussianAR1, with s = 1 − α²: μ = 0 and σ² = s at both ends, s/(1 + α²) inside (σ = 1 at n = 1), in α's type.
-    For any other Gaussian: the prior's mean and σ_i² = 1/Λ_ii, in float64.
+    Independent over every step and dimension, `blocks=None`: for GaussianAR1, with s = 1 − α², μ = 0 and σ² = s at both
+    ends, s/(1 + α²) inside (σ = 1 at n = 1). For any other Gaussian the prior's mean and σ_i² = 1/Λ_ii.
+
+    Independent over blocks of steps: a `GaussianSequence` with the prior's mean and covariances Λ_bb⁻¹.
+
+    In the prior's type where its class is GaussianAR1 or GaussianSequence, else in float64.
+
+    Args:
+        prior: any Gaussian.
+        blocks: as for `committed_rate`.
 
     Raises:
-        UserError: the prior is not Gaussian.
+        UserError: the prior is not Gaussian, or `blocks` does not fit its event shape.
     """
+    steps = _block_steps(prior, blocks)
+    if steps == 1 and type(prior) is GaussianAR1:
+        return dist.Normal(prior.mean, _gaussian_ar1_minimising_scale(prior)).to_event(2)
+    mean, precision_dnn = _mean_and_precision(prior)
+    if steps == 1:
+        scale = precision_dnn.diagonal(dim1=-2, dim2=-1).rsqrt().mT.reshape(mean.shape)
+        return dist.Normal(mean, scale.to(mean.dtype)).to_event(len(prior.event_shape))
+    block = torch.arange(mean.shape[-2], device=mean.device) // steps
+    within = (block[:, None] == block).double()
+    factor = torch.linalg.cholesky(torch.linalg.inv(precision_dnn * within)) * within
+    return GaussianSequence(mean, factor.to(mean.dtype))
+
+
+def _mean_and_precision(prior: Distribution) -> tuple[Tensor, Tensor]:
+    """Mean, of batch and event shape, and Λ within each dimension, float64 (..., d, n, n)."""
+    if type(prior) is GaussianSequence:
+        return prior.mean, prior.precision()
     if type(prior) is GaussianAR1:
-        loc, scale = prior.mean, _gaussian_ar1_minimising_scale(prior)
-    else:
-        gaussian = _as_gaussian(prior)
-        shape = prior.batch_shape + prior.event_shape
-        loc = gaussian.mean.reshape(shape)
-        scale = gaussian.precision.diagonal(dim1=-2, dim2=-1).rsqrt().reshape(shape)
-    return dist.Normal(loc, scale).to_event(len(prior.event_shape))
+        return prior.mean, _gaussian_ar1_precision(prior)
+    gaussian = as_gaussian(prior)
+    return gaussian.mean.reshape(prior.batch_shape + prior.event_shape), gaussian.precision_of_dimensions()
+
+
+def _gaussian_ar1_precision(prior: GaussianAR1) -> Tensor:
+    """Tridiagonal: with s = 1 − α², 1/s at both ends of the diagonal, (1 + α²)/s inside, −α/s beside it."""
+    check_steps(prior.length)
+    alpha = prior.alpha.double().unsqueeze(-1)
+    scale = ((1 - alpha) * (1 + alpha)).sqrt()
+    steps = torch.eye(prior.length, dtype=torch.float64, device=alpha.device)
+    # Row t of the whitening matrix is (z_t − α z_{t−1})/√s, the first is z_1.
+    whitening = (steps - alpha.unsqueeze(-1) * steps.roll(1, 0).tril()) / scale.unsqueeze(-1)
+    whitening[..., 0, :] = steps[0]
+    return whitening.mT @ whitening
 
 
 def _gaussian_ar1_minimising_scale(prior: GaussianAR1) -> Tensor:
@@ -277,126 +373,30 @@ def _gaussian_ar1_minimising_scale(prior: GaussianAR1) -> Tensor:
     return torch.cat([end, inside, end], dim=-2)
 
 
-class _Gaussian(NamedTuple):
-    """Mean (..., N) and precision matrix Λ (..., N, N) over the flattened event, float64."""
-
-    mean: Tensor
-    precision: Tensor
-
-
-def _as_gaussian(distribution: Distribution) -> _Gaussian:
-    """Read mean and precision off a density, or raise UserError if it is not Gaussian.
-
-    Three things are asked of the density, because each alone can be fooled: the same curvature at two points (a mixture
-    of far-apart Gaussians has it), the quadratic form at points all around the mean, and the value at the mean that
-    normalises it (which the mixture fails).
-    """
-    name = _name(distribution)
-    _check_real_support(distribution, name)
-    size = math.prod(distribution.event_shape)
-    copied: dict[int, Any] = {}
-    wide = as_float64(distribution, copied)
-    device = next((new.device for new, _ in copied.values() if isinstance(new, Tensor)), torch.device("cpu"))
-    generator = torch.Generator().manual_seed(0)  # a private one: certifying must not move the user's random numbers
-
-    def noise(*points: int) -> Tensor:
-        flat = torch.randn(*points, *distribution.batch_shape, size, dtype=torch.float64, generator=generator)
-        return flat.to(device)
-
-    def log_prob(x_flat: Tensor) -> Tensor:
-        try:
-            return wide.log_prob(x_flat.reshape(x_flat.shape[:-1] + distribution.event_shape))
-        except (RuntimeError, ValueError) as error:
-            raise UserError(f"{name}.log_prob fails in float64, so its rate cannot be certified: {error}") from error
-
-    with torch.enable_grad():
-        start = noise()
-        gradient, precision = _derivatives(log_prob, start)
-        factor = _cholesky(precision, name)
-        mean = start + torch.cholesky_solve(gradient.unsqueeze(-1), factor).squeeze(-1)
-        # The second point, and the ring of points below, lie at the distribution's own scale: x = mean + L⁻ᵀ ε.
-        second = mean + torch.linalg.solve_triangular(factor.mT, 2 * noise().unsqueeze(-1), upper=True).squeeze(-1)
-        precision_there = _derivatives(log_prob, second)[1]
-    unit = precision.diagonal(dim1=-2, dim2=-1).sqrt()
-    change = (precision_there - precision).abs() / (unit.unsqueeze(-1) * unit.unsqueeze(-2))
-    if not change.max() <= 1e-6:
-        raise UserError(f"{name} is not Gaussian: the curvature of its log density changes from point to point.")
-
-    with torch.no_grad():
-        peak = log_prob(mean)
-        normalised = 0.5 * _log_det(precision) - 0.5 * size * math.log(2 * math.pi)
-        if not torch.allclose(peak, normalised, rtol=1e-6, atol=1e-6):
-            raise UserError(
-                f"{name} is not Gaussian: at its mode the log density is {peak.flatten()[0]:.6g}, "
-                f"where a normalised Gaussian of the same curvature has {normalised.flatten()[0]:.6g}."
-            )
-        radius = torch.tensor([0.5, 1.0, 2.0, 4.0] * 4, dtype=torch.float64, device=device)
-        white = radius.reshape(-1, *[1] * (len(distribution.batch_shape) + 1)) * noise(len(radius))
-        away = torch.linalg.solve_triangular(factor.mT, white.unsqueeze(-1), upper=True).squeeze(-1)
-        if not torch.allclose(log_prob(mean + away), normalised - 0.5 * white.square().sum(-1), rtol=1e-6, atol=1e-6):
-            raise UserError(f"{name} is not Gaussian: its log density is not a quadratic form around its mode.")
-    return _Gaussian(mean, precision)
+def _block_steps(distribution: Distribution, blocks: int | None) -> int:
+    """Steps in a block; 1 for None, which fits every event shape."""
+    if blocks is None:
+        return 1
+    check_whole("blocks", blocks)
+    event_shape = tuple(distribution.event_shape)
+    if len(event_shape) != 2 or blocks > event_shape[0]:
+        raise UserError(
+            f"blocks of {blocks} steps do not fit the event shape {event_shape}; "
+            "blocks need an event shape (n, d) and at most n steps."
+        )
+    return blocks
 
 
-def _derivatives(log_prob: Callable[[Tensor], Tensor], point: Tensor) -> tuple[Tensor, Tensor]:
-    """Gradient (..., N) and negative Hessian (..., N, N) of a log density at `point` (..., N).
-
-    Row i of the Hessian comes from copy i of the point, stacked as a sample dimension: two backward passes a chunk.
-    """
-    size = point.shape[-1]
-    rows_per_chunk = max(1, _CHUNK // point.numel())
-    rows = []
-    gradient = torch.zeros_like(point)
-    for first in range(0, size, rows_per_chunk):
-        indices = range(first, min(first + rows_per_chunk, size))
-        copies = point.detach().expand(len(indices), *point.shape).clone().requires_grad_()
-        total = log_prob(copies).sum()
-        gradients = _grad(total, copies)
-        gradient = gradients[0].detach()
-        chosen = torch.stack([gradients[row, ..., index] for row, index in enumerate(indices)])
-        rows.append(_grad(chosen.sum(), copies).detach())
-    return gradient, -torch.stack([row for chunk in rows for row in chunk], dim=-2)
-
-
-def _grad(output: Tensor, x: Tensor) -> Tensor:
-    """Gradient with a graph, zero where the output does not depend on x."""
-    if not output.requires_grad:
-        return torch.zeros_like(x)
-    (gradient,) = torch.autograd.grad(output, x, create_graph=True, allow_unused=True)
-    return torch.zeros_like(x) if gradient is None else gradient
-
-
-def _cholesky(precision: Tensor, name: str) -> Tensor:
-    symmetric = (precision + precision.mT) / 2
-    if torch.isfinite(symmetric).all():
-        factor, info = torch.linalg.cholesky_ex(symmetric)
-        if not info.any():
-            return factor
-    raise UserError(f"{name} is not Gaussian: the curvature of its log density is not positive definite.")
+def _rate_of_precision(precision_dnn: Tensor, log_det: Tensor, steps: int) -> Tensor:
+    """½ (Σ_b ln det Λ_bb − ln det Λ) from Λ within each dimension (..., d, n, n) and ln det of the whole Λ (...)."""
+    if steps == 1:
+        blocks_log_det = precision_dnn.diagonal(dim1=-2, dim2=-1).log().sum((-2, -1))
+    else:
+        spans = [slice(start, start + steps) for start in range(0, precision_dnn.shape[-1], steps)]
+        blocks_log_det = torch.stack([_log_det(precision_dnn[..., b, b]).sum(-1) for b in spans]).sum(0)
+    # Λ_bb of a product of independent parts leaves nothing but rounding, of either sign.
+    return (0.5 * (blocks_log_det - log_det)).clamp_min(0.0)
 
 
 def _log_det(matrix: Tensor) -> Tensor:
     return 2 * torch.linalg.cholesky(matrix).diagonal(dim1=-2, dim2=-1).log().sum(-1)
-
-
-def _blocks(event_shape: tuple[int, ...], steps: int) -> list[Tensor]:
-    """Indices into the flattened (n, d) event of each block: `steps` consecutive steps of one dimension."""
-    index_nd = torch.arange(math.prod(event_shape)).reshape(event_shape)
-    return [column for rows in index_nd.split(steps) for column in rows.unbind(-1)]
-
-
-def _name(distribution: Distribution) -> str:
-    """Class name, with what a wrapper wraps: Independent(Laplace)."""
-    name = type(distribution).__name__
-    return f"{name}({_name(distribution.base_dist)})" if hasattr(distribution, "base_dist") else name
-
-
-def _check_real_support(distribution: Distribution, name: str) -> None:
-    try:
-        support = distribution.support
-    except NotImplementedError:
-        raise UserError(f"{name} declares no support; set its `support` to constraints.real for a Gaussian.") from None
-    while isinstance(support, constraints.independent):
-        support = support.base_constraint
-    if not isinstance(support, type(constraints.real)):
-        raise UserError(f"{name} is not Gaussian: its support is {support}, not the real numbers.")

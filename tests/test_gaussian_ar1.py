@@ -1,4 +1,4 @@
-"""GaussianAR1 against dense multivariate normals, NumPyro, finite differences and samples: one row, every check."""
+"""What is GaussianAR1's own: the recursion, its length, NumPyro's word. Shared checks: test_gaussian_sequences.py."""
 
 import math
 
@@ -15,73 +15,6 @@ from torch.distributions import Independent, biject_to, kl, kl_divergence
 from pyro_delta.distributions import GaussianAR1
 from pyro_delta.rate import ar1_committed_rate, minimising_posterior
 
-# name: (alpha, length)
-CASES = {
-    "one step": ([0.5, -0.9], 1),
-    "two steps": ([0.5, -0.9], 2),
-    "three steps, one is white": ([0.0, 0.3, 0.99], 3),
-    "seven steps, a batch of shape (2, 1)": ([[[0.2, 0.4]], [[-0.7, 0.0]]], 7),
-    "the low rate of the paper": (np.linspace(0.5, 0.95, 8).tolist(), 32),
-    "near the edge": ([0.9999], 32),
-}
-
-
-@pytest.fixture(params=CASES.values(), ids=CASES.keys())
-def prior(request: pytest.FixtureRequest) -> GaussianAR1:
-    alpha, length = request.param
-    return GaussianAR1(torch.tensor(alpha, dtype=torch.float64), length)
-
-
-def dense(prior: GaussianAR1) -> dist.MultivariateNormal:
-    """The witness: for each dimension a multivariate normal over the steps, correlation α^|s−t|; batch (..., d)."""
-    steps = torch.arange(prior.length)
-    lag = (steps[:, None] - steps).abs()
-    return dist.MultivariateNormal(torch.zeros(prior.length, dtype=torch.float64), prior.alpha[..., None, None] ** lag)
-
-
-def random_posterior(prior: GaussianAR1, *sample: int) -> dist.Independent:
-    shape = (*sample, *prior.batch_shape, *prior.event_shape)
-    loc, log_scale = torch.randn(2, *shape, dtype=prior.alpha.dtype)
-    return dist.Normal(loc, log_scale.exp()).to_event(2)
-
-
-def test_shapes(prior: GaussianAR1) -> None:
-    shape = prior.batch_shape + prior.event_shape
-    assert prior.event_shape == (prior.length, prior.alpha.shape[-1])
-    assert prior.mean.shape == prior.variance.shape == shape
-    for sample in [(), (3,), (3, 2)]:
-        z = prior.rsample(sample)
-        assert z.shape == sample + shape
-        assert z.dtype == prior.alpha.dtype
-        assert prior.log_prob(z).shape == sample + prior.batch_shape
-    assert prior.entropy().shape == prior.batch_shape
-    assert kl_divergence(random_posterior(prior, 5), prior).shape == (5, *prior.batch_shape)
-    assert (prior.mean == 0).all()
-    assert (prior.variance == 1).all()
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_type_is_that_of_alpha(dtype: torch.dtype) -> None:
-    prior = GaussianAR1(torch.tensor([0.5], dtype=dtype), 4)
-    q = random_posterior(prior)
-    for value in [prior.sample(), prior.log_prob(prior.sample()), prior.entropy(), kl_divergence(q, prior)]:
-        assert value.dtype == dtype
-
-
-def test_expand(prior: GaussianAR1) -> None:
-    wide = prior.expand((5, *prior.batch_shape))
-    assert type(wide) is GaussianAR1
-    assert wide.batch_shape == (5, *prior.batch_shape)
-    assert wide.event_shape == prior.event_shape
-    z = wide.sample()
-    assert z.shape == wide.batch_shape + wide.event_shape
-    assert not torch.equal(z[0], z[1])
-    assert torch.equal(wide.log_prob(z), prior.log_prob(z))
-    assert torch.equal(wide.entropy(), prior.entropy().expand(wide.batch_shape))
-    q = random_posterior(wide)
-    assert torch.equal(kl_divergence(q, wide), kl_divergence(q, prior))
-    assert type(wide.expand((4, *wide.batch_shape))) is GaussianAR1
-
 
 def test_expand_keeps_the_class_and_the_validation_flag() -> None:
     class Renamed(GaussianAR1):
@@ -93,59 +26,9 @@ def test_expand_keeps_the_class_and_the_validation_flag() -> None:
     assert GaussianAR1(alpha, 2, validate_args=True).expand((3,))._validate_args is True
 
 
-def test_log_prob_and_entropy_are_dense(prior: GaussianAR1) -> None:
-    z = 2 * torch.randn(6, *prior.batch_shape, *prior.event_shape, dtype=torch.float64)
-    witness = dense(prior)
-    torch.testing.assert_close(prior.log_prob(z), witness.log_prob(z.mT).sum(-1), rtol=1e-10, atol=1e-10)
-    torch.testing.assert_close(prior.entropy(), witness.entropy().sum(-1), rtol=1e-10, atol=1e-10)
-
-
-def test_kl_is_dense(prior: GaussianAR1) -> None:
-    q = random_posterior(prior, 6)
-    loc, scale = q.base_dist.loc.mT, q.base_dist.scale.mT
-    q_dense = dist.MultivariateNormal(loc, scale_tril=torch.diag_embed(scale))
-    torch.testing.assert_close(
-        kl_divergence(q, prior), kl_divergence(q_dense, dense(prior)).sum(-1), rtol=1e-10, atol=1e-10
-    )
-
-
-def test_kl_is_what_samples_say(prior: GaussianAR1) -> None:
-    q = dist.Normal(0.1 * torch.randn(prior.batch_shape + prior.event_shape), 0.5).to_event(2)
-    z = q.sample((4000,))
-    draws = q.log_prob(z) - prior.log_prob(z)
-    error = draws.std(0) / math.sqrt(len(z))
-    assert ((draws.mean(0) - kl_divergence(q, prior)).abs() < 4.5 * error).all()
-
-
-def test_gradients_by_finite_differences(prior: GaussianAR1) -> None:
-    n, shape = prior.length, prior.batch_shape + prior.event_shape
-    alpha = prior.alpha.clone().requires_grad_()
-    x = torch.randn(shape, dtype=torch.float64, requires_grad=True)
-    log_scale = (0.3 * torch.randn(shape, dtype=torch.float64)).requires_grad_()
-    # At α = .9999 a step of 1e-6 is 1 % of 1 − α: the rounding and curvature of the difference need smaller steps.
-    eps = 1e-9 if alpha.abs().max() > 0.999 else 1e-6
-    tolerance = {"eps": eps, "rtol": 1e-3, "atol": 1e-4 / eps * 1e-6}
-    assert torch.autograd.gradcheck(lambda a, z: GaussianAR1(a, n).log_prob(z), (alpha, x), **tolerance)
-    assert torch.autograd.gradcheck(lambda a: GaussianAR1(a, n).entropy(), (alpha,), **tolerance)
-    assert torch.autograd.gradcheck(lambda a, e: GaussianAR1(a, n).transform(e), (alpha, x), **tolerance)
-    assert torch.autograd.gradcheck(
-        lambda a, loc, s: kl_divergence(dist.Normal(loc, s.exp()).to_event(2), GaussianAR1(a, n)),
-        (alpha, x, log_scale),
-        **tolerance,
-    )
-
-
-def test_samples_fit(prior: GaussianAR1) -> None:
-    """Mahalanobis distances of samples are χ², and so are those of each sample's marginals (Kolmogorov–Smirnov)."""
-    z = prior.sample((1500,))
-    witness = dense(prior)
-    square = 2 * (witness.log_prob(torch.zeros(prior.length, dtype=torch.float64)) - witness.log_prob(z.mT))
-    assert stats.kstest(square.flatten(), stats.chi2(df=prior.length).cdf).pvalue > 1e-3
-    for t in {0, prior.length - 1}:
-        assert stats.kstest(z[..., t, 0].reshape(1500, -1)[:, 0], stats.norm.cdf).pvalue > 1e-3
-
-
-def test_transform_is_the_recursion(prior: GaussianAR1) -> None:
+@pytest.mark.parametrize(("alpha", "length"), [([0.5, -0.9], 1), ([0.0, 0.3, 0.99], 3), ([[[0.2]], [[-0.7]]], 7)])
+def test_transform_is_the_recursion(alpha: list, length: int) -> None:
+    prior = GaussianAR1(torch.tensor(alpha, dtype=torch.float64), length)
     eps = torch.randn(3, *prior.batch_shape, *prior.event_shape, dtype=torch.float64)
     z = [eps[..., 0, :]]
     for t in range(1, prior.length):
@@ -286,11 +169,6 @@ def test_bad_sample_is_refused() -> None:
 def test_kl_of_other_posteriors_is_not_claimed(q: dist.Independent) -> None:
     with pytest.raises(NotImplementedError, match="KL to GaussianAR1"):
         kl_divergence(q, GaussianAR1(torch.tensor([0.5]), 3))
-
-
-def test_kl_of_another_event_shape_is_an_error() -> None:
-    with pytest.raises(ValueError, match="event shape"):
-        kl_divergence(dist.Normal(torch.zeros(4, 1), 1.0).to_event(2), GaussianAR1(torch.tensor([0.5]), 3))
 
 
 def test_alpha_can_be_learned_through_its_constraint() -> None:

@@ -17,6 +17,7 @@ from pyro_delta.distributions import GaussianAR1
 from pyro_delta.errors import UserError
 from pyro_delta.rate import (
     alpha_for_rate,
+    alpha_of_rates,
     ar1_committed_rate,
     committed_rate,
     minimising_posterior,
@@ -130,6 +131,24 @@ def test_one_alpha_for_a_rate(bits: float, alpha: float) -> None:
 def test_alpha_and_back(rate: float) -> None:
     alpha = alpha_for_rate(rate, 32, 8)
     assert ar1_committed_rate([alpha] * 8, 32).item() == pytest.approx(rate, rel=1e-6, abs=0)
+
+
+@pytest.mark.parametrize("length", [2, 3, 8, 32, 512, 100_000])
+def test_alphas_of_rates_and_back(length: int) -> None:
+    """From a rate next to 0 to the largest that float64 holds, where eq. 3 is flat, steep, and asymptotic."""
+    most = ar1_committed_rate(math.nextafter(1.0, 0.0), length).item()
+    rates = most * torch.tensor([1e-12, 1e-6, 1e-3, 0.1, 0.5, 0.9, 0.95], dtype=torch.float64)
+    alpha = alpha_of_rates(rates, length)
+    rate = ar1_committed_rate(alpha.unsqueeze(-1), length)
+    # Near 1 the nearest float64 to α is all that can be asked for.
+    room = 2**-53 * alpha / (1 - alpha.square())
+    assert ((rate - rates).abs() <= 1e-12 * rates + room).all()
+
+
+@pytest.mark.parametrize("length", [2, 3, 32, 100_000])
+def test_the_slope_of_alphas_of_rates(length: int) -> None:
+    rates = torch.tensor([0.01, 0.5, 2.0, 7.0], dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda rates: alpha_of_rates(rates, length), (rates,))
 
 
 @pytest.mark.parametrize(
@@ -262,6 +281,13 @@ def test_blocks_of_a_chain(blocks: int | None, nats: float) -> None:
     dense = committed_rate(reshaped_normal(ar1_covariance(0.9, 32), 32, 1), blocks)
     assert closed.item() == pytest.approx(nats, abs=5e-3)
     assert dense.item() == pytest.approx(closed.item(), abs=1e-9)
+
+
+@pytest.mark.parametrize(("length", "blocks"), [(1, 1), (1, 5), (2, 1), (5, 2), (5, 3), (7, 6), (7, 7), (8, 4), (9, 4)])
+def test_the_block_formula_of_a_chain_whatever_the_last_block(length: int, blocks: int) -> None:
+    closed = ar1_committed_rate(-0.7, length, blocks).item()
+    dense = committed_rate(reshaped_normal(ar1_covariance(-0.7, length), length, 1), min(blocks, length)).item()
+    assert closed == pytest.approx(dense, abs=1e-12)
 
 
 def test_a_lattice_commits_more_than_a_chain() -> None:
@@ -447,13 +473,13 @@ def test_a_registered_closed_form_holds_for_its_own_class_only() -> None:
         pass
 
     @register_committed_rate(Mine)
-    def mine(prior: Mine) -> Tensor:
-        return torch.tensor(7.0, dtype=torch.float64)
+    def mine(prior: Mine, blocks: int) -> Tensor | None:
+        return torch.tensor(7.0, dtype=torch.float64) if blocks == 1 else None
 
     alpha = torch.tensor([0.5, 0.9])
     assert committed_rate(Mine(alpha, 5)) == 7
     assert committed_rate(Mine(alpha, 5).expand((2,))) == 7
-    # A child and a block-factorised posterior have another rate: it is computed.
+    # A child has another rate, and of blocks this form says nothing: both are computed.
     assert committed_rate(Child(alpha, 5)).item() == pytest.approx(AR1_RATE, rel=1e-6)
     assert committed_rate(Mine(alpha, 5), blocks=2) < AR1_RATE
 

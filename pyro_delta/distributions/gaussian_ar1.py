@@ -7,8 +7,9 @@ import math
 import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor
-from torch.distributions import Independent, Normal, biject_to, constraints, register_kl, transform_to, transforms
+from torch.distributions import Independent, biject_to, constraints, register_kl, transform_to, transforms
 
+from pyro_delta.distributions.mean_field import check_exact, mean_field_parameters
 from pyro_delta.errors import UserError
 
 
@@ -138,24 +139,18 @@ def kl_mean_field_gaussian_ar1(q: Independent, p: GaussianAR1) -> Tensor:
 
         ½(σ_1² + μ_1² − 1 − ln σ_1²) + ½ Σ_{t≥2} [(σ_t² + α² σ_{t−1}² + (μ_t − α μ_{t−1})²)/s − 1 − ln σ_t² + ln s]
 
-    It is never below `pyro_delta.rate.ar1_committed_rate(p.alpha, p.length)`.
+    In exact arithmetic it is never below `pyro_delta.rate.ar1_committed_rate(p.alpha, p.length)`; what is returned is,
+    up to rounding in the wider type of q's and p's parameters.
 
     Raises:
-        NotImplementedError: q is not `Normal(μ, σ).to_event(2)`.
+        NotImplementedError: q is not `Normal(μ, σ).to_event(2)`, or p is of a subclass.
         UserError: the event shapes of q and p differ.
     """
-    if not isinstance(q.base_dist, Normal) or q.reinterpreted_batch_ndims != 2:
-        raise NotImplementedError(
-            f"KL to GaussianAR1 is known for Normal(...).to_event(2), not for {type(q.base_dist).__name__} "
-            f"with {q.reinterpreted_batch_ndims} event dimensions from the batch."
-        )
-    if q.event_shape != p.event_shape:
-        raise UserError(
-            f"the posterior has event shape {tuple(q.event_shape)}, the prior {tuple(p.event_shape)}; make them equal."
-        )
+    check_exact((p, GaussianAR1))
+    loc, scale = mean_field_parameters(q, p.event_shape, "GaussianAR1")
     # In half precision the squares and the logarithm of σ round apart, and the KL falls below δ: widen first.
-    dtype = torch.promote_types(q.base_dist.loc.dtype, p.alpha.dtype)
-    loc, scale = q.base_dist.loc.to(dtype), q.base_dist.scale.to(dtype)
+    dtype = torch.promote_types(loc.dtype, p.alpha.dtype)
+    loc, scale = loc.to(dtype), scale.to(dtype)
     alpha = p.alpha.unsqueeze(-2)
     variance = scale.square()
     step = loc[..., 1:, :] - alpha * loc[..., :-1, :]

@@ -1,0 +1,173 @@
+"""Gaussians recognised by their density alone, whatever class they come in, and the KL to them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Size, Tensor
+from torch.distributions import Distribution, constraints
+
+from pyro_delta.distributions.float64 import as_float64
+from pyro_delta.distributions.gaussian_sequence import GaussianSequence
+from pyro_delta.distributions.mean_field import check_same_event, mean_field_parameters
+from pyro_delta.errors import UserError
+
+# Largest number of float64 values that one pass of second derivatives may hold.
+_CHUNK = 2**22
+
+
+class Gaussian(NamedTuple):
+    """Mean (..., N), precision matrix Λ (..., N, N) and ln det Λ (...) over the flattened event, float64."""
+
+    mean: Tensor
+    precision: Tensor
+    log_det: Tensor
+    event_shape: Size
+
+    def precision_of_dimensions(self) -> Tensor:
+        """Λ within each dimension of an event of shape (n, d), (..., d, n, n); any other event is one dimension."""
+        n, d = self.event_shape if len(self.event_shape) == 2 else (self.mean.shape[-1], 1)
+        return self.precision.unflatten(-1, (n, d)).unflatten(-3, (n, d)).diagonal(dim1=-3, dim2=-1).movedim(-1, -3)
+
+
+def gaussian_kl(posterior: Distribution, prior: Gaussian) -> Tensor:
+    """KL(posterior ‖ prior) in float64 nats, shape batch_shape, for any Gaussian prior.
+
+    With prior N(m, Λ⁻¹) over N numbers and posterior N(μ, Σ):
+
+        ½ [tr ΛΣ + (μ − m)ᵀ Λ (μ − m) − N − ln det Λ − ln det Σ]
+
+    Args:
+        posterior: `Normal(μ, σ).to_event(k)`, or a `GaussianSequence` where the prior's event shape is (n, d).
+        prior: from `as_gaussian`, which costs O(N³): once for many posteriors.
+
+    Raises:
+        NotImplementedError: the posterior is of another family.
+        UserError: the event shapes differ.
+    """
+    wide = as_float64(posterior)
+    if type(wide) is GaussianSequence:
+        check_same_event(wide, prior.event_shape)
+        trace = ((prior.precision_of_dimensions() @ wide.scale_tril) * wide.scale_tril).sum((-3, -2, -1))
+    else:
+        _, scale = mean_field_parameters(wide, prior.event_shape, "this Gaussian")
+        trace = (prior.precision.diagonal(dim1=-2, dim2=-1) * scale.square().flatten(-len(prior.event_shape))).sum(-1)
+    away = wide.mean.flatten(-len(prior.event_shape)) - prior.mean
+    square = (torch.einsum("...i,...ij->...j", away, prior.precision) * away).sum(-1)
+    size = away.shape[-1]
+    return 0.5 * (trace + square + size * math.log(2 * math.pi) - prior.log_det) - wide.entropy()
+
+
+def as_gaussian(distribution: Distribution) -> Gaussian:
+    """Read mean and precision off a density.
+
+    Three things are asked of the density, because each alone can be fooled: the same curvature at two points (a mixture
+    of far-apart Gaussians has it), the quadratic form at points all around the mean, and the value at the mean that
+    normalises it (which the mixture fails).
+
+    Raises:
+        UserError: the density is not that of a Gaussian.
+    """
+    name = _name(distribution)
+    _check_real_support(distribution, name)
+    size = math.prod(distribution.event_shape)
+    copied: dict[int, Any] = {}
+    wide = as_float64(distribution, copied)
+    device = next((new.device for new, _ in copied.values() if isinstance(new, Tensor)), torch.device("cpu"))
+    generator = torch.Generator().manual_seed(0)  # a private one: certifying must not move the user's random numbers
+
+    def noise(*points: int) -> Tensor:
+        flat = torch.randn(*points, *distribution.batch_shape, size, dtype=torch.float64, generator=generator)
+        return flat.to(device)
+
+    def log_prob(x_flat: Tensor) -> Tensor:
+        try:
+            return wide.log_prob(x_flat.reshape(x_flat.shape[:-1] + distribution.event_shape))
+        except (RuntimeError, ValueError) as error:
+            raise UserError(f"{name}.log_prob fails in float64, so its rate cannot be certified: {error}") from error
+
+    with torch.enable_grad():
+        start = noise()
+        gradient, precision = _derivatives(log_prob, start)
+        factor = _cholesky(precision, name)
+        mean = start + torch.cholesky_solve(gradient.unsqueeze(-1), factor).squeeze(-1)
+        # The second point, and the ring of points below, lie at the distribution's own scale: x = mean + L⁻ᵀ ε.
+        second = mean + torch.linalg.solve_triangular(factor.mT, 2 * noise().unsqueeze(-1), upper=True).squeeze(-1)
+        precision_there = _derivatives(log_prob, second)[1]
+    unit = precision.diagonal(dim1=-2, dim2=-1).sqrt()
+    change = (precision_there - precision).abs() / (unit.unsqueeze(-1) * unit.unsqueeze(-2))
+    if not change.max() <= 1e-6:
+        raise UserError(f"{name} is not Gaussian: the curvature of its log density changes from point to point.")
+
+    with torch.no_grad():
+        peak = log_prob(mean)
+        log_det = 2 * factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+        normalised = 0.5 * (log_det - size * math.log(2 * math.pi))
+        if not torch.allclose(peak, normalised, rtol=1e-6, atol=1e-6):
+            raise UserError(
+                f"{name} is not Gaussian: at its mode the log density is {peak.flatten()[0]:.6g}, "
+                f"where a normalised Gaussian of the same curvature has {normalised.flatten()[0]:.6g}."
+            )
+        radius = torch.tensor([0.5, 1.0, 2.0, 4.0] * 4, dtype=torch.float64, device=device)
+        white = radius.reshape(-1, *[1] * (len(distribution.batch_shape) + 1)) * noise(len(radius))
+        away = torch.linalg.solve_triangular(factor.mT, white.unsqueeze(-1), upper=True).squeeze(-1)
+        if not torch.allclose(log_prob(mean + away), normalised - 0.5 * white.square().sum(-1), rtol=1e-6, atol=1e-6):
+            raise UserError(f"{name} is not Gaussian: its log density is not a quadratic form around its mode.")
+    return Gaussian(mean, precision, log_det, distribution.event_shape)
+
+
+def _derivatives(log_prob: Callable[[Tensor], Tensor], point: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradient (..., N) and negative Hessian (..., N, N) of a log density at `point` (..., N).
+
+    Row i of the Hessian comes from copy i of the point, stacked as a sample dimension: two backward passes a chunk.
+    """
+    size = point.shape[-1]
+    rows_per_chunk = max(1, _CHUNK // point.numel())
+    rows = []
+    gradient = torch.zeros_like(point)
+    for first in range(0, size, rows_per_chunk):
+        indices = range(first, min(first + rows_per_chunk, size))
+        copies = point.detach().expand(len(indices), *point.shape).clone().requires_grad_()
+        total = log_prob(copies).sum()
+        gradients = _grad(total, copies)
+        gradient = gradients[0].detach()
+        chosen = torch.stack([gradients[row, ..., index] for row, index in enumerate(indices)])
+        rows.append(_grad(chosen.sum(), copies).detach())
+    return gradient, -torch.stack([row for chunk in rows for row in chunk], dim=-2)
+
+
+def _grad(output: Tensor, x: Tensor) -> Tensor:
+    """Gradient with a graph, zero where the output does not depend on x."""
+    if not output.requires_grad:
+        return torch.zeros_like(x)
+    (gradient,) = torch.autograd.grad(output, x, create_graph=True, allow_unused=True)
+    return torch.zeros_like(x) if gradient is None else gradient
+
+
+def _cholesky(precision: Tensor, name: str) -> Tensor:
+    symmetric = (precision + precision.mT) / 2
+    if torch.isfinite(symmetric).all():
+        factor, info = torch.linalg.cholesky_ex(symmetric)
+        if not info.any():
+            return factor
+    raise UserError(f"{name} is not Gaussian: the curvature of its log density is not positive definite.")
+
+
+def _name(distribution: Distribution) -> str:
+    """Class name, with what a wrapper wraps: Independent(Laplace)."""
+    name = type(distribution).__name__
+    return f"{name}({_name(distribution.base_dist)})" if hasattr(distribution, "base_dist") else name
+
+
+def _check_real_support(distribution: Distribution, name: str) -> None:
+    try:
+        support = distribution.support
+    except NotImplementedError:
+        raise UserError(f"{name} declares no support; set its `support` to constraints.real for a Gaussian.") from None
+    while isinstance(support, constraints.independent):
+        support = support.base_constraint
+    if not isinstance(support, type(constraints.real)):
+        raise UserError(f"{name} is not Gaussian: its support is {support}, not the real numbers.")
