@@ -13,8 +13,8 @@ from torch.distributions import kl_divergence
 
 from pyro_delta.data import load
 from pyro_delta.guides import AntiCausalGuide
-from pyro_delta.models import AR1Prior, DeltaVAE, GatedPixelCNNLikelihood, rows_of_steps
-from pyro_delta.rate import alpha_for_rate, ar1_committed_rate, minimising_posterior
+from pyro_delta.models import AR1Prior, DeltaVAE, GatedPixelCNNLikelihood
+from pyro_delta.rate import committed_rate, minimising_posterior
 
 
 def main(steps: int = 600, batch: int = 64) -> None:
@@ -23,12 +23,11 @@ def main(steps: int = 600, batch: int = 64) -> None:
     pyro.set_rng_seed(0)
     data = load("digits")
     spec, images = data.spec, data.train.images
-    n, d = spec.height, 2  # a latent step per row of the image
-    alpha_d, first_row = [alpha_for_rate(4.0, n, d)] * d, rows_of_steps(n, n)
-    delta = ar1_committed_rate(alpha_d, n).item()
+    d = 2  # numbers for each row of the image
     network = {"channels": (16, 24), "row_blocks": (1, 1), "pixel_blocks": 1}
 
-    prior = AR1Prior(alpha_d, first_row)
+    prior = AR1Prior(spec, dims=d, rate_nats=4.0)
+    delta, first_row = committed_rate(prior()).item(), prior.first_row
     model = DeltaVAE(prior, GatedPixelCNNLikelihood(spec, first_row, d, mixtures=5, **network))
     guide = AntiCausalGuide(spec, first_row, minimising_posterior(prior()).base_dist.scale, **network)
     svi = SVI(model, guide, pyro.optim.Adam({"lr": 3e-3}), Trace_ELBO(max_plate_nesting=1))

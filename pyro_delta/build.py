@@ -40,7 +40,7 @@ def build(config: Config, spec: ImageSpec) -> Programs:
     """The programs of a configuration for images of `spec`, initialised from torch's random state."""
     with local_parameters():
         first_row = rows_of_steps(config.prior.length or spec.height, spec.height)
-        prior = PRIORS[config.prior.program](prior_alpha(config.prior, first_row.numel()), first_row)
+        prior = PRIORS[config.prior.program](spec, **config.prior.model_dump(exclude={"program"}))
         likelihood = LIKELIHOODS[config.likelihood.program](
             spec, first_row, config.prior.dims, **_network(config.likelihood)
         )

@@ -517,7 +517,7 @@ def test_a_guide_changes_with_later_rows_only() -> None:
 
 @pytest.mark.parametrize(("length", "height"), [(1, 4), (2, 8), (7, 7)])
 def test_a_prior_step_hears_its_past(length: int, height: int) -> None:
-    prior = AR1Prior([0.5, -0.9], rows_of_steps(length, height)).double()
+    prior = AR1Prior(ImageSpec(1, height, 2, 2), dims=2, length=length, alpha="0.5,-0.9").double()
     assert prior.first_row.tolist() == [t * height // length for t in range(length)]
     eps = leaf(2, length, 2)
     z = prior().transform(eps)
