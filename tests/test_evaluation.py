@@ -12,6 +12,7 @@ from torch import Tensor
 from pyro_delta.build import Programs, build
 from pyro_delta.config import load_preset
 from pyro_delta.data import ImageData, ImageSpec, Split
+from pyro_delta.distributions import GaussianAR1
 from pyro_delta.evaluation.bound import Encoding, delta_of, encode, standard_error
 from pyro_delta.evaluation.importance import evaluate, importance_bound
 from pyro_delta.evaluation.usage import (
@@ -70,7 +71,7 @@ class Reader(PyroModule):
 
 
 def readable_programs(scale: float = 0.1) -> Programs:
-    return Programs(DeltaVAE(AR1Prior([0.5, 0.6, 0.7, 0.8], torch.arange(4)), Additive()), Reader(scale))
+    return Programs(DeltaVAE(AR1Prior(SPEC, dims=4, alpha="0.5:0.8"), Additive()), Reader(scale))
 
 
 def data_of(images: Tensor, labels: Tensor | None) -> ImageData:
@@ -182,7 +183,7 @@ def test_importance_bound_nears_the_exact_evidence() -> None:
     """X = 8 + 4 z + noise is Gaussian: −log p(x) is known, and many particles of a wide posterior come close to it."""
     programs, images = readable_programs(scale=0.24), random_images(3) // 2 + 4
     covariance = 16 * 0.5 ** np.abs(np.subtract.outer(np.arange(4), np.arange(4))) + np.eye(4)
-    prior = AR1Prior([0.5] * 4, torch.arange(4))
+    prior = AR1Prior(SPEC, dims=4, alpha=0.5)
     programs.model.prior = prior
     exact = []
     for image in images.double().numpy():
@@ -275,6 +276,36 @@ def test_check_without_a_closed_form_says_so() -> None:
     assert numbers["floor_holds"] is None
     assert numbers["delta_nats"] is None
     assert "no closed form" in str(failure(numbers))
+
+
+class CountedAR1(GaussianAR1):
+    """A user's own class: no registered KL or rate is its, and its density is asked for them."""
+
+    calls = 0
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        type(self).calls += 1
+        return super().log_prob(value)
+
+
+def test_a_gaussian_prior_of_the_user_s_is_checked_by_its_density() -> None:
+    class Own(PyroModule):
+        def forward(self) -> GaussianAR1:
+            return CountedAR1(torch.tensor([0.5, 0.6, 0.7, 0.8]), 4)
+
+    images, own = random_images(20), readable_programs()
+    own.model.prior = Own()
+    calls = []
+    for batch in (20, 2):
+        CountedAR1.calls = 0
+        encoding = encode(own, images, batch=batch)
+        calls.append(CountedAR1.calls)
+        assert encoding.closed_form
+        torch.testing.assert_close(encoding.rate, encode(readable_programs(), images).rate, rtol=1e-6, atol=0)
+    assert calls[0] == calls[1]  # once for all batches
+    numbers = check(own, data_of(images, None))
+    assert numbers["floor_holds"] is True
+    assert numbers["delta_nats"] == pytest.approx(delta_of(readable_programs()), rel=1e-6)
 
 
 @pytest.mark.parametrize(

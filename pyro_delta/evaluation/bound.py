@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import cache
 
 import pyro
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor
 from torch.distributions import Distribution, kl_divergence
 
 from pyro_delta.build import Programs, local_parameters
+from pyro_delta.distributions.any_gaussian import Gaussian, as_gaussian, gaussian_kl
 from pyro_delta.distributions.float64 import as_float64
 from pyro_delta.errors import UserError
 from pyro_delta.rate import committed_rate
@@ -42,12 +44,32 @@ class Encoding:
     z: Tensor
 
 
-def closed_form_rate(posterior: Distribution, prior: Distribution) -> Tensor | None:
-    """KL(posterior ‖ prior) in float64, or None where no closed form is registered."""
-    try:
-        return kl_divergence(as_float64(posterior), as_float64(prior))
-    except NotImplementedError:
-        return None
+def closed_form_rate(prior: Distribution) -> Callable[[Distribution], Tensor | None]:
+    """The function posterior → KL(posterior ‖ prior), in float64, or None where it has no closed form.
+
+    The closed form is a registered KL or, for any Gaussian prior, what its density says. The latter costs O(N³), and is
+    read off once for all posteriors.
+    """
+    wide = as_float64(prior)
+
+    @cache
+    def gaussian() -> Gaussian | None:
+        try:
+            return as_gaussian(prior)
+        except UserError:
+            return None
+
+    def rate_of(posterior: Distribution) -> Tensor | None:
+        try:
+            return kl_divergence(as_float64(posterior), wide)
+        except NotImplementedError:
+            density = gaussian()
+        try:
+            return None if density is None else gaussian_kl(posterior, density)
+        except NotImplementedError:
+            return None
+
+    return rate_of
 
 
 def delta_of(programs: Programs) -> float | None:
@@ -84,10 +106,11 @@ def encode(
     closed = True
     with evaluating(programs, seed):
         prior = programs.model.prior()
+        closed_form = closed_form_rate(prior)
         for x in batches(images, batch, programs):
             q = programs.guide.posterior(x)
             z = q.rsample()
-            rate = closed_form_rate(q, prior)
+            rate = closed_form(q)
             if rate is None:
                 closed = False
                 rate = (q.log_prob(z) - prior.log_prob(z)).double()
