@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,15 @@ def local_parameters() -> Any:
     With the global store a second model of the same process would silently train the first one's parameters.
     """
     return pyro.settings.context(module_local_params=True)
+
+
+def parameters_of(programs: Programs) -> AbstractContextManager[Any]:
+    """The context in which programs run: `local_parameters`, unless a part was built outside it, as a user's own may be.
+
+    Pyro fails within it on such a part.
+    """
+    parts = [part for part in programs.modules() if isinstance(part, PyroModule)]
+    return local_parameters() if all(hasattr(part._pyro_context, "param_state") for part in parts) else nullcontext()
 
 
 def build(config: Config, spec: ImageSpec, folder: Path | None = None) -> Programs:

@@ -16,7 +16,7 @@ from pyro.nn import PyroModule
 from torch import Tensor
 from torch.distributions import Distribution, Independent, Normal, kl_divergence
 
-from pyro_delta.build import Programs, local_parameters
+from pyro_delta.build import Programs, parameters_of
 from pyro_delta.distributions.any_gaussian import Gaussian, as_gaussian, gaussian_kl
 from pyro_delta.distributions.float64 import as_float64
 from pyro_delta.errors import UserError
@@ -193,8 +193,7 @@ def evaluating(programs: Programs, seed: int) -> Iterator[None]:
     """Evaluation mode, no validation, and parameters and random state of its own; all put back afterwards."""
     device, training = next(programs.parameters()).device, programs.training
     with ExitStack() as stack:
-        if _built_locally(programs):
-            stack.enter_context(local_parameters())
+        stack.enter_context(parameters_of(programs))
         # Weights that diverged give numbers that are not finite, for which the run's own words are better than a trace.
         stack.enter_context(pyro.validation_enabled(False))
         stack.enter_context(torch.random.fork_rng([device] if device.type == "cuda" else []))
@@ -204,12 +203,6 @@ def evaluating(programs: Programs, seed: int) -> Iterator[None]:
             yield
         finally:
             programs.train(training)
-
-
-def _built_locally(programs: Programs) -> bool:
-    """Whether all programs were built within `local_parameters`, as a user's own may not be: Pyro fails within then."""
-    parts = [part for part in programs.modules() if isinstance(part, PyroModule)]
-    return all(hasattr(part._pyro_context, "param_state") for part in parts)
 
 
 def summarise(encoding: Encoding, dims: int, delta: float | None) -> dict[str, float | int | None]:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
-from pyro_delta.build import Programs, local_parameters
+from pyro_delta.build import Programs, parameters_of
 from pyro_delta.data.spec import ImageSpec
 from pyro_delta.distributions import AutoregressiveImage
 from pyro_delta.distributions.float64 import as_float64
@@ -66,7 +66,7 @@ def verify(programs: Programs, spec: ImageSpec, seed: int = 0) -> Certificate:
         spec: shape and levels of the images.
         seed: of weights, images and noise.
     """
-    with local_parameters(), torch.random.fork_rng(devices=[]), pyro.validation_enabled(False):
+    with parameters_of(programs), torch.random.fork_rng(devices=[]), pyro.validation_enabled(False):
         torch.manual_seed(seed)
         programs = copy.deepcopy(programs).cpu().double().eval()
         x = torch.randint(spec.levels, (IMAGES, *spec.shape))

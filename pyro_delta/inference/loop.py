@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.distributions import kl_divergence
 
-from pyro_delta.build import Programs, local_parameters
+from pyro_delta.build import Programs, parameters_of
 from pyro_delta.config import Config
 from pyro_delta.data import Batches, ImageData
 from pyro_delta.errors import CheckFailed
@@ -103,7 +103,7 @@ class Trainer:
     def _start_guide(self) -> None:
         """Initialises by data a guide that can be; weights that are restored later take its place."""
         if start_from := getattr(self.programs.guide, "start_from", None):
-            with local_parameters():
+            with parameters_of(self.programs):
                 start_from(self.data.train.images[:START_IMAGES].to(self.device))
 
     @property
@@ -136,7 +136,7 @@ class Trainer:
             CheckFailed: if non-finite steps persist.
         """
         settings = self.config.training
-        with local_parameters():
+        with parameters_of(self.programs):
             if settings.compile:
                 self._compile()
             window = Window(self.clock.read())
