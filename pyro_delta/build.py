@@ -39,10 +39,7 @@ def local_parameters() -> Any:
 
 
 def parameters_of(programs: Programs) -> AbstractContextManager[Any]:
-    """The context in which programs run: `local_parameters`, unless a part was built outside it, as a user's own may be.
-
-    Pyro fails within it on such a part.
-    """
+    """The context that programs run in: `local_parameters`, unless a part was built outside it, on which it fails."""
     parts = [part for part in programs.modules() if isinstance(part, PyroModule)]
     return local_parameters() if all(hasattr(part._pyro_context, "param_state") for part in parts) else nullcontext()
 

@@ -164,12 +164,12 @@ class AuxiliaryConfig(Section):
     """An auxiliary prior, trained beside the model on samples of its posterior."""
 
     enabled: bool = False
-    hidden: int = Field(128, ge=1)
+    hidden: int = Field(default=128, ge=1)
     """size of the LSTM's state"""
-    mixtures: int = Field(1, ge=1)
+    mixtures: int = Field(default=1, ge=1)
     """Gaussians that are mixed at every step"""
-    lr: float = Field(3e-3, gt=0)
-    ema: float = Field(0.999, ge=0, lt=1)
+    lr: float = Field(default=3e-3, gt=0)
+    ema: float = Field(default=0.999, ge=0, lt=1)
     """decay of the moving average of its weights"""
 
 

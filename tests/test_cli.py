@@ -96,7 +96,7 @@ def test_run_folder_holds_everything(trained: Path) -> None:
     assert config["training"]["steps"] == 20
     assert config["training"]["minutes"] is None
     assert config["prior"]["rate_nats"] == 4
-    assert set(json.loads((trained / "run.json").read_text())) == {"preset", "spec", "versions"}
+    assert set(json.loads((trained / "run.json").read_text())) == {"preset", "spec", "versions", "programs"}
 
 
 def test_evaluate_agrees_with_the_library(trained: Path) -> None:
@@ -457,9 +457,9 @@ BAD: dict[str, tuple[list[str], str, Callable[[Path, Path], None]]] = {
     "alpha and rate": (training("--set", "prior.alpha=0.5"), "contradict each other", nothing),
     "rate NaN": (setting("prior.rate_nats=NaN"), "finite", nothing),
     "rate infinite": (setting("prior.rate_nats=Infinity"), "finite", nothing),
-    "rate negative": (setting("prior.rate_nats=-1"), "greater than or equal to 0", nothing),
+    "rate negative": (setting("prior.rate_nats=-1"), "cannot be committed", nothing),
     "rate unreachable": (setting("prior.rate_nats=1e9"), "out of reach", nothing),
-    "no dimension": (setting("prior.dims=0"), "prior.dims", nothing),
+    "no dimension": (setting("prior.dims=0"), "dims is 0", nothing),
     "no step": (setting("prior.length=0"), "prior.length", nothing),
     "length of one": (setting("prior.length=1"), "commits no rate", nothing),
     "length that does not divide": (setting("prior.length=3"), "does not divide the 8 rows", nothing),

@@ -94,9 +94,11 @@ def test_spec_and_table_do_not_load_torch() -> None:
 
 def test_table() -> None:
     assert list(DATASETS) == ["digits", "photos", "cifar10", "mnist", "folder:PATH"]
-    for description, preset in DATASETS.values():
-        assert description
-        assert preset
+    for name, info in DATASETS.items():
+        assert info.description
+        assert info.preset
+        if name in ("digits", "photos"):
+            assert load(name).spec == info.spec
 
 
 # ---------------------------------------------------------------- every dataset

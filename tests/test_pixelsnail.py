@@ -7,7 +7,7 @@ import math
 
 import pytest
 import torch
-from networks import SPECS, random_images, random_normal, randomise
+from networks import SPECS, StepsPrior, random_images, random_normal, randomise
 from torch import Tensor
 
 from pyro_delta.data.spec import ImageSpec
@@ -23,7 +23,7 @@ SIZES = {"channels": 8, "blocks": 2, "layers": 2, "heads": 2}
 
 
 def likelihood(spec: ImageSpec = SPEC, **options: object) -> PixelSNAILLikelihood:
-    prior = AR1Prior([0.5, 0.9], rows_of_steps(spec.height, spec.height))
+    prior = AR1Prior(spec, dims=2, alpha="0.5,0.9")
     return randomise(PixelSNAILLikelihood(spec, prior, mixtures=3, **{**SIZES, **options}))
 
 
@@ -207,7 +207,7 @@ def test_channels_last_keeps_the_values() -> None:
 
 
 def test_the_program_keeps_no_part_of_its_prior() -> None:
-    prior = AR1Prior([0.5, 0.9, 0.1], torch.tensor([0, 2]))
+    prior = StepsPrior([0, 2], [0.5, 0.9, 0.1])
     program = PixelSNAILLikelihood(SPEC, prior, **SIZES)
     assert prior not in list(program.modules())
     assert program.network.latents.embed[0].in_features == 3

@@ -10,15 +10,15 @@ from dataclasses import dataclass
 from functools import cache
 
 import pyro
-import pyro.distributions as dist
 import torch
 from pyro.nn import PyroModule
 from torch import Tensor
-from torch.distributions import Distribution, Independent, Normal, kl_divergence
+from torch.distributions import Distribution, kl_divergence
 
 from pyro_delta.build import Programs, parameters_of
 from pyro_delta.distributions.any_gaussian import Gaussian, as_gaussian, gaussian_kl
 from pyro_delta.distributions.float64 import as_float64
+from pyro_delta.distributions.mean_field import mean_field_parameters
 from pyro_delta.errors import UserError
 from pyro_delta.rate import committed_rate
 
@@ -113,12 +113,11 @@ def mean_field_rate(posterior: Distribution, prior: Distribution) -> float | Non
 
 def is_mean_field(posterior: Distribution) -> bool:
     """Whether a posterior is exactly `Normal(μ, σ).to_event(2)`, which subclasses are not."""
-    base = getattr(posterior, "base_dist", None)
-    return (
-        type(posterior) in (Independent, dist.Independent)
-        and type(base) in (Normal, dist.Normal)
-        and posterior.reinterpreted_batch_ndims == 2
-    )
+    try:
+        mean_field_parameters(posterior, posterior.event_shape, "any prior")
+    except NotImplementedError:
+        return False
+    return len(posterior.event_shape) == 2
 
 
 def with_prior(programs: Programs, prior: PyroModule) -> Programs:

@@ -10,9 +10,11 @@ import copy
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import cast
 
 import pyro
 import torch
+from pyro.nn import PyroModule
 from torch import Tensor
 from torch.distributions import Distribution
 
@@ -153,8 +155,8 @@ def _agreement(name: str, distribution: Distribution) -> Finding:
         ("variance", centred.square(), variance),
         ("log_prob (Stein's identity)", centred * score, -torch.ones_like(mean)),
     ):
-        error = values.std(0) / math.sqrt(DRAWS)
-        off = (values.mean(0) - expected).abs() / error.clamp_min(1e-12)
+        deviation = values.std(0) / math.sqrt(DRAWS)
+        off = (values.mean(0) - expected).abs() / deviation.clamp_min(1e-12)
         if not off.max() <= LARGEST_Z:
             place = tuple(int(i) for i in torch.unravel_index(off.argmax(), off.shape))
             return Finding(
@@ -191,7 +193,7 @@ def _network_causality(programs: Programs, x: Tensor) -> Finding:
         return Finding(title, None, f"{type(image).__name__} is not autoregressive")
     height, width = x.shape[-2:]
     order = torch.arange(height * width).reshape(height, width)
-    for mode, network in _modes(image.network):
+    for mode, network in _modes(cast(torch.nn.Module, image.network)):
         for row, column in _targets(height, width):
             leaf = x.double().requires_grad_()
             out = network(leaf, z)[0, :, row, column]
@@ -214,7 +216,7 @@ def _conditioning(programs: Programs, x: Tensor) -> Finding:
     full = getattr(programs.model.likelihood, "conditioning", "causal") == "full"
     first_row = programs.model.prior.first_row.cpu()
     used = torch.zeros(len(first_row), dtype=torch.bool)
-    for mode, network in _modes(image.network):
+    for mode, network in _modes(cast(torch.nn.Module, image.network)):
         for row in range(x.shape[-2]):
             leaf = z.clone().requires_grad_()
             out = network(x, leaf)[0, :, row]
@@ -244,7 +246,7 @@ def _guide_causality(programs: Programs, x: Tensor) -> Finding:
     for mode, guide in _modes(programs.guide):
         for t in range(len(first_row)):
             leaf = x.double().requires_grad_()
-            q = guide.posterior(leaf)
+            q = cast(PyroModule, guide).posterior(leaf)
             out = torch.cat([q.mean[0, t], q.stddev[0, t]])
             if not out.requires_grad or (grad := _gradient_of(out, leaf)) is None:
                 return Finding(title, None, "the posterior has no derivative in the images")

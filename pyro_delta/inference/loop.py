@@ -90,14 +90,14 @@ class Trainer:
             self.auxiliary = AuxiliaryTraining.of(config.auxiliary, programs.model.prior)
         self.elbo = make_objective(settings)
         self.loss = self.elbo(programs.model, programs.guide)
-        self.clock, self.step, self.wall = Clock(), 0, time.time()
-        self.validated = 0
-        self.interrupted = False
         # A prior that learns moves its rate in training; what holds throughout is its floor.
         self.learned_rate = any(p.requires_grad for p in programs.model.prior.parameters())
         self.delta = delta_of(programs, data.train.images)
         if self.learned_rate:
             self.delta = getattr(programs.model.prior, "floor_nats", None)
+        self.clock, self.step, self.wall = Clock(), 0, time.time()
+        self.validated = 0
+        self.interrupted = False
         set_bf16(programs, settings.bf16)
 
     def _start_guide(self) -> None:
