@@ -280,10 +280,23 @@ class HostSyncs(TorchDispatchMode):
         return out
 
 
+OBJECTIVES: dict[str, dict[str, Any]] = {
+    "elbo": {},
+    "beta": {"beta": 0.5},
+    "free_bits": {"free_nats": 1.0},
+    "free_bits_per_dim": {"free_nats": 1.0},
+    "annealed": {"anneal_steps": 4},
+    "target_rate": {"target_nats": 9.0},
+}
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
 @pytest.mark.parametrize("elbo", ["trace", "mean_field"])
 @pytest.mark.parametrize("clip", [None, 1.0])
-def test_no_host_synchronisation_in_a_step(elbo: str, clip: float | None, monkeypatch: pytest.MonkeyPatch) -> None:
-    trainer = trainer_of(elbo=elbo, clip=clip, ema=0.9)
+def test_no_host_synchronisation_in_a_step(
+    elbo: str, clip: float | None, objective: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = trainer_of(elbo=elbo, clip=clip, ema=0.9, objective=objective, **OBJECTIVES[objective])
     train_steps(trainer, 1)
     window, update, average = loop.Window(0.0), trainer.update, trainer.average.module
     modules = [*trainer.programs.parameters(), *trainer.programs.buffers(), *average.parameters(), *average.buffers()]
@@ -548,6 +561,8 @@ RESUMED = {
     "trace": {},
     "mean field, clipped, channels last": {"elbo": "mean_field", "clip": 0.5, "channels_last": True},
     "adamw": {"optimizer": "adamw", "weight_decay": 0.1, "ema": 0.5, "warmup": 4},
+    "annealed": {"objective": "annealed", "anneal_steps": 5},
+    "target rate": {"objective": "target_rate", "target_nats": 9.0},
 }
 
 

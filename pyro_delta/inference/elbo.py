@@ -21,6 +21,10 @@ class RateDistortionELBO(Trace_ELBO):
     call `latent` holds the distributions of guide and prior at every latent site, `analytic` its KL per image where it
     was used, and `distortion` −log p(x | z), summed over plates and particles and divided by the number of particles.
 
+    The baselines' objectives (`pyro_delta.inference.objectives`) are subclasses that weigh the halves otherwise. For
+    them, too, the attributes above are those of the true ELBO; `loss` is what was minimised. `varying` holds the
+    numbers that an objective changes while training: they are logged, and saved in checkpoints.
+
     Args:
         analytic_kl: the rate in closed form (`TraceMeanField_ELBO`) rather than from the sample (`Trace_ELBO`).
         kwargs: as for `Trace_ELBO`.
@@ -32,15 +36,18 @@ class RateDistortionELBO(Trace_ELBO):
         self.latent: dict[str, tuple[Any, Any]] = {}
         self.analytic: dict[str, Tensor] = {}
         self.distortion = torch.zeros(())
+        self.loss = torch.zeros(())
+        self.varying: dict[str, float | Tensor] = {}
 
     def differentiable_loss(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> Tensor:
-        """Negative ELBO in nats, summed over plates.
+        """What is minimised, here the negative ELBO, in nats summed over plates.
 
         Raises:
             UserError: if a guide's site has no reparametrised sampler, or, with `analytic_kl`, no closed form
                 (Pyro would fall back to sampling without a word).
         """
-        loss, distortion = torch.zeros(()), torch.zeros(())
+        rates: dict[str, Tensor] = {}
+        distortion = torch.zeros(())
         for model_trace, guide_trace in self._get_traces(model, guide, args, kwargs):
             for name, site in model_trace.nodes.items():
                 if site["type"] != "sample":
@@ -48,11 +55,21 @@ class RateDistortionELBO(Trace_ELBO):
                 if site["is_observed"]:
                     distortion = distortion - site["log_prob_sum"]
                 else:
-                    loss = loss + self._rate(name, site, guide_trace.nodes[name])
-        self.distortion = distortion.detach() / self.num_particles
-        return (loss + distortion) / self.num_particles
+                    rates[name] = rates.get(name, 0.0) + self._rate(name, site, guide_trace.nodes[name])
+        distortion = distortion / self.num_particles
+        loss = self._objective({name: rate / self.num_particles for name, rate in rates.items()}, distortion)
+        self.distortion, self.loss = distortion.detach(), loss.detach()
+        return loss
+
+    def advance(self, step: int) -> None:
+        """To be called after each step of training with the number of steps made; the ELBO itself does not vary."""
+
+    def _objective(self, rates: dict[str, Tensor], distortion: Tensor) -> Tensor:
+        """Joins the rates of the latent sites and the distortion, each in nats, averaged over particles."""
+        return sum(rates.values()) + distortion
 
     def _rate(self, name: str, prior: dict[str, Any], posterior: dict[str, Any]) -> Tensor:
+        """Rate at one site of one trace, summed over plates."""
         q, p = posterior["fn"], prior["fn"]
         if not q.has_rsample:
             raise UserError(

@@ -18,9 +18,10 @@ from pyro_delta.build import Programs, local_parameters
 from pyro_delta.config import Config
 from pyro_delta.data import Batches, ImageData
 from pyro_delta.errors import CheckFailed
-from pyro_delta.evaluation.bound import delta_of, encode, line_of, summarise
+from pyro_delta.evaluation.bound import LN2, delta_of, encode, line_of, summarise
 from pyro_delta.inference.checkpoint import load_weights, restore_rng, rng_state
 from pyro_delta.inference.elbo import RateDistortionELBO
+from pyro_delta.inference.objectives import make_objective
 from pyro_delta.inference.optim import GuardedStep, MovingAverage, learning_rate, make_optimizer
 from pyro_delta.nn.precision import Network, set_bf16
 
@@ -74,9 +75,8 @@ class Trainer:
         self.average = MovingAverage(programs, settings.ema)
         self.optimizer = make_optimizer(programs, settings)
         self.update = GuardedStep(self.optimizer, settings.clip, self.device)
-        elbo = RateDistortionELBO(analytic_kl=settings.elbo == "mean_field", max_plate_nesting=1)
-        self.elbo = elbo
-        self.loss = elbo(programs.model, programs.guide)
+        self.elbo = make_objective(settings)
+        self.loss = self.elbo(programs.model, programs.guide)
         self.clock, self.step, self.wall = Clock(), 0, time.time()
         self.validated = 0
         self.interrupted = False
@@ -93,12 +93,13 @@ class Trainer:
         return self.clock.read() / (60 * settings.minutes)
 
     def train_step(self, x_bchw: Tensor) -> None:
-        """One SVI step. The loss is −ELBO in nats per image dimension, so that clipping means the same everywhere."""
+        """One SVI step. The loss is in nats per image dimension, so that clipping means the same everywhere."""
         loss = self.loss(x_bchw) / (x_bchw.shape[0] * self.data.spec.dims)
         loss.backward()
         self.update(loss, learning_rate(self.config.training, self.step, self.progress))
         self.average.update_parameters(self.programs)
         self.step += 1
+        self.elbo.advance(self.step)
 
     def run(self, every: Callable[[Trainer], None] = lambda trainer: None) -> None:
         """Trains to the end; `every` is called after each logging step, outside the clock.
@@ -136,6 +137,7 @@ class Trainer:
             "programs": self.programs.state_dict(),
             "average": self.average.state_dict(),
             "optimizer": self.optimizer.state_dict(),
+            "objective": self.elbo.varying,
             "skipped": self.update.skipped,
             "streak": self.update.streak,
             "step": self.step,
@@ -150,6 +152,7 @@ class Trainer:
         load_weights(self.programs, state["programs"], path)
         load_weights(self.average, state["average"], path)
         self.optimizer.load_state_dict(state["optimizer"])
+        self.elbo.varying = state["objective"]
         self.update.skipped, self.update.streak = state["skipped"].to(self.device), state["streak"].to(self.device)
         self.step = state["step"]
         self.clock, self.wall = Clock(state["train_s"]), time.time() - state["wall_s"]
@@ -172,6 +175,9 @@ class Trainer:
         seconds = self.clock.read() - window.began
         line["images_per_s"] = line.pop("n_images") / max(seconds, 1e-9)
         line["grad_norm"], line["skipped"] = self.update.norm.item(), int(self.update.skipped)
+        if self.config.training.objective != "elbo":
+            line["loss_bpd"] = window.loss.item() / (window.images * self.data.spec.dims * LN2)
+        line |= {name: float(value) for name, value in self.elbo.varying.items()}
         self._line("train", line)
         if self.update.streak >= MAX_STREAK:
             raise CheckFailed(
@@ -208,12 +214,15 @@ class Window:
 
     def __init__(self, began: float) -> None:
         self.began, self.steps, self.images = began, 0, 0
-        self.rate = self.distortion = self.mean = self.square = torch.zeros(())
+        self.rate = self.distortion = self.loss = self.mean = self.square = torch.zeros(())
         self.least = torch.full((), math.inf)
 
     @torch.no_grad()
     def add(self, elbo: RateDistortionELBO) -> None:
-        """Takes in the newest step: the closed-form rate per image (sampled where there is none) and the distortion."""
+        """Takes in the newest step: the closed-form rate per image (sampled where there is none) and the distortion.
+
+        Both are the true ones whatever the objective; its own value is summed apart.
+        """
         q, p = elbo.latent["z"]
         try:
             rate_b = elbo.analytic["z"] if "z" in elbo.analytic else kl_divergence(q, p)
@@ -223,7 +232,7 @@ class Window:
         self.steps, self.images = self.steps + 1, self.images + rate_b.numel()
         self.rate = self.rate + rate_b.sum()
         self.least = torch.minimum(self.least, rate_b.min())
-        self.distortion = self.distortion + elbo.distortion
+        self.distortion, self.loss = self.distortion + elbo.distortion, self.loss + elbo.loss
         self.mean = self.mean + q.mean.sum(0)
         self.square = self.square + q.mean.square().sum(0)
 
