@@ -203,6 +203,29 @@ def test_a_guide_without_rsample_is_refused() -> None:
         )()
 
 
+class Named(PyroModule):
+    """Samples the sites it is told to, and an observation if it is the model."""
+
+    def __init__(self, names: str, *, observed: bool) -> None:
+        super().__init__()
+        self.names, self.observed = names, observed
+
+    def forward(self) -> None:
+        total = sum(pyro.sample(name, dist.Normal(0.0, 1.0)) for name in self.names)
+        if self.observed:
+            pyro.sample("x", dist.Normal(total, 1.0), obs=torch.tensor(0.0))
+
+
+@pytest.mark.parametrize(
+    ("model", "guide", "words"),
+    [("ab", "a", "the model samples 'b', which the guide"), ("a", "ab", "the guide samples 'b', which the model")],
+)
+def test_model_and_guide_sample_the_same_sites(model: str, guide: str, words: str) -> None:
+    elbo = RateDistortionELBO(max_plate_nesting=0)
+    with pyro.validation_enabled(False), pytest.raises(UserError, match=words):
+        elbo(Named(model, observed=True), Named(guide, observed=False))()
+
+
 def test_a_missing_closed_form_is_an_error_not_a_fall_back() -> None:
     model = OneSite(dist.StudentT(torch.tensor(3.0)), observed=True)
     guide = OneSite(dist.Normal(torch.tensor(0.0), 1.0), observed=False)

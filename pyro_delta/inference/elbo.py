@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from pyro.distributions.util import scale_and_mask
 from pyro.infer import Trace_ELBO
+from pyro.poutine import Trace
 from torch import Tensor
 from torch.distributions import kl_divergence
 
@@ -49,12 +50,13 @@ class RateDistortionELBO(Trace_ELBO):
         """What is minimised, here the negative ELBO, in nats summed over plates.
 
         Raises:
-            UserError: if a guide's site has no reparametrised sampler, or, with `analytic_kl`, no closed form
-                (Pyro would fall back to sampling without a word).
+            UserError: if model and guide do not sample the same sites, if a guide's site has no reparametrised sampler,
+                or, with `analytic_kl`, no closed form (Pyro would fall back to sampling without a word).
         """
         rates: dict[str, Tensor] = {}
         distortion = torch.zeros(())
         for model_trace, guide_trace in self._get_traces(model, guide, args, kwargs):
+            _check_sites(model_trace, guide_trace)
             for name, site in model_trace.nodes.items():
                 if site["type"] != "sample":
                     continue
@@ -94,3 +96,13 @@ class RateDistortionELBO(Trace_ELBO):
                 f"site {name!r} has no closed-form KL from {type(q).__name__} to {type(p).__name__}; "
                 "register one or train with --elbo trace."
             ) from None
+
+
+def _check_sites(model_trace: Trace, guide_trace: Trace) -> None:
+    """Every latent site is sampled by both: one that the guide lacks has no rate, one that the model lacks no prior."""
+    latent = {name for name in model_trace.stochastic_nodes if not model_trace.nodes[name]["is_observed"]}
+    if missing := sorted(latent - guide_trace.nodes.keys()):
+        raise UserError(f"the model samples {missing[0]!r}, which the guide does not; sample it in the guide, too.")
+    sampled = set(guide_trace.stochastic_nodes)
+    if missing := sorted(sampled - latent):
+        raise UserError(f"the guide samples {missing[0]!r}, which the model does not; take it out or add its prior.")
