@@ -157,7 +157,10 @@ def train(*args: object) -> tuple[int, str, str]:
     )  # fmt: skip
 
 
-def test_a_users_prior_goes_through_train_evaluate_and_check(mine: str, tmp_path: Path) -> None:
+def test_a_users_prior_goes_through_verify_train_evaluate_and_check(mine: str, tmp_path: Path) -> None:
+    code, out, err = call("verify", "--prior", mine, "--set", "prior.alpha=0.8", "--json")
+    assert code == 0, err
+    assert json.loads(out)["delta_nats"] == pytest.approx(ar1_committed_rate([0.8] * 2, 8).item(), rel=1e-6)
     code, out, err = train("--prior", mine, "--set", "prior.alpha=0.8", "--out", "run", "--json")
     assert code == 0, err
     assert json.loads(out)["delta_nats"] == pytest.approx(ar1_committed_rate([0.8] * 4, 8).item(), rel=1e-6)

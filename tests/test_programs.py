@@ -23,6 +23,7 @@ from pyro_delta.errors import UserError
 from pyro_delta.guides import AntiCausalGuide, ImageEncoder, regions
 from pyro_delta.inference.loop import Trainer
 from pyro_delta.models import AR1Prior, ConditionalGatedPixelCNN, DeltaVAE, GatedPixelCNNLikelihood, rows_of_steps
+from pyro_delta.models.pixelsnail import ConditionalPixelSNAIL
 from pyro_delta.nn.embedding import embed_pixels
 from pyro_delta.nn.precision import set_bf16
 from pyro_delta.rate import ar1_committed_rate
@@ -366,6 +367,9 @@ def test_channels_last_keeps_the_values() -> None:
         assert torch.equal(programs.model.likelihood(z).sample(), drawn)
 
 
+DECODERS = {"gated_pixelcnn": ConditionalGatedPixelCNN, "pixelsnail": ConditionalPixelSNAIL}
+
+
 @pytest.mark.parametrize("name", config.preset_names())
 def test_networks_of_presets_have_their_shapes_on_the_meta_device(name: str) -> None:
     settings = config.load_preset(name)
@@ -373,7 +377,7 @@ def test_networks_of_presets_have_their_shapes_on_the_meta_device(name: str) -> 
     dims, length = settings.prior.options["dims"], settings.prior.options["length"] or spec.height
     with torch.device("meta"):
         first_row = rows_of_steps(length, spec.height)
-        decoder = ConditionalGatedPixelCNN(spec, first_row, dims, **settings.likelihood.options)
+        decoder = DECODERS[settings.likelihood.program](spec, first_row, dims, **settings.likelihood.options)
         encoder = ImageEncoder(spec, regions(first_row, 1, spec.height, spec.width), 2 * dims, **settings.guide.options)
         x = torch.zeros(batch, *spec.shape, dtype=torch.int64)
         z = torch.zeros(batch, length, dims)

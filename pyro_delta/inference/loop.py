@@ -145,7 +145,7 @@ class Trainer:
             while progress < 1 and not self.interrupted:
                 with pyro.validation_enabled(self.step == first):
                     self.train_step(self.batches.batch(self.step))
-                    window.add(self.elbo)
+                    window.add(self.elbo, self.auxiliary)
                 # Read once for both questions: a clock may strike between them, and the last line would be lost.
                 progress = self.progress
                 if self.step % settings.log_every == 0 or progress >= 1:
@@ -208,7 +208,7 @@ class Trainer:
             line["loss_bpd"] = window.loss.item() / (window.images * self.data.spec.dims * LN2)
         line |= {name: float(value) for name, value in self.elbo.varying.items()}
         if self.auxiliary is not None:
-            line["auxiliary_nats"] = self.auxiliary.cross_entropy.item()
+            line["auxiliary_rate_nats"] = window.auxiliary_rate.item() / window.images
         if self.learned_rate:
             line["committed_nats"] = committed_rate(self.programs.model.prior()).item()
         self._line("train", line)
@@ -247,14 +247,15 @@ class Window:
 
     def __init__(self, began: float) -> None:
         self.began, self.images = began, 0
-        self.rate = self.distortion = self.loss = self.mean = self.square = torch.zeros(())
+        self.rate = self.auxiliary_rate = self.distortion = self.loss = self.mean = self.square = torch.zeros(())
         self.least = torch.full((), math.inf)
 
     @torch.no_grad()
-    def add(self, elbo: RateDistortionELBO) -> None:
+    def add(self, elbo: RateDistortionELBO, auxiliary: AuxiliaryTraining | None) -> None:
         """Takes in the newest step: the closed-form rate per image (sampled where there is none) and the distortion.
 
-        Both are the true ones whatever the objective; its own value is summed apart.
+        Both are the true ones whatever the objective; its own value is summed apart. So is the rate to an auxiliary
+        prior, sampled, log q(z|x) − log p_aux(z) at the z of the step.
         """
         q, p = elbo.latent["z"]
         try:
@@ -263,6 +264,9 @@ class Window:
             z = q.rsample()
             rate_b = q.log_prob(z) - p.log_prob(z)
         self.images += rate_b.numel()
+        if auxiliary is not None:
+            log_q_b = q.log_prob(elbo.drawn["z"])
+            self.auxiliary_rate = self.auxiliary_rate + log_q_b.sum() + log_q_b.numel() * auxiliary.cross_entropy
         self.rate = self.rate + rate_b.sum()
         self.least = torch.minimum(self.least, rate_b.min())
         self.distortion, self.loss = self.distortion + elbo.distortion, self.loss + elbo.loss
