@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from digits_collapse import mean_and_error
-from pyro_delta.inference.auxiliary import AuxiliaryTraining, train_prior
 from record import add_common_arguments, save, write
 
 from pyro_delta.build import build
@@ -24,6 +23,7 @@ from pyro_delta.evaluation.bound import with_prior
 from pyro_delta.evaluation.importance import evaluate
 from pyro_delta.evaluation.usage import check
 from pyro_delta.evaluation.verify import verify
+from pyro_delta.inference.auxiliary import AuxiliaryTraining, train_prior
 from pyro_delta.inference.loop import Trainer
 from pyro_delta.programs import SHIPPED
 

@@ -144,3 +144,11 @@ def test_a_run_without_one_says_how_to_get_one(tmp_path: Path) -> None:
         assert err.count("\n") == 1
         assert f"pyro-delta train-prior {tmp_path / 'run'}" in err
     assert not (tmp_path / "x.png").exists()
+
+
+def test_a_prior_that_diverges_is_not_kept(beside: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(beside, tmp_path / "run")
+    code, _, err = call("train-prior", folder, "--steps", 60, "--hidden", 8, "--lr", 1e30)
+    assert (code, err.count("\n")) == (1, 1)
+    assert "were not finite" in err
+    assert not (folder / "auxiliary.pt").exists()

@@ -27,8 +27,8 @@ from pyro_delta.evaluation.bound import closed_form_rate
 from pyro_delta.inference import loop
 from pyro_delta.inference.checkpoint import load_checkpoint, save_atomically
 from pyro_delta.inference.elbo import RateDistortionELBO
-from pyro_delta.inference.loop import MAX_STREAK, Trainer
-from pyro_delta.inference.optim import MovingAverage, learning_rate
+from pyro_delta.inference.loop import Trainer
+from pyro_delta.inference.optim import MAX_STREAK, MovingAverage, learning_rate
 
 SPEC = ImageSpec(1, 4, 4, 5)
 TRUNK = {"channels": [4, 6], "row_blocks": [1, 1], "pixel_blocks": 1}

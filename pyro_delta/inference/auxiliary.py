@@ -110,6 +110,9 @@ def train_prior(
         log_every: steps between lines of metrics.
         log: called with each line: `step`, `lr`, and over the steps since the last one `cross_entropy_nats`,
             −E log p_aux(z), and `rate_nats_mean`, E[log q(z|x) − log p_aux(z)].
+
+    Raises:
+        CheckFailed: if non-finite steps persist.
     """
     batches = Batches(split, batch, seed, training.device)
     cross_entropies, rates = [], []
@@ -132,4 +135,5 @@ def train_prior(
                         "rate_nats_mean": torch.stack(rates).mean().item(),
                     }
                 )
+                training.update.stop_if_stuck(step + 1, "train with a lower --lr")
                 cross_entropies, rates = [], []

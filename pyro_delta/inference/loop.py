@@ -17,7 +17,6 @@ from torch.distributions import kl_divergence
 from pyro_delta.build import Programs, parameters_of
 from pyro_delta.config import Config
 from pyro_delta.data import Batches, ImageData
-from pyro_delta.errors import CheckFailed
 from pyro_delta.evaluation.bound import LN2, delta_of, encode, line_of, summarise
 from pyro_delta.inference.auxiliary import AuxiliaryTraining
 from pyro_delta.inference.checkpoint import load_weights, restore_rng, rng_state
@@ -34,8 +33,6 @@ STATE = (
 """Keys of `Trainer.state`."""
 START_IMAGES = 256
 """Training images by which a guide is initialised."""
-MAX_STREAK = 20
-"""Non-finite steps in a row after which a run stops."""
 
 
 @dataclass
@@ -212,11 +209,7 @@ class Trainer:
         if self.learned_rate:
             line["committed_nats"] = committed_rate(self.programs.model.prior()).item()
         self._line("train", line)
-        if self.update.streak >= MAX_STREAK:
-            raise CheckFailed(
-                f"training stopped at step {self.step}: the last {int(self.update.streak)} steps were not finite and "
-                "were skipped; start a new run with a lower training.lr or a training.clip."
-            )
+        self.update.stop_if_stuck(self.step, "start a new run with a lower training.lr or a training.clip")
 
     def _line(self, split: str, numbers: dict[str, Any]) -> None:
         self.log(

@@ -10,6 +10,10 @@ from torch.optim.swa_utils import AveragedModel
 
 from pyro_delta.build import Programs
 from pyro_delta.config import TrainingConfig
+from pyro_delta.errors import CheckFailed
+
+MAX_STREAK = 20
+"""Non-finite steps in a row after which a run stops."""
 
 
 def make_optimizer(programs: Programs, config: TrainingConfig) -> torch.optim.Optimizer:
@@ -74,6 +78,18 @@ class GuardedStep:
         self.optimizer.zero_grad(set_to_none=True)
         self.skipped += bad
         self.streak = (self.streak + 1) * bad
+
+    def stop_if_stuck(self, step: int, mend: str) -> None:
+        """Reads the streak, for which the host waits.
+
+        Raises:
+            CheckFailed: if `MAX_STREAK` steps in a row were skipped; says `mend`.
+        """
+        if self.streak >= MAX_STREAK:
+            raise CheckFailed(
+                f"training stopped at step {step}: the last {int(self.streak)} steps were not finite and were skipped; "
+                f"{mend}."
+            )
 
 
 class MovingAverage(AveragedModel):
