@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import signal
+import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,9 +14,13 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, cast
 
-from torch.utils.tensorboard import SummaryWriter
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.summary.writer.record_writer import RecordWriter
 
 from pyro_delta.build import Programs
+from pyro_delta.errors import UserError
+from pyro_delta.files import named
 from pyro_delta.inference.checkpoint import save_atomically
 from pyro_delta.inference.loop import Trainer
 from pyro_delta.inference.run import CHECKPOINT, EVENTS, METRICS, SAMPLES, write_text
@@ -27,15 +33,50 @@ Line = dict[str, Any]
 
 
 def read_metrics(folder: Path) -> list[Line]:
-    """The lines of metrics of a run; a last one cut short by a crash is left out."""
-    lines = []
+    """The lines of metrics of a run; a last one cut short by a crash is left out.
+
+    Raises:
+        UserError: if another line is damaged, naming it.
+    """
     path = folder / METRICS
-    for text in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+    content = path.read_bytes() if path.exists() else b""
+    texts, lines = content.splitlines(), []
+    for number, text in enumerate(texts, 1):
         try:
-            lines.append(json.loads(text))
-        except json.JSONDecodeError:
-            break
+            line = json.loads(text.decode())
+        except ValueError:
+            if number == len(texts) and not content.endswith(b"\n"):
+                break
+            line = None
+        if not (isinstance(line, dict) and isinstance(line.get("step"), int) and isinstance(line.get("split"), str)):
+            raise UserError(f"{path} is damaged: line {number} is no line of metrics; mend it or take it out.")
+        lines.append(line)
     return lines
+
+
+class EventFile:
+    """Numbers for TensorBoard, written as they come; torch's writer has a thread, whose errors are tracebacks.
+
+    Args:
+        folder: of event files.
+        step: what older files of the folder say from it on is no longer shown.
+    """
+
+    def __init__(self, folder: Path, step: int) -> None:
+        name = f"events.out.tfevents.{time.time():.6f}.{socket.gethostname()}.{os.getpid()}"
+        self.path = folder / name
+        folder.mkdir(exist_ok=True)
+        self._write(Event(wall_time=time.time(), file_version="brain.Event:2"))
+        self._write(Event(wall_time=time.time(), step=step, session_log=SessionLog(status=SessionLog.START)))
+
+    def add(self, step: int, numbers: dict[str, float]) -> None:
+        """Takes the numbers of a step."""
+        values = [Summary.Value(tag=tag, simple_value=value) for tag, value in numbers.items()]
+        self._write(Event(wall_time=time.time(), step=step, summary=Summary(value=values)))
+
+    def _write(self, event: Event) -> None:
+        with named(self.path), self.path.open("ab") as file:
+            RecordWriter(file).write(event.SerializeToString())
 
 
 class Recorder:
@@ -51,18 +92,18 @@ class Recorder:
         self.folder, self.show = folder, show
         self.lines = [line for line in read_metrics(folder) if line["step"] <= step]
         write_text(folder / METRICS, "".join(json.dumps(line) + "\n" for line in self.lines))
-        self.events = SummaryWriter(str(folder / EVENTS), purge_step=step + 1)
+        self.events = EventFile(folder / EVENTS, step + 1)
         self.saved, self.drawn = time.monotonic(), -1
 
     def log(self, line: Line) -> None:
         """Takes a line of metrics; what is not a finite number becomes null, which every reader of JSON knows."""
         line = {key: None if isinstance(x, float) and not math.isfinite(x) else x for key, x in line.items()}
         self.lines.append(line)
-        with open(self.folder / METRICS, "a", encoding="utf-8") as file:
+        path = self.folder / METRICS
+        with named(path), path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
-        for key, value in line.items():
-            if isinstance(value, (int, float)) and key != "step":
-                self.events.add_scalar(f"{line['split']}/{key}", value, line["step"])
+        numbers = {key: x for key, x in line.items() if isinstance(x, (int, float)) and key != "step"}
+        self.events.add(line["step"], {f"{line['split']}/{key}": x for key, x in numbers.items()})
         self.show(line)
 
     def every(self, trainer: Trainer) -> None:
@@ -75,7 +116,6 @@ class Recorder:
     def save(self, trainer: Trainer) -> None:
         """Writes the checkpoint."""
         save_atomically(trainer.state(), self.folder / CHECKPOINT)
-        self.events.flush()
         self.saved = time.monotonic()
 
     def draw(self, trainer: Trainer) -> None:
@@ -92,10 +132,6 @@ class Recorder:
         self.save(trainer)
         if not trainer.interrupted:
             self.draw(trainer)
-
-    def close(self) -> None:
-        """Closes the events."""
-        self.events.close()
 
     def summary(self) -> Line:
         """The newest line of the validation split, or else the newest line."""
