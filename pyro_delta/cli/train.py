@@ -168,11 +168,14 @@ def _run(trainer: Trainer, folder: Path, preset: str, resumed: bool, as_json: bo
     with following(trainer.config.training) as show:
         recorder = Recorder(folder, show, trainer.step)
         trainer.log = recorder.log
-        with stopping(trainer):
-            if not resumed:
-                recorder.save(trainer)  # from here on the folder can be resumed whatever happens
-            trainer.run(recorder.every)
-            recorder.finish(trainer)
+        try:
+            with stopping(trainer):
+                if not resumed:
+                    recorder.save(trainer)  # from here on the folder can be resumed whatever happens
+                trainer.run(recorder.every)
+                recorder.finish(trainer)
+        finally:
+            recorder.close()
     if trainer.interrupted and trainer.progress < 1:
         click.echo(
             f"pyro-delta: stopped at step {trainer.step}; go on with: pyro-delta train --out {folder} --resume",

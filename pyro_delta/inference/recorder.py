@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import signal
-import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,9 +12,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, cast
 
-from tensorboard.compat.proto.event_pb2 import Event, SessionLog
-from tensorboard.compat.proto.summary_pb2 import Summary
-from tensorboard.summary.writer.record_writer import RecordWriter
+from torch.utils.tensorboard import SummaryWriter
 
 from pyro_delta.build import Programs
 from pyro_delta.errors import UserError
@@ -54,31 +50,6 @@ def read_metrics(folder: Path) -> list[Line]:
     return lines
 
 
-class EventFile:
-    """Numbers for TensorBoard, written as they come; torch's writer has a thread, whose errors are tracebacks.
-
-    Args:
-        folder: of event files.
-        step: what older files of the folder say from it on is no longer shown.
-    """
-
-    def __init__(self, folder: Path, step: int) -> None:
-        name = f"events.out.tfevents.{time.time():.6f}.{socket.gethostname()}.{os.getpid()}"
-        self.path = folder / name
-        folder.mkdir(exist_ok=True)
-        self._write(Event(wall_time=time.time(), file_version="brain.Event:2"))
-        self._write(Event(wall_time=time.time(), step=step, session_log=SessionLog(status=SessionLog.START)))
-
-    def add(self, step: int, numbers: dict[str, float]) -> None:
-        """Takes the numbers of a step."""
-        values = [Summary.Value(tag=tag, simple_value=value) for tag, value in numbers.items()]
-        self._write(Event(wall_time=time.time(), step=step, summary=Summary(value=values)))
-
-    def _write(self, event: Event) -> None:
-        with named(self.path), self.path.open("ab") as file:
-            RecordWriter(file).write(event.SerializeToString())
-
-
 class Recorder:
     """Writes a training into its folder: lines, events, checkpoints and pictures.
 
@@ -92,7 +63,7 @@ class Recorder:
         self.folder, self.show = folder, show
         self.lines = [line for line in read_metrics(folder) if line["step"] <= step]
         write_text(folder / METRICS, "".join(json.dumps(line) + "\n" for line in self.lines))
-        self.events = EventFile(folder / EVENTS, step + 1)
+        self.events = SummaryWriter(str(folder / EVENTS), purge_step=step + 1)
         self.saved, self.drawn = time.monotonic(), -1
 
     def log(self, line: Line) -> None:
@@ -102,8 +73,9 @@ class Recorder:
         path = self.folder / METRICS
         with named(path), path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
-        numbers = {key: x for key, x in line.items() if isinstance(x, (int, float)) and key != "step"}
-        self.events.add(line["step"], {f"{line['split']}/{key}": x for key, x in numbers.items()})
+        for key, value in line.items():
+            if isinstance(value, (int, float)) and key != "step":
+                self.events.add_scalar(f"{line['split']}/{key}", value, line["step"])
         self.show(line)
 
     def every(self, trainer: Trainer) -> None:
@@ -116,6 +88,7 @@ class Recorder:
     def save(self, trainer: Trainer) -> None:
         """Writes the checkpoint."""
         save_atomically(trainer.state(), self.folder / CHECKPOINT)
+        self.events.flush()
         self.saved = time.monotonic()
 
     def draw(self, trainer: Trainer) -> None:
@@ -132,6 +105,10 @@ class Recorder:
         self.save(trainer)
         if not trainer.interrupted:
             self.draw(trainer)
+
+    def close(self) -> None:
+        """Closes the events."""
+        self.events.close()
 
     def summary(self) -> Line:
         """The newest line of the validation split, or else the newest line."""
