@@ -1,4 +1,4 @@
-"""Cached against naive sampling: 16 images of 32×32×3 from the decoder of the preset `cifar10-small`, or a PixelSNAIL.
+"""Cached against naive sampling: 16 images of 32×32×3 from the decoders of shipped presets.
 
 Naive sampling runs the whole network for every pixel. Its passes all cost the same, so with `--naive-rows R` only the
 first R rows are timed and scaled by 32/R; the default times all of them. The pictures of both, from the same noise, are
@@ -20,7 +20,6 @@ from pyro_delta.build import Programs, build, local_parameters
 from pyro_delta.config import load_preset
 from pyro_delta.data import ImageSpec
 from pyro_delta.distributions import AutoregressiveImage
-from pyro_delta.models import PixelSNAILLikelihood
 
 SPEC = ImageSpec(3, 32, 32, 256)
 
@@ -42,23 +41,20 @@ def sample_rows_naively(distribution: AutoregressiveImage, uniforms: Tensor, row
     return x_bchw[:, :, :rows]
 
 
-def programs_with(likelihood: str) -> Programs:
-    """The programs of the preset, their likelihood exchanged for a PixelSNAIL of its default size if that is asked."""
-    programs = build(load_preset("cifar10-small"), SPEC)
-    if likelihood == "pixelsnail":
-        with local_parameters():
-            programs.model.likelihood = PixelSNAILLikelihood(SPEC, programs.model.prior)
+def programs_of(preset: str) -> Programs:
+    """The programs of a preset, as trained ones would draw."""
+    programs = build(load_preset(preset), SPEC)
     # A decoder fresh from its initialisation draws grey noise; spread its outputs as training would.
     with torch.no_grad():
         programs.model.likelihood.network.trunk.out.weight.mul_(5)
     return programs.eval()
 
 
-def compare(likelihood: str, arguments: argparse.Namespace) -> dict[str, Any]:
+def compare(preset: str, arguments: argparse.Namespace) -> dict[str, Any]:
     """One row: seconds of both, their ratio, and whether they drew the same pictures."""
     rows = arguments.naive_rows
     torch.manual_seed(arguments.seed)
-    programs = programs_with(likelihood)
+    programs = programs_of(preset)
     with local_parameters(), torch.no_grad():
         distribution, uniforms = conditioned(programs, arguments.images)
         distribution.sample(uniforms=uniforms)  # the first run warms up
@@ -77,7 +73,8 @@ def compare(likelihood: str, arguments: argparse.Namespace) -> dict[str, Any]:
         pictures = distribution.sample(uniforms=uniforms)[:, :, :rows]
         equal = torch.equal(pictures, sample_rows_naively(distribution, uniforms, rows))
     return {
-        "likelihood": likelihood,
+        "preset": preset,
+        "likelihood": load_preset(preset).likelihood.program,
         "images": arguments.images,
         "decoder_parameters": sum(p.numel() for p in programs.model.likelihood.parameters()),
         "cached_s": median(cached),
@@ -93,15 +90,14 @@ def compare(likelihood: str, arguments: argparse.Namespace) -> dict[str, Any]:
 def main() -> None:
     """Time both, then compare their pictures."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    names = ["gated_pixelcnn", "pixelsnail"]
-    parser.add_argument("--likelihoods", nargs="+", choices=names, default=names)
+    parser.add_argument("--presets", nargs="+", default=["cifar10-small", "cifar10-pixelsnail"])
     parser.add_argument("--images", type=int, default=16)
     parser.add_argument("--repeats", type=int, default=7, help="runs of cached sampling")
     parser.add_argument("--naive-rows", type=int, default=SPEC.height, help="rows drawn naively")
     parser.add_argument("--equal-images", type=int, default=2, help="pictures compared in float64")
     add_common_arguments(parser, "sampling_speed")
     arguments = parser.parse_args()
-    rows = [compare(likelihood, arguments) for likelihood in arguments.likelihoods]
+    rows = [compare(preset, arguments) for preset in arguments.presets]
     write(arguments.out, arguments.seed, rows)
     if not all(row["equal_in_float64"] for row in rows):
         raise SystemExit("cached and naive sampling drew different pictures")

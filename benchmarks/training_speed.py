@@ -25,13 +25,16 @@ SPEC = ImageSpec(3, 32, 32, 256)
 PRESETS = ("cifar10-small", "cifar10-pixelsnail")
 
 
-def trainers(batch: int, fast: bool) -> dict[str, Trainer]:
-    """One for each preset; `fast` is bfloat16 and channels_last."""
+WAYS = {"float32": (False, False), "float32, channels_last": (False, True), "bf16, channels_last": (True, True)}
+
+
+def trainers(batch: int, bf16: bool, channels_last: bool) -> dict[str, Trainer]:
+    """One for each preset."""
     settings: list[tuple[str, Any]] = [
         ("training.steps", 100_000),
         ("training.batch", batch),
-        ("training.bf16", fast),
-        ("training.channels_last", fast),
+        ("training.bf16", bf16),
+        ("training.channels_last", channels_last),
     ]
     data = random_data(SPEC, 4 * batch)
     made = {}
@@ -43,7 +46,7 @@ def trainers(batch: int, fast: bool) -> dict[str, Trainer]:
 
 
 def main() -> None:
-    """Both presets, float32 and bfloat16."""
+    """Both presets, in every precision and layout."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--repeats", type=int, default=20, help="steps of each")
@@ -51,8 +54,8 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.manual_seed(arguments.seed)
     rows = []
-    for fast in (False, True):
-        contestants = trainers(arguments.batch, fast)
+    for way, settings in WAYS.items():
+        contestants = trainers(arguments.batch, *settings)
         times: dict[str, list[float]] = {name: [] for name in contestants}
         with local_parameters(), pyro.validation_enabled(False):
             for repeat in range(arguments.repeats + 3):
@@ -67,7 +70,7 @@ def main() -> None:
                 {
                     "preset": name,
                     "likelihood": trainer.config.likelihood.program,
-                    "precision": "bf16, channels_last" if fast else "float32",
+                    "precision": way,
                     "batch": arguments.batch,
                     "parameters": sum(p.numel() for p in trainer.programs.model.likelihood.parameters()),
                     "median_images_per_s": arguments.batch / median(times[name]),

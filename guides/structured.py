@@ -21,8 +21,9 @@ from pyro_delta.rate import committed_rate, minimising_posterior
 class StructuredGuide(ImageGuide):
     """q(z | x): Gaussian, independent over dimensions and over blocks of `block` consecutive steps.
 
-    Within a block its covariance is free: z = μ + L₀ M ε, where L₀ is the factor of the posterior that attains δ, and M
-    is lower triangular within blocks, the identity at the start. The richer family commits less:
+    Within a block its covariance is free: z = μ + M L₀ ε, where L₀ is the factor of the posterior that attains δ, and M
+    is lower triangular within blocks, the identity at the start. (In this order: row t of M L₀ takes row t of M alone,
+    so that no scale hears of image rows above its own.) The richer family commits less:
     δ = ½ (Σ_b ln det Λ_bb − ln det Λ), 0 with a single block.
 
     NOTE: the paper's posterior is independent over steps (block = 1).
@@ -59,7 +60,7 @@ class StructuredGuide(ImageGuide):
             # entry (t, t − back) of M, where both lie in one block
             row = steps[steps % self.block >= back]
             matrix[..., row, row - back] = value[..., row, :].mT
-        return GaussianSequence(mean, self.factor @ matrix)
+        return GaussianSequence(mean, matrix @ self.factor)
 
     def committed_rate(self, prior: Distribution) -> float:
         """δ in nats of this family against a prior."""

@@ -407,7 +407,7 @@ def test_moving_average_warms_up(decay: float) -> None:
     for t in range(30):
         module.weight.data = torch.randn(3, 2)
         weights.append(module.weight.data.clone())
-        average.update_parameters(module)
+        average.update()
         rate = min(decay, (1 + t) / (10 + t))
         expected = weights[0] if expected is None else rate * expected + (1 - rate) * weights[-1]
     torch.testing.assert_close(average.module.weight.data, expected, rtol=1e-12, atol=1e-14)

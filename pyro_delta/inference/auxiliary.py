@@ -64,7 +64,7 @@ class AuxiliaryTraining:
         loss = -self.prior().log_prob(z.detach()).mean()
         loss.backward()
         self.update(loss, part * self.lr)
-        self.average.update_parameters(self.prior)
+        self.average.update()
         self.cross_entropy = loss.detach()
 
     def state(self) -> dict[str, Any]:

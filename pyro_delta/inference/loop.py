@@ -118,7 +118,7 @@ class Trainer:
         loss.backward()
         lr = learning_rate(self.config.training, self.step, self.progress)
         self.update(loss, lr)
-        self.average.update_parameters(self.programs)
+        self.average.update()
         self.step += 1
         self.elbo.advance(self.step)
         if self.auxiliary is not None:
