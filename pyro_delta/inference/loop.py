@@ -245,7 +245,7 @@ class Window:
         self.least = torch.full((), math.inf)
 
     @torch.no_grad()
-    def add(self, elbo: RateDistortionELBO, auxiliary: AuxiliaryTraining | None) -> None:
+    def add(self, elbo: RateDistortionELBO, auxiliary: AuxiliaryTraining | None = None) -> None:
         """Takes in the newest step: the closed-form rate per image (sampled where there is none) and the distortion.
 
         Both are the true ones whatever the objective; its own value is summed apart. So is the rate to an auxiliary

@@ -160,6 +160,8 @@ def load(folder: Path, device: torch.device | str = "cpu", prior: str = "model")
     with torch.random.fork_rng(devices=[]):
         programs = build(config, spec, folder / PROGRAMS).to(device)
     load_weights(programs, averaged_weights(state), folder / CHECKPOINT)
+    if config.training.channels_last:  # as it was trained: up to three times as fast
+        programs.to(memory_format=torch.channels_last)
     if prior == "auxiliary":
         programs = with_prior(programs, _auxiliary(folder, config, programs.model.prior, state, device))
     return Loaded(config, spec, programs.eval())
