@@ -31,7 +31,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
-from pyro_delta.errors import UserError, unknown_name
+from pyro_delta.errors import UserError, is_out_of_memory, unknown_name
 from pyro_delta.validation import Section, first_mistake
 
 SHIPPED: dict[str, dict[str, str]] = {
@@ -131,6 +131,8 @@ def blamed(name: str) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
+        if is_out_of_memory(error):
+            raise UserError(f"{name} does not fit into memory with these options; ask for smaller ones.") from error
         if isinstance(error, SyntaxError) and error.filename:
             file, line = error.filename, error.lineno
         else:
