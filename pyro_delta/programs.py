@@ -94,8 +94,12 @@ def find(kind: str, name: str, folder: Path | None = None) -> Callable[..., Any]
                 raise UserError(f"there is no module {source} for the {kind} {name!r}; check its spelling.") from None
     found = getattr(module, attribute, None)
     if not callable(found):
-        made = [key for key, value in vars(module).items() if isinstance(value, type)]
-        raise unknown_name(f"{kind} of {source}", attribute, made)
+        own = [
+            key
+            for key, value in vars(module).items()
+            if isinstance(value, type) and value.__module__.startswith(module.__name__)
+        ]
+        raise unknown_name(f"{kind} of {source}", attribute, own, listed=source)
     return found
 
 
