@@ -2,6 +2,8 @@
 
 import json
 import math
+import subprocess
+import sys
 from itertools import product
 from pathlib import Path
 
@@ -126,6 +128,28 @@ def test_netcdf_holds_what_the_guide_says(programs: Programs, tmp_path: Path) ->
     error = (z.mean(("chain", "draw")) - q.mean.numpy()) / q.stddev.clamp_min(1e-3).numpy()  # float32 draws
     np.testing.assert_allclose(error, 0, atol=0.25)
     assert [path.name for path in tmp_path.iterdir()] == ["z.nc"]
+
+
+def test_a_full_disk_is_named_and_leaves_the_old_file(tmp_path: Path) -> None:
+    """In a process of its own: HDF5 on a full disk ended in a crash, not in an error."""
+    script = f"""
+import resource, signal, sys
+from pathlib import Path
+import arviz, numpy
+from pyro_delta.evaluation.latents import save_netcdf
+path = Path({str(tmp_path / "z.nc")!r})
+path.write_text("as it was")
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, resource.RLIM_INFINITY))
+try:
+    save_netcdf(arviz.from_dict(posterior={{"z": numpy.random.randn(1, 9, 900)}}), path)
+except OSError as error:
+    print(error.filename)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout.strip()) == (0, str(tmp_path / "z.nc")), done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["z.nc"]
+    assert (tmp_path / "z.nc").read_text() == "as it was"
 
 
 def test_the_same_noise_gives_the_same_picture_for_the_same_z(programs: Programs) -> None:
