@@ -76,9 +76,8 @@ def inpaint(
     else:
         picture = read_pictures(mask)[0][0]
         if picture.shape[1:] != (height, width):
-            raise UserError(
-                f"the mask {mask} is {tuple(picture.shape[1:])}, the images are {(height, width)}; bring it to their size."
-            )
+            size = tuple(picture.shape[1:])
+            raise UserError(f"the mask {mask} is {size}, the images are {(height, width)}; bring it to their size.")
         keep_hw = (picture > 127).all(0)
         if keep_hw.all():
             raise UserError(

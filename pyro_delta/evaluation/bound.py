@@ -91,6 +91,21 @@ def delta_of(programs: Programs, images: Tensor) -> float | None:
         return mean_field_rate(programs.guide.posterior(x), prior)
 
 
+@torch.no_grad()
+def floor_of(programs: Programs, images: Tensor) -> float | None:
+    """δ that a prior which learns guarantees by its `floor_nats`, whatever it learns.
+
+    It holds for posteriors that are independent over steps and dimensions, read off as by `delta_of`; None for others,
+    or without a floor.
+    """
+    if hasattr(programs.guide, "committed_rate"):
+        return None
+    with evaluating(programs, 0):
+        (x,) = batches(images[:1], 1, programs)
+        independent = is_mean_field(programs.guide.posterior(x))
+    return getattr(programs.model.prior, "floor_nats", None) if independent else None
+
+
 def claimed_rate(guide: PyroModule, prior: Distribution) -> float | None:
     """δ that a guide gives for its own family by `committed_rate(prior)`; None if it gives none for this prior.
 

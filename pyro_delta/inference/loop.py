@@ -17,7 +17,7 @@ from torch.distributions import kl_divergence
 from pyro_delta.build import Programs, parameters_of
 from pyro_delta.config import Config
 from pyro_delta.data import Batches, ImageData
-from pyro_delta.evaluation.bound import LN2, delta_of, encode, line_of, summarise
+from pyro_delta.evaluation.bound import LN2, delta_of, encode, floor_of, line_of, summarise
 from pyro_delta.inference.auxiliary import AuxiliaryTraining
 from pyro_delta.inference.checkpoint import load_weights, restore_rng, rng_state
 from pyro_delta.inference.elbo import RateDistortionELBO
@@ -91,7 +91,7 @@ class Trainer:
         self.learned_rate = any(p.requires_grad for p in programs.model.prior.parameters())
         self.delta = delta_of(programs, data.train.images)
         if self.learned_rate:
-            self.delta = getattr(programs.model.prior, "floor_nats", None)
+            self.delta = floor_of(programs, data.train.images)
         self.clock, self.step, self.wall = Clock(), 0, time.time()
         self.validated = 0
         self.interrupted = False
