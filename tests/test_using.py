@@ -1,5 +1,6 @@
 """Using a trained model: latents for ArviZ, reconstructions, interpolation, completion."""
 
+import copy
 import json
 import math
 import subprocess
@@ -107,6 +108,16 @@ def test_weights_matter(programs: Programs) -> None:
     done = inpaint(programs, torch.zeros(1, 2, 2, dtype=torch.int64), keep_hw, particles=500, completions=5)
     assert done.effective_sample_size < 499
     assert (done.images[:, 0, 1] == 0).all()
+
+
+def test_weights_that_diverged_are_told(programs: Programs) -> None:
+    diverged = copy.deepcopy(programs)
+    with torch.no_grad():
+        for parameter in diverged.model.likelihood.parameters():
+            parameter.fill_(math.nan)
+    keep_hw = torch.tensor([[True, True], [False, False]])
+    with pytest.raises(UserError, match="are not finite: the run's weights have diverged"):
+        inpaint(diverged, torch.zeros(1, 2, 2, dtype=torch.int64), keep_hw, particles=3, completions=1)
 
 
 # --- latents for ArviZ ---

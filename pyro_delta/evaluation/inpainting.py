@@ -44,7 +44,7 @@ def inpaint(
         seed: of all noise.
 
     Raises:
-        UserError: if the likelihood is no `AutoregressiveImage`.
+        UserError: if the likelihood is no `AutoregressiveImage`, or gives kept pixels no finite weight.
     """
     with evaluating(programs, seed):
         model = programs.model
@@ -60,5 +60,10 @@ def inpaint(
         x = distribution.sample(keep=(images, keep_hw))
         log_weight = (distribution.pixel_log_prob(x).double() * keep_hw).sum((-2, -1))
         weight = torch.softmax(log_weight, dim=0)
+        if not weight.isfinite().all():
+            raise UserError(
+                f"log weights of particles, {log_weight[0].item():g} the first, are not finite: the run's weights "
+                "have diverged; train it again at a lower training.lr."
+            )
         chosen = torch.multinomial(weight, completions, replacement=True)
         return Completions(x[chosen].cpu(), 1 / weight.square().sum().item())
