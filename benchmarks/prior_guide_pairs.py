@@ -8,7 +8,9 @@ A pair that cannot be built or that `verify` refuses is listed with its reason. 
 from __future__ import annotations
 
 import argparse
+import json
 import multiprocessing
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -98,6 +100,12 @@ def summary(refused: dict[Pair, str], results: list[dict[str, Any]]) -> list[dic
     return rows
 
 
+def finished(out: Path, settings: list[str]) -> list[dict[str, Any]]:
+    """The runs of an earlier call with the same settings, with which this one goes on: all of them take an hour."""
+    record = json.loads(out.read_text(encoding="utf-8")) if out.exists() else {}
+    return record["runs"] if record.get("settings") == settings else []
+
+
 def main() -> None:
     """All pairs and seeds, two at a time."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -113,13 +121,15 @@ def main() -> None:
     for pair, reason in refused.items():
         print(f"{pair}: {reason}", flush=True)
     seeds = range(arguments.seed, arguments.seed + arguments.seeds)
-    jobs = [(pair, seed, more) for seed in seeds for pair in pairs if pair not in refused]
-    results = []
+    results = finished(arguments.out, arguments.pairs)
+    done = {(result["prior"], result["guide"], result["seed"]) for result in results}
+    allowed = [pair for pair in pairs if pair not in refused]
+    jobs = [(pair, seed, more) for seed in seeds for pair in allowed if (*pair, seed) not in done]
     with multiprocessing.get_context("spawn").Pool(arguments.workers) as pool:
         for result in pool.imap(run, jobs):
             results.append(result)
-            save(arguments.out, arguments.seed, summary(refused, results), runs=results)
-    write(arguments.out, arguments.seed, summary(refused, results), runs=results)
+            save(arguments.out, arguments.seed, summary(refused, results), settings=arguments.pairs, runs=results)
+    write(arguments.out, arguments.seed, summary(refused, results), settings=arguments.pairs, runs=results)
 
 
 if __name__ == "__main__":

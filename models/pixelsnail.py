@@ -24,7 +24,9 @@ class ConditionalPixelSNAIL(ConditionalNetwork):
 
 
 class PixelSNAILLikelihood(PyroModule):
-    """p(x | z) as a program: `forward(z)` returns an `AutoregressiveImage`.
+    """PixelSNAIL: one causal stream in which pixels attend to all those before them, conditioned on z.
+
+    `forward(z)` returns an `AutoregressiveImage`.
 
     Args:
         spec: shape and levels of the images.

@@ -12,9 +12,9 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field, ValidationError, ValidationInfo, model_serializer, model_validator
 
 from pyro_delta import programs
-from pyro_delta.errors import UserError, unknown_name
+from pyro_delta.errors import UserError, nearest, unknown_name
 from pyro_delta.files import written_whole
-from pyro_delta.validation import Section, first_mistake
+from pyro_delta.validation import Section, Seed, first_mistake
 
 EXCLUSIVE = [{"prior.alpha", "prior.rate_nats"}, {"training.steps", "training.minutes"}]
 """Settings of which just one holds: setting one of a pair takes the preset's other away."""
@@ -40,7 +40,7 @@ class DataConfig(Section):
     """where data sets live"""
     validation: int | None = Field(None, ge=1)
     """images held out of train (default: the data set's own)"""
-    seed: int = Field(0, ge=0)
+    seed: Seed = 0
     """of the validation split"""
 
 
@@ -136,7 +136,7 @@ class TrainingConfig(Section):
     validation_images: int | None = Field(None, ge=1)
     """of the validation split used while training (default: all)"""
     checkpoint_minutes: float = Field(2.0, gt=0)
-    seed: int = Field(0, ge=0)
+    seed: Seed = 0
 
     @model_validator(mode="after")
     def _one_way(self) -> TrainingConfig:
@@ -238,7 +238,7 @@ def overlaid(tree: dict[str, Any], settings: Sequence[tuple[str, Any]], folder: 
     for key, value in settings:
         section_name, _, field = key.partition(".")
         if section_name not in Config.model_fields or not field:
-            raise unknown_name("setting", key, setting_names(tree))
+            raise _unknown_setting(key, tree)
         tree.setdefault(section_name, {})[field] = value
     return validate(tree, folder)
 
@@ -248,11 +248,12 @@ def parse_settings(pairs: Iterable[str]) -> list[tuple[str, Any]]:
     settings = []
     for pair in pairs:
         key, equals, text = pair.partition("=")
-        if not equals:
-            raise UserError(f"--set {pair!r} is not of the form key=value.")
+        if not equals or not key.strip():
+            near = nearest(key.strip(), setting_names({})) or ["prior.dims"]
+            raise UserError(f"--set {pair!r} is not of the form key=value; write {near[0]}=VALUE, for one.")
         try:
-            value = json.loads(text)
-        except json.JSONDecodeError:
+            value = json.loads(text, parse_constant=str)  # NaN is for the setting to judge, which may be a text
+        except (json.JSONDecodeError, RecursionError):
             value = text
         settings.append((key.strip(), value))
     return settings
@@ -282,7 +283,11 @@ def validate(tree: dict[str, Any], folder: Path | None = None) -> Config:
         return Config.model_validate(tree, context=folder)
     except ValidationError as error:
         key, mistake = first_mistake(error)
-        raise (mistake or unknown_name("setting", key, setting_names(tree))) from None
+        raise (mistake or _unknown_setting(key, tree)) from None
+
+
+def _unknown_setting(key: str, tree: dict[str, Any]) -> UserError:
+    return unknown_name("setting", key, setting_names(tree), listed="the config.json of any run")
 
 
 def save(config: Config, path: Path) -> None:
@@ -309,6 +314,8 @@ def load(path: Path, folder: Path | None = None) -> Config:
         ) from None
     except (json.JSONDecodeError, UnicodeDecodeError):
         raise UserError(f"{path} is damaged: it is not JSON.") from None
+    if not isinstance(tree, dict):
+        raise UserError(f"{path} is damaged: it holds {str(tree)[:40]!r} rather than sections of settings; restore it.")
     try:
         return validate(tree, folder)
     except UserError as error:

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from difflib import get_close_matches
 
+MANY = 12
+"""Names above which an error does not list them all."""
+
 
 class UserError(ValueError):
     """A mistake in the input: one sentence with the offending value and the mend. The command line exits with 2."""
@@ -14,9 +17,39 @@ class CheckFailed(Exception):  # noqa: N818 - it is a verdict, not a mishap
     """A check ran and failed (KL below δ, latents unused, …). The command line exits with 1."""
 
 
-def unknown_name(kind: str, name: str, known: Iterable[str]) -> UserError:
-    """The error for a name that is not in a table, with the nearest known name."""
-    names = sorted(known)
-    near = get_close_matches(name, names, n=1, cutoff=0.5)
-    hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(names) or 'none'}."
+def unknown_name(kind: str, name: str, known: Iterable[str], listed: str = "`pyro-delta list`") -> UserError:
+    """The error for a name that is not in a table, with the nearest known ones, or all, or where they are `listed`."""
+    names = list(known)
+    if near := nearest(name, names):
+        hint = f"did you mean {' or '.join(map(repr, near))}?"
+    elif len(names) > MANY:
+        hint = f"{listed} names all {len(names)}."
+    else:
+        hint = f"known: {', '.join(sorted(names)) or 'none'}."
     return UserError(f"unknown {kind} {name!r}; {hint}")
+
+
+def nearest(name: str, names: Iterable[str]) -> list[str]:
+    """Names with the same last part (lr: training.lr), or else the nearest one, or else those with the nearest part."""
+    by_part: dict[str, list[str]] = {}
+    for known in names:
+        by_part.setdefault(known.rpartition(".")[2], []).append(known)
+    part = name.rpartition(".")[2]
+    if part in by_part:
+        return by_part[part]
+    near = get_close_matches(name, [known for same in by_part.values() for known in same], n=1, cutoff=0.5)
+    return near or [known for close in get_close_matches(part, by_part, n=1) for known in by_part[close]]
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether Python, NumPy or torch lacked memory, for which torch has no class of its own on the CPU."""
+    words = (
+        "can't allocate memory",
+        "not enough memory",
+        "out of memory",
+        "calculation overflowed",
+        "unpacking long",
+    )
+    if isinstance(error, (RuntimeError, TypeError)):
+        return any(part in str(error) for part in words)
+    return isinstance(error, MemoryError)

@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all."""
+"""Files that are there whole or not at all, and errors that name them."""
 
 from __future__ import annotations
 
@@ -15,14 +15,28 @@ def written_whole(path: Path) -> Iterator[BinaryIO]:
     """A binary file that takes the place of `path` when it is complete.
 
     A reader, or a second writer, sees the old file or the new one, never a part; if writing fails, the old one stays.
+
+    Raises:
+        OSError: that names `path`, if it cannot be written.
     """
+    # Opened like any file, not by tempfile, whose files nobody but the owner may read.
     aside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     try:
-        with aside.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        aside.replace(path)
+        with named(path):
+            with aside.open("wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            aside.replace(path)
     finally:
         with suppress(OSError):  # a read-only or missing folder holds no such file
             aside.unlink(missing_ok=True)
+
+
+@contextmanager
+def named(path: Path) -> Iterator[None]:
+    """An error of writing names `path`: a full disk's names no file at all, others the one that is written aside."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, error.strerror or str(error), os.fspath(path)) from error

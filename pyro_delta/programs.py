@@ -31,7 +31,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
-from pyro_delta.errors import UserError, unknown_name
+from pyro_delta.errors import UserError, is_out_of_memory, unknown_name
 from pyro_delta.validation import Section, first_mistake
 
 SHIPPED: dict[str, dict[str, str]] = {
@@ -94,8 +94,12 @@ def find(kind: str, name: str, folder: Path | None = None) -> Callable[..., Any]
                 raise UserError(f"there is no module {source} for the {kind} {name!r}; check its spelling.") from None
     found = getattr(module, attribute, None)
     if not callable(found):
-        made = [key for key, value in vars(module).items() if isinstance(value, type)]
-        raise unknown_name(f"{kind} of {source}", attribute, made)
+        own = [
+            key
+            for key, value in vars(module).items()
+            if isinstance(value, type) and value.__module__.startswith(module.__name__)
+        ]
+        raise unknown_name(f"{kind} of {source}", attribute, own, listed=source)
     return found
 
 
@@ -131,6 +135,8 @@ def blamed(name: str) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
+        if is_out_of_memory(error):
+            raise UserError(f"{name} does not fit into memory with these options; ask for smaller ones.") from error
         if isinstance(error, SyntaxError) and error.filename:
             file, line = error.filename, error.lineno
         else:

@@ -23,6 +23,7 @@ from pyro_delta.distributions.gaussian_ar1 import GaussianAR1
 from pyro_delta.distributions.gaussian_sequence import GaussianSequence, check_steps
 from pyro_delta.distributions.sequential_gaussian import SequentialGaussian
 from pyro_delta.errors import UserError
+from pyro_delta.limits import LARGEST_DIMS, LARGEST_LENGTH
 
 ClosedForm = Callable[[Any, int], Tensor | None]
 F = TypeVar("F", bound=ClosedForm)
@@ -73,8 +74,11 @@ def ar1_committed_rate(alpha: float | Sequence[float] | Tensor, length: int, blo
     for _ in range(blocks):
         powers_d = alpha_d.square() * (1 + powers_d)  # α² + α⁴ + … + α^2b
     inner_blocks = -(-length // blocks) - 2
-    rate_d = inner_blocks * torch.log1p(powers_d) - torch.log1p(-alpha_d) - torch.log1p(alpha_d)
-    return 0.5 * rate_d.sum(-1)
+    # −ln(1 − α²): the two logarithms cancel where α is small, α² is rounded where it is near 1.
+    near_0_d = -torch.log1p(-alpha_d.clamp(-0.5, 0.5).square())
+    near_1_d = -torch.log1p(-alpha_d) - torch.log1p(alpha_d)
+    ends_d = torch.where(alpha_d.abs() < 0.5, near_0_d, near_1_d)
+    return 0.5 * (inner_blocks * torch.log1p(powers_d) + ends_d).sum(-1)
 
 
 def alpha_for_rate(rate: float, length: int, dims: int) -> float:
@@ -168,7 +172,9 @@ def parse_alpha(spec: str | float, dims: int) -> list[float]:
         if not abs(value) < 1:
             raise UserError(f"alpha {value:g} is outside (-1, 1); give correlations strictly between -1 and 1.")
     if separator == ":":
-        if len(values) != 2 or dims < 2:
+        if len(values) != 2:
+            raise UserError(f"alpha {text!r} is no spread: it has {len(values)} numbers; write LO:HI.")
+        if dims < 2:
             raise UserError(f"alpha {text!r} with d = {dims} is no spread; LO:HI needs 2 dimensions or more.")
         return _spread(values[0], values[1], dims)
     if len(values) == 1:
@@ -179,8 +185,9 @@ def parse_alpha(spec: str | float, dims: int) -> list[float]:
 
 
 def _ar1_rate_of_one(alpha: float, length: int) -> float:
-    """Eq. 3 for one dimension, in plain floats."""
-    return 0.5 * ((length - 2) * math.log1p(alpha * alpha) - math.log1p(-alpha) - math.log1p(alpha))
+    """Eq. 3 for one dimension, in plain floats, as `ar1_committed_rate` has it."""
+    ends = -math.log1p(-alpha * alpha) if abs(alpha) < 0.5 else -math.log1p(-alpha) - math.log1p(alpha)
+    return 0.5 * ((length - 2) * math.log1p(alpha * alpha) + ends)
 
 
 def _spread(first: float, last: float, dims: int) -> list[float]:
@@ -216,6 +223,8 @@ def solve_for_rate(
             high = middle
     best = min(low, high, key=lambda x: abs(rate_of(x) - rate))
     if abs(rate_of(best) - rate) > 1e-6 * rate:
+        if best < most / 2:
+            raise UserError(f"a rate of {_in_units(rate)} is too small for float64; ask for 0 or for a higher rate.")
         raise UserError(
             f"a rate of {_in_units(rate)} needs an alpha nearer to 1 than float64 can hold; "
             "ask for a lower rate or more dimensions."
@@ -224,13 +233,14 @@ def solve_for_rate(
 
 
 def check_whole(name: str, value: int) -> None:
-    """Refuse what is not a whole number from 1 up.
+    """Refuse a size that is not a whole number from 1 to the largest that is meant.
 
     Raises:
         UserError: naming it.
     """
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise UserError(f"{name} is {value!r}; give a whole number, 1 or more.")
+    most = LARGEST_DIMS if name == "dims" else LARGEST_LENGTH
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
+        raise UserError(f"{name} is {value!r}; give a whole number from 1 to {most}.")
 
 
 def _in_units(rate: float) -> str:

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pyro_delta.errors import UserError
+from pyro_delta.limits import LARGEST_SEED
+
+Seed = Annotated[int, Field(ge=0, le=LARGEST_SEED)]
+"""What torch and NumPy both take."""
 
 
 class Section(BaseModel):
@@ -22,6 +28,20 @@ def first_mistake(error: ValidationError, prefix: str = "") -> tuple[str, UserEr
     cause = first.get("ctx", {}).get("error")
     if isinstance(cause, UserError):
         return key, cause
+    if first["type"] == "missing":
+        return key, _missing(key, error)
+    if first["type"] == "model_type":
+        return key, UserError(f"{key}: a section of settings is needed, got {first['input']!r}.")
     message = first["msg"].removeprefix("Value error, ")
-    given = "" if first["type"] in ("value_error", "missing") else f", got {first['input']!r}"
+    given = "" if first["type"] == "value_error" else f", got {first['input']!r}"
     return key, UserError(f"{key}: {message}{given}.")
+
+
+def _missing(key: str, error: ValidationError) -> UserError:
+    """A setting that is not there, or one of the values of a setting that is made of several."""
+    first = error.errors()[0]
+    *place, last = first["loc"]
+    if not isinstance(last, int):
+        return UserError(f"{key} is missing; give it a value.")
+    needed = 1 + max(int(other["loc"][-1]) for other in error.errors() if list(other["loc"][:-1]) == place)
+    return UserError(f"{key}={first['input']!r} has too few values; give {needed}.")

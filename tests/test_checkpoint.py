@@ -1,7 +1,9 @@
 """Checkpoints: written whole or not at all, and read without running anything that a file may hold."""
 
+import errno
 import os
 import pickle
+import resource
 import struct
 import zipfile
 from pathlib import Path
@@ -69,8 +71,22 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(path: Path) -> None
     save_atomically({"step": 1}, path)
     before = path.read_bytes()
     with pytest.raises((AttributeError, pickle.PicklingError, TypeError)):
-        # The tensor is written first, so the failure comes in the middle of a file.
         save_atomically({"weights": torch.zeros(1000), "bad": lambda: None}, path)
+    assert path.read_bytes() == before
+    assert os.listdir(path.parent) == [path.name]
+
+
+def test_a_full_disk_is_named_and_leaves_the_old_file(path: Path) -> None:
+    save_atomically({"step": 1}, path)
+    before = path.read_bytes()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))  # as full as it gets without a disk of one's own
+    try:
+        with pytest.raises(OSError) as caught:
+            save_atomically({"weights": torch.zeros(10_000)}, path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert (caught.value.filename, caught.value.errno) == (str(path), errno.EFBIG)
     assert path.read_bytes() == before
     assert os.listdir(path.parent) == [path.name]
 
@@ -78,8 +94,9 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(path: Path) -> None
 def test_a_failed_rename_leaves_no_part_behind(tmp_path: Path) -> None:
     target = tmp_path / "taken"
     target.mkdir()
-    with pytest.raises(OSError):
+    with pytest.raises(OSError) as caught:
         save_atomically({"step": 1}, target)
+    assert caught.value.filename == str(target)  # not the file that was written aside
     assert os.listdir(tmp_path) == ["taken"]
 
 

@@ -81,6 +81,14 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def scalars_of(run: Path) -> dict[str, list[int]]:
+    """What TensorBoard shows of a run: the steps of each number."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(run / "events")).Reload()
+    return {tag: [event.step for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+
+
 # --- End to end ---
 
 
@@ -91,7 +99,8 @@ def test_run_folder_holds_everything(trained: Path) -> None:
     assert [line["step"] for line in lines if line["split"] == "validation"] == [10, 20]
     assert all(line["rate_nats_min"] >= line["delta_nats"] * (1 - 1e-6) for line in lines)
     assert sorted(path.name for path in (trained / "samples").iterdir()) == ["step_000010.png", "step_000020.png"]
-    assert any((trained / "events").iterdir())
+    assert scalars_of(trained)["validation/neg_elbo_bpd"] == [10, 20]
+    assert scalars_of(trained)["train/rate_nats_mean"] == [5, 10, 15, 20]
     config = json.loads((trained / "config.json").read_text())
     assert config["training"]["steps"] == 20
     assert config["training"]["minutes"] is None
@@ -221,6 +230,7 @@ def test_resume_extends_a_run(trained: Path, tmp_path: Path) -> None:
     assert lines[-1]["split"] == "validation"
     assert lines[-1]["step"] == 30
     assert json.loads((folder / "config.json").read_text())["training"]["steps"] == 30
+    assert scalars_of(folder)["train/rate_nats_mean"] == [5, 10, 15, 20, 25, 30]
 
 
 def test_resume_of_a_finished_run_changes_nothing(trained: Path, tmp_path: Path) -> None:
@@ -269,6 +279,17 @@ def test_termination_signal_leaves_a_run_to_resume(tmp_path: Path) -> None:
     assert process.returncode == 130
     assert err.splitlines()[-1].startswith("pyro-delta: stopped at step ")
     assert torch.load(folder / "checkpoint.pt", weights_only=True)["step"] > 0
+
+
+def test_full_disk_ends_a_training_with_a_sentence(tmp_path: Path) -> None:
+    """A limit to the size of files, which the checkpoint is the first to exceed, stands for a full disk."""
+    command = [sys.executable, "-m", "pyro_delta", "train", *TINY, "--steps", "20", "--out", str(tmp_path / "run")]
+    shell = ["bash", "-c", 'ulimit -f 8; exec "$@"', "-", *command]
+    done = subprocess.run(shell, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=90)
+    assert done.returncode == 2, done.stderr
+    path = tmp_path / "run" / "checkpoint.pt"
+    assert done.stderr == f"pyro-delta: cannot use {path}: File too large; make room there.\n"
+    assert not path.exists()
 
 
 def test_diverged_training_stops_with_a_sentence(tmp_path: Path) -> None:
@@ -410,10 +431,33 @@ def foreign(here: Path, trained: Path) -> None:
     torch.save({"weight": torch.zeros(3)}, here / "run" / "checkpoint.pt")
 
 
-def of_another_shape(here: Path, trained: Path) -> None:
-    a_run(here, trained)
-    path = here / "run" / "config.json"
-    path.write_text(path.read_text().replace('"features": 8', '"features": 9'))
+def edited(section: str, **settings: Any) -> Callable[[Path, Path], None]:
+    """A run whose config.json was edited by hand."""
+
+    def prepare(here: Path, trained: Path) -> None:
+        a_run(here, trained)
+        path = here / "run" / "config.json"
+        tree = json.loads(path.read_text())
+        tree[section] |= settings
+        path.write_text(json.dumps(tree))
+
+    return prepare
+
+
+def damaged_metrics(line: bytes) -> Callable[[Path, Path], None]:
+    """A run whose third line of metrics is another."""
+
+    def prepare(here: Path, trained: Path) -> None:
+        a_run(here, trained)
+        path = here / "run" / "metrics.jsonl"
+        lines = path.read_bytes().splitlines(keepends=True)
+        path.write_bytes(b"".join([*lines[:2], line + b"\n", *lines[3:]]))
+
+    return prepare
+
+
+def one_image(here: Path, trained: Path) -> None:
+    write_images(here / "images", 1)
 
 
 def nothing(here: Path, trained: Path) -> None:
@@ -421,6 +465,7 @@ def nothing(here: Path, trained: Path) -> None:
 
 
 TRAIN = ["train", *TINY, "--out", "new"]
+RESUME = ["train", "--resume", "--out", "run", "--steps", "30"]
 FOLDER = ["train", *(part if part != "digits" else "folder:images" for part in TINY), "--steps", "1", "--out", "new"]
 
 
@@ -449,17 +494,21 @@ BAD: dict[str, tuple[list[str], str, Callable[[Path, Path], None]]] = {
     "no such split": (["check", "run", "--split", "tst"], "'tst' is not one of", a_run),
     "typo in --set": (setting("training.lrr=1"), "did you mean 'training.lr'?", nothing),
     "--set without value": (training("--set", "training.lr"), "not of the form key=value", nothing),
+    "--set without key": (training("--set", "=3"), "not of the form key=value", nothing),
+    "--set without section": (training("--set", "lr=4"), "did you mean 'training.lr' or 'auxiliary.lr'?", nothing),
     "text for a number": (setting("training.lr=fast"), "training.lr", nothing),
     "NaN": (setting("training.lr=NaN"), "finite", nothing),
     "alpha 1": (setting("prior.alpha=1"), "alpha 1 is outside (-1, 1)", nothing),
     "alpha -1.5": (setting("prior.alpha=-1.5:0.5"), "alpha -1.5 is outside (-1, 1)", nothing),
     "alpha NaN": (setting("prior.alpha=nan"), "alpha nan is outside (-1, 1)", nothing),
+    "alpha NaN of JSON": (setting("prior.alpha=NaN"), "alpha nan is outside (-1, 1)", nothing),
     "alpha and rate": (training("--set", "prior.alpha=0.5"), "contradict each other", nothing),
     "rate NaN": (setting("prior.rate_nats=NaN"), "finite", nothing),
     "rate infinite": (setting("prior.rate_nats=Infinity"), "finite", nothing),
     "rate negative": (setting("prior.rate_nats=-1"), "cannot be committed", nothing),
     "rate unreachable": (setting("prior.rate_nats=1e9"), "out of reach", nothing),
     "no dimension": (setting("prior.dims=0"), "dims is 0", nothing),
+    "too many dimensions": (setting("prior.dims=100000000000"), "dims is 100000000000", nothing),
     "no step": (setting("prior.length=0"), "prior.length", nothing),
     "length of one": (setting("prior.length=1"), "commits no rate", nothing),
     "length that does not divide": (setting("prior.length=3"), "does not divide the 8 rows", nothing),
@@ -470,6 +519,8 @@ BAD: dict[str, tuple[list[str], str, Callable[[Path, Path], None]]] = {
     "steps and minutes": (training("--minutes", "1"), "contradict each other", nothing),
     "steps twice": (training("--set", "training.steps=2"), "training.steps is set twice", nothing),
     "negative seed": (training("--seed", "-1"), "training.seed", nothing),
+    "huge seed": (training("--seed", "99999999999999999999999"), "training.seed", nothing),
+    "sample: huge seed": (["sample", "run", "--num", "1", "--out", "a.png", "--seed", str(2**63)], "--seed", nothing),
     "delta: alpha 1": (["delta", "--length", "8", "--dims", "2", "--alpha", "1"], "outside (-1, 1)", nothing),
     "delta: alpha -2": (["delta", "--length", "8", "--dims", "2", "--alpha=-2"], "outside (-1, 1)", nothing),
     "delta: alpha nan": (["delta", "--length", "8", "--dims", "2", "--alpha", "nan"], "nan", nothing),
@@ -483,6 +534,7 @@ BAD: dict[str, tuple[list[str], str, Callable[[Path, Path], None]]] = {
         nothing,
     ),
     "no data folder": (FOLDER, "there is no data folder images", nothing),
+    "one image": (FOLDER, "1 training image cannot be divided", one_image),
     "empty data folder": (FOLDER, "holds no images", empty_folder),
     "damaged image": (FOLDER, "1.png is not a readable image", damaged_image),
     "mixed sizes": (FOLDER, "bring all images to one size", odd_images(9, "L")),
@@ -503,10 +555,19 @@ BAD: dict[str, tuple[list[str], str, Callable[[Path, Path], None]]] = {
     "resume other setting": (["train", "--resume", "--out", "run", "--set", "prior.dims=3"], "prior.dims=2", a_run),
     "resume truncated": (["train", "--resume", "--out", "run", "--steps", "30"], "truncated", truncated),
     "evaluate no run": (["evaluate", "new"], "is no run", nothing),
-    "evaluate a file": (["evaluate", "file"], "file", a_file),
+    "evaluate a file": (["evaluate", "file"], "file is a file, no run", a_file),
     "evaluate truncated": (["evaluate", "run"], "truncated or no checkpoint", truncated),
     "evaluate foreign": (["evaluate", "run"], "not a checkpoint of pyro-delta", foreign),
-    "evaluate misfit": (["evaluate", "run"], "does not fit the run's configuration", of_another_shape),
+    "evaluate misfit": (["evaluate", "run"], "guide.features=9, but the run was", edited("guide", features=9)),
+    "evaluate other rate": (["evaluate", "run"], "prior.rate_nats=5.0, but", edited("prior", rate_nats=5)),
+    "resume other rate": (RESUME, "run/config.json has prior.rate_nats=5.0, but", edited("prior", rate_nats=5)),
+    "resume other weight decay": (RESUME, "training.weight_decay=0.5, but", edited("training", weight_decay=0.5)),
+    "resume metrics cut": (RESUME, "run/metrics.jsonl is damaged: line 3", damaged_metrics(b'{"step": 2')),
+    "resume metrics 3": (RESUME, "run/metrics.jsonl is damaged: line 3", damaged_metrics(b"3")),
+    "resume metrics {}": (RESUME, "run/metrics.jsonl is damaged: line 3", damaged_metrics(b"{}")),
+    "resume metrics bytes": (RESUME, "run/metrics.jsonl is damaged: line 3", damaged_metrics(b"\xff\xfe")),
+    "resume without checkpoint": (RESUME, "without --resume", run_with("checkpoint.pt", None)),
+    "resume a file": (["train", "--resume", "--out", "file"], "file is a file, no run", a_file),
     "check without checkpoint": (["check", "run"], "no checkpoint yet", run_with("checkpoint.pt", None)),
     "check empty checkpoint": (["check", "run"], "truncated", run_with("checkpoint.pt", b"")),
     "check damaged config": (["check", "run"], "is damaged", run_with("config.json", b"{")),

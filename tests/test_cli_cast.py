@@ -136,6 +136,13 @@ def test_afterwards_it_leaves_the_run_as_it_was_and_takes_the_others_place(besid
     assert math.isfinite(iw["iw_bpd"])
 
 
+@pytest.mark.parametrize("guide", ["independent_delta", "structured"])
+def test_guides_that_know_their_rate_commit_none_against_it(guide: str, tmp_path: Path) -> None:
+    train(tmp_path / "run", "--prior", "standard_normal", "--guide", guide, sets=("auxiliary.enabled=true",), steps=2)
+    assert numbers("evaluate", tmp_path / "run")["delta_nats"] is not None
+    assert numbers("evaluate", tmp_path / "run", "--with-prior", "auxiliary")["delta_nats"] is None
+
+
 def test_a_run_without_one_says_how_to_get_one(tmp_path: Path) -> None:
     train(tmp_path / "run", steps=2)
     for command in (("evaluate",), ("sample", "--num", 1, "--out", tmp_path / "x.png")):

@@ -60,7 +60,11 @@ def test_setting_one_of_a_pair_takes_the_other_away(given: tuple[str, object], g
     ("key", "value", "words"),
     [
         ("training.lrr", 1, "did you mean 'training.lr'?"),
-        ("optimizer", 1, "unknown setting 'optimizer'"),
+        ("optimizer", 1, "unknown setting 'optimizer'; did you mean 'training.optimizer'?"),
+        ("optimiser", 1, "did you mean 'training.optimizer'?"),
+        ("lr", 4, "did you mean 'training.lr' or 'auxiliary.lr'?"),
+        ("model.lr", 4, "did you mean 'training.lr' or 'auxiliary.lr'?"),
+        ("xyz", 4, "unknown setting 'xyz'; the config.json of any run names all "),
         ("prior.program", "ar2", "unknown prior 'ar2'; did you mean 'ar'?"),
         ("prior.program", None, "by its name"),
         ("prior.dmis", 2, "unknown setting of the prior 'ar1' 'prior.dmis'; did you mean 'prior.dims'?"),
@@ -69,7 +73,11 @@ def test_setting_one_of_a_pair_takes_the_other_away(given: tuple[str, object], g
         ("training.lr", float("inf"), "finite number"),
         ("training.minutes", float("nan"), "finite number"),
         ("training.betas", [0.9, 1.0], "must lie in [0, 1)"),
+        ("training.betas", [0.9], "training.betas=[0.9] has too few values; give 2."),
+        ("training.betas", [], "training.betas=[] has too few values; give 2."),
         ("training.batch", 2.5, "training.batch"),
+        ("training.seed", 2**63, "training.seed: Input should be less than or equal to 9223372036854775807"),
+        ("data.seed", 2**63, "data.seed: Input should be less than or equal to 9223372036854775807"),
         ("likelihood.channels", 8, "likelihood.channels: Input should be a valid tuple, got 8"),
     ],
 )
@@ -78,6 +86,30 @@ def test_refused_settings(key: str, value: object, words: str) -> None:
         load_preset(PRESET, [(key, value)])
     assert words in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "near"), [("training.lr", "training.lr"), ("lr", "training.lr"), ("=3", "prior.dims"), ("", "prior.dims")]
+)
+def test_a_setting_needs_key_and_value(text: str, near: str) -> None:
+    with pytest.raises(UserError, match=rf"--set {text!r} is not of the form key=value; write {near}=VALUE"):
+        parse_settings([text])
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("{", "it is not JSON"),
+        ("[1]", "it holds '[1]' rather than sections of settings"),
+        ("{}", "data is missing; give it a value"),
+        ('{"data": 3}', "data: a section of settings is needed, got 3"),
+    ],
+)
+def test_files_that_are_no_configuration(content: str, words: str, tmp_path: Path) -> None:
+    path = tmp_path / "config.json"
+    path.write_text(content)
+    with pytest.raises(UserError, match=re.escape(f"{path} is damaged: {words}")):
+        configuration.load(path)
 
 
 def test_both_of_a_pair_are_refused() -> None:
@@ -97,6 +129,8 @@ SPEC = ImageSpec(1, 8, 8, 17)
         ("likelihood.channels", [8], "must name the same levels"),
         ("likelihood.channels", [], "must name the same levels"),
         ("likelihood.row_kernel", [2, 2], "odd number of columns"),
+        ("likelihood.channels", [10**6] * 4, "gated_pixelcnn does not fit into memory with these options"),
+        ("likelihood.channels", [10**24] * 4, "gated_pixelcnn does not fit into memory with these options"),
         ("guide.pixel_blocks", 0, "at least 1"),
         ("likelihood.mixtures", 0, "at least one component"),
     ],

@@ -609,6 +609,7 @@ def test_three_and_three_steps_are_six(settings: dict[str, Any], tmp_path: Path)
     second.run()
 
     expected, found = one.state(), second.state()
+    assert found.pop("config") == expected.pop("config")
     for state in (expected, found):
         for key in ("train_s", "wall_s"):
             state.pop(key)

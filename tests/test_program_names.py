@@ -177,6 +177,11 @@ def test_a_users_prior_goes_through_verify_train_evaluate_and_check(mine: str, t
     assert call("train", "--resume", "--out", moved, "--steps", 6)[0] == 0
 
 
+def test_an_unknown_object_names_those_that_the_file_makes(mine: str) -> None:
+    code, _, err = call("verify", "--prior", mine.replace("Mine", "Xyz"))
+    assert (code, err) == (2, "pyro-delta: unknown prior of mine.py 'Xyz'; known: Mine.\n")
+
+
 def test_a_changed_or_missing_copy_is_told(mine: str, tmp_path: Path) -> None:
     assert train("--prior", mine, "--out", "run")[0] == 0
     copy = tmp_path / "run" / "programs" / "mine.py"

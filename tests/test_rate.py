@@ -93,6 +93,12 @@ def test_the_curve_of_figure_1(length: int, curve: list[float]) -> None:
     assert deltas.tolist() == pytest.approx(curve, abs=6e-4)
 
 
+@pytest.mark.parametrize("alpha", [1e-150, 1e-12, 1e-3, 0.4999])
+def test_eq_3_keeps_its_digits_near_zero(alpha: float) -> None:
+    exact = 0.5 * (30 * math.log1p(alpha * alpha) - math.log1p(-alpha * alpha))
+    assert ar1_committed_rate(alpha, 32).item() == pytest.approx(exact, rel=1e-14, abs=0)
+
+
 def test_eq_3_near_the_edge_and_for_float32_parameters() -> None:
     # 1 − α² = 2ε − ε² is exact in float64 at ε = 2⁻⁵⁰, where 1 − α·α would keep three bits.
     epsilon = 2.0**-50
@@ -105,6 +111,7 @@ def test_eq_3_near_the_edge_and_for_float32_parameters() -> None:
 @pytest.mark.parametrize(
     ("alpha", "length", "message"),
     [
+        (0.5, 10**20, "length is 100000000000000000000"),
         (1.0, 2, "alpha 1 is outside"),
         ([0.5, -1.5], 2, "alpha -1.5 is outside"),
         (math.nan, 2, "alpha nan is outside"),
@@ -127,7 +134,7 @@ def test_one_alpha_for_a_rate(bits: float, alpha: float) -> None:
     assert alpha_for_rate(bits * BITS, 32, 8) == pytest.approx(alpha, abs=5.1e-5)
 
 
-@pytest.mark.parametrize("rate", [0.0, 1e-12, 1e-3, 1.0, 55.0, 150.0, 190.0])
+@pytest.mark.parametrize("rate", [0.0, 1e-300, 1e-12, 1e-3, 1.0, 55.0, 150.0, 190.0])
 def test_alpha_and_back(rate: float) -> None:
     alpha = alpha_for_rate(rate, 32, 8)
     assert ar1_committed_rate([alpha] * 8, 32).item() == pytest.approx(rate, rel=1e-6, abs=0)
@@ -185,7 +192,10 @@ def test_a_spread_below_its_first_value_exists_down_to_zero() -> None:
         (1.0, 0, 8, "length is 0"),
         (1.0, 32, 0, "dims is 0"),
         (1e6, 32, 8, "out of reach; n = 32 with .*d = 8"),
+        (1.0, 10**9 + 1, 8, "length is 1000000001; give a whole number from 1 to 1000000000"),
+        (1.0, 32, 10**6 + 1, "dims is 1000001; give a whole number from 1 to 1000000"),
         (18.0, 2, 1, "nearer to 1 than float64"),
+        (5e-324, 32, 8, "too small for float64"),
     ],
 )
 def test_rates_that_no_alpha_commits(rate: float, length: int, dims: int, message: str) -> None:
@@ -226,8 +236,8 @@ def test_parse_alpha(spec: str | float, dims: int, alpha: list[float]) -> None:
         ("0.5:1", 2, "alpha 1 is outside"),
         ("nan", 2, "alpha nan is outside"),
         ("0.1,0.2", 3, "2 values for d = 3"),
-        ("0.5:0.9", 1, "no spread"),
-        ("0.5:0.7:0.9", 3, "no spread"),
+        ("0.5:0.9", 1, "no spread; LO:HI needs 2 dimensions"),
+        ("0.5:0.7:0.9", 2, "no spread: it has 3 numbers"),
         ("0.5", 0, "dims is 0"),
     ],
 )
@@ -530,8 +540,8 @@ def test_the_command_draws(length: int, tmp_path: Path) -> None:
         ("--length 2 --dims 1 --alpha nan", "alpha nan is outside"),
         ("--length 2 --dims 1 --rate-bits 1e6", "out of reach"),
         ("--length 2 --dims 1 --alpha 0.5 --shape 3x0", "cannot read the shape '3x0'"),
-        ("--length 2 --dims 1 --alpha 0.5 --plot /no/such/folder/x.png", "cannot write the figure"),
-        ("--length 2 --dims 1 --alpha 0.5 --plot figure.sheep", "cannot write the figure"),
+        ("--length 2 --dims 1 --alpha 0.5 --plot /no/such/x.png", r"/no/such/x.png \(No such file .*\); give"),
+        ("--length 2 --dims 1 --alpha 0.5 --plot figure.sheep", "cannot write the figure .*; name a .png"),
         ("--length 2 --dims 1 --alpha 0.5 --plot figure", "cannot tell the format"),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Sequence
@@ -11,7 +12,7 @@ from typing import NoReturn
 import click
 
 from pyro_delta import __version__
-from pyro_delta.errors import CheckFailed, UserError, unknown_name
+from pyro_delta.errors import CheckFailed, UserError, is_out_of_memory, unknown_name
 
 COMMANDS = {
     "train": "Train a δ-VAE; its folder holds all that the other commands need.",
@@ -28,6 +29,8 @@ COMMANDS = {
     "list": "Data sets, presets, priors, likelihoods and guides.",
 }
 """Name → its line of help. The command `train` is `pyro_delta.cli.train.train`, and so on."""
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""Errors of a disk, a quota or a file that is full."""
 
 
 class LazyGroup(click.Group):
@@ -88,7 +91,12 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
     except OSError as error:
         if error.filename is None:
             raise
-        code = _complain(f"cannot use {os.fspath(error.filename)}: {error.strerror}; give another path.", 2)
+        mend = "make room there" if error.errno in FULL else "give another path"
+        code = _complain(f"cannot use {os.fspath(error.filename)}: {error.strerror}; {mend}.", 2)
+    except (MemoryError, RuntimeError, TypeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        code = _complain("this does not fit into memory; ask for smaller programs, smaller batches or less at once.", 2)
     sys.exit(code if isinstance(code, int) else 0)
 
 

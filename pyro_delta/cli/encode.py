@@ -13,6 +13,7 @@ from pyro_delta.cli.options import (
     read_images,
     root_option,
     run_argument,
+    seed_option,
 )
 
 
@@ -22,7 +23,7 @@ from pyro_delta.cli.options import (
 @click.option("--out", type=click.Path(path_type=Path), required=True, metavar="FILE.nc", help="The NetCDF file.")
 @click.option("--num", type=click.IntRange(min=1), help="The first so many images (default: all).")
 @click.option("--draws", type=click.IntRange(min=1), default=1, show_default=True, help="Samples of each posterior.")
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@seed_option
 @device_option
 @root_option
 def encode(

@@ -15,6 +15,7 @@ from pyro_delta.cli.options import (
     read_images,
     root_option,
     run_argument,
+    seed_option,
 )
 
 
@@ -27,7 +28,7 @@ from pyro_delta.cli.options import (
 @click.option("--num", type=click.IntRange(min=1), default=4, show_default=True, help="The first so many images.")
 @click.option("--particles", type=click.IntRange(min=1), default=64, show_default=True, help="K of each image.")
 @click.option("--completions", type=click.IntRange(min=1), default=4, show_default=True, help="Of each image.")
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@seed_option
 @device_option
 @root_option
 @json_option

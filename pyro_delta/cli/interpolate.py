@@ -13,6 +13,7 @@ from pyro_delta.cli.options import (
     read_images,
     root_option,
     run_argument,
+    seed_option,
 )
 
 
@@ -22,7 +23,7 @@ from pyro_delta.cli.options import (
 @click.option("--out", type=click.Path(path_type=Path), required=True, metavar="FILE.png", help="The picture.")
 @click.option("--steps", type=click.IntRange(min=2), default=8, show_default=True, help="Points of each path.")
 @click.option("--pairs", type=click.IntRange(min=1), default=4, show_default=True, help="Paths, each a row.")
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@seed_option
 @device_option
 @root_option
 def interpolate(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import click
 
@@ -54,4 +55,5 @@ def _entries(kind: str) -> list[dict[str, str]]:
 
 
 def _first_line(text: str) -> str:
-    return text.strip().partition("\n")[0]
+    """Without marks of references, such as [1], which stand elsewhere in the text."""
+    return re.sub(r" \[\d+(, [a-z][^]]*)?\]", "", text.strip().partition("\n")[0])

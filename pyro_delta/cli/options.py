@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from pyro_delta.limits import LARGEST_SEED
+
 if TYPE_CHECKING:
     import torch
 
@@ -29,6 +31,7 @@ root_option = click.option(
 split_option = click.option(
     "--split", type=click.Choice(["test", "validation", "train"]), default="test", show_default=True
 )
+seed_option = click.option("--seed", type=click.IntRange(0, LARGEST_SEED), default=0, show_default=True)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 

@@ -13,6 +13,7 @@ from pyro_delta.cli.options import (
     json_option,
     print_json,
     run_argument,
+    seed_option,
     with_prior_option,
 )
 
@@ -23,7 +24,7 @@ from pyro_delta.cli.options import (
 @click.option("--out", type=click.Path(path_type=Path), required=True, metavar="FILE.png", help="The picture.")
 @click.option("--same-z", type=click.IntRange(min=1), metavar="R", help="R decodings of each latent, in its column.")
 @with_prior_option
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@seed_option
 @device_option
 @json_option
 def sample(

@@ -33,7 +33,11 @@ if TYPE_CHECKING:
 @click.option("--data-root", metavar="DIR", help="Where data sets live (default: data).")
 @preset_option
 @program_options
-@click.option("--elbo", type=click.Choice(["trace", "mean_field"]), help="Rate by sampling, or in closed form.")
+@click.option(
+    "--elbo",
+    type=click.Choice(["trace", "mean_field"]),
+    help="Rate by sampling, or in closed form (default: the preset's).",
+)
 @click.option("--steps", type=int, help="Training steps.")
 @click.option("--minutes", type=float, help="Minutes of training alone, in place of --steps.")
 @click.option("--out", type=click.Path(path_type=Path), help="Run folder (default: runs/<dataset>-<preset>-<seed>).")
@@ -105,13 +109,26 @@ def _resumed(out: Path | None, preset: str | None, settings: Settings, device: s
     from pyro_delta import config as configuration
     from pyro_delta.inference.checkpoint import load_checkpoint
     from pyro_delta.inference.loop import STATE
-    from pyro_delta.inference.run import CHECKPOINT, CONFIG, PROGRAMS, read_config, read_info, resumed_config
+    from pyro_delta.inference.recorder import read_metrics
+    from pyro_delta.inference.run import (
+        CHECKPOINT,
+        CONFIG,
+        PROGRAMS,
+        check_made_with,
+        read_config,
+        read_info,
+        resumed_config,
+    )
 
     config = resumed_config(out, settings)
     made_with, spec, _ = read_info(out)
     if preset not in (None, made_with):
         raise UserError(f"{out} was made with the preset {made_with!r}, not {preset!r}; leave --preset out to resume.")
+    if not (out / CHECKPOINT).exists():
+        raise UserError(f"{out} has no checkpoint to go on from; the same command without --resume starts it again.")
     state = load_checkpoint(out / CHECKPOINT, keys=STATE)
+    check_made_with(state, config, out)
+    read_metrics(out)  # refuses damaged lines before anything is written
     _check_extension(config, state["step"], state["train_s"], given=dict(settings))
     trainer = _trainer(config, device, out / PROGRAMS)
     if trainer.data.spec != spec:

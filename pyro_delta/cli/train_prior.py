@@ -14,6 +14,7 @@ from pyro_delta.cli.options import (
     print_json,
     root_option,
     run_argument,
+    seed_option,
 )
 
 
@@ -24,7 +25,7 @@ from pyro_delta.cli.options import (
 @click.option("--hidden", type=click.IntRange(min=1), default=128, show_default=True, help="Size of the LSTM's state.")
 @click.option("--mixtures", type=click.IntRange(min=1), default=1, show_default=True, help="Gaussians of each step.")
 @click.option("--lr", type=click.FloatRange(min=0, min_open=True), default=3e-3, show_default=True)
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@seed_option
 @device_option
 @root_option
 @json_option

@@ -96,6 +96,10 @@ def hold_out(split: Split, count: int, seed: int) -> tuple[Split, Split]:
     Raises:
         UserError: if either part would be empty.
     """
+    if len(split) < 2:
+        raise UserError(
+            f"{len(split)} training image cannot be divided, and one at least is held out for validation; add images."
+        )
     if not 1 <= count < len(split):
         raise UserError(
             f"cannot hold {count} validation images out of {len(split)} training images; "

@@ -97,7 +97,7 @@ def claimed_rate(guide: PyroModule, prior: Distribution) -> float | None:
         return None
     try:
         return float(formula(prior))
-    except UserError:
+    except (UserError, NotImplementedError):  # the latter from a prior without moments, such as an auxiliary one
         return None
 
 

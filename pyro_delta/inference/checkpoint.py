@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import warnings
 from collections.abc import Collection
 from pathlib import Path
@@ -17,9 +18,11 @@ FORMAT = "pyro-delta checkpoint 1"
 
 def save_atomically(state: dict[str, Any], path: Path) -> None:
     """Writes tensors and plain values; a reader sees the old file or the new one, never a part."""
-    # Opened like any file, not by tempfile, whose files nobody but the owner may read.
+    # By way of memory, for torch makes a RuntimeError of what a file says, and so of a full disk.
+    whole = io.BytesIO()
+    torch.save({"format": FORMAT, **state}, whole)
     with written_whole(path) as file:
-        torch.save({"format": FORMAT, **state}, file)
+        file.write(whole.getbuffer())
 
 
 def load_checkpoint(path: Path, device: torch.device | str = "cpu", *, keys: Collection[str] = ()) -> dict[str, Any]:

@@ -27,10 +27,6 @@ class RateDistortionELBO(Trace_ELBO):
     them, too, the attributes above are those of the true ELBO; `loss` is what was minimised. `varying` holds the
     numbers that an objective changes while training: they are logged, and saved in checkpoints.
 
-    The baselines' objectives (`pyro_delta.inference.objectives`) are subclasses that weigh the halves otherwise. For
-    them, too, the attributes above are those of the true ELBO; `loss` is what was minimised. `varying` holds the
-    numbers that an objective changes while training: they are logged, and saved in checkpoints.
-
     Args:
         analytic_kl: the rate in closed form (`TraceMeanField_ELBO`) rather than from the sample (`Trace_ELBO`).
         kwargs: as for `Trace_ELBO`.

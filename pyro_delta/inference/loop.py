@@ -27,8 +27,8 @@ from pyro_delta.nn.precision import Network, set_bf16
 from pyro_delta.rate import committed_rate
 
 STATE = (
-    "programs", "average", "optimizer", "objective", "auxiliary", "skipped", "streak", "step", "train_s", "wall_s",
-    "validated", "rng",
+    "config", "programs", "average", "optimizer", "objective", "auxiliary", "skipped", "streak", "step", "train_s",
+    "wall_s", "validated", "rng",
 )  # fmt: skip
 """Keys of `Trainer.state`."""
 START_IMAGES = 256
@@ -157,6 +157,7 @@ class Trainer:
     def state(self) -> dict[str, Any]:
         """Everything needed to go on."""
         return {
+            "config": self.config.model_dump(mode="json"),
             "programs": self.programs.state_dict(),
             "average": self.average.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -244,7 +245,7 @@ class Window:
         self.least = torch.full((), math.inf)
 
     @torch.no_grad()
-    def add(self, elbo: RateDistortionELBO, auxiliary: AuxiliaryTraining | None) -> None:
+    def add(self, elbo: RateDistortionELBO, auxiliary: AuxiliaryTraining | None = None) -> None:
         """Takes in the newest step: the closed-form rate per image (sampled where there is none) and the distortion.
 
         Both are the true ones whatever the objective; its own value is summed apart. So is the rate to an auxiliary

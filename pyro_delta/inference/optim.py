@@ -102,7 +102,8 @@ class MovingAverage(AveragedModel):
     def __init__(self, module: nn.Module, decay: float) -> None:
         super().__init__(module)
         self.decay = decay
-        self.averaged, self.newest = list(self.module.parameters()), list(module.parameters())
+        self.averaged: list[Tensor] = list(self.module.parameters())
+        self.newest: list[Tensor] = list(module.parameters())
 
     @torch.no_grad()
     def update(self) -> None:

@@ -15,6 +15,8 @@ from typing import Any, cast
 from torch.utils.tensorboard import SummaryWriter
 
 from pyro_delta.build import Programs
+from pyro_delta.errors import UserError
+from pyro_delta.files import named
 from pyro_delta.inference.checkpoint import save_atomically
 from pyro_delta.inference.loop import Trainer
 from pyro_delta.inference.run import CHECKPOINT, EVENTS, METRICS, SAMPLES, write_text
@@ -27,14 +29,24 @@ Line = dict[str, Any]
 
 
 def read_metrics(folder: Path) -> list[Line]:
-    """The lines of metrics of a run; a last one cut short by a crash is left out."""
-    lines = []
+    """The lines of metrics of a run; a last one cut short by a crash is left out.
+
+    Raises:
+        UserError: if another line is damaged, naming it.
+    """
     path = folder / METRICS
-    for text in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+    content = path.read_bytes() if path.exists() else b""
+    texts, lines = content.splitlines(), []
+    for number, text in enumerate(texts, 1):
         try:
-            lines.append(json.loads(text))
-        except json.JSONDecodeError:
-            break
+            line = json.loads(text.decode())
+        except ValueError:
+            if number == len(texts) and not content.endswith(b"\n"):
+                break
+            line = None
+        if not (isinstance(line, dict) and isinstance(line.get("step"), int) and isinstance(line.get("split"), str)):
+            raise UserError(f"{path} is damaged: line {number} is no line of metrics; mend it or take it out.")
+        lines.append(line)
     return lines
 
 
@@ -58,7 +70,8 @@ class Recorder:
         """Takes a line of metrics; what is not a finite number becomes null, which every reader of JSON knows."""
         line = {key: None if isinstance(x, float) and not math.isfinite(x) else x for key, x in line.items()}
         self.lines.append(line)
-        with open(self.folder / METRICS, "a", encoding="utf-8") as file:
+        path = self.folder / METRICS
+        with named(path), path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
         for key, value in line.items():
             if isinstance(value, (int, float)) and key != "step":

@@ -48,7 +48,7 @@ CONFIG, INFO, METRICS, EVENTS, CHECKPOINT, SAMPLES, PROGRAMS, AUXILIARY = (
     "auxiliary.pt",
 )
 PACKAGES = ("torch", "pyro-ppl", "numpy")
-EXTENSIBLE = {"training.steps", "training.minutes"}
+EXTENSIBLE = {"training.steps", "training.minutes", "data.root"}
 """Settings that may change when a run is resumed."""
 
 
@@ -134,6 +134,8 @@ def read_config(folder: Path) -> Config:
     Raises:
         UserError: if the folder is no run, or a program is missing or has changed.
     """
+    if folder.is_file():
+        raise UserError(f"{folder} is a file, no run; give a folder that `pyro-delta train` wrote.")
     if (folder / CONFIG).exists():  # if not, the configuration's own words say what is wrong
         check_copies(read_info(folder)[2], folder / PROGRAMS)
     return configuration.load(folder / CONFIG, folder / PROGRAMS)
@@ -153,10 +155,13 @@ def load(folder: Path, device: torch.device | str = "cpu", prior: str = "model")
     """
     config = read_config(folder)
     _, spec, _ = read_info(folder)
-    state = load_checkpoint(folder / CHECKPOINT, device, keys=("average",))
+    state = load_checkpoint(folder / CHECKPOINT, device, keys=("config", "average"))
+    check_made_with(state, config, folder)
     with torch.random.fork_rng(devices=[]):
         programs = build(config, spec, folder / PROGRAMS).to(device)
     load_weights(programs, averaged_weights(state), folder / CHECKPOINT)
+    if config.training.channels_last:  # as it was trained: up to three times as fast
+        programs.to(memory_format=torch.channels_last)
     if prior == "auxiliary":
         programs = with_prior(programs, _auxiliary(folder, config, programs.model.prior, state, device))
     return Loaded(config, spec, programs.eval())
@@ -196,15 +201,36 @@ def resumed_config(folder: Path, settings: list[tuple[str, Any]]) -> Config:
     """
     saved = read_config(folder)
     config = configuration.overlaid(saved.model_dump(), settings, folder / PROGRAMS)
-    before, after = saved.model_dump(), config.model_dump()
+    if found := _first_change(saved.model_dump(mode="json"), config):
+        key, before, now = found
+        raise UserError(
+            f"{folder} was made with {key}={before}, not {now}; leave that out to resume it, or start a new run."
+        )
+    return config
+
+
+def check_made_with(state: dict[str, Any], config: Config, folder: Path) -> None:
+    """Refuses a configuration other than the one that a run's checkpoint was made with: config.json was edited.
+
+    Raises:
+        UserError: naming the first setting that differs, `EXTENSIBLE` ones aside, and both values.
+    """
+    if found := _first_change(state["config"], config):
+        key, before, now = found
+        raise UserError(
+            f"{folder / CONFIG} has {key}={now}, but the run was made with {before}; put that back, or start a new run."
+        )
+
+
+def _first_change(before: dict[str, Any], config: Config) -> tuple[str, Any, Any] | None:
+    """The first setting, of those that may not change, that differs from the sections `before`, and both its values."""
+    after = config.model_dump(mode="json")
     for section, fields in before.items():
         for field, value in fields.items():
-            key = f"{section}.{field}"
-            if key not in {*EXTENSIBLE, "data.root"} and (now := after[section].get(field)) != value:
-                raise UserError(
-                    f"{folder} was made with {key}={value}, not {now}; leave that out to resume it, or start a new run."
-                )
-    return config
+            key, now = f"{section}.{field}", after[section].get(field)
+            if key not in EXTENSIBLE and now != value:
+                return key, value, now
+    return None
 
 
 def write_text(path: Path, text: str) -> None:

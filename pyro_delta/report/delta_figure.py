@@ -11,6 +11,7 @@ import torch
 from matplotlib.figure import Figure
 
 from pyro_delta.errors import UserError
+from pyro_delta.files import written_whole
 from pyro_delta.rate import ar1_committed_rate
 
 ACCENT = "#c2410c"
@@ -84,11 +85,14 @@ def save_delta_figure(path: str | Path, alpha: Sequence[float], length: int) -> 
     Raises:
         UserError: the path cannot be written, or its suffix names no known format.
     """
-    if not Path(path).suffix:  # matplotlib would write to another path, with .png at its end
+    suffix = Path(path).suffix
+    if not suffix:
         raise UserError(f"cannot tell the format of the figure {str(path)!r}; name a .png, .pdf or .svg file.")
+    figure = delta_figure(alpha, length)
     try:
-        delta_figure(alpha, length).savefig(path, dpi=160)
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"cannot write the figure to {str(path)!r} ({error}); name a .png, .pdf or .svg file."
-        ) from error
+        with written_whole(Path(path)) as file:
+            figure.savefig(file, format=suffix[1:].lower(), dpi=160)
+    except OSError as error:
+        raise UserError(f"cannot write the figure {path} ({error.strerror}); give another path.") from None
+    except ValueError as error:
+        raise UserError(f"cannot write the figure {path} ({error}); name a .png, .pdf or .svg file.") from error
