@@ -104,7 +104,7 @@ class SequentialGaussian(Distribution):
         *,
         validate_args: bool | None = None,
     ) -> None:
-        self.weights, self.length = weights, length
+        self.weights, self.length = Weights(*map(jnp.asarray, weights)), length
         event_shape = (length, weights.weight_ih.shape[1])
         super().__init__(tuple(batch_shape), event_shape, validate_args=validate_args)
 
@@ -162,7 +162,7 @@ class SequentialGaussian(Distribution):
         return self.transform(jax.random.normal(key, shape, self.weights.out_weight.dtype))
 
 
-class LSTM(nnx.Module):  # type: ignore[misc]
+class LSTM(nnx.Module):
     """Weights of a single LSTM layer, uniform in ±1/√h."""
 
     def __init__(self, dims: int, hidden: int, rngs: nnx.Rngs) -> None:
@@ -174,7 +174,7 @@ class LSTM(nnx.Module):  # type: ignore[misc]
         self.bias_ih_l0, self.bias_hh_l0 = uniform(4 * hidden), uniform(4 * hidden)
 
 
-class Output(nnx.Module):  # type: ignore[misc]
+class Output(nnx.Module):
     """Weights of the output layer: zero, but for the means of several components, drawn from N(0, ½²)."""
 
     def __init__(self, dims: int, hidden: int, mixtures: int, rngs: nnx.Rngs) -> None:
@@ -185,7 +185,7 @@ class Output(nnx.Module):  # type: ignore[misc]
         self.weight, self.bias = nnx.Param(jnp.zeros((len(bias), hidden))), nnx.Param(bias)
 
 
-class LSTMNetwork(nnx.Module):  # type: ignore[misc]
+class LSTMNetwork(nnx.Module):
     """The layer and its output."""
 
     def __init__(self, dims: int, *, hidden: int, mixtures: int, rngs: nnx.Rngs) -> None:
@@ -193,7 +193,7 @@ class LSTMNetwork(nnx.Module):  # type: ignore[misc]
         self.out = Output(dims, hidden, mixtures, rngs)
 
 
-class LSTMPrior(nnx.Module):  # type: ignore[misc]
+class LSTMPrior(nnx.Module):
     """A prior that is learned from samples of q(z | x), in place of one that commits a rate.
 
     Args:

@@ -31,7 +31,7 @@ from pyro_delta.twin.rate import (
 from pyro_delta.twin.variables import Buffer
 
 
-class AR1Prior(nnx.Module):  # type: ignore[misc]
+class AR1Prior(nnx.Module):
     """Stationary AR(1) over the steps, α fixed.
 
     Args:
@@ -68,7 +68,7 @@ class AR1Prior(nnx.Module):  # type: ignore[misc]
         return GaussianAR1(self.alpha[...], self.first_row.shape[0])
 
 
-class StandardNormalPrior(nnx.Module):  # type: ignore[misc]
+class StandardNormalPrior(nnx.Module):
     """N(0, 1) everywhere, as AR(1) with α = 0. Options are those of `AR1Prior`, without a rate."""
 
     def __init__(self, spec: ImageSpec, *, dims: int = 8, length: int | None = None) -> None:
@@ -80,7 +80,7 @@ class StandardNormalPrior(nnx.Module):  # type: ignore[misc]
         return GaussianAR1(self.alpha[...], self.first_row.shape[0])
 
 
-class LearnedAR1Prior(nnx.Module):  # type: ignore[misc]
+class LearnedAR1Prior(nnx.Module):
     """AR(1) that learns its rate above a floor, and how the dimensions share it.
 
     Args:
@@ -147,7 +147,7 @@ def _learned_alpha_in_float64(excess: Any, shares_d: Any, *, floor: float, lengt
     return np.where(rounded < exact, np.nextafter(rounded, np.ones_like(rounded)), rounded)
 
 
-class DensePrior(nnx.Module):  # type: ignore[misc]
+class DensePrior(nnx.Module):
     """A Gaussian of unit marginals with a Cholesky factor for each dimension, or one for all.
 
     Args:

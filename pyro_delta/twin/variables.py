@@ -3,5 +3,5 @@
 from flax import nnx
 
 
-class Buffer(nnx.Variable):  # type: ignore[misc]
+class Buffer(nnx.Variable):
     """A fixed array: torch's buffer. It is saved, and converts by its name."""
