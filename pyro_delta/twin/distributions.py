@@ -376,7 +376,8 @@ class DiscretizedLogisticMixture(Distribution):
         x = value[..., None]
         y = self._at(x)
         parts = [jnp.unstack(part, axis=-4) for part in (self.means, self.coefficients, y)]
-        mean = jnp.stack([_mean(c, *parts) for c in range(self.event_shape[0])], axis=-4)
+        means = jnp.broadcast_arrays(*(_mean(c, *parts) for c in range(self.event_shape[0])))
+        mean = jnp.stack(means, axis=-4)
         half, inverse = 1 / (self.levels - 1), jnp.exp(-self.log_scales)
         above, below = (y - half - mean) * inverse, (y + half - mean) * inverse
         # ln[σ(b) − σ(a)] = ln σ(b) + ln σ(−a) + ln(1 − e^{a−b}), which cancels nowhere.
