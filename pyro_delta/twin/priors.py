@@ -242,8 +242,6 @@ class LatticePrior(DensePrior):
             rate = _rate(rate_nats, rows * columns)
             solved = solve_for_rate(lambda value: lattice_rate(np.full(dims, value), rows, columns), rate, 1.0)
             alpha_d = _below_one(np.full(dims, solved), rate)
-        if np.all(alpha_d == alpha_d[0]):
-            alpha_d = alpha_d[:1]  # one factor is enough
         factor = np.stack([np.kron(ar_factor([alpha], rows), ar_factor([alpha], columns)) for alpha in alpha_d])
         first_row = np.arange(rows * columns) // columns * (spec.height // rows)
         super().__init__(factor, dims, first_row)
