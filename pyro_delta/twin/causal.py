@@ -16,8 +16,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-
-Array = jax.Array
+from jax import Array
 
 
 def uniform(fan_in: int) -> Callable[..., Array]:

@@ -13,13 +13,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax import Array
 
 from pyro_delta.data.spec import ImageSpec
 from pyro_delta.twin.causal import embed_pixels, linear, masked_softmax
 from pyro_delta.twin.gated_pixelcnn import GatedPixelCNN
 from pyro_delta.twin.pixelsnail import PixelSNAIL
-
-Array = jax.Array
 
 
 class LatentMap(nnx.Module):
@@ -120,14 +119,16 @@ class ConditionalNetwork(nnx.Module):
     ) -> None:
         """See the class."""
         self.spec, self.use_latents = spec, use_latents
-        size = {"height": spec.height, "width": spec.width}
         if use_latents:
             rows = [0] * len(first_row) if conditioning == "full" else first_row
-            self.latents = LatentMap(dims, rows, channels=latent_channels, **size, rngs=rngs)
+            self.latents = LatentMap(
+                dims, rows, channels=latent_channels, height=spec.height, width=spec.width, rngs=rngs
+            )
         self.trunk = self.Trunk(
             spec.channels + 1,
             mixtures * {1: 3, 3: 10}[spec.channels],
-            **size,
+            height=spec.height,
+            width=spec.width,
             context_channels=latent_channels if use_latents else 0,
             rngs=rngs,
             **network,

@@ -12,12 +12,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax import Array
 
 from pyro_delta.data.spec import ImageSpec
 from pyro_delta.twin.causal import embed_pixels, linear
 from pyro_delta.twin.gated_pixelcnn import GatedPixelCNN
-
-Array = jax.Array
 
 
 def region_weights(spec: ImageSpec, first_row: Sequence[int], columns: int) -> np.ndarray[Any, np.dtype[np.float32]]:

@@ -14,10 +14,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax import Array
 
 from pyro_delta.twin.causal import PixelBlock, PixelConv, Pointwise, RowBlock, RowConv, shift_down, shift_right
-
-Array = jax.Array
 
 
 def pixel_shuffle(v_bhwc: Array) -> Array:

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax import Array
 
 from pyro_delta.twin.causal import (
     PixelBlock,
@@ -26,8 +27,6 @@ from pyro_delta.twin.causal import (
     shift_down,
     shift_right,
 )
-
-Array = jax.Array
 
 
 def background(height: int, width: int) -> np.ndarray[Any, np.dtype[np.float32]]:
