@@ -213,6 +213,12 @@ class LSTMPrior(nnx.Module):
         self.first_row = Buffer(prior.first_row[...])
         self.network = LSTMNetwork(prior().event_shape[1], hidden=hidden, mixtures=mixtures, rngs=rngs)
 
+    @classmethod
+    def like(cls, auxiliary: Any, prior: Any) -> LSTMPrior:
+        """The twin of a Pyro `LSTMPrior`, of the same sizes, in place of the twin `prior`."""
+        network = auxiliary.network
+        return cls(prior, hidden=network.lstm.hidden_size, mixtures=network.mixtures, rngs=nnx.Rngs(0))
+
     def __call__(self) -> SequentialGaussian:
         """p_aux at the weights' present values."""
         lstm, out = self.network.lstm, self.network.out

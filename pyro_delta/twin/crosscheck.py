@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import copy
+import math
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any, cast
+from functools import partial
+from typing import Any, Literal
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import numpyro
 import pyro
@@ -16,24 +19,34 @@ import torch
 from flax import nnx
 from numpyro.distributions.kl import kl_divergence as numpyro_kl
 from pyro import poutine
-from torch.distributions import Distribution, kl_divergence
+from torch import Tensor
+from torch.distributions import Independent, Normal, kl_divergence
 
-from pyro_delta.build import Programs, parameters_of
-from pyro_delta.config import Config
-from pyro_delta.data.spec import ImageSpec
+from pyro_delta import build
+from pyro_delta.errors import UserError
 from pyro_delta.evaluation.bound import delta_of
-from pyro_delta.twin import programs as twins
-from pyro_delta.twin.weights import load_torch, named_gradients
+from pyro_delta.twin.programs import Programs
+from pyro_delta.twin.rate import committed_rate
+from pyro_delta.twin.weights import load_weights, torch_weights
+
+Array = np.ndarray[Any, Any]
 
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
 """Largest relative difference of a term or a gradient."""
-TERMS = ("log p(z)", "log p(x|z)", "log q(z|x)", "KL", "−ELBO")
-"""−ELBO takes the sampled rate."""
+BUFFER_TOLERANCE = 4 * float(np.finfo(np.float32).eps)
+"""Of fixed numbers, which either side computes for itself: a run stores them in single precision."""
+TERMS = ("log p(z)", "log p(x|z)", "log q(z|x)", "KL(q‖p)", "−ELBO")
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """One number from both, in nats summed over the images, and the largest relative difference of any image."""
+    """One number from both sides.
+
+    Attributes:
+        term: what it is.
+        pyro, numpyro: nats, the mean over the images; None where there is no closed form.
+        difference: largest absolute difference of any image, over the largest absolute value of any image.
+    """
 
     term: str
     pyro: float | None
@@ -47,130 +60,183 @@ class Crosscheck:
 
     Attributes:
         terms: of the ELBO, and δ.
-        gradients: weight → max|Δg| / max|g| of the −ELBO per image.
-        tolerance: of both.
+        gradients: weight → max|Δg| / max|g|, both over all images, g the gradient of the −ELBO of an image.
+        buffers: fixed number of the programs, such as α → max|Δ| / max|value|.
+        tolerance: of terms and gradients.
+        images: number of images.
+        precision: float64 or float32.
     """
 
     terms: tuple[Agreement, ...]
     gradients: dict[str, float]
+    buffers: dict[str, float]
     tolerance: float
-
-    @property
-    def passed(self) -> bool:
-        """Whether all differences are within the tolerance; NaN is not."""
-        found = [term.difference for term in self.terms] + list(self.gradients.values())
-        return all(difference <= self.tolerance for difference in found)
+    images: int
+    precision: str
 
     @property
     def failure(self) -> str | None:
-        """The worst disagreement in a sentence; None if there is none."""
-        if self.passed:
+        """The worst disagreement in a sentence, or None. What is not a number disagrees."""
+        found = {term.term: (term.difference, self.tolerance) for term in self.terms}
+        found |= {f"the gradient of {name}": (value, self.tolerance) for name, value in self.gradients.items()}
+        found |= {f"the buffer {name}": (value, BUFFER_TOLERANCE) for name, value in self.buffers.items()}
+        wrong = {name: pair for name, pair in found.items() if not pair[0] <= pair[1]}
+        if not wrong:
             return None
-        named = {term.term: term.difference for term in self.terms}
-        named |= {f"the gradient of {name}": difference for name, difference in self.gradients.items()}
-        worst = max(named, key=lambda name: np.nan_to_num(named[name], nan=np.inf))
-        return f"crosscheck failed: {worst} differs by {named[worst]:.3g}, more than {self.tolerance:g}."
+        worst = max(wrong, key=lambda name: np.nan_to_num(wrong[name][0] / wrong[name][1], nan=np.inf))
+        difference, tolerance = wrong[worst]
+        return f"Pyro and NumPyro disagree: {worst} differs by {difference:.3g}, more than {tolerance:.3g}."
 
     def asdict(self) -> dict[str, Any]:
-        """For JSON."""
-        return {**asdict(self), "passed": self.passed}
+        """Plain values; what is not a finite number is None."""
+        return _finite({**asdict(self), "agrees": self.failure is None})
 
 
 def crosscheck(
-    programs: Programs,
-    config: Config,
-    spec: ImageSpec,
-    images: torch.Tensor,
+    programs: build.Programs,
+    twin: Programs,
+    images: Tensor,
     *,
-    folder: Path | None = None,
+    elbo: Literal["trace", "mean_field"] = "trace",
     dtype: torch.dtype = torch.float64,
     seed: int = 0,
 ) -> Crosscheck:
-    """Compares a run's Pyro programs with their NumPyro twins.
+    """Compares Pyro programs with their NumPyro twins, on the CPU.
 
     Args:
-        programs: with the weights to compare; they are cast to `dtype`.
-        config: that they were built from.
-        spec: shape and levels of the images.
+        programs: with the weights to compare; they stay as they are.
+        twin: of the same configuration; takes over the weights.
         images: (N, C, H, W) uint8.
-        folder: of the run's own programs.
-        dtype: float64 or float32, of everything in both.
-        seed: of the noise.
+        elbo: how the rate enters −ELBO: from the sample, or in closed form.
+        dtype: float64 or float32, of everything on both sides.
+        seed: of the noise that z is drawn with.
 
     Raises:
-        UserError: if a program has no twin, or its weights do not match.
+        UserError: if weights do not match, or a posterior does not say how a sample comes from noise.
     """
-    programs = programs.cpu().to(dtype).eval()
-    with jax.enable_x64(dtype == torch.float64):
-        twin = twins.build(config, spec, folder)
-        load_torch(twin, programs.state_dict())
-        noise = np.random.default_rng(seed).standard_normal(
-            (len(images), *programs.model.prior().event_shape), dtype=np.float64
-        )
-        ours, our_gradients = _pyro(programs, images, torch.from_numpy(noise).to(dtype))
-        theirs, their_gradients = _numpyro(twin, jnp.asarray(images.numpy()), jnp.asarray(noise))
-    terms = [_agreement(term, ours.get(term), theirs.get(term)) for term in TERMS]
-    delta = twins.delta_of(twin, programs.guide.causality)
-    terms.append(_agreement("δ", _array(delta_of(programs, images)), _array(delta)))
-    differences = {name: _relative(gradient, their_gradients[name]) for name, gradient in our_gradients.items()}
-    return Crosscheck(tuple(terms), differences, TOLERANCE[dtype])
+    programs = copy.deepcopy(programs).cpu().to(dtype).eval()
+    noise = np.random.default_rng(seed).standard_normal((len(images), *_event_shape(programs)))
+    with ExitStack() as stack:
+        stack.enter_context(jax.enable_x64(dtype == torch.float64))
+        stack.enter_context(jax.default_device(jax.devices("cpu")[0]))
+        own = torch_weights(twin)
+        weights = programs.state_dict()
+        load_weights(twin, weights)
+        buffers = {
+            name: _relative(_array(weights[name]), own[name])
+            for name in sorted(weights.keys() - dict(programs.named_parameters()).keys())
+        }
+        given = [(images[i : i + 1], noise[i : i + 1]) for i in range(len(images))]
+        ours = (_pyro(programs, x, torch.from_numpy(eps).to(dtype), elbo) for x, eps in given)
+        theirs = (_numpyro(twin, x.numpy(), eps.astype(str(dtype).removeprefix("torch.")), elbo) for x, eps in given)
+        terms, gradients = _compared(zip(ours, theirs, strict=True))
+        rates = delta_of(programs, images), _delta_of(twin)
+        terms.append(_agreement("δ", *(None if rate is None else np.array([rate]) for rate in rates)))
+    precision = str(dtype).removeprefix("torch.")
+    return Crosscheck(tuple(terms), gradients, buffers, TOLERANCE[dtype], len(images), precision)
 
 
-Terms = dict[str, "np.ndarray | None"]
+def _compared(images: Iterable[tuple[Side, Side]]) -> tuple[list[Agreement], dict[str, float]]:
+    """Terms and gradients of one image after the other."""
+    terms: dict[str, list[tuple[Array | None, Array | None]]] = {name: [] for name in TERMS}
+    apart, size = defaultdict(float), defaultdict(float)
+    for ours, theirs in images:
+        for name in TERMS:
+            terms[name].append((ours.terms[name], theirs.terms[name]))
+        for name, gradient in ours.gradients.items():
+            apart[name] = np.maximum(apart[name], np.abs(gradient - theirs.gradients[name]).max())
+            size[name] = np.maximum(size[name], np.abs(gradient).max())
+    agreements = [_agreement(name, *map(_joined, zip(*pairs, strict=True))) for name, pairs in terms.items()]
+    return agreements, {name: _ratio(apart[name], size[name]) for name in size}
 
 
-def _pyro(programs: Programs, images: torch.Tensor, noise: torch.Tensor) -> tuple[Terms, dict[str, np.ndarray]]:
-    with parameters_of(programs), pyro.validation_enabled(False):
-        q, p = programs.guide.posterior(images), programs.model.prior()
-        z = from_noise(q, noise)
-        guide = poutine.trace(poutine.condition(programs.guide, {"z": z})).get_trace(images)
+@dataclass(frozen=True)
+class Side:
+    """What one backend says of an image: terms (1,), and the gradient of its −ELBO by each weight."""
+
+    terms: Mapping[str, Array | None]
+    gradients: Mapping[str, Array]
+
+
+def _pyro(programs: build.Programs, images: Tensor, noise: Tensor, elbo: str) -> Side:
+    with build.parameters_of(programs), pyro.validation_enabled(False):
+        q = poutine.trace(programs.guide).get_trace(images).nodes["z"]["fn"]
+        z = _drawn(q, noise)
         model = poutine.trace(poutine.condition(programs.model, {"z": z})).get_trace(images)
-        for trace in (guide, model):
-            trace.compute_log_prob()
-        log_q, log_p, log_px = (
-            trace.nodes[site]["log_prob"] for trace, site in ((guide, "z"), (model, "z"), (model, "x"))
-        )
-        loss = log_q - log_p - log_px
+        p, image = model.nodes["z"]["fn"], model.nodes["x"]["fn"]
+        log_p, log_px, log_q = p.log_prob(z), image.log_prob(images), q.log_prob(z)
+        kl = _or_none(lambda: kl_divergence(q, p))
+        loss = (kl if elbo == "mean_field" else log_q - log_p) - log_px
         programs.zero_grad(set_to_none=True)
-        loss.mean().backward()
-    gradients = {name: _array(p.grad) for name, p in programs.named_parameters() if p.grad is not None}
-    programs.zero_grad(set_to_none=True)
-    return _terms(log_p, log_px, log_q, _or_none(lambda: kl_divergence(q, p)), loss), gradients
+        loss.sum().backward()
+    gradients = {
+        name: _array(torch.zeros_like(weight) if weight.grad is None else weight.grad)
+        for name, weight in programs.named_parameters()
+    }
+    return Side(_terms(log_p, log_px, log_q, kl, loss), gradients)
 
 
-def _numpyro(twin: twins.Programs, images: jax.Array, noise: jax.Array) -> tuple[Terms, dict[str, np.ndarray]]:
+def _numpyro(twin: Programs, images: Array, noise: Array, elbo: str) -> Side:
     graph, weights, rest = nnx.split(twin, nnx.Param, ...)
+    gradients, terms = _numpyro_gradient(graph, elbo, weights, rest, images, noise)
+    return Side(_terms(*terms), torch_weights(nnx.merge(graph, gradients, rest)))
 
-    def loss_of(weights: nnx.State) -> tuple[jax.Array, tuple[Any, ...]]:
+
+# Compiled once for all weights of one architecture: a graph definition is hashable.
+@partial(jax.jit, static_argnums=(0, 1))
+def _numpyro_gradient(graph: Any, elbo: str, weights: Any, rest: Any, images: Any, noise: Any) -> Any:
+    def loss_of(weights: Any) -> tuple[jax.Array, tuple[Any, ...]]:
         programs = nnx.merge(graph, weights, rest)
-        q, p = programs.guide.posterior(images), programs.model.prior()
-        given = {"z": q.transform(noise) if hasattr(q, "transform") else q.mean + jnp.sqrt(q.variance) * noise}
-        log = {}
-        for name, program in (("guide", programs.guide), ("model", programs.model)):
-            trace = numpyro.handlers.trace(numpyro.handlers.substitute(program, given)).get_trace(images)
-            log |= {(name, site): node["fn"].log_prob(node["value"]) for site, node in trace.items() if site in "zx"}
-        log_q, log_p, log_px = log["guide", "z"], log["model", "z"], log["model", "x"]
-        loss = log_q - log_p - log_px
-        return loss.mean(), (log_p, log_px, log_q, _or_none(lambda: numpyro_kl(q, p)), loss)
+        q = _sites(programs.guide, images, {})["z"]["fn"]
+        z = _drawn(q, noise)
+        model = _sites(programs.model, images, {"z": z})
+        p, image = model["z"]["fn"], model["x"]["fn"]
+        log_p, log_px, log_q = p.log_prob(z), image.log_prob(images), q.log_prob(z)
+        kl = _or_none(lambda: numpyro_kl(q, p))
+        loss = (kl if elbo == "mean_field" else log_q - log_p) - log_px
+        return loss.sum(), (log_p, log_px, log_q, kl, loss)
 
-    (_, terms), gradients = jax.jit(jax.value_and_grad(loss_of, has_aux=True))(weights)
-    return _terms(*terms), named_gradients(gradients)
+    return jax.grad(loss_of, has_aux=True)(weights)
 
 
-def from_noise(q: Distribution, noise: torch.Tensor) -> torch.Tensor:
-    """The sample of a Gaussian that standard normal noise gives."""
-    transform = getattr(q, "transform", None)
-    return transform(noise) if transform else q.mean + q.stddev * noise
+def _sites(program: Callable[..., Any], images: Any, given: dict[str, Any]) -> Any:
+    seeded = numpyro.handlers.seed(numpyro.handlers.substitute(program, given), jax.random.key(0))
+    return numpyro.handlers.trace(seeded).get_trace(images)
 
 
-def _terms(*values: Any) -> Terms:
-    return dict(zip(TERMS, (_array(value) for value in values), strict=True))
+def _drawn(q: Any, noise: Any) -> Any:
+    """The sample of q that standard normal noise of its shape gives."""
+    if transform := getattr(q, "transform", None):
+        return transform(noise)
+    if isinstance(q, Independent) and isinstance(q.base_dist, Normal):
+        return q.mean + q.stddev * noise
+    if isinstance(q, numpyro.distributions.Independent) and isinstance(q.base_dist, numpyro.distributions.Normal):
+        return q.base_dist.loc + q.base_dist.scale * noise
+    raise UserError(
+        f"the posterior {type(q).__name__} does not say how noise becomes a sample; give it a method transform(noise)."
+    )
 
 
-def _array(value: Any) -> np.ndarray | None:
-    if value is None:
+def _event_shape(programs: build.Programs) -> tuple[int, ...]:
+    with build.parameters_of(programs), torch.no_grad():
+        return tuple(programs.model.prior().event_shape)
+
+
+def _delta_of(twin: Programs) -> float | None:
+    """δ of a guide's family in nats; without a formula of its own it is independent over steps and dimensions."""
+    rate_of: Any = getattr(twin.guide, "committed_rate", committed_rate)
+    try:
+        return float(rate_of(twin.model.prior()))  # type: ignore[operator]
+    except (UserError, NotImplementedError):
         return None
-    return np.asarray(value.detach() if isinstance(value, torch.Tensor) else value)
+
+
+def _terms(*values: Any) -> dict[str, Array | None]:
+    return {name: None if value is None else _array(value) for name, value in zip(TERMS, values, strict=True)}
+
+
+def _array(value: Any) -> Array:
+    return np.asarray(value.detach() if isinstance(value, Tensor) else value)
 
 
 def _or_none(divergence: Callable[[], Any]) -> Any:
@@ -180,15 +246,34 @@ def _or_none(divergence: Callable[[], Any]) -> Any:
         return None
 
 
-def _agreement(term: str, ours: np.ndarray | None, theirs: np.ndarray | None) -> Agreement:
-    if ours is None and theirs is None:
-        return Agreement(term, None, None, 0.0)
+def _agreement(term: str, ours: Array | None, theirs: Array | None) -> Agreement:
+    values = [None if side is None else float(side.mean()) for side in (ours, theirs)]
     if ours is None or theirs is None:
-        return Agreement(term, *(None if value is None else float(value.sum()) for value in (ours, theirs)), np.nan)
-    return Agreement(term, float(ours.sum()), float(theirs.sum()), _relative(ours, theirs))
+        return Agreement(term, *values, 0.0 if ours is theirs else math.nan)
+    return Agreement(term, *values, _relative(ours, theirs))
 
 
-def _relative(ours: np.ndarray, theirs: np.ndarray) -> float:
-    """max|a − b| / max|a|; 0 where both are 0."""
-    apart, size = np.abs(ours - theirs).max(), np.abs(ours).max()
-    return float(apart / size) if size else float(apart > 0)
+def _relative(ours: Array, theirs: Array) -> float:
+    """max|a − b| / max|a|; not a number where the shapes differ."""
+    if ours.shape != theirs.shape:
+        return math.nan
+    return _ratio(np.abs(ours - theirs).max(initial=0.0), np.abs(ours).max(initial=0.0))
+
+
+def _ratio(apart: float, size: float) -> float:
+    """0 where both are 0."""
+    return float(apart / size) if size else float(apart)
+
+
+def _joined(parts: Iterable[Array | None]) -> Array | None:
+    """(1,) of each image → (N,)."""
+    found = [part for part in parts if part is not None]
+    return np.concatenate(found) if found else None
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

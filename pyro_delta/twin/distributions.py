@@ -378,11 +378,13 @@ class DiscretizedLogisticMixture(Distribution):
         parts = [jnp.unstack(part, axis=-4) for part in (self.means, self.coefficients, y)]
         means = jnp.broadcast_arrays(*(_mean(c, *parts) for c in range(self.event_shape[0])))
         mean = jnp.stack(means, axis=-4)
-        half, inverse = 1 / (self.levels - 1), jnp.exp(-self.log_scales)
-        above, below = (y - half - mean) * inverse, (y + half - mean) * inverse
+        inverse = jnp.exp(-self.log_scales)
+        # Both edges from one rounded distance: apart, each rounded by itself, the bin would change its width.
+        centre, half = (y - mean) * inverse, inverse / (self.levels - 1)
+        above, below = centre - half, centre + half
         # ln[σ(b) − σ(a)] = ln σ(b) + ln σ(−a) + ln(1 − e^{a−b}), which cancels nowhere.
         up_to, from_on = jax.nn.log_sigmoid(below), jax.nn.log_sigmoid(-above)
-        within = up_to + from_on + jnp.log(-jnp.expm1(-2 * half * inverse))
+        within = up_to + from_on + jnp.log(-jnp.expm1(-2 * half))
         of_channel = jnp.where(x == 0, up_to, jnp.where(x == self.levels - 1, from_on, within))
         of_component = jax.nn.log_softmax(self.logits) + jnp.sum(of_channel, axis=-4)
         return jnp.sum(logsumexp(of_component, axis=-1), axis=(-2, -1))

@@ -9,8 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from numpy.typing import ArrayLike
+from numpyro.distributions import Distribution
 
 from pyro_delta.errors import UserError
 from pyro_delta.twin.distributions import GaussianAR1, GaussianSequence
@@ -18,21 +21,44 @@ from pyro_delta.twin.distributions import GaussianAR1, GaussianSequence
 Array = np.ndarray[Any, np.dtype[Any]]
 
 
-def committed_rate(prior: GaussianAR1 | GaussianSequence, block: int = 1) -> Array:
+def committed_rate(prior: Distribution, block: int = 1) -> Array:
     """δ of a prior against posteriors that factorise over dimensions and over blocks of consecutive steps.
 
+    Of a Gaussian that is not of this package Λ is read off its log-density, by differentiating twice in float64.
+
     Args:
-        prior: a Gaussian over (n, d) of this package.
+        prior: a Gaussian over (n, d).
         block: steps in a block; the last may have fewer.
 
     Returns:
         δ in nats, float64, of the prior's batch shape.
+
+    Raises:
+        UserError: if the prior is not Gaussian.
     """
     if isinstance(prior, GaussianAR1):
         return ar1_rate(prior.alpha, prior.length, block)
+    if not isinstance(prior, GaussianSequence):
+        return _rate_of_density(prior, block)
     n, d = prior.event_shape
     factor = np.broadcast_to(np.asarray(prior.scale_tril, np.float64), (*prior.batch_shape, d, n, n))
     return np.sum(factor_rate(factor, block), axis=-1)
+
+
+def _rate_of_density(prior: Distribution, block: int) -> Array:
+    n, d = prior.event_shape
+
+    def log_prob(z_dn: jax.Array) -> jax.Array:
+        return prior.log_prob(z_dn.reshape(d, n).T)
+
+    with jax.enable_x64(True):
+        second = [np.asarray(jax.hessian(log_prob)(at)) for at in (jnp.zeros(d * n), jnp.linspace(-1.0, 2.0, d * n))]
+    if not np.allclose(*second, rtol=1e-9, atol=1e-12):
+        raise UserError(f"the twin's prior {type(prior).__name__} is not Gaussian, and commits no known rate.")
+    precision = -second[0]
+    parts = [range(k * n + b, k * n + min(b + block, n)) for k in range(d) for b in range(0, n, block)]
+    halves = [np.linalg.slogdet(precision[np.ix_(part, part)])[1] for part in parts]
+    return 0.5 * (np.sum(halves) - np.linalg.slogdet(precision)[1])
 
 
 def ar1_rate(alpha_d: ArrayLike, length: int, block: int = 1) -> Array:
@@ -91,6 +117,38 @@ def factor_rate(scale_tril: ArrayLike, block: int = 1) -> Array:
     columns = (inverse[..., b : b + block] for b in range(0, scale_tril.shape[-1], block))
     halves = [_log_diagonal(np.linalg.qr(part, mode="r")) for part in columns]
     return np.sum(halves, axis=0) + _log_diagonal(scale_tril)
+
+
+def minimising_factor(prior: GaussianAR1 | GaussianSequence, block: int = 1) -> Array:
+    """L₀ of the posterior that attains δ: each block has the covariance (Λ_bb)⁻¹, of which it is the lower factor.
+
+    Args:
+        prior: a Gaussian over (n, d) of this package, without a batch.
+        block: steps in a block; the last may have fewer.
+
+    Returns:
+        (d, n, n), float64, zero outside the blocks.
+    """
+    n, d = prior.event_shape
+    whitening = (
+        _ar1_whitening(prior.alpha, n)
+        if isinstance(prior, GaussianAR1)
+        else np.linalg.inv(np.asarray(prior.scale_tril, np.float64))
+    )
+    factor = np.zeros((d, n, n))
+    for b in range(0, n, block):
+        columns = whitening[..., b : b + block]  # G_b of Λ_bb = G_bᵀ G_b
+        factor[:, b : b + block, b : b + block] = np.linalg.cholesky(np.linalg.inv(columns.mT @ columns))
+    return factor
+
+
+def _ar1_whitening(alpha_d: ArrayLike, length: int) -> Array:
+    """The inverse of the Cholesky factor of AR(1), (d, n, n): row t is z_t − α z_{t−1} over its deviation."""
+    alpha_d = np.asarray(alpha_d, np.float64)[..., None, None]
+    deviation = np.sqrt((1 - alpha_d) * (1 + alpha_d))
+    whitening = (np.eye(length) - alpha_d * np.eye(length, k=-1)) / deviation
+    whitening[..., 0, 0] = 1.0
+    return whitening
 
 
 def _log_diagonal(matrix: Array) -> Array:
