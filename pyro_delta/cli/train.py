@@ -108,7 +108,6 @@ def _resumed(out: Path | None, preset: str | None, settings: Settings, device: s
         raise UserError("--resume needs --out RUN, the folder of the run to go on with.")
     from pyro_delta import config as configuration
     from pyro_delta.inference.checkpoint import load_checkpoint
-    from pyro_delta.inference.loop import STATE
     from pyro_delta.inference.recorder import read_metrics
     from pyro_delta.inference.run import (
         CHECKPOINT,
@@ -119,6 +118,7 @@ def _resumed(out: Path | None, preset: str | None, settings: Settings, device: s
         read_info,
         resumed_config,
     )
+    from pyro_delta.inference.training import STATE
 
     config = resumed_config(out, settings)
     made_with, spec, _ = read_info(out)
