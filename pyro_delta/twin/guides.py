@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro
 from flax import nnx
+from jax import Array
 from numpyro.distributions import Distribution, Independent, Normal
 
 from pyro_delta.data.spec import ImageSpec
@@ -25,8 +26,6 @@ from pyro_delta.twin.distributions import GaussianSequence
 from pyro_delta.twin.encoder import ImageEncoder
 from pyro_delta.twin.rate import committed_rate, minimising_factor
 from pyro_delta.twin.variables import Buffer
-
-Array = jax.Array
 
 
 class ImageGuide(nnx.Module):

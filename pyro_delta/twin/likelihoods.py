@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro
 from flax import nnx
+from jax import Array
 from numpyro.distributions import Distribution, constraints
 from numpyro.distributions.util import validate_sample
 
@@ -25,8 +26,6 @@ from pyro_delta.twin.conditional import (
     generate,
 )
 from pyro_delta.twin.distributions import DiscretizedLogisticMixture
-
-Array = jax.Array
 
 
 class AutoregressiveImage(Distribution):

@@ -74,3 +74,16 @@ def _found(place: str | Callable[..., Any]) -> Callable[..., Any]:
         return place
     module, _, name = place.partition(":")
     return getattr(import_module(module), name)
+
+
+def compute_on(device: str) -> None:
+    """Makes JAX compute on `cpu` or `cuda`; with `auto` it chooses.
+
+    Raises:
+        UserError: if there is no such device.
+    """
+    if device != "auto":
+        try:
+            jax.config.update("jax_default_device", jax.devices(device)[0])
+        except RuntimeError:
+            raise UserError(f"--device {device}: JAX finds no such device here; use --device cpu.") from None
