@@ -16,13 +16,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import Array
 from jax.scipy.linalg import solve_triangular
 from jax.scipy.special import logsumexp
 from numpyro.distributions import Distribution, ExpandedDistribution, Independent, Normal, constraints
 from numpyro.distributions.kl import kl_divergence
 from numpyro.distributions.util import validate_sample
 
-Array = jax.Array
 Shape = tuple[int, ...]
 
 
