@@ -609,8 +609,8 @@ def test_buffers_and_committed_rates_are_pyro_s(name: str) -> None:
             p, q = ours(), theirs()
             for block in (1, 2, 3, p.event_shape[0]):
                 mine, other = committed_rate(p, block), pyro_rate.committed_rate(q, block).detach()
-                # A rate of 0 comes as rounding of the logarithms that cancel in it.
-                np.testing.assert_allclose(mine, other, rtol=TOLERANCE, atol=1e-14, err_msg=f"{options}, {block}")
+                # The rate of one whole block is 0: what is left is rounding of some 50 logarithms that cancel.
+                np.testing.assert_allclose(mine, other, rtol=TOLERANCE, atol=1e-13, err_msg=f"{options}, {block}")
 
 
 @pytest.mark.parametrize("seed", SEEDS)
