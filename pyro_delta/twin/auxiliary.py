@@ -16,14 +16,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax import Array
 from jax.scipy.special import logsumexp, ndtr
 from numpyro.distributions import Distribution, constraints
 from numpyro.distributions.util import validate_sample
 
 from pyro_delta.errors import UserError
 from pyro_delta.twin.variables import Buffer
-
-Array = jax.Array
 
 
 class Weights(NamedTuple):
@@ -91,7 +90,7 @@ class SequentialGaussian(Distribution):
         batch_shape: the weights have none; draws of a batch are independent.
     """
 
-    arg_constraints = {}  # noqa: RUF012
+    arg_constraints: dict[str, Any] = {}  # noqa: RUF012
     support = constraints.real_matrix
     pytree_data_fields = ("weights",)
     pytree_aux_fields = ("length",)

@@ -322,17 +322,6 @@ def _matern_scale_for_rate(rate: float, smoothness: str, length: int) -> float:
     return solved
 
 
-PRIORS = {
-    "ar1": AR1Prior,
-    "ar1_learned": LearnedAR1Prior,
-    "standard_normal": StandardNormalPrior,
-    "ar": ARPrior,
-    "lattice": LatticePrior,
-    "matern": MaternPrior,
-}
-"""The shipped priors by the names that configurations use."""
-
-
 # --- Options ---
 
 

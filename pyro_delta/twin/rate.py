@@ -115,7 +115,7 @@ def factor_rate(scale_tril: ArrayLike, block: int = 1) -> Array:
     scale_tril = np.asarray(scale_tril, np.float64)
     inverse = np.linalg.inv(scale_tril)
     columns = (inverse[..., b : b + block] for b in range(0, scale_tril.shape[-1], block))
-    halves = [_log_diagonal(np.linalg.qr(part, mode="r")) for part in columns]
+    halves = [_log_diagonal(np.linalg.qr(part).R) for part in columns]
     return np.sum(halves, axis=0) + _log_diagonal(scale_tril)
 
 
