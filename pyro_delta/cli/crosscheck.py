@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -56,19 +57,15 @@ def crosscheck(
     require()
     import torch
 
-    from pyro_delta.inference.run import PROGRAMS, load
-    from pyro_delta.twin.auxiliary import LSTMPrior
+    from pyro_delta.inference.run import load
     from pyro_delta.twin.crosscheck import crosscheck as compare
-    from pyro_delta.twin.programs import build
+    from pyro_delta.twin.programs import twin_of_run
 
     loaded = load(run, "cpu", with_prior)
     data = load_data_of(loaded, data_root).split(split)
-    twin = build(loaded.config, loaded.spec, run / PROGRAMS)
-    if with_prior == "auxiliary":
-        twin.model.prior = LSTMPrior.like(loaded.programs.model.prior, twin.model.prior)
     found = compare(
         loaded.programs,
-        twin,
+        twin_of_run(loaded, run, weights=False),
         data.images[:images],
         elbo=loaded.config.training.elbo if with_prior == "model" else "trace",
         dtype=torch.float64 if float64 else torch.float32,
@@ -85,7 +82,7 @@ def crosscheck(
 def _print(title: str, found: Crosscheck) -> None:
     from pyro_delta.report.tables import print_rows
 
-    rows = [("", "Pyro", "NumPyro", "largest relative difference")]
+    rows: list[Sequence[str]] = [("", "Pyro", "NumPyro", "largest relative difference")]
     for term in found.terms:
         values = ["—" if value is None else f"{value:.8g}" for value in (term.pyro, term.numpyro)]
         rows.append((f"{term.term}, nats", *values, f"{term.difference:.2g}"))

@@ -16,7 +16,7 @@ def require() -> None:
     Raises:
         UserError: if NumPyro, JAX or Flax is not installed.
     """
-    missing = [name for name in ("numpyro", "jax", "flax") if find_spec(name) is None]
+    missing = [name for name in ("numpyro", "jax", "flax", "optax") if find_spec(name) is None]
     if missing:
         raise UserError(
             f"the NumPyro twin needs {' and '.join(missing)}; install the extra: pip install 'pyro-delta[twin]'."

@@ -134,6 +134,12 @@ class SequentialGaussian(Distribution):
         of_component = -0.5 * jnp.sum(square + 2 * log_scales + math.log(2 * math.pi), axis=-1)
         return jnp.sum(logsumexp(jax.nn.log_softmax(logits) + of_component, axis=-1), axis=0)
 
+    @property
+    def noise_shape(self) -> tuple[int, int]:
+        """Of the noise of a sample, (n, 1 + d)."""
+        n, d = self.event_shape
+        return n, 1 + d
+
     def transform(self, noise: Array) -> Array:
         """Sample from standard normal noise (..., n, 1 + d), step by step.
 

@@ -139,7 +139,8 @@ def crosscheck(
 def _compared(images: Iterable[tuple[Side, Side]]) -> tuple[list[Agreement], dict[str, float]]:
     """Terms and gradients of one image after the other."""
     terms: dict[str, list[tuple[Array | None, Array | None]]] = {name: [] for name in TERMS}
-    apart, size = defaultdict(float), defaultdict(float)
+    apart: dict[str, float] = defaultdict(float)
+    size: dict[str, float] = defaultdict(float)
     for ours, theirs in images:
         for name in TERMS:
             terms[name].append((ours.terms[name], theirs.terms[name]))
@@ -226,7 +227,7 @@ def _delta_of(twin: Programs) -> float | None:
     """δ of a guide's family in nats; without a formula of its own it is independent over steps and dimensions."""
     rate_of: Any = getattr(twin.guide, "committed_rate", committed_rate)
     try:
-        return float(rate_of(twin.model.prior()))  # type: ignore[operator]
+        return float(rate_of(twin.model.prior()))
     except (UserError, NotImplementedError):
         return None
 
@@ -247,10 +248,10 @@ def _or_none(divergence: Callable[[], Any]) -> Any:
 
 
 def _agreement(term: str, ours: Array | None, theirs: Array | None) -> Agreement:
-    values = [None if side is None else float(side.mean()) for side in (ours, theirs)]
+    pyro, numpyro = (None if side is None else float(side.mean()) for side in (ours, theirs))
     if ours is None or theirs is None:
-        return Agreement(term, *values, 0.0 if ours is theirs else math.nan)
-    return Agreement(term, *values, _relative(ours, theirs))
+        return Agreement(term, pyro, numpyro, 0.0 if ours is theirs else math.nan)
+    return Agreement(term, pyro, numpyro, _relative(ours, theirs))
 
 
 def _relative(ours: Array, theirs: Array) -> float:

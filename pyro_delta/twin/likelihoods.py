@@ -39,7 +39,7 @@ class AutoregressiveImage(Distribution):
         dropout_key: with one, `log_prob` drops features, as in training.
     """
 
-    arg_constraints = {}  # noqa: RUF012
+    arg_constraints: dict[str, constraints.Constraint] = {}  # noqa: RUF012
     pytree_data_fields = ("network", "z", "dropout_key")
 
     def __init__(

@@ -11,10 +11,14 @@ import jax
 import numpyro
 from flax import nnx
 
+from pyro_delta import models
 from pyro_delta.config import Config, ProgramConfig
 from pyro_delta.data.spec import ImageSpec
 from pyro_delta.errors import UserError
+from pyro_delta.inference.run import PROGRAMS, Loaded
 from pyro_delta.programs import blamed, find, twin_of
+from pyro_delta.twin.auxiliary import LSTMPrior
+from pyro_delta.twin.weights import load_weights
 
 
 class DeltaVAE(nnx.Module):
@@ -74,6 +78,25 @@ def _found(place: str | Callable[..., Any]) -> Callable[..., Any]:
         return place
     module, _, name = place.partition(":")
     return getattr(import_module(module), name)
+
+
+def twin_of_run(loaded: Loaded, folder: Path, *, weights: bool = True) -> Programs:
+    """The twins of a run's programs, with its averaged weights, and with its auxiliary prior if it was loaded with it.
+
+    Args:
+        loaded: the run.
+        folder: of the run.
+        weights: whether to take over those of the run.
+
+    Raises:
+        UserError: if a program has no twin, or the weights do not fit it.
+    """
+    twin = build(loaded.config, loaded.spec, folder / PROGRAMS)
+    if isinstance(loaded.programs.model.prior, models.LSTMPrior):
+        twin.model.prior = LSTMPrior.like(loaded.programs.model.prior, twin.model.prior)
+    if weights:
+        load_weights(twin, loaded.programs.state_dict())
+    return twin
 
 
 def compute_on(device: str) -> None:

@@ -173,7 +173,8 @@ class NumPyroTrainer(Training):
             self.data.spec.dims,
             self.delta,
         )
-        line["images_per_s"] = line.pop("n_images") / max(self.clock.read() - self.began, 1e-9)
+        del line["n_images"]
+        line["images_per_s"] = images / max(self.clock.read() - self.began, 1e-9)
         skipped, streak = _skips(self.steps.optimizer)
         line["grad_norm"], line["skipped"] = float(self.sums.norm), skipped
         if self.learned_rate:
