@@ -46,19 +46,36 @@ def committed_rate(prior: Distribution, block: int = 1) -> Array:
 
 
 def _rate_of_density(prior: Distribution, block: int) -> Array:
+    precision = _precision_of_density(prior)
+    halves = [np.linalg.slogdet(precision[part, part])[1] for part in _parts(*prior.event_shape, block)]
+    return 0.5 * (np.sum(halves) - np.linalg.slogdet(precision)[1])
+
+
+def _parts(length: int, dims: int, block: int) -> list[slice]:
+    """Where the blocks lie in a sequence that is flattened dimension by dimension."""
+    starts = [(k, b) for k in range(0, dims * length, length) for b in range(0, length, block)]
+    return [slice(k + b, k + min(b + block, length)) for k, b in starts]
+
+
+def _precision_of_density(prior: Distribution) -> Array:
+    """Λ = −∇² log p, (d·n, d·n), flattened dimension by dimension, in float64.
+
+    Raises:
+        UserError: if it is not the same at two points.
+    """
     n, d = prior.event_shape
-
-    def log_prob(z_dn: jax.Array) -> jax.Array:
-        return prior.log_prob(z_dn.reshape(d, n).T)
-
     with jax.enable_x64(True):
         points = (jnp.zeros(d * n), jnp.linspace(-1.0, 2.0, d * n))
-        precision, elsewhere = (-np.asarray(jax.hessian(log_prob)(point)) for point in points)
+        precision, elsewhere = (-np.asarray(_second_derivative(prior, point)) for point in points)
     if not np.allclose(precision, elsewhere, rtol=1e-9, atol=1e-12):
         raise UserError(f"the twin's prior {type(prior).__name__} is not Gaussian, and commits no known rate.")
-    parts = [range(k * n + b, k * n + min(b + block, n)) for k in range(d) for b in range(0, n, block)]
-    halves = [np.linalg.slogdet(precision[np.ix_(part, part)])[1] for part in parts]
-    return 0.5 * (np.sum(halves) - np.linalg.slogdet(precision)[1])
+    return precision
+
+
+@jax.jit
+def _second_derivative(prior: Distribution, point: jax.Array) -> jax.Array:
+    n, d = prior.event_shape
+    return jax.hessian(lambda z_dn: prior.log_prob(z_dn.reshape(d, n).T))(point)
 
 
 def ar1_rate(alpha_d: ArrayLike, length: int, block: int = 1) -> Array:
@@ -119,27 +136,40 @@ def factor_rate(scale_tril: ArrayLike, block: int = 1) -> Array:
     return np.sum(halves, axis=0) + _log_diagonal(scale_tril)
 
 
-def minimising_factor(prior: GaussianAR1 | GaussianSequence, block: int = 1) -> Array:
+def minimising_factor(prior: Distribution, block: int = 1) -> Array:
     """L₀ of the posterior that attains δ: each block has the covariance (Λ_bb)⁻¹, of which it is the lower factor.
 
     Args:
-        prior: a Gaussian over (n, d) of this package, without a batch.
+        prior: a Gaussian over (n, d), without a batch.
         block: steps in a block; the last may have fewer.
 
     Returns:
         (d, n, n), float64, zero outside the blocks.
+
+    Raises:
+        UserError: if the prior is not Gaussian.
     """
     n, d = prior.event_shape
-    whitening = (
-        _ar1_whitening(prior.alpha, n)
-        if isinstance(prior, GaussianAR1)
-        else np.linalg.inv(np.asarray(prior.scale_tril, np.float64))
-    )
-    factor = np.zeros((d, n, n))
-    for b in range(0, n, block):
-        columns = whitening[..., b : b + block]  # G_b of Λ_bb = G_bᵀ G_b
-        factor[:, b : b + block, b : b + block] = np.linalg.cholesky(np.linalg.inv(columns.mT @ columns))
+    precision, factor = _precision(prior), np.zeros((d, n, n))
+    for part in _parts(n, d, block):
+        k, start = divmod(part.start, n)
+        steps = slice(start, start + part.stop - part.start)
+        factor[k, steps, steps] = np.linalg.cholesky(np.linalg.inv(precision[part, part]))
     return factor
+
+
+def _precision(prior: Distribution) -> Array:
+    """Λ (d·n, d·n), flattened dimension by dimension."""
+    n, d = prior.event_shape
+    if isinstance(prior, GaussianAR1):
+        whitening = _ar1_whitening(prior.alpha, n)
+    elif isinstance(prior, GaussianSequence):
+        whitening = np.linalg.inv(np.broadcast_to(np.asarray(prior.scale_tril, np.float64), (d, n, n)))
+    else:
+        return _precision_of_density(prior)
+    precision = np.zeros((d, n, d, n))
+    precision[np.arange(d), :, np.arange(d)] = whitening.mT @ whitening
+    return precision.reshape(d * n, d * n)
 
 
 def _ar1_whitening(alpha_d: ArrayLike, length: int) -> Array:

@@ -87,9 +87,7 @@ class NumPyroTrainer(Training):
         if settings.objective != "elbo":
             raise UserError(f"training.objective={settings.objective} is trained by --backend pyro alone; use that.")
         if config.auxiliary.enabled:
-            raise UserError(
-                "auxiliary.enabled=true goes with --backend pyro; leave it out and run train-prior afterwards."
-            )
+            raise UserError("auxiliary.enabled goes with --backend pyro; leave it out, and run train-prior afterwards.")
         self.batches = Batches(data.train, settings.batch, settings.seed, "cpu")
         self.images = jnp.asarray(data.train.images.numpy())
         if start_from := getattr(twin.guide, "start_from", None):
@@ -97,19 +95,17 @@ class NumPyroTrainer(Training):
         super().__init__(config, data, programs, log)
         twin.train()
         self.graph, weights, self.buffers = nnx.split(twin, nnx.Param, ...)
-        self.optimizer = make_optimizer(settings, weights)
+        self.rule = Rule.of(settings)
         # Copies, for a compiled stretch writes its result where its argument was.
         weights, average = jax.tree.map(jnp.copy, (weights, weights))
-        self.steps = State(weights, average, self.optimizer.init(weights))
-        self.stretch: Any = None
+        self.steps = State(weights, average, make_optimizer(self.rule, weights).init(weights))
         self.sums: Sums | None = None
         self.began = 0.0
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """Compiled steps."""
-        train = partial(_train, self.graph, self.optimizer, self.config.training.elbo, self.data.spec.dims)
-        self.stretch = jax.jit(train, donate_argnums=0).lower(self.steps, *self._given(0)).compile()
+        """Compiled steps, by making none."""
+        self._train(self._given(0))
         self.began = self.clock.read()
         yield
 
@@ -120,7 +116,7 @@ class NumPyroTrainer(Training):
         if settings.steps is not None:
             count = min(count, settings.steps - self.step)
         given = self._given(count)
-        self.steps, self.sums = self.stretch(self.steps, *given)
+        self._train(given)
         self.lr, self.step = float(given[4][count - 1]), self.step + count
 
     def wait(self) -> None:
@@ -150,7 +146,7 @@ class NumPyroTrainer(Training):
     def restore(self, state: dict[str, Any], path: Path) -> None:
         """Goes on from a `state` that was read from `path`."""
         load_torch_weights(self.programs, averaged_weights(state), path)  # which says what does not fit
-        weights, average = (self._from_torch(part, path) for part in (state["programs"], averaged_weights(state)))
+        weights, average = self._from_torch(state["programs"]), self._from_torch(averaged_weights(state))
         names = [name for name, _ in _leaves(self.steps.optimizer)]
         if names != list(state["optimizer"]):
             raise UserError(f"{path} does not fit the run's configuration: its optimiser is another one.")
@@ -184,6 +180,9 @@ class NumPyroTrainer(Training):
         self.began = self.clock.read()
         stop_if_stuck(streak, self.step, "start a new run with a lower training.lr or a training.clip")
 
+    def _train(self, given: tuple[Any, ...]) -> None:
+        self.steps, self.sums = _train(self.graph, self.rule, self.data.spec.dims, self.steps, *given)
+
     def _given(self, count: int) -> tuple[Any, ...]:
         """What `_train` takes for the next `count` steps."""
         settings, span = self.config.training, self.config.training.log_every
@@ -201,27 +200,44 @@ class NumPyroTrainer(Training):
         named = torch_weights(nnx.merge(self.graph, weights, self.buffers))
         return {name: torch.from_numpy(weight) for name, weight in named.items()}
 
-    def _from_torch(self, weights: Mapping[str, Any], path: Path) -> Any:
-        twin = nnx.merge(self.graph, self.steps.weights, self.buffers)
+    def _from_torch(self, weights: Mapping[str, Any]) -> Any:
+        # Copies: what is loaded into a module is written into the variables that it was merged from.
+        twin = nnx.merge(self.graph, *jax.tree.map(jnp.copy, (self.steps.weights, self.buffers)))
         load_weights(twin, weights)
         return nnx.split(twin, nnx.Param, ...)[1]
 
 
-def make_optimizer(settings: TrainingConfig, weights: Any) -> optax.GradientTransformation:
+class Rule(NamedTuple):
+    """What a compiled step takes from the settings of training."""
+
+    elbo: str
+    optimizer: str
+    betas: tuple[float, float]
+    weight_decay: float
+    clip: float | None
+    guide_lr: float
+
+    @classmethod
+    def of(cls, settings: TrainingConfig) -> Rule:
+        """The rule of a configuration."""
+        return cls(**{field: getattr(settings, field) for field in cls._fields})
+
+
+def make_optimizer(rule: Rule, weights: Any) -> optax.GradientTransformation:
     """Adam or AdamW for a learning rate of 1, that of the guide by its factor; steps that are not finite are skipped.
 
     Args:
-        settings: of training.
+        rule: of the steps.
         weights: of model and guide.
     """
     of_guide = jax.tree_util.tree_map_with_path(lambda path, _: path[0].key == "guide", weights)
-    decay = optax.add_decayed_weights(settings.weight_decay)
+    decay = optax.add_decayed_weights(rule.weight_decay)
     chain = [
-        optax.identity() if settings.clip is None else optax.clip_by_global_norm(settings.clip),
-        *([decay] if settings.optimizer == "adam" else []),
-        optax.scale_by_adam(*settings.betas),
-        *([decay] if settings.optimizer == "adamw" else []),
-        optax.masked(optax.scale(settings.guide_lr), of_guide),
+        optax.identity() if rule.clip is None else optax.clip_by_global_norm(rule.clip),
+        *([decay] if rule.optimizer == "adam" else []),
+        optax.scale_by_adam(*rule.betas),
+        *([decay] if rule.optimizer == "adamw" else []),
+        optax.masked(optax.scale(rule.guide_lr), of_guide),
         optax.scale(-1.0),
     ]
     return optax.apply_if_finite(optax.chain(*chain), max_consecutive_errors=np.iinfo(np.int32).max)
@@ -237,10 +253,11 @@ def _leaves(optimizer: Any) -> list[tuple[str, Any]]:
     return [(jax.tree_util.keystr(path), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(optimizer)]
 
 
+# Compiled once for all runs of one architecture and rule: both are hashable.
+@partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=3)
 def _train(
     graph: Any,
-    optimizer: optax.GradientTransformation,
-    elbo: str,
+    rule: Rule,
     dims: int,
     state: State,
     images: Array,
@@ -254,8 +271,7 @@ def _train(
 
     Args:
         graph: of the programs.
-        optimizer: of `make_optimizer`.
-        elbo: trace or mean_field.
+        rule: of the steps.
         dims: of an image; the loss is in nats per dimension, so that clipping means the same everywhere.
         state: before.
         images: (N, C, H, W).
@@ -266,9 +282,10 @@ def _train(
         weight_s: of the newest weights in the average.
     """
     key, first, count = when
+    optimizer = make_optimizer(rule, state.weights)
 
     def loss(weights: Any, x_bchw: Array, key: Array) -> Any:
-        value, seen = negative_elbo(nnx.merge(graph, weights, buffers), x_bchw, key, elbo)
+        value, seen = negative_elbo(nnx.merge(graph, weights, buffers), x_bchw, key, rule.elbo)
         return value / (len(x_bchw) * dims), seen
 
     def step(i: Array, carry: tuple[State, Sums]) -> tuple[State, Sums]:
@@ -285,7 +302,7 @@ def _train(
             least=jnp.minimum(sums.least, seen.rate.min()),
             mean=sums.mean + seen.mean.sum(0),
             square=sums.square + jnp.square(seen.mean).sum(0),
-            norm=optax.global_norm(gradient),
+            norm=optax.tree.norm(gradient),
         )
         return State(weights, average, optimizer_state), sums
 
