@@ -562,6 +562,21 @@ def test_the_rate_is_the_least_kl(name: str) -> None:
     assert np.all(divergence(mean_field(LOC, SCALE), p) > delta)
 
 
+class Unknown(dist.Distribution):
+    """A distribution of another package, of which only the density is known."""
+
+    def __init__(self, known: Any) -> None:
+        self.log_prob = known.log_prob
+        super().__init__((), known.event_shape)
+
+
+def test_the_rate_of_an_unknown_gaussian_is_read_off_its_density() -> None:
+    known = GaussianAR1(ALPHA[0], 4)
+    np.testing.assert_allclose(committed_rate(Unknown(known), 3), committed_rate(known, 3), rtol=1e-12)
+    with pytest.raises(UserError, match="Unknown is not Gaussian"):
+        committed_rate(Unknown(dist.StudentT(3.0).expand((2, 2)).to_event(2)))
+
+
 @pytest.mark.parametrize("length", [2, 3, 32, 1024])
 def test_alpha_of_a_rate_and_back(length: int) -> None:
     rate = np.array([0.0, 1e-9, 1e-3, 0.3, 2.0, 7.0, 12.0])

@@ -51,11 +51,13 @@ def _rate_of_density(prior: Distribution, block: int) -> Array:
     def log_prob(z_dn: jax.Array) -> jax.Array:
         return prior.log_prob(z_dn.reshape(d, n).T)
 
+    hessian = jax.jit(jax.hessian(log_prob))
     with jax.enable_x64(True):
-        second = [np.asarray(jax.hessian(log_prob)(at)) for at in (jnp.zeros(d * n), jnp.linspace(-1.0, 2.0, d * n))]
-    if not np.allclose(*second, rtol=1e-9, atol=1e-12):
+        places = jnp.zeros(d * n), jnp.linspace(-1.0, 2.0, d * n)
+        second, elsewhere = (np.asarray(hessian(at)) for at in places)
+    if not np.allclose(second, elsewhere, rtol=1e-9, atol=1e-12):
         raise UserError(f"the twin's prior {type(prior).__name__} is not Gaussian, and commits no known rate.")
-    precision = -second[0]
+    precision = -second
     parts = [range(k * n + b, k * n + min(b + block, n)) for k in range(d) for b in range(0, n, block)]
     halves = [np.linalg.slogdet(precision[np.ix_(part, part)])[1] for part in parts]
     return 0.5 * (np.sum(halves) - np.linalg.slogdet(precision)[1])
