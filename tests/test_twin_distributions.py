@@ -235,13 +235,17 @@ def test_flattening_and_expanding_change_nothing(name: str) -> None:
 
 @pytest.mark.parametrize("flag", [True, False])
 def test_expand_keeps_a_subclass_and_the_validation_flag(flag: bool) -> None:
-    for cls, arguments in [
-        (GaussianAR1, (ALPHA[0], 4)),
-        (GaussianSequence, (LOC[0, 0], factors(10, 3))),
-        (partial(DiscretizedLogisticMixture, levels=4), GREY),
-        (SequentialGaussian, (Weights(*lstm_weights(2, 3, 1)), 3)),
-    ]:
-        assert cls(*arguments, validate_args=flag).expand((5,))._validate_args is flag
+    def flag_of(make: Callable[..., Any], *parameters: Any) -> bool:
+        """Of a traced distribution: traced arguments are not checked, which would take seconds to compile."""
+        flags = []
+        jax.eval_shape(lambda *traced: flags.append(make(*traced, validate_args=flag).expand((5,))), *parameters)
+        return flags[0]._validate_args
+
+    assert flag_of(lambda alpha, **options: GaussianAR1(alpha, 4, **options), ALPHA[0]) is flag
+    assert flag_of(GaussianSequence, LOC[0, 0], factors(10, 3)) is flag
+    assert flag_of(partial(DiscretizedLogisticMixture, levels=4), *GREY) is flag
+    weights = lstm_weights(2, 3, 1)
+    assert flag_of(lambda *traced, **options: SequentialGaussian(Weights(*traced), 3, **options), *weights) is flag
     renamed = type("Renamed", (GaussianAR1,), {})
     assert type(renamed(ALPHA[0], 4).expand((5,))) is renamed
 
