@@ -18,7 +18,7 @@ import numpy as np
 from flax import nnx
 
 from pyro_delta.data.spec import ImageSpec
-from pyro_delta.errors import UserError
+from pyro_delta.errors import UserError, unknown_name
 from pyro_delta.twin.distributions import GaussianAR1, GaussianSequence
 from pyro_delta.twin.rate import (
     Array,
@@ -29,6 +29,12 @@ from pyro_delta.twin.rate import (
     solve_for_rate,
 )
 from pyro_delta.twin.variables import Buffer
+
+# Matérn's ν: 2ν, and the coefficients of the polynomial.
+_MATERN = {"1/2": (1, (1.0,)), "3/2": (3, (1.0, 1.0)), "5/2": (5, (1.0, 1.0, 1 / 3))}
+
+# Least entry of the diagonal of an exact factor: its square has a rounding of some 1e-16 n.
+_LEAST_PIVOT = 1e-4
 
 
 class AR1Prior(nnx.Module):
@@ -278,45 +284,56 @@ class MaternPrior(DensePrior):
         length_scale: float | None = None,
         rate_nats: float | None = None,
     ) -> None:
+        if smoothness not in _MATERN:
+            raise unknown_name("smoothness", smoothness, _MATERN)
         first_row = _first_rows(spec, length)
         n = len(first_row)
         if _given("length_scale", length_scale, "rate_nats", rate_nats) == "rate_nats":
-            length_scale = _matern_scale_for_rate(_rate(rate_nats, n) / dims, smoothness, n)
-        try:
-            factor = matern_factor(smoothness, float(length_scale), n)  # type: ignore[arg-type]
-        except np.linalg.LinAlgError:
-            raise UserError(f"length_scale {length_scale} leaves no exact factor; give a shorter one.") from None
+            scale = _matern_scale_for_rate(_rate(rate_nats, n) / dims, smoothness, n)
+        else:
+            scale = float(length_scale)  # type: ignore[arg-type]
+        if not 0 <= scale < math.inf:
+            raise UserError(f"length_scale {scale:g} is no length; give a number of steps from 0 up.")
+        factor = matern_factor(smoothness, scale, n)
+        if factor is None:
+            longest = _longest_scale(smoothness, n)
+            raise UserError(f"length_scale {scale:g} leaves no exact factor; give a shorter one, of up to {longest:g}.")
         super().__init__(factor[None], dims, first_row)
 
 
-def matern_factor(smoothness: str, length_scale: float, length: int) -> Array:
-    """Cholesky factor (n, n) of the Matérn correlations of neighbours at distance 1.
+def matern_factor(smoothness: str, length_scale: float, length: int) -> Array | None:
+    """Cholesky factor (n, n) of the Matérn correlations of neighbours at distance 1; None if float64 has no exact one.
 
-    Raises:
-        numpy.linalg.LinAlgError: if rounding has made the correlations singular.
+    Pyro's prior has the same rule, so that each refuses what the other refuses.
     """
-    if length_scale == 0:
-        return np.eye(length)
-    nu = {"1/2": 0.5, "3/2": 1.5, "5/2": 2.5}[smoothness]
+    twice_nu, coefficients = _MATERN[smoothness]
     t = np.arange(length)
-    x = math.sqrt(2 * nu) * np.abs(t[:, None] - t) / length_scale
-    polynomial = {"1/2": np.ones_like(x), "3/2": 1 + x, "5/2": 1 + x + x**2 / 3}[smoothness]
-    return np.linalg.cholesky(polynomial * np.exp(-x))
+    # Steps are independent up to ℓ = 1e-3, where e^−x is 0 in float64.
+    x = math.sqrt(twice_nu) * np.abs(t[:, None] - t) / max(length_scale, 1e-3)
+    try:
+        factor = np.linalg.cholesky(np.polynomial.Polynomial(coefficients)(x) * np.exp(-x))
+    except np.linalg.LinAlgError:
+        return None
+    return factor if np.min(np.diagonal(factor)) >= _LEAST_PIVOT else None
+
+
+def _longest_scale(smoothness: str, length: int) -> float:
+    """The largest power of two that has an exact factor."""
+    scale = 1.0
+    while matern_factor(smoothness, 2 * scale, length) is not None:
+        scale *= 2
+    return scale
 
 
 def _matern_scale_for_rate(rate: float, smoothness: str, length: int) -> float:
     """ℓ that commits a rate for one dimension."""
 
     def rate_of(length_scale: float) -> float:
-        try:
-            return float(factor_rate(matern_factor(smoothness, length_scale, length)))
-        except np.linalg.LinAlgError:  # beyond what float64 can hold
-            return math.inf
+        factor = matern_factor(smoothness, length_scale, length)
+        assert factor is not None  # up to the longest
+        return float(factor_rate(factor))
 
-    high = 1.0
-    while rate_of(high) < rate:
-        high *= 2
-    solved = solve_for_rate(rate_of, rate, high)
+    solved = solve_for_rate(rate_of, rate, _longest_scale(smoothness, length))
     if not math.isclose(rate_of(solved), rate, rel_tol=1e-6, abs_tol=1e-12):
         raise UserError(f"no length scale that float64 can hold commits {rate:g} nats for a dimension; ask for less.")
     return solved
