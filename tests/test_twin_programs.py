@@ -285,15 +285,13 @@ from pyro.nn import PyroModule
 from pyro_delta.distributions import GaussianAR1
 from pyro_delta.twin.variables import Buffer
 
-class Chain(dist.MultivariateNormal): ...
-
 class Twin(nnx.Module):
     def __init__(self, spec, *, alpha=0.5):
-        self.first_row, self.alpha = Buffer(jnp.arange(spec.height)), alpha
+        self.first_row, self.alpha = Buffer(jnp.arange(spec.height)), Buffer(jnp.full(1, alpha))
 
     def __call__(self):
-        t = jnp.arange(len(self.first_row))
-        normal = dist.MultivariateNormal(jnp.zeros(len(t)), self.alpha ** jnp.abs(t[:, None] - t))
+        t = jnp.arange(self.first_row.shape[0])
+        normal = dist.MultivariateNormal(jnp.zeros(len(t)), self.alpha[...] ** jnp.abs(t[:, None] - t))
         return dist.TransformedDistribution(normal, dist.transforms.ReshapeTransform((len(t), 1), (len(t),)))
 
 class Mine(PyroModule):
@@ -302,10 +300,10 @@ class Mine(PyroModule):
     def __init__(self, spec, *, alpha=0.5):
         super().__init__()
         self.register_buffer("first_row", torch.arange(spec.height))
-        self.alpha = alpha
+        self.register_buffer("alpha", torch.full((1,), alpha))
 
     def forward(self):
-        return GaussianAR1(torch.full((1,), self.alpha), len(self.first_row))
+        return GaussianAR1(self.alpha, len(self.first_row))
 """
 
 

@@ -130,8 +130,10 @@ def crosscheck(
         ours = (_pyro(programs, x, torch.from_numpy(eps).to(dtype), elbo) for x, eps in given)
         theirs = (_numpyro(twin, x.numpy(), eps.astype(str(dtype).removeprefix("torch.")), elbo) for x, eps in given)
         terms, gradients = _compared(zip(ours, theirs, strict=True))
-        rates = delta_of(programs, images), _delta_of(twin)
-        terms.append(_agreement("δ", *(None if rate is None else np.array([rate]) for rate in rates)))
+        if (delta := delta_of(programs, images)) is None:
+            terms.append(Agreement("δ", None, None, 0.0))
+        else:
+            terms.append(_agreement("δ", np.array([delta]), np.array([_delta_of(twin)], np.float64)))
     precision = str(dtype).removeprefix("torch.")
     return Crosscheck(tuple(terms), gradients, buffers, TOLERANCE[dtype], len(images), precision)
 
@@ -223,13 +225,16 @@ def _event_shape(programs: build.Programs) -> tuple[int, ...]:
         return tuple(programs.model.prior().event_shape)
 
 
-def _delta_of(twin: Programs) -> float | None:
-    """δ of a guide's family in nats; without a formula of its own it is independent over steps and dimensions."""
+def _delta_of(twin: Programs) -> float:
+    """δ of a guide's family in nats, not a number if there is none.
+
+    A guide without a formula of its own is independent over steps and dimensions.
+    """
     rate_of: Any = getattr(twin.guide, "committed_rate", committed_rate)
     try:
         return float(rate_of(twin.model.prior()))
     except (UserError, NotImplementedError):
-        return None
+        return math.nan
 
 
 def _terms(*values: Any) -> dict[str, Array | None]:

@@ -127,10 +127,18 @@ def learned_alpha(excess: jax.Array, shares_d: jax.Array, floor: float, length: 
         floor: δ₀.
         length: n.
     """
-    solve = partial(_learned_alpha_in_float64, floor=floor, length=length)
-    return jax.pure_callback(
-        solve, jax.ShapeDtypeStruct(shares_d.shape, shares_d.dtype), excess, shares_d, vmap_method="sequential"
-    )
+    dtype = shares_d.dtype
+    # Numbers travel as bits: the thread that JAX calls back in may not know of double precision.
+    as_bits = partial(jax.lax.bitcast_convert_type, new_dtype=jnp.uint32)
+
+    def solve(excess_bits: Any, shares_bits: Any) -> Array:
+        excess, shares_d = (np.asarray(bits).reshape(-1).view(dtype) for bits in (excess_bits, shares_bits))
+        alpha_d = _learned_alpha_in_float64(excess[0], shares_d, floor=floor, length=length)
+        return alpha_d.view(np.uint32).reshape(shares_bits.shape)
+
+    bits = as_bits(excess.astype(dtype)), as_bits(shares_d)
+    found = jax.pure_callback(solve, jax.ShapeDtypeStruct(bits[1].shape, jnp.uint32), *bits, vmap_method="sequential")
+    return jax.lax.bitcast_convert_type(found, dtype)
 
 
 @learned_alpha.defjvp

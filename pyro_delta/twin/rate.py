@@ -46,8 +46,9 @@ def committed_rate(prior: Distribution, block: int = 1) -> Array:
 
 
 def _rate_of_density(prior: Distribution, block: int) -> Array:
+    n, d = prior.event_shape
     precision = _precision_of_density(prior)
-    halves = [np.linalg.slogdet(precision[part, part])[1] for part in _parts(*prior.event_shape, block)]
+    halves = [np.linalg.slogdet(precision[part, part])[1] for part in _parts(n, d, block)]
     return 0.5 * (np.sum(halves) - np.linalg.slogdet(precision)[1])
 
 
@@ -64,18 +65,13 @@ def _precision_of_density(prior: Distribution) -> Array:
         UserError: if it is not the same at two points.
     """
     n, d = prior.event_shape
+    hessian = jax.jit(jax.hessian(lambda z_dn: prior.log_prob(z_dn.reshape(d, n).T)))
     with jax.enable_x64(True):
         points = (jnp.zeros(d * n), jnp.linspace(-1.0, 2.0, d * n))
-        precision, elsewhere = (-np.asarray(_second_derivative(prior, point)) for point in points)
+        precision, elsewhere = (-np.asarray(hessian(point)) for point in points)
     if not np.allclose(precision, elsewhere, rtol=1e-9, atol=1e-12):
         raise UserError(f"the twin's prior {type(prior).__name__} is not Gaussian, and commits no known rate.")
     return precision
-
-
-@jax.jit
-def _second_derivative(prior: Distribution, point: jax.Array) -> jax.Array:
-    n, d = prior.event_shape
-    return jax.hessian(lambda z_dn: prior.log_prob(z_dn.reshape(d, n).T))(point)
 
 
 def ar1_rate(alpha_d: ArrayLike, length: int, block: int = 1) -> Array:

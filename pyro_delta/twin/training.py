@@ -188,7 +188,7 @@ class NumPyroTrainer(Training):
         settings, span = self.config.training, self.config.training.log_every
         steps = [self.step + i for i in range(count)]
         order = np.zeros((span, settings.batch), np.int32)
-        lr, weight = np.zeros(span, np.float32), np.zeros(span, np.float32)
+        lr, weight = np.zeros(span), np.zeros(span)
         for i, step in enumerate(steps):
             progress = step / settings.steps if settings.steps is not None else self.progress
             order[i], lr[i] = self.batches.indices(step), learning_rate(settings, step, progress)
