@@ -37,7 +37,7 @@ class LSTMNetwork(nn.Module):
 
     def forward(self, previous_btd: Tensor, state: Any = None) -> tuple[Tensor, Any]:
         """The z before each step (B, t, d), and the state left by earlier ones → parameters (B, t, P), new state."""
-        hidden_bth, state = self.lstm(previous_btd, state)
+        hidden_bth, state = self.lstm(previous_btd.to(self.out.weight.dtype), state)
         return self.out(hidden_bth), state
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import pyro
 import torch
 from pyro.nn import PyroModule
+from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
@@ -79,6 +80,9 @@ def _made(section: ProgramConfig, folder: Path | None, *given: Any) -> PyroModul
 def _check_prior(prior: PyroModule, name: str, spec: ImageSpec) -> None:
     with torch.no_grad():
         shape = tuple(_distribution(prior(), f"the prior {name!r}").event_shape)
+        batch_shape = tuple(prior().batch_shape)
+    if batch_shape:
+        raise UserError(f"the prior {name!r} has batch shape {batch_shape}; it must be one distribution, of batch ().")
     if len(shape) != 2:
         raise UserError(f"the prior {name!r} has event shape {shape}; it must be (n, d), n steps of d dimensions.")
     first_row = getattr(prior, "first_row", None)
@@ -91,7 +95,7 @@ def _check_prior(prior: PyroModule, name: str, spec: ImageSpec) -> None:
 
 @torch.no_grad()
 def _check_fit(programs: Programs, config: Config, spec: ImageSpec) -> None:
-    """One blank image through guide and likelihood: do their event shapes fit?"""
+    """Blank images through guide and likelihood: do their event shapes fit, one at a time and two, and their sites?"""
     x_bchw = torch.zeros(1, *spec.shape, dtype=torch.uint8)
     programs.eval()
     with torch.random.fork_rng(devices=[]):
@@ -106,8 +110,11 @@ def _check_fit(programs: Programs, config: Config, spec: ImageSpec) -> None:
             )
         if getattr(programs.guide, "causality", None) not in CAUSALITIES:
             raise UserError(f"{name} declares no causality; set it to {' or '.join(map(repr, CAUSALITIES))}.")
+        with blamed(config.guide.program):
+            z_bnd = _drawn(programs.guide, x_bchw.expand(2, -1, -1, -1), name)
         with blamed(config.likelihood.program):
-            p = programs.model.likelihood(q.rsample())
+            p = programs.model.likelihood(z_bnd[:1])
+            programs.model.likelihood(z_bnd)
         name = f"the likelihood {config.likelihood.program!r}"
         if _distribution(p, name).event_shape != spec.shape or p.batch_shape != (1,):
             raise UserError(
@@ -115,6 +122,26 @@ def _check_fit(programs: Programs, config: Config, spec: ImageSpec) -> None:
                 f"{spec.shape}, so it must be (1,) + {spec.shape}."
             )
     programs.train()
+
+
+def _drawn(guide: PyroModule, x_bchw: Tensor, name: str) -> Tensor:
+    """What a guide draws for images; it must be one site `z` in one plate, with all that training asks of it."""
+    sites = prune_subsample_sites(pyro.poutine.trace(guide).get_trace(x_bchw))
+    latent = set(sites.stochastic_nodes)
+    if "z" not in latent:
+        raise UserError(f"{name} samples no site 'z'; its forward(x) must, in pyro.plate('data', len(x)).")
+    if others := sorted(latent - {"z"}):
+        raise UserError(f"{name} samples {others[0]!r}, which the model does not; take it out.")
+    site = sites.nodes["z"]
+    if [plate.size for plate in site["cond_indep_stack"]] != [len(x_bchw)]:
+        raise UserError(f"{name} samples 'z' outside the plate of the images; do it in pyro.plate('data', len(x)).")
+    q = guide.posterior(x_bchw)
+    for moment in ("mean", "variance"):
+        try:
+            getattr(q, moment)
+        except NotImplementedError:
+            raise UserError(f"the posterior of {name}, a {type(q).__name__}, has no {moment}; give it one.") from None
+    return site["value"]
 
 
 def _distribution(value: Any, name: str) -> Distribution:

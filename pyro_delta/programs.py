@@ -56,6 +56,8 @@ SHIPPED: dict[str, dict[str, str]] = {
 }
 """Kind → name → place."""
 KINDS = tuple(SHIPPED)
+_FILES: dict[str, str] = {}
+"""File → name of the program that came from it, for those that are not shipped."""
 GIVEN = {"prior": 1, "likelihood": 2, "guide": 2}
 """Leading arguments of a constructor that are no options."""
 
@@ -92,6 +94,8 @@ def find(kind: str, name: str, folder: Path | None = None) -> Callable[..., Any]
                 if error.name is None or not f"{source}.".startswith(f"{error.name}."):
                     raise  # the module is there; what it imports is not
                 raise UserError(f"there is no module {source} for the {kind} {name!r}; check its spelling.") from None
+    if place not in SHIPPED[kind].values() and module.__file__:
+        _FILES[module.__file__] = name
     found = getattr(module, attribute, None)
     if not callable(found):
         own = [
@@ -151,10 +155,20 @@ def blamed(name: str) -> Iterator[None]:
             frames = traceback.extract_tb(error.__traceback__)
             own = [frame for frame in frames if frame.filename == name.rpartition(":")[0] or frame.filename == name]
             file, line = (own or frames)[-1].filename, (own or frames)[-1].lineno
-        reason = next(iter(str(error).splitlines()), "")
-        raise UserError(
-            f"{name} fails at {file}, line {line}: {type(error).__name__}: {reason.rstrip('.')}; mend the program."
-        ) from error
+        raise _sentence(name, file, line, error) from error
+
+
+def blame(error: Exception) -> UserError | None:
+    """The sentence of `blamed` for an error that came out of a user's program while it ran; None for any other."""
+    frames = traceback.extract_tb(error.__traceback__)
+    if not (own := [frame for frame in frames if frame.filename in _FILES]):
+        return None
+    return _sentence(_FILES[own[-1].filename], own[-1].filename, own[-1].lineno, error)
+
+
+def _sentence(name: str, file: str, line: int | None, error: Exception) -> UserError:
+    reason = next(iter(str(error).splitlines()), "").rstrip(".")
+    return UserError(f"{name} fails at {file}, line {line}: {type(error).__name__}: {reason}; mend the program.")
 
 
 # --- Options ---

@@ -1,6 +1,7 @@
 """Programs by name: where they are found, which options they take, and what a run keeps of them."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -100,6 +101,8 @@ BROKEN = {
         r"event shape \(\); it must be \(n, d\)"),
     "wrong first_row": ("mine.py:Mine", TEN_LINES.replace("arange(spec.height)", "arange(3)").replace(
         "len(self.first_row)", "4"), r"first_row \(3,\); it must be 4 integers"),
+    "a batch of priors": ("mine.py:Mine", TEN_LINES.replace("len(self.first_row))", "len(self.first_row)).expand([3])"),
+        r"batch shape \(3,\); it must be one distribution"),
     "rows that are not there": ("mine.py:Mine", TEN_LINES.replace("arange(", "arange(1 + "), r"rows are 0 to 7"),
 }  # fmt: skip
 
@@ -146,7 +149,77 @@ def test_guides_that_do_not_fit(text: str, words: str, tmp_path: Path) -> None:
         build(load_preset("digits", [("guide.program", f"{tmp_path}/guide.py:Guide")]), SPEC)
 
 
+WHOLE_GUIDE = """
+import torch, pyro
+import pyro.distributions as dist
+from pyro.nn import PyroModule
+
+class Guide(PyroModule):
+    causality = "none"
+    def __init__(self, spec, prior):
+        super().__init__()
+        self.loc = torch.nn.Parameter(torch.zeros(prior().event_shape))
+    def posterior(self, x):
+        return dist.Normal(self.loc.expand(len(x), -1, -1), 1.0).to_event(2)
+    def forward(self, x):
+        with pyro.plate("data", len(x)):
+            return pyro.sample("z", self.posterior(x))
+"""
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        (
+            "            return pyro",
+            "            pyro.sample('w', dist.Normal(0.0, 1.0))\n            return pyro",
+            "samples 'w', which",
+        ),
+        ('pyro.sample("z"', 'pyro.sample("latent"', "samples no site 'z'"),
+        ('pyro.plate("data", len(x))', "torch.enable_grad()", "samples 'z' outside the plate of the images"),
+        ("def forward(self, x):", "def other(self, x):", 'missing the required "forward"'),
+        ("1.0).to_event(2)", "1.0).to_event(2).has_no_such_thing", "has_no_such_thing"),
+        (
+            "dist.Normal(self.loc.expand(len(x), -1, -1), 1.0)",
+            "dist.TransformedDistribution(dist.Normal(self.loc.expand(len(x), -1, -1), 1.0),"
+            " [dist.transforms.AffineTransform(0.0, 2.0)])",
+            "has no mean; give it one",
+        ),
+        (
+            "        return dist",
+            "        assert len(x) == 1, 'one'\n        return dist",
+            "line 12: AssertionError: one",
+        ),
+    ],
+)
+def test_guides_that_would_fail_in_training(old: str, new: str, words: str, tmp_path: Path) -> None:
+    """They are refused when the programs are built, before there is a folder of a run."""
+    named = [("guide.program", f"{tmp_path}/guide.py:Guide")]
+    (tmp_path / "guide.py").write_text(WHOLE_GUIDE)
+    build(load_preset("digits", named), SPEC)
+    assert WHOLE_GUIDE.count(old) == 1
+    (tmp_path / "guide.py").write_text(WHOLE_GUIDE.replace(old, new))
+    with pytest.raises(UserError, match=re.escape(words)):
+        build(load_preset("digits", named), SPEC)
+
+
 # --- from the command line ---
+
+
+def test_a_program_that_fails_while_it_runs_is_one_sentence(tmp_path: Path) -> None:
+    file = tmp_path / "guide.py"
+    file.write_text(WHOLE_GUIDE + "    def start_from(self, x):\n        return {}[len(x)]\n")
+    code, _, err = call("train", "--guide", f"{file}:Guide", "--steps", 1, "--device", "cpu", "--out", tmp_path / "run")
+    assert (code, err) == (
+        2, f"pyro-delta: {file}:Guide fails at {file}, line 17: KeyError: 256; mend the program.\n")  # fmt: skip
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("claim", ["float('nan')", "-3.0", "'a lot'"])
+def test_a_claim_that_is_no_rate_is_refused(claim: str, tmp_path: Path) -> None:
+    (tmp_path / "guide.py").write_text(WHOLE_GUIDE + f"    def committed_rate(self, prior):\n        return {claim}\n")
+    code, _, err = call("verify", "--guide", f"{tmp_path}/guide.py:Guide")
+    assert (code, "it must be a finite number of nats, 0 or more" in err, err.count("\n")) == (2, True, 1)
 
 
 def train(*args: object) -> tuple[int, str, str]:

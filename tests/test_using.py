@@ -1,7 +1,10 @@
 """Using a trained model: latents for ArviZ, reconstructions, interpolation, completion."""
 
+import copy
 import json
 import math
+import subprocess
+import sys
 from itertools import product
 from pathlib import Path
 
@@ -107,6 +110,16 @@ def test_weights_matter(programs: Programs) -> None:
     assert (done.images[:, 0, 1] == 0).all()
 
 
+def test_weights_that_diverged_are_told(programs: Programs) -> None:
+    diverged = copy.deepcopy(programs)
+    with torch.no_grad():
+        for parameter in diverged.model.likelihood.parameters():
+            parameter.fill_(math.nan)
+    keep_hw = torch.tensor([[True, True], [False, False]])
+    with pytest.raises(UserError, match="are not finite: the run's weights have diverged"):
+        inpaint(diverged, torch.zeros(1, 2, 2, dtype=torch.int64), keep_hw, particles=3, completions=1)
+
+
 # --- latents for ArviZ ---
 
 
@@ -126,6 +139,28 @@ def test_netcdf_holds_what_the_guide_says(programs: Programs, tmp_path: Path) ->
     error = (z.mean(("chain", "draw")) - q.mean.numpy()) / q.stddev.clamp_min(1e-3).numpy()  # float32 draws
     np.testing.assert_allclose(error, 0, atol=0.25)
     assert [path.name for path in tmp_path.iterdir()] == ["z.nc"]
+
+
+def test_a_full_disk_is_named_and_leaves_the_old_file(tmp_path: Path) -> None:
+    """In a process of its own: HDF5 on a full disk ended in a crash, not in an error."""
+    script = f"""
+import resource, signal, sys
+from pathlib import Path
+import arviz, numpy
+from pyro_delta.evaluation.latents import save_netcdf
+path = Path({str(tmp_path / "z.nc")!r})
+path.write_text("as it was")
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, resource.RLIM_INFINITY))
+try:
+    save_netcdf(arviz.from_dict(posterior={{"z": numpy.random.randn(1, 9, 900)}}), path)
+except OSError as error:
+    print(error.filename)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout.strip()) == (0, str(tmp_path / "z.nc")), done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["z.nc"]
+    assert (tmp_path / "z.nc").read_text() == "as it was"
 
 
 def test_the_same_noise_gives_the_same_picture_for_the_same_z(programs: Programs) -> None:
@@ -167,7 +202,8 @@ def test_inpainting_keeps_and_reports(run: Path, tmp_path: Path) -> None:
     assert 1 <= size <= 8
     mask = np.zeros((8, 8), np.uint8)
     mask[:, 4:] = 255
-    Image.fromarray(mask).save(tmp_path / "mask.png")
+    red = np.full_like(mask, 255)  # a colour is not white: only where all channels are is a pixel kept
+    Image.fromarray(np.stack((red, mask, mask), axis=-1)).save(tmp_path / "mask.png")
     args = ["--mask", tmp_path / "mask.png", "--num", 1, "--particles", 2, "--completions", 1]
     assert call("inpaint", run, "test", *args, "--out", tmp_path / "b.png")[0] == 0
     with Image.open(tmp_path / "b.png") as picture:
@@ -195,18 +231,68 @@ def test_encode_writes_a_file_for_arviz(run: Path, tmp_path: Path) -> None:
         (["inpaint", "run", "test", "--rows", "8", "--out", "a.png"], "leaves nothing to complete"),
         (["inpaint", "run", "test", "--rows", "2", "--mask", "grey.png", "--out", "a.png"], "contradict each other"),
         (["inpaint", "run", "test", "--mask", "grey.png", "--out", "a.png"], "the mask grey.png is (5, 6)"),
+        (["inpaint", "run", "test", "--mask", "white.png", "--out", "a.png"], "leaves nothing to complete"),
+        (["train-prior", "run", "--lr", "nan"], "--lr nan is no learning rate"),
     ],
 )
 def test_bad_input(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, args: list[str], words: str) -> None:
     monkeypatch.chdir(tmp_path)
     Path("run").symlink_to(run)
     Image.fromarray(np.zeros((5, 6), np.uint8)).save("grey.png")
+    Image.fromarray(np.full((8, 8), 255, np.uint8)).save("white.png")
     code, out, err = call(*args)
     assert code == 2
     assert words in err
     assert err.count("\n") == 1
     assert out == ""
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["grey.png", "run"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["grey.png", "run", "white.png"]
+
+
+PLAIN = """
+import torch
+import pyro.distributions as dist
+from pyro.nn import PyroModule
+
+class Prior(PyroModule):
+    def __init__(self, spec):
+        super().__init__()
+        self.register_buffer("first_row", torch.arange(spec.height))
+        self.register_buffer("tril", torch.eye(2 * spec.height, dtype=torch.float64))
+    def forward(self):
+        flat = dist.MultivariateNormal(self.tril[0] * 0, scale_tril=self.tril)
+        return dist.TransformedDistribution(flat, [dist.transforms.ReshapeTransform((len(self.tril),), (-1, 2))])
+
+class Likelihood(PyroModule):
+    def __init__(self, spec, prior):
+        super().__init__()
+        self.spec, self.logits = spec, torch.nn.Linear(2 * spec.height, spec.dims * spec.levels)
+    def forward(self, z):
+        logits = self.logits(z.flatten(-2).float())
+        return dist.Categorical(logits=logits.unflatten(-1, (*self.spec.shape, -1))).to_event(3)
+"""
+
+
+def test_a_prior_without_moments_in_float64_goes_all_the_way(tmp_path: Path) -> None:
+    (tmp_path / "plain.py").write_text(PLAIN.replace("(-1, 2)", "(8, 2)"))
+    run, picture = tmp_path / "run", tmp_path / "a.png"
+    args = ["--prior", f"{tmp_path}/plain.py:Prior", "--elbo", "trace", "--out", run]
+    for command in (
+        ["train", "--device", "cpu", "--steps", 1, *args],
+        ["train-prior", run, "--steps", 1],
+        ["interpolate", run, "test", "--pairs", 1, "--steps", 2, "--out", picture],
+    ):
+        code, _, err = call(*command)
+        assert code == 0, err
+
+
+def test_a_likelihood_without_rows_decodes_but_completes_nothing(tmp_path: Path) -> None:
+    (tmp_path / "plain.py").write_text(PLAIN)
+    run, picture = tmp_path / "run", tmp_path / "a.png"
+    args = ["--likelihood", f"{tmp_path}/plain.py:Likelihood", "--out", run]
+    assert call("train", "--device", "cpu", "--steps", 1, *args)[0] == 0
+    assert call("interpolate", run, "test", "--pairs", 1, "--steps", 2, "--out", picture)[0] == 0
+    code, _, err = call("inpaint", run, "test", "--out", picture)
+    assert (code, "takes one that returns an AutoregressiveImage" in err, err.count("\n")) == (2, True, 1)
 
 
 def test_interpolation_needs_a_gaussian_prior() -> None:

@@ -5,6 +5,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+import pyro
 import pyro.distributions as dist
 import pytest
 import torch
@@ -16,10 +17,11 @@ from torch import Tensor, nn
 from pyro_delta.build import Programs, build, local_parameters
 from pyro_delta.config import load_preset
 from pyro_delta.data.spec import ImageSpec
-from pyro_delta.distributions import GaussianAR1, GaussianSequence
+from pyro_delta.distributions import AutoregressiveImage, GaussianAR1, GaussianSequence
+from pyro_delta.evaluation.bound import delta_of, floor_of
 from pyro_delta.evaluation.verify import Certificate, verify
 from pyro_delta.guides import AntiCausalGuide, IndependentDeltaGuide, StructuredGuide
-from pyro_delta.models import DeltaVAE
+from pyro_delta.models import DeltaVAE, GatedPixelCNNLikelihood
 
 SPEC = ImageSpec(1, 4, 5, 5)
 SMALL = [
@@ -182,6 +184,113 @@ def mixed_scales(programs: Programs) -> None:
     programs.guide = MixedScales(SPEC, programs.model.prior, block=4, **network)
 
 
+def looks_up(programs: Programs) -> None:
+    """Brightness of the whole image, by a comparison: it has no derivative."""
+    programs.guide.encoder = Around(
+        programs.guide.encoder,
+        before=lambda x: (x,),
+        after=lambda out, x: out + (x > 2).double().mean((2, 3))[:, :, None],
+    )
+
+
+def bright_rows_alone(programs: Programs) -> None:
+    """A leak of the highest values alone, which random images never show."""
+    programs.guide.encoder = Around(
+        programs.guide.encoder, after=lambda out, x: out + (x[:, :, 0] == 4).all(-1).to(out)[..., None]
+    )
+
+
+def decoder_that_looks_up(programs: Programs) -> None:
+    trunk = programs.model.likelihood.network.trunk
+    trunk.head = Around(trunk.head, after=lambda out, h: out + (h > 0).to(h).mean((2, 3), keepdim=True))
+
+
+class Uphill(GatedPixelCNNLikelihood):
+    """What the network is given for z_t is made of later ones: the network itself is causal."""
+
+    def forward(self, z: Tensor) -> AutoregressiveImage:
+        return super().forward(z + z.flip(-2).cumsum(-2).flip(-2))
+
+
+class OfTheBatch(GatedPixelCNNLikelihood):
+    """In evaluation alone."""
+
+    def forward(self, z: Tensor) -> AutoregressiveImage:
+        return super().forward(z if self.training else z - z.mean(0, keepdim=True))
+
+
+def replaced_likelihood(cls: type[GatedPixelCNNLikelihood]) -> Callable[[Programs], None]:
+    def spoil(programs: Programs) -> None:
+        network = {"channels": (6, 4), "row_blocks": (1, 1), "pixel_blocks": 1, "mixtures": 2}
+        programs.model = DeltaVAE(programs.model.prior, cls(SPEC, programs.model.prior, **network))
+
+    return spoil
+
+
+class Density(PyroModule):
+    def forward(self, z: Tensor) -> dist.Independent:
+        return dist.Normal(z.mean((-2, -1))[..., None, None, None].expand(*z.shape[:-2], *SPEC.shape), 1.0).to_event(3)
+
+
+def density(programs: Programs) -> None:
+    programs.model = DeltaVAE(programs.model.prior, Density())
+
+
+class SaysAnother(AntiCausalGuide):
+    def forward(self, x: Tensor) -> Tensor:
+        with pyro.plate("data", len(x)):
+            return pyro.sample("z", dist.Normal(self.posterior(x).mean + 1, 1.0).to_event(2))
+
+
+def another_site(programs: Programs) -> None:
+    programs.guide = SaysAnother(SPEC, programs.model.prior, features=6, channels=(6,), row_blocks=(1,), pixel_blocks=1)
+
+
+class TwoFaced(PyroModule):
+    """Commits its rate in evaluation alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("first_row", torch.arange(4))
+
+    def forward(self) -> GaussianAR1:
+        return GaussianAR1(torch.full((2,), 0.1 if self.training else 0.9), 4)
+
+
+def two_faced(programs: Programs) -> None:
+    programs.model = DeltaVAE(TwoFaced(), programs.model.likelihood)
+
+
+class Free(PyroModule):
+    """Learns its α, and nothing keeps it from 0."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("first_row", torch.arange(4))
+        self.correlation = nn.Parameter(torch.ones(2))
+
+    def forward(self) -> GaussianAR1:
+        return GaussianAR1(torch.tanh(self.correlation), 4)
+
+
+def false_floor(programs: Programs) -> None:
+    programs.model = DeltaVAE(Free(), programs.model.likelihood)
+    programs.model.prior.floor_nats = 1.0
+
+
+class InPlace(AntiCausalGuide):
+    """Backward fails, which is a verdict on the program and no traceback."""
+
+    def posterior(self, x: Tensor) -> dist.Independent:
+        q = super().posterior(x)
+        scale = q.stddev.sigmoid()
+        return dist.Normal(q.mean, scale.mul_(scale)).to_event(2)
+
+
+def in_place(programs: Programs) -> None:
+    programs.guide = InPlace(SPEC, programs.model.prior, features=6, channels=(6,), row_blocks=(1,), pixel_blocks=1)
+
+
 BROKEN: dict[str, tuple[Callable[[Programs], None], str, str]] = {
     "a leaking mask": (leaking_mask, "causality of the network", r"pixel \(0, 0\) sees pixel \(0, 0\)"),
     "a mean over the image": (leaking_far, "causality of the network", r"pixel \(0, 0\) sees pixel \(0, 0\)"),
@@ -191,8 +300,20 @@ BROKEN: dict[str, tuple[Callable[[Programs], None], str, str]] = {
     "a causal guide": (causal_guide, "causality of the guide", "z_2 sees row 0, above its first row 1"),
     "a guide that mixes images": (shared_across_the_batch, "causality of the guide", "sees other images"),
     "variance for deviation": (variance_for_deviation, "distribution of the prior", "disagrees with variance"),
+    "a guide's look-up": (looks_up, "causality of the guide", "z_2 changes with rows above its first row 1"),
+    "bright rows": (bright_rows_alone, "causality of the guide", "z_2 changes with rows above its first row 1"),
+    "a decoder's look-up": (decoder_that_looks_up, "causality of the network", "changes with itself or later pixels"),
+    "z of later rows before the network": (
+        replaced_likelihood(Uphill), "causality of the conditioning", "row 0 sees z_2, whose first row is 1"),
+    "z of other images in evaluation": (
+        replaced_likelihood(OfTheBatch), "causality of the conditioning", "latents of other images .evaluation mode"),
+    "a density of integers": (density, "support", "images are integers, but Independent is a density"),
+    "a site that is not the posterior": (another_site, "support", "another distribution than its posterior"),
+    "a prior with two faces": (two_faced, "distribution of the prior", "in training mode is another"),
+    "a false floor": (false_floor, "committed rate", "claims floor_nats = 1, but commits 0"),
+    "an operation in place": (in_place, "causality of the guide", "it cannot be checked: RuntimeError"),
     "a wrong gradient": (wrong_gradient, "gradient", "by finite differences"),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(("spoil", "name", "words"), BROKEN.values(), ids=BROKEN)
@@ -206,6 +327,60 @@ def test_broken_programs_are_caught(spoil: Callable[[Programs], None], name: str
     assert re.search(words, found), found
     assert certificate.failure is not None
     assert name in certificate.failure
+
+
+def test_a_prior_that_learns_is_certified_by_its_floor_alone() -> None:
+    certificate = verify(made(("prior.program", "ar1_learned"), ("prior.floor_nats", 4.0)), SPEC)
+    assert certificate.delta_nats == 4.0
+    assert "the floor of a prior that learns" in finding(certificate, "committed rate")[1]
+    programs = made()
+    certificate = verify(Programs(DeltaVAE(Free(), programs.model.likelihood), programs.guide), SPEC)
+    assert certificate.delta_nats is None
+    assert finding(certificate, "committed rate")[0] is None
+
+
+def test_the_floor_is_not_that_of_other_posteriors() -> None:
+    """Blocks of steps come nearer to the prior than the floor, which is for independent steps."""
+    programs = made(("prior.program", "ar1_learned"), ("prior.floor_nats", 4.0), ("guide.program", "structured"))
+    images = torch.zeros(1, *SPEC.shape, dtype=torch.uint8)
+    assert delta_of(programs, images) < 4
+    assert floor_of(programs, images) is None
+    assert verify(programs, SPEC).delta_nats is None
+
+
+def test_moments_that_are_missing_are_named() -> None:
+    flat = dist.TransformedDistribution(
+        dist.MultivariateNormal(torch.zeros(8), torch.eye(8)), [dist.transforms.ReshapeTransform((8,), (4, 2))]
+    )
+    programs = made()
+    prior = Heavy()
+    prior.forward = lambda: flat  # type: ignore[method-assign]
+    certificate = verify(Programs(DeltaVAE(prior, programs.model.likelihood), programs.guide), SPEC)
+    found = finding(certificate, "distribution of the prior")
+    assert found == (False, "TransformedDistribution lacks rsample, mean or variance")
+
+
+def test_a_claim_against_a_prior_known_by_its_density_alone() -> None:
+    """Its KL has a value and no gradient to descend."""
+
+    class Claims(AntiCausalGuide):
+        def committed_rate(self, prior: object) -> float:
+            return 1e6
+
+    programs = made()
+
+    class Same(GaussianAR1):
+        """Unknown to the KL's registry."""
+
+    class Prior(WrongPrior):
+        def forward(self) -> Same:
+            return Same(self.alpha, len(self.first_row))
+
+    with local_parameters():
+        prior = Prior(programs.model.prior)
+        guide = Claims(SPEC, prior, features=6, channels=(6,), row_blocks=(1,), pixel_blocks=1)
+        certificate = verify(Programs(DeltaVAE(prior, programs.model.likelihood), guide), SPEC)
+    assert "the guide claims δ = 1e+06 nats, but a KL of" in finding(certificate, "committed rate")[1]
 
 
 class NoSquareRoot(IndependentDeltaGuide):

@@ -94,10 +94,16 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
             raise
         mend = "make room there" if error.errno in FULL else "give another path"
         code = _complain(f"cannot use {os.fspath(error.filename)}: {error.strerror}; {mend}.", 2)
-    except (MemoryError, RuntimeError, TypeError) as error:
-        if not is_out_of_memory(error):
-            raise
-        code = _complain("this does not fit into memory; ask for smaller programs, smaller batches or less at once.", 2)
+    except Exception as error:
+        if is_out_of_memory(error):
+            message = "this does not fit into memory; ask for smaller programs, smaller batches or less at once."
+        else:
+            from pyro_delta.programs import blame
+
+            if (mistake := blame(error)) is None:
+                raise
+            message = str(mistake)
+        code = _complain(message, 2)
     sys.exit(code if isinstance(code, int) else 0)
 
 

@@ -76,8 +76,13 @@ def inpaint(
     else:
         picture = read_pictures(mask)[0][0]
         if picture.shape[1:] != (height, width):
-            raise UserError(f"the mask {mask} is {tuple(picture.shape[1:])}, the images are {(height, width)}.")
-        keep_hw = picture[0] > 127
+            size = tuple(picture.shape[1:])
+            raise UserError(f"the mask {mask} is {size}, the images are {(height, width)}; bring it to their size.")
+        keep_hw = (picture > 127).all(0)
+        if keep_hw.all():
+            raise UserError(
+                f"the mask {mask} is white all over, which leaves nothing to complete; paint some of it black."
+            )
     found, names = read_images(loaded, images, num, data_root)
     columns, sizes = [], []
     with counting("completing", len(found[:num])) as advance:

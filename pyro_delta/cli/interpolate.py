@@ -52,12 +52,12 @@ def interpolate(
     if len(found) < 2 * pairs:
         raise UserError(f"{pairs} pairs take {2 * pairs} images, but {images} has {len(found)}; give fewer --pairs.")
     z_bnd = sample_latents(loaded.programs, found, seed=seed)
-    prior = loaded.programs.model.prior()
+    prior, place = loaded.programs.model.prior(), loaded.programs.model.prior.first_row.device
     rows = []
     with counting("decoding", pairs * steps) as advance:
         for pair in range(pairs):
             a, b = 2 * pair, 2 * pair + 1
-            path_snd = path_between(prior, z_bnd[a].to(prior.mean), z_bnd[b].to(prior.mean), steps)
+            path_snd = path_between(prior, z_bnd[a].to(place), z_bnd[b].to(place), steps)
             drawn = decode(loaded.programs, path_snd, seed=seed + pair, same_noise=True, advance=advance)
             rows.append(torch.cat((found[a : a + 1].long(), drawn, found[b : b + 1].long())))
     save_png(grid(torch.cat(rows), loaded.spec.levels, steps + 2), out)

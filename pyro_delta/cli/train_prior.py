@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import click
@@ -16,6 +17,7 @@ from pyro_delta.cli.options import (
     run_argument,
     seed_option,
 )
+from pyro_delta.errors import UserError
 
 
 @click.command()
@@ -59,6 +61,8 @@ def train_prior(
     from pyro_delta.report.progress import counting
     from pyro_delta.report.tables import print_table
 
+    if not math.isfinite(lr):  # nan passes every range
+        raise UserError(f"--lr {lr} is no learning rate; give a finite number above 0.")
     loaded = load(run, choose_device(device))
     data = load_data_of(loaded, data_root)
     torch.manual_seed(seed)

@@ -91,14 +91,42 @@ def delta_of(programs: Programs, images: Tensor) -> float | None:
         return mean_field_rate(programs.guide.posterior(x), prior)
 
 
+@torch.no_grad()
+def floor_of(programs: Programs, images: Tensor) -> float | None:
+    """δ that a prior which learns guarantees by its `floor_nats`, whatever it learns.
+
+    It holds for posteriors that are independent over steps and dimensions, read off as by `delta_of`; None for others,
+    or without a floor.
+    """
+    if hasattr(programs.guide, "committed_rate"):
+        return None
+    with evaluating(programs, 0):
+        (x,) = batches(images[:1], 1, programs)
+        independent = is_mean_field(programs.guide.posterior(x))
+    return getattr(programs.model.prior, "floor_nats", None) if independent else None
+
+
 def claimed_rate(guide: PyroModule, prior: Distribution) -> float | None:
-    """δ that a guide gives for its own family by `committed_rate(prior)`; None if it gives none for this prior."""
+    """δ that a guide gives for its own family by `committed_rate(prior)`; None if it gives none for this prior.
+
+    Raises:
+        UserError: if what it gives is no rate.
+    """
     if (formula := getattr(guide, "committed_rate", None)) is None:
         return None
     try:
-        return float(formula(prior))
+        claimed = formula(prior)
     except (UserError, NotImplementedError):  # the latter from a prior without moments, such as an auxiliary one
         return None
+    try:
+        rate = float(claimed)
+    except (TypeError, ValueError, RuntimeError):
+        rate = math.nan
+    if not 0 <= rate < math.inf:
+        raise UserError(
+            f"committed_rate of the guide gives {claimed!r}; it must be a finite number of nats, 0 or more."
+        )
+    return rate
 
 
 def mean_field_rate(posterior: Distribution, prior: Distribution) -> float | None:

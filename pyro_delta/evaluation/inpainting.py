@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 
 from pyro_delta.build import Programs
+from pyro_delta.distributions import AutoregressiveImage
+from pyro_delta.errors import UserError
 from pyro_delta.evaluation.bound import evaluating
 
 
@@ -40,15 +42,28 @@ def inpaint(
         particles: K.
         completions: draws, with replacement.
         seed: of all noise.
+
+    Raises:
+        UserError: if the likelihood is no `AutoregressiveImage`, or gives kept pixels no finite weight.
     """
     with evaluating(programs, seed):
         model = programs.model
         z = model.prior().expand([particles]).sample()
         distribution = model.likelihood(z)
+        if not isinstance(distribution, AutoregressiveImage):
+            raise UserError(
+                f"the likelihood returns a {type(distribution).__name__}, whose pixels cannot be kept while others are "
+                "drawn; completing images takes one that returns an AutoregressiveImage."
+            )
         images = image_chw.to(z.device, torch.int64).expand(particles, -1, -1, -1)
         keep_hw = keep_hw.to(z.device)
         x = distribution.sample(keep=(images, keep_hw))
         log_weight = (distribution.pixel_log_prob(x).double() * keep_hw).sum((-2, -1))
         weight = torch.softmax(log_weight, dim=0)
+        if not weight.isfinite().all():
+            raise UserError(
+                f"log weights of particles, {log_weight[0].item():g} the first, are not finite: the run's weights "
+                "have diverged; train it again at a lower training.lr."
+            )
         chosen = torch.multinomial(weight, completions, replacement=True)
         return Completions(x[chosen].cpu(), 1 / weight.square().sum().item())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -71,8 +72,12 @@ def posterior_data(
 
 def save_netcdf(data: Any, path: Path) -> None:
     """Writes an `InferenceData`, whole or not at all."""
+    # By way of memory, for HDF5 does not survive a full disk: it crashes when it closes what it could not write.
+    whole, tree = io.BytesIO(), data.to_datatree()
+    compressed = {node.path: {name: {"zlib": True} for name in node.data_vars} for node in tree.leaves}
+    tree.to_netcdf(whole, engine="h5netcdf", encoding=compressed)
     with written_whole(path) as file:
-        data.to_netcdf(file.name)
+        file.write(whole.getbuffer())
 
 
 @torch.no_grad()

@@ -13,7 +13,7 @@ from typing import Any, Self
 from pyro_delta.build import Programs
 from pyro_delta.config import Config
 from pyro_delta.data import ImageData
-from pyro_delta.evaluation.bound import delta_of, encode, summarise
+from pyro_delta.evaluation.bound import delta_of, encode, floor_of, summarise
 
 STATE = (
     "config", "programs", "average", "optimizer", "objective", "auxiliary", "skipped", "streak", "step", "train_s",
@@ -68,7 +68,7 @@ class Training(ABC):
         self.learned_rate = any(p.requires_grad for p in programs.model.prior.parameters())
         self.delta = delta_of(programs, data.train.images)
         if self.learned_rate:
-            self.delta = getattr(programs.model.prior, "floor_nats", None)
+            self.delta = floor_of(programs, data.train.images)
         self.clock, self.step, self.wall = Clock(), 0, time.time()
         self.lr = config.training.lr
         self.validated = 0

@@ -51,6 +51,7 @@ class LatentMap(nn.Module):
 
     def forward(self, z_bnd: Tensor) -> Tensor:
         """(B, n, d) → (B, channels, H, W)."""
+        z_bnd = z_bnd.to(self.position.dtype)  # a prior or a guide may draw in float64
         tokens_bne = self.embed(z_bnd) + self.position
         keys, values = (self._split(part) for part in self.key_value(tokens_bne).chunk(2, dim=-1))
         queries = self._split(self.query.to(keys.dtype).expand(z_bnd.shape[0], -1, -1))

@@ -78,17 +78,24 @@ def decode(
     parts = []
     with evaluating(programs, seed):
         for z in z_bnd.to(next(programs.parameters()).device).split(batch):
-            if same_noise:
-                torch.manual_seed(seed)
-            distribution = programs.model.likelihood(z)
-            parts.append((_with_shared_noise(distribution) if same_noise else distribution.sample()).cpu())
+            parts.append(
+                (_with_shared_noise(programs, z, seed) if same_noise else programs.model.likelihood(z).sample()).cpu()
+            )
             advance(len(z))
     return torch.cat(parts)
 
 
-def _with_shared_noise(distribution: AutoregressiveImage) -> Tensor:
-    channels, height, width = distribution.event_shape
-    return distribution.sample(uniforms=torch.rand(1, height, width, 1 + channels).to(distribution.z))
+def _with_shared_noise(programs: Programs, z_bnd: Tensor, seed: int) -> Tensor:
+    torch.manual_seed(seed)
+    distribution = programs.model.likelihood(z_bnd)
+    if isinstance(distribution, AutoregressiveImage):
+        channels, height, width = distribution.event_shape
+        return distribution.sample(uniforms=torch.rand(1, height, width, 1 + channels).to(distribution.z))
+    drawn = []
+    for z in z_bnd.split(1):
+        torch.manual_seed(seed)
+        drawn.append(programs.model.likelihood(z).sample())
+    return torch.cat(drawn)
 
 
 def grid(images_bchw: Tensor, levels: int, columns: int) -> Tensor:
