@@ -48,7 +48,7 @@ def run(job: tuple[str, int, list[tuple[str, Any]], str]) -> dict[str, Any]:
     torch.manual_seed(seed)
     trainer = Trainer(config, data, build(config, data.spec), lambda line: None)
     trainer.run()
-    average: Programs = trainer.average.module  # type: ignore[assignment]
+    average: Programs = trainer.averaged()
     numbers = check(average, data, split=split)
     print(f"{arm}, seed {seed}: " + ", ".join(f"{COLUMNS[key]} {numbers[key]:.4g}" for key in COLUMNS), flush=True)
     return {"arm": arm, "seed": seed, "train_s": trainer.clock.read(), **numbers}

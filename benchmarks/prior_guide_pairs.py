@@ -70,7 +70,7 @@ def run(job: tuple[Pair, int, list[tuple[str, Any]]]) -> dict[str, Any]:
     torch.manual_seed(seed)
     trainer = Trainer(config, data, build(config, data.spec), lambda line: None)
     trainer.run()
-    programs: Any = trainer.average.module
+    programs: Any = trainer.averaged()
     numbers = check(programs, data)
     training = AuxiliaryTraining.of(config.auxiliary, programs.model.prior)
     train_prior(training, programs, data.train, AUXILIARY_STEPS, seed=seed)

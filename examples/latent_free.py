@@ -27,7 +27,7 @@ def trained(data: ImageData, steps: int, *, use_latents: bool) -> Programs:
     torch.manual_seed(0)
     trainer = Trainer(config, data, build(config, data.spec), log=lambda line: None)
     trainer.run()
-    return trainer.average.module
+    return trainer.averaged()
 
 
 def main(steps: int = 1500, out: Path = Path("latent_free.png")) -> None:

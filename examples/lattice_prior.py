@@ -36,7 +36,7 @@ def main(steps: int = 1500, out: Path = Path("lattice_prior.png")) -> None:
     print(f"first rows of the blocks: {lattice.first_row.tolist()}")
     trainer = Trainer(config, data, programs, log=lambda line: None)
     trainer.run()
-    trained = trainer.average.module
+    trained = trainer.averaged()
     numbers = check(trained, data)
     print(f"−ELBO {numbers['neg_elbo_bpd']:.3f} bits/dim, KL {numbers['rate_nats_mean']:.2f} nats on average,")
     print(f"{numbers['rate_nats_min']:.4f} at the least, δ {numbers['delta_nats']:.4f};", end=" ")

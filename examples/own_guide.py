@@ -69,7 +69,7 @@ def main(steps: int = 1500, out: Path = Path("own_guide.png")) -> None:
         print(f"{finding.name:28}  {finding.found}")
     trainer = Trainer(config, data, programs, log=lambda line: None)
     trainer.run()
-    trained = trainer.average.module
+    trained = trainer.averaged()
     numbers = check(trained, data)
     print(f"−ELBO {numbers['neg_elbo_bpd']:.3f} bits/dim, KL {numbers['rate_nats_mean']:.2f} nats on average,")
     print(f"{numbers['rate_nats_min']:.4f} at the least, δ {numbers['delta_nats']:.4f};", end=" ")

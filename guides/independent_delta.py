@@ -45,6 +45,8 @@ class IndependentDeltaGuide(ImageGuide):
         1. A. Razavi et al., "Preventing Posterior Collapse with δ-VAEs", ICLR 2019.
     """
 
+    twin = "pyro_delta.twin.guides:IndependentDeltaGuide"
+
     def __init__(self, spec: ImageSpec, prior: PyroModule, *, rate_nats: float = 4.0, **network: Any) -> None:
         super().__init__(spec, prior, 1, **network)
         p = prior()

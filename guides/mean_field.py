@@ -31,6 +31,8 @@ class AntiCausalGuide(ImageGuide):
         1. A. Razavi et al., "Preventing Posterior Collapse with δ-VAEs", ICLR 2019.
     """
 
+    twin = "pyro_delta.twin.guides:AntiCausalGuide"
+
     scale: Tensor
 
     def __init__(self, spec: ImageSpec, prior: PyroModule, **network: Any) -> None:
@@ -51,5 +53,7 @@ class BidirectionalGuide(AntiCausalGuide):
 
     Takes the arguments of `AntiCausalGuide`.
     """
+
+    twin = "pyro_delta.twin.guides:BidirectionalGuide"
 
     causality = "none"

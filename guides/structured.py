@@ -38,6 +38,8 @@ class StructuredGuide(ImageGuide):
         UserError: if the blocks do not fit the prior.
     """
 
+    twin = "pyro_delta.twin.guides:StructuredGuide"
+
     factor: Tensor
 
     def __init__(self, spec: ImageSpec, prior: PyroModule, *, block: int = 2, **network: Any) -> None:

@@ -86,6 +86,8 @@ class ARPrior(DensePrior):
         UserError: a partial autocorrelation is outside (−1, 1), or there is none; or there are too many steps.
     """
 
+    twin = "pyro_delta.twin.priors:ARPrior"
+
     def __init__(
         self,
         spec: ImageSpec,
@@ -150,6 +152,8 @@ class LatticePrior(DensePrior):
         UserError: an option cannot be read, blocks do not fit the image, or no α commits the rate.
     """
 
+    twin = "pyro_delta.twin.priors:LatticePrior"
+
     def __init__(
         self,
         spec: ImageSpec,
@@ -202,6 +206,8 @@ class MaternPrior(DensePrior):
     Raises:
         UserError: an option cannot be read, ℓ is too long for the factor to be exact, or no such ℓ commits the rate.
     """
+
+    twin = "pyro_delta.twin.priors:MaternPrior"
 
     def __init__(
         self,

@@ -41,6 +41,8 @@ class GatedPixelCNNLikelihood(PyroModule):
         UserError: for sizes that make no network.
     """
 
+    twin = "pyro_delta.twin.likelihoods:GatedPixelCNNLikelihood"
+
     def __init__(
         self,
         spec: ImageSpec,

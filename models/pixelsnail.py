@@ -48,6 +48,8 @@ class PixelSNAILLikelihood(PyroModule):
         1. X. Chen et al., "PixelSNAIL: An Improved Autoregressive Generative Model", ICML 2018.
     """
 
+    twin = "pyro_delta.twin.likelihoods:PixelSNAILLikelihood"
+
     def __init__(
         self,
         spec: ImageSpec,

@@ -68,6 +68,8 @@ class AR1Prior(PyroModule):
         [1] A. Razavi et al., "Preventing Posterior Collapse with δ-VAEs", ICLR 2019.
     """
 
+    twin = "pyro_delta.twin.priors:AR1Prior"
+
     alpha: Tensor
     first_row: Tensor
 
@@ -104,6 +106,8 @@ class StandardNormalPrior(PyroModule):
         dims: d, size of one latent step.
         length: n, latent steps, a divisor of the image's rows; None is one for each row.
     """
+
+    twin = "pyro_delta.twin.priors:StandardNormalPrior"
 
     alpha: Tensor
     first_row: Tensor
@@ -146,6 +150,8 @@ class LearnedAR1Prior(PyroModule):
     References:
         [1] A. Razavi et al., "Preventing Posterior Collapse with δ-VAEs", ICLR 2019.
     """
+
+    twin = "pyro_delta.twin.priors:LearnedAR1Prior"
 
     first_row: Tensor
 

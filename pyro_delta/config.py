@@ -90,6 +90,8 @@ class GuideConfig(ProgramConfig):
 class TrainingConfig(Section):
     """How to train."""
 
+    backend: Literal["pyro", "numpyro"] = "pyro"
+    """numpyro: the twins of the programs are trained, by JAX; bf16, channels_last and compile do not apply to it"""
     elbo: Literal["trace", "mean_field"] = "trace"
     """trace: sampled rate (Trace_ELBO); mean_field: analytic rate (TraceMeanField_ELBO)"""
     objective: Literal["elbo", "beta", "free_bits", "free_bits_per_dim", "annealed", "target_rate"] = "elbo"

@@ -107,6 +107,14 @@ def find(kind: str, name: str, folder: Path | None = None) -> Callable[..., Any]
     return found
 
 
+def twin_of(program: Callable[..., Any]) -> str | Callable[..., Any] | None:
+    """The NumPyro twin that a program names in its attribute `twin`: a place `package.module:Object`, or the object.
+
+    None if it names none. What a base class names is the twin of the base class.
+    """
+    return vars(program).get("twin")
+
+
 def _module_of_file(path: Path) -> ModuleType:
     """A file as a module, made once for each content, so that its classes are the same classes each time."""
     try:

@@ -1,10 +1,14 @@
 """What every test starts from: fixed seeds, an empty parameter store, validation on, float32."""
 
+import os
 from collections.abc import Iterator
 
 import pyro
 import pytest
 import torch
+
+# JAX's programs are small here, and compiling them is most of their time. To be said before JAX starts.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false")
 
 
 @pytest.fixture(autouse=True)

@@ -11,7 +11,8 @@ from test_inference import SPEC, config_of, toy_data, trainer_of
 from pyro_delta.build import Programs, build, local_parameters
 from pyro_delta.evaluation.importance import evaluate
 from pyro_delta.inference.checkpoint import load_checkpoint, save_atomically
-from pyro_delta.inference.loop import STATE, Trainer, Window
+from pyro_delta.inference.loop import Trainer, Window
+from pyro_delta.inference.training import STATE
 from pyro_delta.report.pictures import draw
 
 pytestmark = [

@@ -24,7 +24,7 @@ from pyro_delta.data import ImageData, ImageSpec
 from pyro_delta.data.splits import Split
 from pyro_delta.errors import CheckFailed, UserError
 from pyro_delta.evaluation.bound import closed_form_rate
-from pyro_delta.inference import loop
+from pyro_delta.inference import loop, training
 from pyro_delta.inference.checkpoint import load_checkpoint, save_atomically
 from pyro_delta.inference.elbo import RateDistortionELBO
 from pyro_delta.inference.loop import Trainer
@@ -649,7 +649,7 @@ class FakeTime:
 @pytest.fixture
 def fake_time(monkeypatch: pytest.MonkeyPatch) -> FakeTime:
     fake = FakeTime()
-    monkeypatch.setattr(loop, "time", SimpleNamespace(perf_counter=fake.read, time=fake.read))
+    monkeypatch.setattr(training, "time", SimpleNamespace(perf_counter=fake.read, time=fake.read))
     return fake
 
 
@@ -697,7 +697,7 @@ def test_a_clock_that_strikes_between_two_steps_loses_no_line(monkeypatch: pytes
     for tick in (0.37, 0.41, 0.43, 0.47, 0.53, 0.61):
         readings = iter(range(10**6))
         monkeypatch.setattr(
-            loop, "time", SimpleNamespace(perf_counter=lambda it=readings, t=tick: next(it) * t, time=lambda: 0.0)
+            training, "time", SimpleNamespace(perf_counter=lambda it=readings, t=tick: next(it) * t, time=lambda: 0.0)
         )
         lines: list[dict[str, Any]] = []
         trainer = trainer_of(lines, minutes=0.1, log_every=1000, validations=1)

@@ -20,6 +20,7 @@ COMMANDS = {
     "verify": "What a prior, a likelihood and a guide commit, and whether they are causal.",
     "evaluate": "Bounds on the likelihood, rate and distortion of a run.",
     "check": "Does the KL stay above δ, and do the latents carry information?",
+    "crosscheck": "Does NumPyro find the same numbers for a run?",
     "sample": "Draw images from a run into a picture.",
     "encode": "Latents of images, for ArviZ.",
     "reconstruct": "Images and what the decoder makes of their latents.",

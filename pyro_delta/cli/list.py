@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from typing import Any
 
 import click
 
@@ -27,11 +28,16 @@ def list_(kind: str | None, as_json: bool) -> None:
         click.echo(name)
         width = max(len(entry["name"]) for entry in entries)
         for entry in entries:
-            preset = f" [preset {entry['preset']}]" if "preset" in entry else ""
-            click.echo(f"  {entry['name']:{width}}  {entry['description']}{preset}")
+            click.echo(f"  {entry['name']:{width}}  {entry['description']}{_mark(entry)}")
 
 
-def _entries(kind: str) -> list[dict[str, str]]:
+def _mark(entry: dict[str, Any]) -> str:
+    if "preset" in entry:
+        return f" [preset {entry['preset']}]"
+    return " [NumPyro twin]" if entry.get("twin") else ""
+
+
+def _entries(kind: str) -> list[dict[str, Any]]:
     if kind == "datasets":
         from pyro_delta.data import DATASETS
 
@@ -42,15 +48,17 @@ def _entries(kind: str) -> list[dict[str, str]]:
         from pyro_delta.config import preset_names, preset_text
 
         return [{"name": name, "description": _first_line(preset_text(name)).lstrip("# ")} for name in preset_names()]
-    from pyro_delta.programs import find, names
+    from pyro_delta.programs import find, names, twin_of
 
-    entries = []
+    entries: list[dict[str, Any]] = []
     for name, place in names(kind.removesuffix("s")).items():
+        twin = None
         try:
-            description = _first_line(find(kind.removesuffix("s"), name).__doc__ or "")
+            program = find(kind.removesuffix("s"), name)
+            description, twin = _first_line(program.__doc__ or ""), twin_of(program)
         except UserError as error:  # somebody's installed program must not take the list away
             description = f"({place}: {error})"
-        entries.append({"name": name, "description": description})
+        entries.append({"name": name, "description": description, "twin": twin and str(twin)})
     return entries
 
 

@@ -42,6 +42,7 @@ with_prior_option = click.option(
     show_default=True,
     help="auxiliary: the prior of train-prior, or one trained beside the model.",
 )
+backend_option = click.option("--backend", type=click.Choice(["pyro", "numpyro"]), default="pyro", show_default=True)
 dataset_option = click.option(
     "--dataset", metavar="NAME", help="digits, photos, cifar10, mnist or folder:PATH (default: digits)."
 )

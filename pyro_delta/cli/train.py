@@ -25,7 +25,7 @@ from pyro_delta.errors import UserError
 
 if TYPE_CHECKING:
     from pyro_delta.config import Config
-    from pyro_delta.inference.loop import Trainer
+    from pyro_delta.inference.training import Training
 
 
 @click.command()
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     type=click.Choice(["trace", "mean_field"]),
     help="Rate by sampling, or in closed form (default: the preset's).",
 )
+@click.option("--backend", type=click.Choice(["pyro", "numpyro"]), help="What trains the programs (default: pyro).")
 @click.option("--steps", type=int, help="Training steps.")
 @click.option("--minutes", type=float, help="Minutes of training alone, in place of --steps.")
 @click.option("--out", type=click.Path(path_type=Path), help="Run folder (default: runs/<dataset>-<preset>-<seed>).")
@@ -54,6 +55,7 @@ def train(
     likelihood: str | None,
     guide: str | None,
     elbo: str | None,
+    backend: str | None,
     steps: int | None,
     minutes: float | None,
     out: Path | None,
@@ -79,6 +81,7 @@ def train(
             "likelihood.program": likelihood,
             "guide.program": guide,
             "training.elbo": elbo,
+            "training.backend": backend,
             "training.steps": steps,
             "training.minutes": minutes,
             "training.seed": seed,
@@ -91,7 +94,7 @@ def train(
     _run(trainer, folder, preset, resume, as_json)
 
 
-def _new(out: Path | None, preset: str | None, settings: Settings, device: str) -> tuple[Trainer, Path, str]:
+def _new(out: Path | None, preset: str | None, settings: Settings, device: str) -> tuple[Training, Path, str]:
     config, preset = chosen_config(preset, settings)
     from pyro_delta.inference.run import check_free, create, default_folder
 
@@ -103,12 +106,11 @@ def _new(out: Path | None, preset: str | None, settings: Settings, device: str) 
     return trainer, folder, preset
 
 
-def _resumed(out: Path | None, preset: str | None, settings: Settings, device: str) -> tuple[Trainer, Path, str]:
+def _resumed(out: Path | None, preset: str | None, settings: Settings, device: str) -> tuple[Training, Path, str]:
     if out is None:
         raise UserError("--resume needs --out RUN, the folder of the run to go on with.")
     from pyro_delta import config as configuration
     from pyro_delta.inference.checkpoint import load_checkpoint
-    from pyro_delta.inference.loop import STATE
     from pyro_delta.inference.recorder import read_metrics
     from pyro_delta.inference.run import (
         CHECKPOINT,
@@ -119,6 +121,7 @@ def _resumed(out: Path | None, preset: str | None, settings: Settings, device: s
         read_info,
         resumed_config,
     )
+    from pyro_delta.inference.training import STATE
 
     config = resumed_config(out, settings)
     made_with, spec, _ = read_info(out)
@@ -147,20 +150,35 @@ def _check_extension(config: Config, step: int, train_s: float, given: dict[str,
         raise UserError(f"--minutes {minutes:g}: the run has had {train_s / 60:.3g} already; give more to go on.")
 
 
-def _trainer(config: Config, device: str, folder: Path | None = None) -> Trainer:
+def _trainer(config: Config, device: str, folder: Path | None = None) -> Training:
     import torch
 
     from pyro_delta.build import build
-    from pyro_delta.inference.loop import Trainer
 
-    place = choose_device(device)
+    if config.training.backend == "numpyro":
+        from pyro_delta.twin import require
+
+        require()
+        place = torch.device("cpu")  # of the programs that are evaluated
+    else:
+        place = choose_device(device)
     data = load_data(config)
     torch.manual_seed(config.training.seed)
     programs = build(config, data.spec, folder).to(place)
+    if config.training.backend == "numpyro":
+        from pyro_delta.twin.programs import build as build_twin
+        from pyro_delta.twin.programs import compute_on
+        from pyro_delta.twin.training import NumPyroTrainer
+
+        compute_on(device)
+        twin = build_twin(config, data.spec, folder, seed=config.training.seed)
+        return NumPyroTrainer(config, data, programs, twin, log=lambda line: None)
+    from pyro_delta.inference.loop import Trainer
+
     return Trainer(config, data, programs, log=lambda line: None)
 
 
-def _run(trainer: Trainer, folder: Path, preset: str, resumed: bool, as_json: bool) -> None:
+def _run(trainer: Training, folder: Path, preset: str, resumed: bool, as_json: bool) -> None:
     from pyro_delta.inference.recorder import Recorder, stopping
     from pyro_delta.report.progress import following
     from pyro_delta.report.tables import print_table

@@ -57,6 +57,14 @@ class Batches:
         Raises:
             ValueError: if `step` is negative.
         """
+        return self.images[self.indices(step)]
+
+    def indices(self, step: int) -> Tensor:
+        """Which images the batch of a step holds, int64 of shape (B,), on the device.
+
+        Raises:
+            ValueError: if `step` is negative.
+        """
         if step < 0:
             raise ValueError(f"step {step} is negative; the first batch is that of step 0")
         epoch, position = divmod(step, self.batches_per_epoch)
@@ -66,4 +74,4 @@ class Batches:
             self._order = order.pin_memory().to(self.images.device, non_blocking=True) if self.images.is_cuda else order
             self._epoch = epoch
         start = position * self.batch_size
-        return self.images[self._order[start : start + self.batch_size]]
+        return self._order[start : start + self.batch_size]

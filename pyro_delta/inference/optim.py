@@ -85,11 +85,24 @@ class GuardedStep:
         Raises:
             CheckFailed: if `MAX_STREAK` steps in a row were skipped; says `mend`.
         """
-        if self.streak >= MAX_STREAK:
-            raise CheckFailed(
-                f"training stopped at step {step}: the last {int(self.streak)} steps were not finite and were skipped; "
-                f"{mend}."
-            )
+        stop_if_stuck(int(self.streak), step, mend)
+
+
+def stop_if_stuck(streak: int, step: int, mend: str) -> None:
+    """Gives up when steps are skipped on and on.
+
+    Raises:
+        CheckFailed: if `streak`, the steps in a row that were skipped, has reached `MAX_STREAK`; says `mend`.
+    """
+    if streak >= MAX_STREAK:
+        raise CheckFailed(
+            f"training stopped at step {step}: the last {streak} steps were not finite and were skipped; {mend}."
+        )
+
+
+def averaging_weight(step: int, decay: float) -> float:
+    """What the newest weights count in the moving average after step 0, 1, …; those of the first are copied."""
+    return 1.0 if step == 0 else 1 - min(decay, (1 + step) / (10 + step))
 
 
 class MovingAverage(AveragedModel):
@@ -109,6 +122,5 @@ class MovingAverage(AveragedModel):
     def update(self) -> None:
         """Takes in the newest weights; the first ones are copied."""
         count = int(self.n_averaged)  # a CPU tensor wherever the weights are
-        weight = 1.0 if count == 0 else 1 - min(self.decay, (1 + count) / (10 + count))
-        torch._foreach_lerp_(self.averaged, self.newest, weight)
+        torch._foreach_lerp_(self.averaged, self.newest, averaging_weight(count, self.decay))
         self.n_averaged += 1

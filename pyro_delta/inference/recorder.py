@@ -10,16 +10,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Any, cast
+from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
 
-from pyro_delta.build import Programs
 from pyro_delta.errors import UserError
 from pyro_delta.files import named
 from pyro_delta.inference.checkpoint import save_atomically
-from pyro_delta.inference.loop import Trainer
 from pyro_delta.inference.run import CHECKPOINT, EVENTS, METRICS, SAMPLES, write_text
+from pyro_delta.inference.training import Training
 from pyro_delta.report.pictures import draw, grid, save_png
 
 GRID = 16
@@ -78,29 +77,29 @@ class Recorder:
                 self.events.add_scalar(f"{line['split']}/{key}", value, line["step"])
         self.show(line)
 
-    def every(self, trainer: Trainer) -> None:
+    def every(self, trainer: Training) -> None:
         """After each logging step: a checkpoint when one is due, a picture after each validation."""
         if time.monotonic() - self.saved >= 60 * trainer.config.training.checkpoint_minutes:
             self.save(trainer)
         if self.lines and self.lines[-1]["split"] == "validation":
             self.draw(trainer)
 
-    def save(self, trainer: Trainer) -> None:
+    def save(self, trainer: Training) -> None:
         """Writes the checkpoint."""
         save_atomically(trainer.state(), self.folder / CHECKPOINT)
         self.events.flush()
         self.saved = time.monotonic()
 
-    def draw(self, trainer: Trainer) -> None:
+    def draw(self, trainer: Training) -> None:
         """Writes a grid of samples, of the same noise each time, unless this step has one."""
         if self.drawn == trainer.step:
             return
         self.drawn = trainer.step
-        images = draw(cast(Programs, trainer.average.module), GRID)
+        images = draw(trainer.averaged(), GRID)
         picture = grid(images, trainer.data.spec.levels, columns=8)
         save_png(picture, self.folder / SAMPLES / f"step_{trainer.step:06d}.png")
 
-    def finish(self, trainer: Trainer) -> None:
+    def finish(self, trainer: Training) -> None:
         """The last checkpoint; of a training that came to its end, the last picture too."""
         self.save(trainer)
         if not trainer.interrupted:
@@ -117,7 +116,7 @@ class Recorder:
 
 
 @contextmanager
-def stopping(trainer: Trainer) -> Iterator[None]:
+def stopping(trainer: Training) -> Iterator[None]:
     """Turns the first interrupt or termination signal into an orderly end after the step under way."""
 
     def stop(number: int, frame: FrameType | None) -> None:

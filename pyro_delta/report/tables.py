@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -43,6 +43,18 @@ def print_table(title: str, numbers: Mapping[str, Any]) -> None:
         if key in numbers:
             error = numbers.get(ERRORS.get(key, f"{key}_se"))
             table.add_row(words, _text(numbers[key]) + ("" if error is None else f" ± {error:.2g}"), unit)
+    _print(table)
+
+
+def print_rows(title: str, rows: Sequence[Sequence[str]]) -> None:
+    """Prints texts on stdout as a table, of which the first row is the head."""
+    table = Table(*rows[0], title=title, title_justify="left")
+    for row in rows[1:]:
+        table.add_row(*row)
+    _print(table)
+
+
+def _print(table: Table) -> None:
     console = Console()
     if not console.is_terminal:
         console = Console(width=120)  # a long path must not be cut in a file or a pipe

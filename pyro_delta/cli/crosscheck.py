@@ -1,0 +1,93 @@
+"""`pyro-delta crosscheck`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from pyro_delta.cli.options import (
+    json_option,
+    load_data_of,
+    print_json,
+    root_option,
+    run_argument,
+    seed_option,
+    split_option,
+    with_prior_option,
+)
+from pyro_delta.errors import CheckFailed
+
+if TYPE_CHECKING:
+    from pyro_delta.twin.crosscheck import Crosscheck
+
+
+@click.command()
+@run_argument
+@split_option
+@click.option("--images", type=click.IntRange(min=1), default=32, show_default=True, help="The first of the split.")
+@click.option("--float64", is_flag=True, help="In double precision, to 1e-9 rather than 1e-4.")
+@with_prior_option
+@seed_option
+@root_option
+@json_option
+def crosscheck(
+    run: Path,
+    split: str,
+    images: int,
+    float64: bool,
+    with_prior: str,
+    seed: int,
+    data_root: str | None,
+    as_json: bool,
+) -> None:
+    """Does an independent implementation in NumPyro and JAX find the same numbers for RUN?
+
+    The same weights, images and noise go through both: every term of the ELBO, the committed rate, and the gradient
+    by every weight. Exits with 1 if any differs by more than 1e-4 of its size (--float64: 1e-9).
+
+    \b
+    pyro-delta crosscheck runs/first
+    pyro-delta crosscheck runs/first --images 100 --float64 --json
+    """  # noqa: D301 (click wants the backspace itself)
+    from pyro_delta.twin import require
+
+    require()
+    import torch
+
+    from pyro_delta.inference.run import load
+    from pyro_delta.twin.crosscheck import crosscheck as compare
+    from pyro_delta.twin.programs import twin_of_run
+
+    loaded = load(run, "cpu", with_prior)
+    data = load_data_of(loaded, data_root).split(split)
+    found = compare(
+        loaded.programs,
+        twin_of_run(loaded, run, weights=False),
+        data.images[:images],
+        elbo=loaded.config.training.elbo if with_prior == "model" else "trace",
+        dtype=torch.float64 if float64 else torch.float32,
+        seed=seed,
+    )
+    if as_json:
+        print_json({"split": split, **found.asdict()})
+    else:
+        _print(f"{run}: {found.images} images of the {split} split, {found.precision}", found)
+    if found.failure:
+        raise CheckFailed(found.failure)
+
+
+def _print(title: str, found: Crosscheck) -> None:
+    from pyro_delta.report.tables import print_rows
+
+    rows: list[Sequence[str]] = [("", "Pyro", "NumPyro", "largest relative difference")]
+    for term in found.terms:
+        values = ["—" if value is None else f"{value:.8g}" for value in (term.pyro, term.numpyro)]
+        rows.append((f"{term.term}, nats", *values, f"{term.difference:.2g}"))
+    for what, differences in (("gradient of −ELBO", found.gradients), ("fixed number", found.buffers)):
+        if differences:
+            worst = max(differences, key=lambda name: differences[name])
+            rows.append((f"{what}, worst of {len(differences)}: {worst}", "", "", f"{differences[worst]:.2g}"))
+    print_rows(title, rows)

@@ -1,0 +1,173 @@
+"""What every training has, whatever its backend: a clock that counts training alone, and lines of metrics."""
+
+from __future__ import annotations
+
+import math
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any, Self
+
+from pyro_delta.build import Programs
+from pyro_delta.config import Config
+from pyro_delta.data import ImageData
+from pyro_delta.evaluation.bound import delta_of, encode, floor_of, summarise
+
+STATE = (
+    "config", "programs", "average", "optimizer", "objective", "auxiliary", "skipped", "streak", "step", "train_s",
+    "wall_s", "validated", "rng",
+)  # fmt: skip
+"""Keys of `Training.state`."""
+START_IMAGES = 256
+"""Training images by which a guide is initialised."""
+
+
+class Clock:
+    """Seconds of training so far, `spent` up to the newest stop."""
+
+    def __init__(self, spent: float = 0.0) -> None:
+        self.spent = spent
+        self.since: float | None = None
+
+    def start(self) -> None:
+        """Training goes on."""
+        self.since = time.perf_counter()
+
+    def stop(self) -> None:
+        """Training pauses."""
+        self.spent, self.since = self.read(), None
+
+    def read(self) -> float:
+        """Seconds so far."""
+        return self.spent + (0.0 if self.since is None else time.perf_counter() - self.since)
+
+
+class Training(ABC):
+    """A training in progress: `run` takes it to its end, `state` and `restore` carry it over an interruption.
+
+    Args:
+        config: the run's settings.
+        data: images.
+        programs: model and guide in Pyro.
+        log: called with each line of metrics.
+
+    Attributes:
+        step: steps made so far.
+        lr: learning rate of the newest step.
+        delta: what is committed throughout the training, in nats; None if no formula says it.
+        interrupted: set it to end `run` early.
+    """
+
+    def __init__(
+        self, config: Config, data: ImageData, programs: Programs, log: Callable[[dict[str, Any]], None]
+    ) -> None:
+        self.config, self.data, self.programs, self.log = config, data, programs, log
+        # A prior that learns moves its rate in training; what holds throughout is its floor.
+        self.learned_rate = any(p.requires_grad for p in programs.model.prior.parameters())
+        self.delta = delta_of(programs, data.train.images)
+        if self.learned_rate:
+            self.delta = floor_of(programs, data.train.images)
+        self.clock, self.step, self.wall = Clock(), 0, time.time()
+        self.lr = config.training.lr
+        self.validated = 0
+        self.interrupted = False
+
+    @property
+    def progress(self) -> float:
+        """Part of training that is over, 0 … 1."""
+        settings = self.config.training
+        if settings.steps is not None:
+            return self.step / settings.steps
+        assert settings.minutes is not None
+        return self.clock.read() / (60 * settings.minutes)
+
+    def run(self, every: Callable[[Self], None] = lambda training: None) -> None:
+        """Trains to the end; `every` is called after each logging step, outside the clock.
+
+        Setting `interrupted`, from a signal's handler for one, ends it after the step under way.
+
+        Raises:
+            CheckFailed: if non-finite steps persist.
+        """
+        with self.running():
+            progress = self.progress
+            self.clock.start()
+            while progress < 1 and not self.interrupted:
+                self.advance()
+                # Read once for both questions: a clock may strike between them, and the last line would be lost.
+                progress = self.progress
+                if self.step % self.config.training.log_every == 0 or progress >= 1:
+                    self.wait()
+                    self.clock.stop()
+                    self.log_training()
+                    self._validate_if_due()
+                    every(self)
+                    self.clock.start()
+            self.wait()
+            self.clock.stop()
+
+    @abstractmethod
+    def running(self) -> AbstractContextManager[Any]:
+        """The context that training runs in; what must be compiled is compiled on entering it."""
+
+    @abstractmethod
+    def advance(self) -> None:
+        """A step, or as many as go to the next line of metrics."""
+
+    @abstractmethod
+    def wait(self) -> None:
+        """Waits for steps under way on a GPU, for which the clock still runs."""
+
+    @abstractmethod
+    def log_training(self) -> None:
+        """Writes a line of metrics over the steps since the last one.
+
+        Raises:
+            CheckFailed: if non-finite steps persist.
+        """
+
+    @abstractmethod
+    def averaged(self) -> Programs:
+        """Pyro's programs with the averaged weights: those to evaluate and to sample from."""
+
+    def state(self) -> dict[str, Any]:
+        """Everything needed to go on, under the keys `STATE`, of which a backend adds its own."""
+        return {
+            "config": self.config.model_dump(mode="json"),
+            "step": self.step,
+            "train_s": self.clock.read(),
+            "wall_s": time.time() - self.wall,
+            "validated": self.validated,
+        }
+
+    def restore(self, state: dict[str, Any], path: Path) -> None:
+        """Goes on from a `state` that was read from `path`."""
+        self.step = state["step"]
+        self.clock, self.wall = Clock(state["train_s"]), time.time() - state["wall_s"]
+        self.validated = min(state["validated"], self._due())  # fewer are due again when a run is extended
+
+    def line(self, split: str, numbers: dict[str, Any]) -> None:
+        """Logs a line of metrics."""
+        self.log(
+            {
+                "step": self.step,
+                "wall_s": round(time.time() - self.wall, 3),
+                "train_s": round(self.clock.read(), 3),
+                "lr": self.lr,
+                "split": split,
+                **numbers,
+            }
+        )
+
+    def _due(self) -> int:
+        """Validations that should have been made by now."""
+        return math.floor(min(self.progress, 1.0) * self.config.training.validations + 1e-9)
+
+    def _validate_if_due(self) -> None:
+        if (due := self._due()) > self.validated:
+            self.validated = due
+            images = self.data.validation.images[: self.config.training.validation_images]
+            encoding = encode(self.averaged(), images)
+            self.line("validation", summarise(encoding, self.data.spec.dims, self.delta))

@@ -1,0 +1,285 @@
+"""The same weights, images and noise through Pyro and through NumPyro: every term of the ELBO, and its gradient."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any, Literal
+
+import jax
+import numpy as np
+import numpyro
+import pyro
+import torch
+from flax import nnx
+from numpyro.distributions.kl import kl_divergence as numpyro_kl
+from pyro import poutine
+from torch import Tensor
+from torch.distributions import Independent, Normal, kl_divergence
+
+from pyro_delta import build
+from pyro_delta.errors import UserError
+from pyro_delta.evaluation.bound import delta_of
+from pyro_delta.twin.programs import Programs
+from pyro_delta.twin.rate import committed_rate
+from pyro_delta.twin.weights import load_weights, torch_weights
+
+Array = np.ndarray[Any, Any]
+
+TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
+"""Largest relative difference of a term or a gradient."""
+BUFFER_TOLERANCE = 4 * float(np.finfo(np.float32).eps)
+"""Of fixed numbers, which either side computes for itself: a run stores them in single precision."""
+TERMS = ("log p(z)", "log p(x|z)", "log q(z|x)", "KL(q‖p)", "−ELBO")
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """One number from both sides.
+
+    Attributes:
+        term: what it is.
+        pyro, numpyro: nats, the mean over the images; None where there is no closed form.
+        difference: largest absolute difference of any image, over the largest absolute value of any image.
+    """
+
+    term: str
+    pyro: float | None
+    numpyro: float | None
+    difference: float
+
+
+@dataclass(frozen=True)
+class Crosscheck:
+    """All that was compared.
+
+    Attributes:
+        terms: of the ELBO, and δ.
+        gradients: weight → max|Δg| / max|g|, both over all images, g the gradient of the −ELBO of an image.
+        buffers: fixed number of the programs, such as α → max|Δ| / max|value|.
+        tolerance: of terms and gradients.
+        images: number of images.
+        precision: float64 or float32.
+    """
+
+    terms: tuple[Agreement, ...]
+    gradients: dict[str, float]
+    buffers: dict[str, float]
+    tolerance: float
+    images: int
+    precision: str
+
+    @property
+    def failure(self) -> str | None:
+        """The worst disagreement in a sentence, or None. What is not a number disagrees."""
+        found = {term.term: (term.difference, self.tolerance) for term in self.terms}
+        found |= {f"the gradient of {name}": (value, self.tolerance) for name, value in self.gradients.items()}
+        found |= {f"the buffer {name}": (value, BUFFER_TOLERANCE) for name, value in self.buffers.items()}
+        wrong = {name: pair for name, pair in found.items() if not pair[0] <= pair[1]}
+        if not wrong:
+            return None
+        worst = max(wrong, key=lambda name: np.nan_to_num(wrong[name][0] / wrong[name][1], nan=np.inf))
+        difference, tolerance = wrong[worst]
+        return f"Pyro and NumPyro disagree: {worst} differs by {difference:.3g}, more than {tolerance:.3g}."
+
+    def asdict(self) -> dict[str, Any]:
+        """Plain values; what is not a finite number is None."""
+        return _finite({**asdict(self), "agrees": self.failure is None})
+
+
+def crosscheck(
+    programs: build.Programs,
+    twin: Programs,
+    images: Tensor,
+    *,
+    elbo: Literal["trace", "mean_field"] = "trace",
+    dtype: torch.dtype = torch.float64,
+    seed: int = 0,
+) -> Crosscheck:
+    """Compares Pyro programs with their NumPyro twins, on the CPU.
+
+    Args:
+        programs: with the weights to compare; they stay as they are.
+        twin: of the same configuration; takes over the weights.
+        images: (N, C, H, W) uint8.
+        elbo: how the rate enters −ELBO: from the sample, or in closed form.
+        dtype: float64 or float32, of everything on both sides.
+        seed: of the noise that z is drawn with.
+
+    Raises:
+        UserError: if weights do not match, or a posterior does not say how a sample comes from noise.
+    """
+    programs = copy.deepcopy(programs).cpu().to(dtype).eval()
+    noise = np.random.default_rng(seed).standard_normal((len(images), *_event_shape(programs)))
+    with ExitStack() as stack:
+        stack.enter_context(jax.enable_x64(dtype == torch.float64))
+        stack.enter_context(jax.default_device(jax.devices("cpu")[0]))
+        own = torch_weights(twin)
+        weights = programs.state_dict()
+        load_weights(twin, weights)
+        buffers = {
+            name: _relative(_array(weights[name]), own[name])
+            for name in sorted(weights.keys() - dict(programs.named_parameters()).keys())
+        }
+        given = [(images[i : i + 1], noise[i : i + 1]) for i in range(len(images))]
+        ours = (_pyro(programs, x, torch.from_numpy(eps).to(dtype), elbo) for x, eps in given)
+        theirs = (_numpyro(twin, x.numpy(), eps.astype(str(dtype).removeprefix("torch.")), elbo) for x, eps in given)
+        terms, gradients = _compared(zip(ours, theirs, strict=True))
+        if (delta := delta_of(programs, images)) is None:
+            terms.append(Agreement("δ", None, None, 0.0))
+        else:
+            terms.append(_agreement("δ", np.array([delta]), np.array([_delta_of(twin)], np.float64)))
+    precision = str(dtype).removeprefix("torch.")
+    return Crosscheck(tuple(terms), gradients, buffers, TOLERANCE[dtype], len(images), precision)
+
+
+def _compared(images: Iterable[tuple[Side, Side]]) -> tuple[list[Agreement], dict[str, float]]:
+    """Terms and gradients of one image after the other."""
+    terms: dict[str, list[tuple[Array | None, Array | None]]] = {name: [] for name in TERMS}
+    apart: dict[str, float] = defaultdict(float)
+    size: dict[str, float] = defaultdict(float)
+    for ours, theirs in images:
+        for name in TERMS:
+            terms[name].append((ours.terms[name], theirs.terms[name]))
+        for name, gradient in ours.gradients.items():
+            apart[name] = np.maximum(apart[name], np.abs(gradient - theirs.gradients[name]).max())
+            size[name] = np.maximum(size[name], np.abs(gradient).max())
+    agreements = [_agreement(name, *map(_joined, zip(*pairs, strict=True))) for name, pairs in terms.items()]
+    return agreements, {name: _ratio(apart[name], size[name]) for name in size}
+
+
+@dataclass(frozen=True)
+class Side:
+    """What one backend says of an image: terms (1,), and the gradient of its −ELBO by each weight."""
+
+    terms: Mapping[str, Array | None]
+    gradients: Mapping[str, Array]
+
+
+def _pyro(programs: build.Programs, images: Tensor, noise: Tensor, elbo: str) -> Side:
+    with build.parameters_of(programs), pyro.validation_enabled(False):
+        q = poutine.trace(programs.guide).get_trace(images).nodes["z"]["fn"]
+        z = _drawn(q, noise)
+        model = poutine.trace(poutine.condition(programs.model, {"z": z})).get_trace(images)
+        p, image = model.nodes["z"]["fn"], model.nodes["x"]["fn"]
+        log_p, log_px, log_q = p.log_prob(z), image.log_prob(images), q.log_prob(z)
+        kl = _or_none(lambda: kl_divergence(q, p))
+        loss = (kl if elbo == "mean_field" else log_q - log_p) - log_px
+        programs.zero_grad(set_to_none=True)
+        loss.sum().backward()
+    gradients = {
+        name: _array(torch.zeros_like(weight) if weight.grad is None else weight.grad)
+        for name, weight in programs.named_parameters()
+    }
+    return Side(_terms(log_p, log_px, log_q, kl, loss), gradients)
+
+
+def _numpyro(twin: Programs, images: Array, noise: Array, elbo: str) -> Side:
+    graph, weights, rest = nnx.split(twin, nnx.Param, ...)
+    gradients, terms = _numpyro_gradient(graph, elbo, weights, rest, images, noise)
+    return Side(_terms(*terms), torch_weights(nnx.merge(graph, gradients, rest)))
+
+
+# Compiled once for all weights of one architecture: a graph definition is hashable.
+@partial(jax.jit, static_argnums=(0, 1))
+def _numpyro_gradient(graph: Any, elbo: str, weights: Any, rest: Any, images: Any, noise: Any) -> Any:
+    def loss_of(weights: Any) -> tuple[jax.Array, tuple[Any, ...]]:
+        programs = nnx.merge(graph, weights, rest)
+        q = _sites(programs.guide, images, {})["z"]["fn"]
+        z = _drawn(q, noise)
+        model = _sites(programs.model, images, {"z": z})
+        p, image = model["z"]["fn"], model["x"]["fn"]
+        log_p, log_px, log_q = p.log_prob(z), image.log_prob(images), q.log_prob(z)
+        kl = _or_none(lambda: numpyro_kl(q, p))
+        loss = (kl if elbo == "mean_field" else log_q - log_p) - log_px
+        return loss.sum(), (log_p, log_px, log_q, kl, loss)
+
+    return jax.grad(loss_of, has_aux=True)(weights)
+
+
+def _sites(program: Callable[..., Any], images: Any, given: dict[str, Any]) -> Any:
+    seeded = numpyro.handlers.seed(numpyro.handlers.substitute(program, given), jax.random.key(0))
+    return numpyro.handlers.trace(seeded).get_trace(images)
+
+
+def _drawn(q: Any, noise: Any) -> Any:
+    """The sample of q that standard normal noise of its shape gives."""
+    if transform := getattr(q, "transform", None):
+        return transform(noise)
+    if isinstance(q, Independent) and isinstance(q.base_dist, Normal):
+        return q.mean + q.stddev * noise
+    if isinstance(q, numpyro.distributions.Independent) and isinstance(q.base_dist, numpyro.distributions.Normal):
+        return q.base_dist.loc + q.base_dist.scale * noise
+    raise UserError(
+        f"the posterior {type(q).__name__} does not say how noise becomes a sample; give it a method transform(noise)."
+    )
+
+
+def _event_shape(programs: build.Programs) -> tuple[int, ...]:
+    with build.parameters_of(programs), torch.no_grad():
+        return tuple(programs.model.prior().event_shape)
+
+
+def _delta_of(twin: Programs) -> float:
+    """δ of a guide's family in nats, not a number if there is none.
+
+    A guide without a formula of its own is independent over steps and dimensions.
+    """
+    rate_of: Any = getattr(twin.guide, "committed_rate", committed_rate)
+    try:
+        return float(rate_of(twin.model.prior()))
+    except (UserError, NotImplementedError):
+        return math.nan
+
+
+def _terms(*values: Any) -> dict[str, Array | None]:
+    return {name: None if value is None else _array(value) for name, value in zip(TERMS, values, strict=True)}
+
+
+def _array(value: Any) -> Array:
+    return np.asarray(value.detach() if isinstance(value, Tensor) else value)
+
+
+def _or_none(divergence: Callable[[], Any]) -> Any:
+    try:
+        return divergence()
+    except NotImplementedError:
+        return None
+
+
+def _agreement(term: str, ours: Array | None, theirs: Array | None) -> Agreement:
+    pyro, numpyro = (None if side is None else float(side.mean()) for side in (ours, theirs))
+    if ours is None or theirs is None:
+        return Agreement(term, pyro, numpyro, 0.0 if ours is theirs else math.nan)
+    return Agreement(term, pyro, numpyro, _relative(ours, theirs))
+
+
+def _relative(ours: Array, theirs: Array) -> float:
+    """max|a − b| / max|a|; not a number where the shapes differ."""
+    if ours.shape != theirs.shape:
+        return math.nan
+    return _ratio(np.abs(ours - theirs).max(initial=0.0), np.abs(ours).max(initial=0.0))
+
+
+def _ratio(apart: float, size: float) -> float:
+    """0 where both are 0."""
+    return float(apart / size) if size else float(apart)
+
+
+def _joined(parts: Iterable[Array | None]) -> Array | None:
+    """(1,) of each image → (N,)."""
+    found = [part for part in parts if part is not None]
+    return np.concatenate(found) if found else None
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

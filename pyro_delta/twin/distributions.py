@@ -1,0 +1,435 @@
+"""Distributions over latent sequences and images in NumPyro, and their KL divergences. Everything is in nats.
+
+Written from the equations of [1] and from `docs/architecture.md`. Arrays keep the precision that they come in.
+n steps, d dimensions; C channels, H rows, W columns, L levels, K mixture components.
+
+References:
+    [1] A. Razavi et al., "Preventing Posterior Collapse with δ-VAEs", ICLR 2019.
+    [2] T. Salimans et al., "PixelCNN++", ICLR 2017.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.scipy.linalg import solve_triangular
+from jax.scipy.special import logsumexp
+from numpyro.distributions import Distribution, ExpandedDistribution, Independent, Normal, constraints
+from numpyro.distributions.kl import kl_divergence
+from numpyro.distributions.util import validate_sample
+
+Shape = tuple[int, ...]
+
+
+class GaussianAR1(Distribution):
+    """Stationary AR(1): z_0 ~ N(0, 1), z_t ~ N(α z_{t−1}, 1 − α²), for each of d dimensions [1].
+
+    Args:
+        alpha: correlation of neighbours, |α| < 1, (..., d).
+        length: n ≥ 1.
+    """
+
+    arg_constraints = {"alpha": constraints.independent(constraints.open_interval(-1.0, 1.0), 1)}  # noqa: RUF012
+    support = constraints.real_matrix
+    reparametrized_params = ["alpha"]  # noqa: RUF012
+    pytree_data_fields = ("alpha",)
+    pytree_aux_fields = ("length",)
+
+    def __init__(self, alpha: Any, length: int, *, validate_args: bool | None = None) -> None:
+        if length < 1:
+            raise ValueError(f"length = {length}: a sequence has at least one step")
+        self.alpha, self.length = _floating(alpha), length
+        super().__init__(self.alpha.shape[:-1], (length, self.alpha.shape[-1]), validate_args=validate_args)
+
+    def expand(self, batch_shape: Sequence[int]) -> GaussianAR1:
+        """The same with another batch shape; a subclass stays one, so that its KL is found."""
+        alpha = jnp.broadcast_to(self.alpha, (*batch_shape, self.alpha.shape[-1]))
+        return type(self)(alpha, self.length, validate_args=self._validate_args)
+
+    @property
+    def mean(self) -> Array:
+        """0."""
+        return jnp.zeros(self.shape(), self.alpha.dtype)
+
+    @property
+    def variance(self) -> Array:
+        """1: the process is stationary."""
+        return jnp.ones(self.shape(), self.alpha.dtype)
+
+    def transform(self, eps: Array) -> Array:
+        """Sample from standard normal noise: w_0 = ε_0, w_t = √(1−α²) ε_t, z_t = α z_{t−1} + w_t, in log₂ n stages.
+
+        Args:
+            eps: (..., n, d).
+        """
+        alpha = self.alpha[..., None, :]
+        eps = jnp.broadcast_to(eps, jnp.broadcast_shapes(eps.shape, alpha.shape))
+        w = jnp.concatenate([eps[..., :1, :], jnp.sqrt(_one_minus_square(alpha)) * eps[..., 1:, :]], axis=-2)
+
+        # Step t is the map z ↦ a z + w; a run of steps is a map of the same form.
+        def then(first: tuple[Array, Array], second: tuple[Array, Array]) -> tuple[Array, Array]:
+            return first[0] * second[0], second[0] * first[1] + second[1]
+
+        return jax.lax.associative_scan(then, (jnp.broadcast_to(alpha, w.shape), w), axis=w.ndim - 2)[1]
+
+    def sample(self, key: Array, sample_shape: Shape = ()) -> Array:
+        """Draws (*sample_shape, *batch_shape, n, d); gradients reach α."""
+        return self.transform(jax.random.normal(key, self.shape(sample_shape), self.alpha.dtype))
+
+    @validate_sample
+    def log_prob(self, value: Array, intermediates: Any = None) -> Array:
+        """Log-density of (..., n, d), in O(n·d)."""
+        n, d = self.event_shape
+        log_s = (n - 1) * jnp.sum(_log_one_minus_square(self.alpha), axis=-1)
+        return -0.5 * (_ar1_square(self.alpha, value) + log_s + n * d * math.log(2 * math.pi))
+
+    def entropy(self) -> Array:
+        """Differential entropy of the whole sequence."""
+        n, d = self.event_shape
+        log_s = (n - 1) * jnp.sum(_log_one_minus_square(self.alpha), axis=-1)
+        return 0.5 * (n * d * (1 + math.log(2 * math.pi)) + log_s)
+
+
+class GaussianSequence(Distribution):
+    """A Gaussian over sequences, dimensions independent: z_·k = μ_·k + L_k ε_·k.
+
+    Args:
+        loc: μ (..., n, d).
+        scale_tril: L (..., d, n, n), or (..., 1, n, n) for one factor that all dimensions share.
+    """
+
+    arg_constraints = {  # noqa: RUF012
+        "loc": constraints.real_matrix,
+        "scale_tril": constraints.independent(constraints.lower_cholesky, 1),
+    }
+    support = constraints.real_matrix
+    reparametrized_params = ["loc", "scale_tril"]  # noqa: RUF012
+    pytree_data_fields = ("loc", "scale_tril")
+
+    def __init__(self, loc: Any, scale_tril: Any, *, validate_args: bool | None = None) -> None:
+        self.scale_tril = _floating(scale_tril)
+        loc = _floating(loc)
+        n, d = loc.shape[-2:]
+        if self.scale_tril.shape[-3:] not in [(d, n, n), (1, n, n)]:
+            raise ValueError(f"scale_tril of shape {self.scale_tril.shape} does not fit loc of shape {loc.shape}")
+        batch_shape = jnp.broadcast_shapes(loc.shape[:-2], self.scale_tril.shape[:-3])
+        self.loc = jnp.broadcast_to(loc, (*batch_shape, n, d))
+        super().__init__(batch_shape, (n, d), validate_args=validate_args)
+
+    def expand(self, batch_shape: Sequence[int]) -> GaussianSequence:
+        """The same with another batch shape; the factors are not copied."""
+        loc = jnp.broadcast_to(self.loc, (*batch_shape, *self.event_shape))
+        return type(self)(loc, self.scale_tril, validate_args=self._validate_args)
+
+    @property
+    def mean(self) -> Array:
+        """μ."""
+        return self.loc
+
+    @property
+    def variance(self) -> Array:
+        """Of every coordinate on its own: Σ_s L_ts²."""
+        variance_td = jnp.swapaxes(jnp.sum(jnp.square(self.scale_tril), axis=-1), -1, -2)
+        return jnp.broadcast_to(variance_td, self.loc.shape)
+
+    def transform(self, eps: Array) -> Array:
+        """Sample from standard normal noise (..., n, d)."""
+        factor = _for_each_dimension(self.scale_tril, self.event_shape[1])
+        return self.loc + jnp.einsum("...dts,...sd->...td", factor, eps, precision="highest")
+
+    def sample(self, key: Array, sample_shape: Shape = ()) -> Array:
+        """Draws (*sample_shape, *batch_shape, n, d); gradients reach μ and L."""
+        return self.transform(jax.random.normal(key, self.shape(sample_shape), self.loc.dtype))
+
+    @validate_sample
+    def log_prob(self, value: Array, intermediates: Any = None) -> Array:
+        """Log-density of (..., n, d)."""
+        n, d = self.event_shape
+        square = jnp.sum(jnp.square(_whitened(self.scale_tril, value - self.loc)), axis=(-2, -1))
+        return -0.5 * (square + n * d * math.log(2 * math.pi)) - _log_det(self.scale_tril, d)
+
+    def entropy(self) -> Array:
+        """Differential entropy of the whole sequence."""
+        n, d = self.event_shape
+        entropy = 0.5 * n * d * (1 + math.log(2 * math.pi)) + _log_det(self.scale_tril, d)
+        return jnp.broadcast_to(entropy, self.batch_shape)
+
+
+# --- Pieces ---
+
+
+def _floating(value: Any) -> Array:
+    """As an array of the precision that it has; integers become JAX's default."""
+    return jnp.asarray(value, jnp.result_type(value, float))
+
+
+def _one_minus_square(alpha: Array) -> Array:
+    """1 − α², exact where α is close to ±1."""
+    return (1 - alpha) * (1 + alpha)
+
+
+def _log_one_minus_square(alpha: Array) -> Array:
+    """ln(1 − α²).
+
+    NOTE: not log1p(−α) + log1p(α): on the CPU, JAX 0.10.2 gives wrong sums of that over the last axis of large batches.
+    """
+    return jnp.log(_one_minus_square(alpha))
+
+
+def _ar1_square(alpha_d: Array, z_td: Array) -> Array:
+    """Σ z_0² + Σ (z_t − α z_{t−1})² / (1 − α²) over steps and dimensions: (...)."""
+    steps = z_td[..., 1:, :] - alpha_d[..., None, :] * z_td[..., :-1, :]
+    square_d = jnp.square(z_td[..., 0, :]) + jnp.sum(jnp.square(steps), axis=-2) / _one_minus_square(alpha_d)
+    return jnp.sum(square_d, axis=-1)
+
+
+def _for_each_dimension(scale_tril: Array, dims: int) -> Array:
+    *batch, _, n, _ = scale_tril.shape
+    return jnp.broadcast_to(scale_tril, (*batch, dims, n, n))
+
+
+def _whitened(scale_tril: Array, z_td: Array) -> Array:
+    """L_k⁻¹ z_·k, (..., n, d). Batch dimensions that L does not have are columns of one solve."""
+    *batch, n, d = z_td.shape
+    inner = batch[len(batch) - (scale_tril.ndim - 3) :]
+    columns = jnp.swapaxes(jnp.moveaxis(z_td.reshape(-1, *inner, n, d), 0, -1), -3, -2)
+    solved = solve_triangular(jnp.broadcast_to(scale_tril, (*inner, d, n, n)), columns, lower=True)
+    return jnp.moveaxis(jnp.swapaxes(solved, -3, -2), -1, 0).reshape(z_td.shape)
+
+
+def _log_det(scale_tril: Array, dims: int) -> Array:
+    """Σ_k ln det L_k: (...)."""
+    log_diagonal = jnp.log(jnp.diagonal(scale_tril, axis1=-2, axis2=-1))
+    return jnp.sum(log_diagonal, axis=(-2, -1)) * (dims // scale_tril.shape[-3])
+
+
+# --- KL divergences, found by numpyro.distributions.kl.kl_divergence and TraceMeanField_ELBO ---
+
+
+def _normal(q: Independent, p: Distribution) -> tuple[Array, Array]:
+    """Mean and standard deviation (..., n, d) of `Normal(...).to_event(2)`, plated or not.
+
+    Raises:
+        NotImplementedError: if it is anything else; `TraceMeanField_ELBO` then samples.
+    """
+    normal = q.base_dist.base_dist if isinstance(q.base_dist, ExpandedDistribution) else q.base_dist
+    if not isinstance(normal, Normal) or q.reinterpreted_batch_ndims != 2:
+        raise NotImplementedError
+    _check_events(q, p)
+    shape = q.base_dist.batch_shape
+    return jnp.broadcast_to(normal.loc, shape), jnp.broadcast_to(normal.scale, shape)
+
+
+def _check_events(q: Distribution, p: Distribution) -> None:
+    if q.event_shape != p.event_shape:
+        raise ValueError(f"no KL between events of shape {q.event_shape} and {p.event_shape}")
+
+
+@kl_divergence.register(Independent, GaussianAR1)
+def _kl_normal_ar1(q: Independent, p: GaussianAR1) -> Array:
+    """½ Σ [σ_0² + Σ_t (σ_t² + α² σ_{t−1}²)/s − Σ_t ln σ_t² + (n−1) ln s − n] and the mean's part, s = 1 − α²."""
+    loc, scale = _normal(q, p)
+    var = jnp.square(scale)
+    steps_d = jnp.sum(var[..., 1:, :], axis=-2) + jnp.square(p.alpha) * jnp.sum(var[..., :-1, :], axis=-2)
+    trace = jnp.sum(var[..., 0, :] + steps_d / _one_minus_square(p.alpha), axis=-1)
+    log_ratio = (p.length - 1) * jnp.sum(_log_one_minus_square(p.alpha), axis=-1)
+    log_ratio = log_ratio - 2 * jnp.sum(jnp.log(scale), axis=(-2, -1))
+    return 0.5 * (trace + _ar1_square(p.alpha, loc) + log_ratio - math.prod(p.event_shape))
+
+
+@kl_divergence.register(Independent, GaussianSequence)
+def _kl_normal_sequence(q: Independent, p: GaussianSequence) -> Array:
+    """½ [Σ σ_t² Λ_tt + |L⁻¹(μ_q − μ_p)|² − nd − Σ ln σ² + 2 Σ ln det L], Λ = (L Lᵀ)⁻¹."""
+    loc, scale = _normal(q, p)
+    n, d = p.event_shape
+    inverse = solve_triangular(
+        p.scale_tril, jnp.broadcast_to(jnp.eye(n, dtype=p.scale_tril.dtype), p.scale_tril.shape), lower=True
+    )
+    precision_td = jnp.swapaxes(jnp.sum(jnp.square(inverse), axis=-2), -1, -2)
+    trace = jnp.sum(jnp.square(scale) * precision_td, axis=(-2, -1))
+    square = jnp.sum(jnp.square(_whitened(p.scale_tril, loc - p.loc)), axis=(-2, -1))
+    log_ratio = _log_det(p.scale_tril, d) - jnp.sum(jnp.log(scale), axis=(-2, -1))
+    return 0.5 * (trace + square - n * d) + log_ratio
+
+
+@kl_divergence.register(GaussianSequence, GaussianSequence)
+def _kl_sequences(q: GaussianSequence, p: GaussianSequence) -> Array:
+    """½ [|L_p⁻¹ L_q|² + |L_p⁻¹(μ_q − μ_p)|² − nd] + Σ ln det L_p − Σ ln det L_q."""
+    _check_events(q, p)
+    n, d = p.event_shape
+    factors = jnp.broadcast_arrays(_for_each_dimension(p.scale_tril, d), q.scale_tril)
+    trace = jnp.sum(jnp.square(solve_triangular(*factors, lower=True)), axis=(-3, -2, -1))
+    square = jnp.sum(jnp.square(_whitened(p.scale_tril, q.loc - p.loc)), axis=(-2, -1))
+    return 0.5 * (trace + square - n * d) + _log_det(p.scale_tril, d) - _log_det(q.scale_tril, d)
+
+
+@kl_divergence.register(GaussianSequence, GaussianAR1)
+def _kl_sequence_ar1(q: GaussianSequence, p: GaussianAR1) -> Array:
+    """As between sequences: AR(1) whitens each column of L_q as it does a sequence."""
+    _check_events(q, p)
+    n, d = p.event_shape
+    columns_std = jnp.swapaxes(_for_each_dimension(q.scale_tril, d), -1, -3)
+    trace = jnp.sum(_ar1_square(p.alpha[..., None, :], columns_std), axis=-1)
+    log_ratio = 0.5 * (n - 1) * jnp.sum(_log_one_minus_square(p.alpha), axis=-1) - _log_det(q.scale_tril, d)
+    return 0.5 * (trace + _ar1_square(p.alpha, q.loc) - n * d) + log_ratio
+
+
+# --- Images ---
+
+
+class DiscretizedLogisticMixture(Distribution):
+    """Pixels of L levels from mixtures of logistics; green's mean hears red, blue's hears red and green [2].
+
+    Level x stands at y = 2x/(L−1) − 1. One component k speaks for all channels of a pixel.
+
+    Args:
+        logits: (..., H, W, K).
+        means: μ (..., C, H, W, K), C = 1 or 3.
+        log_scales: (..., C, H, W, K).
+        coefficients: for C = 3: (..., 3, H, W, K), red to green, red to blue, green to blue.
+        levels: L ≥ 2.
+    """
+
+    arg_constraints = {  # noqa: RUF012
+        "logits": constraints.independent(constraints.real, 3),
+        "means": constraints.independent(constraints.real, 4),
+        "log_scales": constraints.independent(constraints.real, 4),
+        "coefficients": constraints.independent(constraints.real, 4),
+    }
+    pytree_data_fields = ("logits", "means", "log_scales", "coefficients")
+    pytree_aux_fields = ("levels",)
+
+    def __init__(
+        self,
+        logits: Any,
+        means: Any,
+        log_scales: Any,
+        coefficients: Any = None,
+        *,
+        levels: int,
+        validate_args: bool | None = None,
+    ) -> None:
+        self.logits, self.means, self.log_scales = _floating(logits), _floating(means), _floating(log_scales)
+        channels, *image, mixtures = self.means.shape[-4:]
+        if channels not in (1, 3) or levels < 2:
+            raise ValueError(f"{channels} channels of {levels} levels: there are 1 or 3 of at least 2")
+        if coefficients is None:
+            coefficients = jnp.zeros((0, *image, mixtures), self.means.dtype)
+        self.coefficients, self.levels = _floating(coefficients), levels
+        pairs = channels * (channels - 1) // 2
+        fitting = [(*image, mixtures), (channels, *image, mixtures), (pairs, *image, mixtures)]
+        if [self.logits.shape[-3:], self.log_scales.shape[-4:], self.coefficients.shape[-4:]] != fitting:
+            raise ValueError(
+                f"logits {self.logits.shape}, means {self.means.shape}, log_scales {self.log_scales.shape} and "
+                f"coefficients {self.coefficients.shape} do not fit each other"
+            )
+        batches = [self.logits.shape[:-3], self.means.shape[:-4], self.log_scales.shape[:-4]]
+        batch_shape = jnp.broadcast_shapes(*batches, self.coefficients.shape[:-4])
+        super().__init__(batch_shape, (channels, *image), validate_args=validate_args)
+
+    @classmethod
+    def from_parameters(
+        cls, parameters: Array, *, channels: int, levels: int, validate_args: bool | None = None
+    ) -> DiscretizedLogisticMixture:
+        """From a network's output (..., P, H, W): logits, means, log-scales, and for colour coefficients.
+
+        Log-scales are clamped to [−7, 7], coefficients go through tanh.
+
+        Raises:
+            ValueError: if P is not K·(1 + 2C + C(C−1)/2) for a whole K.
+        """
+        pairs = channels * (channels - 1) // 2
+        mixtures, rest = divmod(parameters.shape[-3], 1 + 2 * channels + pairs)
+        if rest or not mixtures:
+            raise ValueError(f"{parameters.shape[-3]} parameters of a pixel do not fit {channels} channels")
+        *batch, _, h, w = parameters.shape
+        # The groups of K, in the order of the output: (..., groups, H, W, K).
+        groups = jnp.moveaxis(parameters.reshape(*batch, -1, mixtures, h, w), -3, -1)
+        logits, means, log_scales, raw = jnp.split(groups, [1, 1 + channels, 1 + 2 * channels], axis=-4)
+        return cls(
+            logits[..., 0, :, :, :],
+            means,
+            jnp.clip(log_scales, -7, 7),
+            jnp.tanh(raw),
+            levels=levels,
+            validate_args=validate_args,
+        )
+
+    @constraints.dependent_property(is_discrete=True, event_dim=3)
+    def support(self) -> constraints.Constraint:
+        """Integers 0 … L − 1 of shape (C, H, W)."""
+        return constraints.independent(constraints.integer_interval(0, self.levels - 1), 3)
+
+    def expand(self, batch_shape: Sequence[int]) -> DiscretizedLogisticMixture:
+        """The same with another batch shape."""
+        events = {name: constraint.event_dim for name, constraint in self.arg_constraints.items()}
+        parts = {name: getattr(self, name) for name in events}
+        parts = {
+            name: jnp.broadcast_to(part, (*batch_shape, *part.shape[-events[name] :])) for name, part in parts.items()
+        }
+        return type(self)(**parts, levels=self.levels, validate_args=self._validate_args)
+
+    @validate_sample
+    def log_prob(self, value: Array, intermediates: Any = None) -> Array:
+        """Log-probability of images (..., C, H, W), integers 0 … L − 1."""
+        x = value[..., None]
+        y = self._at(x)
+        parts = [jnp.unstack(part, axis=-4) for part in (self.means, self.coefficients, y)]
+        means = jnp.broadcast_arrays(*(_mean(c, *parts) for c in range(self.event_shape[0])))
+        mean = jnp.stack(means, axis=-4)
+        inverse = jnp.exp(-self.log_scales)
+        # Both edges from one rounded distance: apart, each rounded by itself, the bin would change its width.
+        centre, half = (y - mean) * inverse, inverse / (self.levels - 1)
+        above, below = centre - half, centre + half
+        # ln[σ(b) − σ(a)] = ln σ(b) + ln σ(−a) + ln(1 − e^{a−b}), which cancels nowhere.
+        up_to, from_on = jax.nn.log_sigmoid(below), jax.nn.log_sigmoid(-above)
+        within = up_to + from_on + jnp.log(-jnp.expm1(-2 * half))
+        of_channel = jnp.where(x == 0, up_to, jnp.where(x == self.levels - 1, from_on, within))
+        of_component = jax.nn.log_softmax(self.logits) + jnp.sum(of_channel, axis=-4)
+        return jnp.sum(logsumexp(of_component, axis=-1), axis=(-2, -1))
+
+    def sample(self, key: Array, sample_shape: Shape = ()) -> Array:
+        """Draws (*sample_shape, *batch_shape, C, H, W), integers."""
+        channels, *image = self.event_shape
+        shape = (*sample_shape, *self.batch_shape, *image, 1 + channels)
+        tiny = jnp.finfo(self.means.dtype).tiny  # 0 itself is no draw
+        return self.from_uniforms(jax.random.uniform(key, shape, self.means.dtype, minval=tiny))
+
+    def from_uniforms(self, uniforms: Array) -> Array:
+        """The images (..., C, H, W) that uniforms (..., H, W, 1 + C) give.
+
+        Entry 0 picks the component, entry 1 + c the place of channel c within its logistic. Each channel is rounded to
+        its level before it enters the next one's mean.
+        """
+        before = jnp.cumsum(jax.nn.softmax(self.logits), axis=-1)[..., :-1]
+        component = jnp.sum(uniforms[..., :1] >= before, axis=-1)
+        chosen = jax.nn.one_hot(component, self.logits.shape[-1], dtype=self.means.dtype)[..., None, :, :, :]
+        means, log_scales, coefficients = (
+            jnp.unstack(jnp.sum(part * chosen, axis=-1), axis=-3)
+            for part in (self.means, self.log_scales, self.coefficients)
+        )
+        levels: list[Array] = []
+        for c in range(self.event_shape[0]):
+            mean = _mean(c, means, coefficients, [self._at(level) for level in levels])
+            u = uniforms[..., 1 + c]
+            drawn = mean + jnp.exp(log_scales[c]) * (jnp.log(u) - jnp.log1p(-u))
+            levels.append(jnp.clip(jnp.round((drawn + 1) * (self.levels - 1) / 2), 0, self.levels - 1))
+        return jnp.stack(levels, axis=-3).astype(jnp.int32)
+
+    def _at(self, levels: Array) -> Array:
+        """Where levels stand on [−1, 1]."""
+        return levels.astype(self.means.dtype) * (2 / (self.levels - 1)) - 1
+
+
+def _mean(channel: int, means: Sequence[Array], coefficients: Sequence[Array], y: Sequence[Array]) -> Array:
+    """Mean of a channel once those before it stand at y. All sequences are over channels, or pairs of them."""
+    mean = means[channel]
+    first = channel * (channel - 1) // 2  # coefficients: red to green; red to blue, green to blue
+    for before in range(channel):
+        mean = mean + coefficients[first + before] * y[before]
+    return mean

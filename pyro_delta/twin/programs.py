@@ -1,0 +1,112 @@
+"""NumPyro programs with the sites of the Pyro ones, from the same configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpyro
+from flax import nnx
+
+from pyro_delta import models
+from pyro_delta.config import Config, ProgramConfig
+from pyro_delta.data.spec import ImageSpec
+from pyro_delta.errors import UserError
+from pyro_delta.inference.run import PROGRAMS, Loaded
+from pyro_delta.programs import blamed, find, twin_of
+from pyro_delta.twin.auxiliary import LSTMPrior
+from pyro_delta.twin.weights import load_weights
+
+
+class DeltaVAE(nnx.Module):
+    """z ~ prior(), x ~ likelihood(z), in one plate `data`."""
+
+    def __init__(self, prior: nnx.Module, likelihood: nnx.Module) -> None:
+        """See the class."""
+        self.prior, self.likelihood = prior, likelihood
+
+    def __call__(self, x: jax.Array | None = None, *, batch: int = 1) -> jax.Array:
+        """Writes the sites `z` and `x`: scores images (B, C, H, W), or without them generates `batch` of them."""
+        with numpyro.plate("data", batch if x is None else x.shape[0]):
+            z = numpyro.sample("z", self.prior())
+            return numpyro.sample("x", self.likelihood(z), obs=x)
+
+
+class Programs(nnx.Module):
+    """A model and its guide; the paths of their weights are the names in a run's checkpoint."""
+
+    def __init__(self, model: DeltaVAE, guide: nnx.Module) -> None:
+        """See the class."""
+        self.model, self.guide = model, guide
+
+
+def build(config: Config, spec: ImageSpec, folder: Path | None = None, *, seed: int = 0) -> Programs:
+    """The twins of a configuration's programs.
+
+    Args:
+        config: of a run.
+        spec: shape and levels of the images.
+        folder: of the run's own programs.
+        seed: of the initial weights.
+
+    Raises:
+        UserError: if a program has no twin, or it fails.
+    """
+    rngs = nnx.Rngs(jax.random.key(seed, impl="rbg"))  # which compiles in a third of the time
+    prior = _made(config.prior, folder, spec)
+    likelihood = _made(config.likelihood, folder, spec, prior, rngs=rngs)
+    guide = _made(config.guide, folder, spec, prior, rngs=rngs)
+    return Programs(DeltaVAE(prior, likelihood), guide)
+
+
+def _made(section: ProgramConfig, folder: Path | None, *given: Any, **named: Any) -> nnx.Module:
+    place = twin_of(find(section.kind, section.program, folder))
+    if place is None:
+        raise UserError(
+            f"the {section.kind} {section.program!r} has no NumPyro twin; name one in the program's own class: "
+            "twin = 'package.module:Object'."
+        )
+    with blamed(section.program):
+        return _found(place)(*given, **named, **section.options)
+
+
+def _found(place: str | Callable[..., Any]) -> Callable[..., Any]:
+    if not isinstance(place, str):
+        return place
+    module, _, name = place.partition(":")
+    return getattr(import_module(module), name)
+
+
+def twin_of_run(loaded: Loaded, folder: Path, *, weights: bool = True) -> Programs:
+    """The twins of a run's programs, with its averaged weights, and with its auxiliary prior if it was loaded with it.
+
+    Args:
+        loaded: the run.
+        folder: of the run.
+        weights: whether to take over those of the run.
+
+    Raises:
+        UserError: if a program has no twin, or the weights do not fit it.
+    """
+    twin = build(loaded.config, loaded.spec, folder / PROGRAMS)
+    if isinstance(loaded.programs.model.prior, models.LSTMPrior):
+        twin.model.prior = LSTMPrior.like(loaded.programs.model.prior, twin.model.prior)
+    if weights:
+        load_weights(twin, loaded.programs.state_dict())
+    return twin
+
+
+def compute_on(device: str) -> None:
+    """Makes JAX compute on `cpu` or `cuda`; with `auto` it chooses.
+
+    Raises:
+        UserError: if there is no such device.
+    """
+    if device != "auto":
+        try:
+            jax.config.update("jax_default_device", jax.devices(device)[0])
+        except RuntimeError:
+            raise UserError(f"--device {device}: JAX finds no such device here; use --device cpu.") from None
