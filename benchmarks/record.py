@@ -39,7 +39,7 @@ def save(out: Path, seed: int, rows: Sequence[dict[str, Any]], **more: Any) -> N
         "machine": machine(),
         "versions": {
             "python": platform.python_version(),
-            **{name: version(name) for name in ("pyro-delta", "torch", "pyro-ppl")},
+            **{name: version(name) for name in ("pyro-delta", "torch", "pyro-ppl", "jax", "numpyro")},
         },
         "rows": list(rows),
         **more,

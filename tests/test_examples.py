@@ -21,6 +21,7 @@ def test_every_example_has_a_test() -> None:
         "own_guide.py",
         "own_prior.py",
         "plain_svi.py",
+        "two_backends.py",
     ]
 
 
@@ -45,7 +46,7 @@ def test_own_prior(capsys: pytest.CaptureFixture[str]) -> None:
     assert of_ar1 != pytest.approx(delta, rel=0.01)
 
 
-@pytest.mark.parametrize("name", ["own_guide", "lattice_prior", "latent_free"])
+@pytest.mark.parametrize("name", ["own_guide", "lattice_prior", "latent_free", "two_backends"])
 def test_examples_with_a_picture(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run(f"{name}.py", steps=3, out=tmp_path / "a.png")
     shown = capsys.readouterr().out

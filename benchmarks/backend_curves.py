@@ -1,0 +1,117 @@
+"""Does training in NumPyro go as training in Pyro does? The digits, both backends, several seeds.
+
+Preset `digits`, in float32 on both sides. Each run is the code of `pyro-delta train`; the validation split is evaluated
+along the way, the test split at the end. The backends share nothing but the settings and the order of the images:
+initial weights and noise differ from run to run, so their difference is held against that of the seeds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import multiprocessing
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from digits_collapse import mean_and_error
+from record import FOLDER, add_common_arguments, write
+
+from pyro_delta.build import build
+from pyro_delta.config import load_preset, parse_settings
+from pyro_delta.data import load
+from pyro_delta.evaluation.usage import check
+from pyro_delta.inference.training import Training
+
+COLUMNS = {
+    "neg_elbo_bpd": "−ELBO bits/dim",
+    "distortion_bpd": "distortion bits/dim",
+    "rate_nats_mean": "KL",
+    "rate_nats_min": "least KL",
+    "mutual_information_nats": "MI",
+    "shuffled_gap_nats": "another's z",
+}
+BACKENDS = {"pyro": "Pyro", "numpyro": "NumPyro"}
+
+
+def run(job: tuple[str, int, list[tuple[str, Any]]]) -> dict[str, Any]:
+    """Trains with one backend and one seed."""
+    backend, seed, settings = job
+    torch.set_num_threads(1)
+    fixed = [("training.backend", backend), ("training.seed", seed), ("training.validations", 20)]
+    config = load_preset("digits", [*fixed, ("training.bf16", False), *settings])
+    data, lines = load("digits"), []
+    torch.manual_seed(seed)
+    programs = build(config, data.spec)
+    training: Training
+    if backend == "numpyro":
+        from pyro_delta.twin import programs as twins
+        from pyro_delta.twin.training import NumPyroTrainer
+
+        twin = twins.build(config, data.spec, seed=seed)
+        training = NumPyroTrainer(config, data, programs, twin, lines.append)
+    else:
+        from pyro_delta.inference.loop import Trainer
+
+        training = Trainer(config, data, programs, lines.append)
+    training.run()
+    numbers = check(training.averaged(), data)
+    curve = [(line["step"], line["neg_elbo_bpd"]) for line in lines if line["split"] == "validation"]
+    print(f"{backend}, seed {seed}: " + ", ".join(f"{COLUMNS[key]} {numbers[key]:.4g}" for key in COLUMNS), flush=True)
+    return {"backend": backend, "seed": seed, "curve": curve, **numbers}
+
+
+def summary(runs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """A row for each number: both means over the seeds, and their difference in its own standard errors."""
+    rows = []
+    for key, name in COLUMNS.items():
+        found = {backend: [run[key] for run in runs if run["backend"] == backend] for backend in BACKENDS}
+        (ours, our_error), (theirs, their_error) = (mean_and_error(values) for values in found.values())
+        rows.append(
+            {
+                "number": name,
+                "Pyro": f"{ours:.4f} ± {our_error:.4f}",
+                "NumPyro": f"{theirs:.4f} ± {their_error:.4f}",
+                "difference, in standard errors": (theirs - ours) / (math.hypot(our_error, their_error) or math.nan),
+            }
+        )
+    return rows
+
+
+def draw(runs: Sequence[dict[str, Any]], path: Path) -> None:
+    """Validation curves, a line for each run."""
+    from matplotlib.figure import Figure
+
+    axes = (figure := Figure(figsize=(6.4, 3.6), layout="constrained")).subplots()
+    for backend, colour in (("pyro", "tab:red"), ("numpyro", "tab:blue")):
+        for number, run in enumerate(run for run in runs if run["backend"] == backend):
+            label = BACKENDS[backend] if number == 0 else None
+            axes.plot(*zip(*run["curve"], strict=True), color=colour, linewidth=1, label=label)
+    axes.set(
+        xlabel="step", ylabel="−ELBO, bits/dim (validation)", yscale="log", title="Digits, trained by each backend"
+    )
+    axes.legend()
+    figure.savefig(path, dpi=120)
+
+
+def main() -> None:
+    """Both backends and all seeds, two at a time."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--set", dest="pairs", action="append", default=[], metavar="KEY=VALUE")
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--picture", type=Path, default=FOLDER / "backend_curves.png")
+    add_common_arguments(parser, "backend_curves")
+    arguments = parser.parse_args()
+    settings = parse_settings(arguments.pairs)
+    seeds = range(arguments.seed, arguments.seed + arguments.seeds)
+    jobs = [(backend, seed, settings) for seed in seeds for backend in BACKENDS]
+    with multiprocessing.get_context("spawn").Pool(arguments.workers) as pool:
+        runs = pool.map(run, jobs, chunksize=1)
+    draw(runs, arguments.picture)
+    write(arguments.out, arguments.seed, summary(runs), runs=runs)
+
+
+if __name__ == "__main__":
+    main()
