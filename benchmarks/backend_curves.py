@@ -88,9 +88,7 @@ def draw(runs: Sequence[dict[str, Any]], path: Path) -> None:
         for number, run in enumerate(run for run in runs if run["backend"] == backend):
             label = BACKENDS[backend] if number == 0 else None
             axes.plot(*zip(*run["curve"], strict=True), color=colour, linewidth=1, label=label)
-    axes.set(
-        xlabel="step", ylabel="−ELBO, bits/dim (validation)", yscale="log", title="Digits, trained by each backend"
-    )
+    axes.set(xlabel="step", ylabel="−ELBO, bits/dim (validation)", title="Digits, trained by each backend")
     axes.legend()
     figure.savefig(path, dpi=120)
 
