@@ -117,6 +117,7 @@ class NumPyroTrainer(Training):
             count = min(count, settings.steps - self.step)
         given = self._given(count)
         self._train(given)
+        self.wait()  # JAX returns at once; the clock must not be read before the steps are made
         self.lr, self.step = float(given[4][count - 1]), self.step + count
 
     def wait(self) -> None:
