@@ -363,3 +363,7 @@ def test_crosscheck_exits_with_1_beyond_its_tolerance(tmp_path: Path, monkeypatc
     assert code == 1
     assert not json.loads(out)["agrees"]
     assert "Pyro and NumPyro disagree" in err
+    assert "--float64 tells a mistake from rounding" in err
+    err = call("crosscheck", str(run), "--images", "1", "--float64")[2]
+    assert "Pyro and NumPyro disagree" in err
+    assert "--float64" not in err
