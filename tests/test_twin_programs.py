@@ -1,5 +1,6 @@
 """Whole programs of the twin against Pyro's: the cross-check, that it finds what is wrong, and images."""
 
+import re
 from collections.abc import Callable, Iterator
 from functools import cache
 from typing import Any, NamedTuple
@@ -276,6 +277,21 @@ def test_a_program_without_a_twin_says_how_to_name_one(tmp_path: Any) -> None:
     path.write_text("from pyro_delta.models import AR1Prior\nclass Mine(AR1Prior):\n    pass\n")
     with pytest.raises(UserError, match="has no NumPyro twin; name one"):
         twins.build(settings_of(FIRST._replace(prior={"program": f"{path}:Mine", "alpha": 0.5})), FIRST.spec)
+
+
+@pytest.mark.parametrize("place", ["no.module:X", "os:nothing", "os:sep", "nocolon", "", ":X", 3])
+def test_a_twin_that_is_not_there_is_said_in_a_sentence(place: Any, tmp_path: Any) -> None:
+    path = tmp_path / "mine.py"
+    path.write_text(OWN.replace("twin = Twin", f"twin = {place!r}"))
+    with pytest.raises(UserError, match=re.escape(f"names the twin {place!r}, which is not there; name one as")):
+        twins.build(settings_of(FIRST._replace(prior={"program": f"{path}:Mine"})), FIRST.spec)
+
+
+def test_a_twin_of_other_steps_than_its_rows_is_refused(tmp_path: Any) -> None:
+    path = tmp_path / "mine.py"
+    path.write_text(OWN.replace("t = jnp.arange(self.first_row.shape[0])", "t = jnp.arange(3)"))
+    with pytest.raises(UserError, match=r"has event shape \(3, 1\) and first_row \(4,\)"):
+        twins.build(settings_of(FIRST._replace(prior={"program": f"{path}:Mine"})), FIRST.spec)
 
 
 OWN = """

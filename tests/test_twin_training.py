@@ -243,6 +243,24 @@ def test_what_it_does_not_do_is_refused(data: Any, pairs: list[tuple[str, Any]],
         NumPyroTrainer(made, data, build(made, data.spec), twin_of(made, data), lambda line: None)
 
 
+def test_weights_that_do_not_fit_are_named_before_training(data: Any) -> None:
+    """Not when the averaged weights are first evaluated."""
+    made, other = settings(steps=1), config.overlaid(settings(steps=1).model_dump(), [("prior.dims", 2)])
+    with pytest.raises(UserError, match=r"the weight .* has shape .*; the twin's has"):
+        NumPyroTrainer(made, data, build(made, data.spec), twins.build(other, data.spec), lambda line: None)
+
+
+def test_a_run_has_pyro_s_fixed_numbers(data: Any) -> None:
+    """Not the twin's: a crosscheck of the run would compare those with themselves."""
+    made, other = settings(steps=1), config.overlaid(settings(steps=1).model_dump(), [("prior.rate_nats", 3.0)])
+    programs = build(made, data.spec)
+    alpha = programs.model.prior.alpha.clone()
+    trainer = NumPyroTrainer(made, data, programs, twins.build(other, data.spec), lambda line: None)
+    trainer.run()
+    assert torch.equal(trainer.state()["programs"]["model.prior.alpha"], alpha)
+    assert torch.equal(trainer.averaged().model.prior.alpha, alpha)
+
+
 def test_a_posterior_without_a_closed_form_is_not_sampled_in_silence(
     data: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -345,3 +363,7 @@ def test_crosscheck_exits_with_1_beyond_its_tolerance(tmp_path: Path, monkeypatc
     assert code == 1
     assert not json.loads(out)["agrees"]
     assert "Pyro and NumPyro disagree" in err
+    assert "--float64 tells a mistake from rounding" in err
+    err = call("crosscheck", str(run), "--images", "1", "--float64")[2]
+    assert "Pyro and NumPyro disagree" in err
+    assert "--float64" not in err

@@ -76,7 +76,8 @@ def crosscheck(
     else:
         _print(f"{run}: {found.images} images of the {split} split, {found.precision}", found)
     if found.failure:
-        raise CheckFailed(found.failure)
+        hint = "" if float64 else " --float64 tells a mistake from rounding, as of a collapsed posterior."
+        raise CheckFailed(found.failure + hint)
 
 
 def _print(title: str, found: Crosscheck) -> None:

@@ -57,12 +57,19 @@ def build(config: Config, spec: ImageSpec, folder: Path | None = None, *, seed: 
     """
     rngs = nnx.Rngs(jax.random.key(seed, impl="rbg"))  # which compiles in a third of the time
     prior = _made(config.prior, folder, spec)
+    with blamed(config.prior.program):
+        shape, rows = prior().event_shape, prior.first_row[...].shape
+    if len(shape) != 2 or rows != shape[:1]:
+        raise UserError(
+            f"the twin of the prior {config.prior.program!r} has event shape {shape} and first_row {rows}; give it "
+            "(n, d), n steps of d dimensions, and n rows."
+        )
     likelihood = _made(config.likelihood, folder, spec, prior, rngs=rngs)
     guide = _made(config.guide, folder, spec, prior, rngs=rngs)
     return Programs(DeltaVAE(prior, likelihood), guide)
 
 
-def _made(section: ProgramConfig, folder: Path | None, *given: Any, **named: Any) -> nnx.Module:
+def _made(section: ProgramConfig, folder: Path | None, *given: Any, **named: Any) -> Any:
     place = twin_of(find(section.kind, section.program, folder))
     if place is None:
         raise UserError(
@@ -70,14 +77,25 @@ def _made(section: ProgramConfig, folder: Path | None, *given: Any, **named: Any
             "twin = 'package.module:Object'."
         )
     with blamed(section.program):
-        return _found(place)(*given, **named, **section.options)
+        return _found(place, section)(*given, **named, **section.options)
 
 
-def _found(place: str | Callable[..., Any]) -> Callable[..., Any]:
-    if not isinstance(place, str):
-        return place
-    module, _, name = place.partition(":")
-    return getattr(import_module(module), name)
+def _found(place: str | Callable[..., Any], section: ProgramConfig) -> Callable[..., Any]:
+    found: Any = place
+    if isinstance(place, str):
+        module, _, name = place.partition(":")
+        try:
+            found = getattr(import_module(module), name, None) if module and name else None
+        except ModuleNotFoundError as error:
+            if error.name is None or not f"{module}.".startswith(f"{error.name}."):
+                raise  # the module is there; what it imports is not
+            found = None
+    if not callable(found):
+        raise UserError(
+            f"the {section.kind} {section.program!r} names the twin {place!r}, which is not there; "
+            "name one as 'package.module:Object'."
+        )
+    return found
 
 
 def twin_of_run(loaded: Loaded, folder: Path, *, weights: bool = True) -> Programs:

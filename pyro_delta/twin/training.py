@@ -67,12 +67,13 @@ class NumPyroTrainer(Training):
     Args:
         config: the run's settings; those of how torch computes (bf16, channels_last, compile) do not apply.
         data: images.
-        programs: model and guide in Pyro, into which averaged weights are written to be evaluated.
+        programs: model and guide in Pyro, whose fixed numbers are trained with, and into which averaged weights are
+            written to be evaluated.
         twin: of the programs.
         log: called with each line of metrics.
 
     Raises:
-        UserError: for an objective other than the ELBO, or an auxiliary prior.
+        UserError: for an objective other than the ELBO, an auxiliary prior, or a twin that the weights do not fit.
     """
 
     def __init__(
@@ -90,6 +91,7 @@ class NumPyroTrainer(Training):
             raise UserError("auxiliary.enabled goes with --backend pyro; leave it out, and run train-prior afterwards.")
         self.batches = Batches(data.train, settings.batch, settings.seed, "cpu")
         self.images = jnp.asarray(data.train.images.numpy())
+        _fix(twin, programs)
         if start_from := getattr(twin.guide, "start_from", None):
             start_from(self.images[:START_IMAGES])
         super().__init__(config, data, programs, log)
@@ -206,6 +208,18 @@ class NumPyroTrainer(Training):
         twin = nnx.merge(self.graph, *jax.tree.map(jnp.copy, (self.steps.weights, self.buffers)))
         load_weights(twin, weights)
         return nnx.split(twin, nnx.Param, ...)[1]
+
+
+def _fix(twin: Programs, programs: build.Programs) -> None:
+    """Gives the twin the fixed numbers of Pyro's programs: with its own, the run's would be compared with themselves.
+
+    Raises:
+        UserError: if the weights of the two have not the same names and shapes.
+    """
+    own, weights = torch_weights(twin), programs.state_dict()
+    load_weights(twin, weights)  # which says what does not fit
+    fixed = weights.keys() - dict(programs.named_parameters()).keys()
+    load_weights(twin, own | {name: weights[name] for name in fixed})
 
 
 class Rule(NamedTuple):
