@@ -294,6 +294,36 @@ def test_a_twin_of_other_steps_than_its_rows_is_refused(tmp_path: Any) -> None:
         twins.build(settings_of(FIRST._replace(prior={"program": f"{path}:Mine"})), FIRST.spec)
 
 
+FAILING = """
+from pyro_delta.guides import AntiCausalGuide
+from pyro_delta.twin import guides
+
+class Raising(guides.AntiCausalGuide):
+    def posterior(self, x):
+        return 1 / 0
+
+class Flat(guides.AntiCausalGuide):
+    def posterior(self, x):
+        return super().posterior(x).base_dist
+
+class Mine(AntiCausalGuide):
+    twin = Raising
+
+class Other(AntiCausalGuide):
+    twin = Flat
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "message"), [("Mine", "line 7: ZeroDivisionError"), ("Other", "of shape .* for two images; it must be")]
+)
+def test_a_twin_that_fails_on_images_is_said_when_it_is_built(name: str, message: str, tmp_path: Any) -> None:
+    path = tmp_path / "mine.py"
+    path.write_text(FAILING)
+    with pytest.raises(UserError, match=message):
+        twins.build(settings_of(FIRST._replace(guide={"program": f"{path}:{name}", **GUIDE})), FIRST.spec)
+
+
 OWN = """
 import jax.numpy as jnp, numpyro.distributions as dist, torch
 from flax import nnx

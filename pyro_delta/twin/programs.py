@@ -66,7 +66,21 @@ def build(config: Config, spec: ImageSpec, folder: Path | None = None, *, seed: 
         )
     likelihood = _made(config.likelihood, folder, spec, prior, rngs=rngs)
     guide = _made(config.guide, folder, spec, prior, rngs=rngs)
+    x, z = jax.ShapeDtypeStruct((2, *spec.shape), "uint8"), jax.ShapeDtypeStruct((2, *shape), "float32")
+    _check_shape(config.guide, lambda x, z: guide.posterior(x).log_prob(z), x, z)
+    _check_shape(config.likelihood, lambda x, z: likelihood(z).log_prob(x), x, z)
     return Programs(DeltaVAE(prior, likelihood), guide)
+
+
+def _check_shape(section: ProgramConfig, log_prob: Callable[..., jax.Array], *given: jax.ShapeDtypeStruct) -> None:
+    """Two images and their latents through a program, without computing anything."""
+    with blamed(section.program):
+        shape = jax.eval_shape(log_prob, *given).shape
+    if shape != (2,):
+        raise UserError(
+            f"the twin of the {section.kind} {section.program!r} gives log-probabilities of shape {shape} for two "
+            "images; it must be (2,)."
+        )
 
 
 def _made(section: ProgramConfig, folder: Path | None, *given: Any, **named: Any) -> Any:

@@ -62,7 +62,7 @@ class NumPyroTrainer(Training):
     are those of a training in Pyro; initial weights and noise are drawn by JAX. `state` has torch's names and shapes,
     so that a run is evaluated, checked and sampled from as any other.
 
-    NOTE: with training.minutes the learning rate moves with the clock once a stretch.
+    NOTE: with training.minutes the learning rate moves with the clock once a stretch, and the last stretch is finished.
 
     Args:
         config: the run's settings; those of how torch computes (bf16, channels_last, compile) do not apply.
