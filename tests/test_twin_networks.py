@@ -7,13 +7,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import torch
+from networks import StepsPrior, random_images, random_normal, randomise
 from torch import Tensor
 
 from pyro_delta.data.spec import ImageSpec
 from pyro_delta.errors import UserError
 from pyro_delta.guides import AntiCausalGuide, BidirectionalGuide
 from pyro_delta.models import GatedPixelCNNLikelihood, LatticePrior, PixelSNAILLikelihood
-from tests.networks import StepsPrior, random_images, random_normal, randomise
 
 pytest.importorskip("flax")
 

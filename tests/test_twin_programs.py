@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import torch
+from networks import random_images, randomise
 
 from pyro_delta import config, programs
 from pyro_delta.build import Programs, build, local_parameters
@@ -16,7 +17,6 @@ from pyro_delta.errors import UserError
 from pyro_delta.evaluation.bound import with_prior
 from pyro_delta.models import LSTMPrior
 from pyro_delta.report import pictures
-from tests.networks import random_images, randomise
 
 pytest.importorskip("flax")
 

@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from test_cli import call
 
 from pyro_delta import config
 from pyro_delta.build import build
 from pyro_delta.data import load
 from pyro_delta.errors import CheckFailed, UserError
 from pyro_delta.inference.loop import Trainer
-from tests.test_cli import call
 
 pytest.importorskip("flax")
 
