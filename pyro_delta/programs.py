@@ -112,7 +112,7 @@ def twin_of(program: Callable[..., Any]) -> str | Callable[..., Any] | None:
 
     None if it names none. What a base class names is the twin of the base class.
     """
-    return vars(program).get("twin")
+    return getattr(program, "__dict__", {}).get("twin")
 
 
 def _module_of_file(path: Path) -> ModuleType:

@@ -60,6 +60,6 @@ def verify(
     else:
         for finding in certificate.findings:
             mark = {True: "ok  ", False: "FAIL", None: "–   "}[finding.passed]
-            click.echo(f"{mark}  {finding.name:28}  {finding.found}")
+            click.echo(f"{mark}  {finding.name:30}  {finding.found}")
     if certificate.failure:
         raise CheckFailed(certificate.failure)
