@@ -76,7 +76,7 @@ def crosscheck(
     else:
         _print(f"{run}: {found.images} images of the {split} split, {found.precision}", found)
     if found.failure:
-        hint = "" if float64 else " --float64 tells a mistake from rounding, as of a collapsed posterior."
+        hint = "" if float64 else " --float64 tells a mistake from rounding, as at a clamp."
         raise CheckFailed(found.failure + hint)
 
 
