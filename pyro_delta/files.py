@@ -1,13 +1,14 @@
-"""Files that are there whole or not at all, and errors that name them."""
+"""Files that are there whole or not at all, errors that name them, and numbers that every reader of them knows."""
 
 from __future__ import annotations
 
+import math
 import os
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 
 @contextmanager
@@ -40,3 +41,12 @@ def named(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise OSError(error.errno, error.strerror or str(error), os.fspath(path)) from error
+
+
+def finite(value: Any) -> Any:
+    """Plain values for JSON: a number that is not finite becomes null, which every reader knows, at any depth."""
+    if isinstance(value, dict):
+        return {key: finite(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

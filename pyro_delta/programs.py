@@ -88,12 +88,10 @@ def find(kind: str, name: str, folder: Path | None = None) -> Callable[..., Any]
         module = _module_of_file(path)
     else:
         with blamed(place):
-            try:
-                module = import_module(source)
-            except ModuleNotFoundError as error:
-                if error.name is None or not f"{source}.".startswith(f"{error.name}."):
-                    raise  # the module is there; what it imports is not
-                raise UserError(f"there is no module {source} for the {kind} {name!r}; check its spelling.") from None
+            imported = module_named(source)
+        if imported is None:
+            raise UserError(f"there is no module {source} for the {kind} {name!r}; check its spelling.")
+        module = imported
     if place not in SHIPPED[kind].values() and module.__file__:
         _FILES[module.__file__] = name
     found = getattr(module, attribute, None)
@@ -105,6 +103,16 @@ def find(kind: str, name: str, folder: Path | None = None) -> Callable[..., Any]
         ]
         raise unknown_name(f"{kind} of {source}", attribute, own, listed=source)
     return found
+
+
+def module_named(source: str) -> ModuleType | None:
+    """The module of a name, imported; None if there is none, but not if what it imports is missing."""
+    try:
+        return import_module(source)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{source}.".startswith(f"{error.name}."):
+            raise
+        return None
 
 
 def twin_of(program: Callable[..., Any]) -> str | Callable[..., Any] | None:

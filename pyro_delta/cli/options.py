@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from pyro_delta.files import finite
 from pyro_delta.limits import LARGEST_SEED
 
 if TYPE_CHECKING:
@@ -166,5 +166,4 @@ def read_images(loaded: Loaded, images: str, count: int | None, root: str | None
 
 def print_json(numbers: dict[str, Any]) -> None:
     """Prints numbers on a line; one that is not finite becomes null, which every reader of JSON knows."""
-    finite = {k: None if isinstance(x, float) and not math.isfinite(x) else x for k, x in numbers.items()}
-    click.echo(json.dumps(finite, ensure_ascii=False))
+    click.echo(json.dumps(finite(numbers), ensure_ascii=False))

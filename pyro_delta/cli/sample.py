@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from pathlib import Path
 
 import click
@@ -63,13 +64,12 @@ def sample(
 
         compute_on(device)
         loaded = load(run, "cpu", with_prior)
-        twin = twin_of_run(loaded, run)
-        with counting("sampling", num * (same_z or 1)) as advance:
-            images = draw_by_twin(twin, num, decodings=same_z, seed=seed, advance=advance)
+        draw_from_run = partial(draw_by_twin, twin_of_run(loaded, run))
     else:
         loaded = load(run, choose_device(device), with_prior)
-        with counting("sampling", num * (same_z or 1)) as advance:
-            images = draw(loaded.programs, num, decodings=same_z, seed=seed, advance=advance)
+        draw_from_run = partial(draw, loaded.programs)
+    with counting("sampling", num * (same_z or 1)) as advance:
+        images = draw_from_run(num, decodings=same_z, seed=seed, advance=advance)
     columns = math.ceil(math.sqrt(num)) if same_z is None else num
     save_png(grid(images, loaded.spec.levels, columns), out)
     if as_json:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -15,7 +14,7 @@ from typing import Any
 from torch.utils.tensorboard import SummaryWriter
 
 from pyro_delta.errors import UserError
-from pyro_delta.files import named
+from pyro_delta.files import finite, named
 from pyro_delta.inference.checkpoint import save_atomically
 from pyro_delta.inference.run import CHECKPOINT, EVENTS, METRICS, SAMPLES, write_text
 from pyro_delta.inference.training import Training
@@ -67,7 +66,7 @@ class Recorder:
 
     def log(self, line: Line) -> None:
         """Takes a line of metrics; what is not a finite number becomes null, which every reader of JSON knows."""
-        line = {key: None if isinstance(x, float) and not math.isfinite(x) else x for key, x in line.items()}
+        line = finite(line)
         self.lines.append(line)
         path = self.folder / METRICS
         with named(path), path.open("a", encoding="utf-8") as file:

@@ -88,8 +88,8 @@ class Crosscheck:
         return f"Pyro and NumPyro disagree: {worst} differs by {difference:.3g}, more than {tolerance:.3g}."
 
     def asdict(self) -> dict[str, Any]:
-        """Plain values; what is not a finite number is None."""
-        return _finite({**asdict(self), "agrees": self.failure is None})
+        """Plain values."""
+        return {**asdict(self), "agrees": self.failure is None}
 
 
 def crosscheck(
@@ -275,11 +275,3 @@ def _joined(parts: Iterable[Array | None]) -> Array | None:
     """(1,) of each image → (N,)."""
     found = [part for part in parts if part is not None]
     return np.concatenate(found) if found else None
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _finite(part) for key, part in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(part) for part in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

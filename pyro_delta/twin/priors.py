@@ -8,7 +8,7 @@ and held in JAX's default precision.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -61,11 +61,8 @@ class AR1Prior(nnx.Module):
         rate_nats: float | None = None,
     ) -> None:
         first_row = _first_rows(spec, length)
-        if _given("alpha", alpha, "rate_nats", rate_nats) == "alpha":
-            alpha_d = alpha_of_spelling(alpha, dims)  # type: ignore[arg-type]
-        else:
-            rate = _rate(rate_nats, len(first_row))
-            alpha_d = _below_one(np.full(dims, alpha_of_rate(rate / dims, len(first_row))), rate)
+        n = len(first_row)
+        alpha_d = _alphas(alpha, rate_nats, dims, n, lambda rate: float(alpha_of_rate(rate / dims, n)))
         self.first_row = Buffer(jnp.asarray(first_row))
         self.alpha = Buffer(jnp.asarray(alpha_d))
 
@@ -250,12 +247,11 @@ class LatticePrior(DensePrior):
             raise UserError(
                 f"{rows} × {columns} blocks do not divide an image of {spec.height} × {spec.width}; give divisors."
             )
-        if _given("alpha", alpha, "rate_nats", rate_nats) == "alpha":
-            alpha_d = alpha_of_spelling(alpha, dims)  # type: ignore[arg-type]
-        else:
-            rate = _rate(rate_nats, rows * columns)
-            solved = solve_for_rate(lambda value: lattice_rate(np.full(dims, value), rows, columns), rate, 1.0)
-            alpha_d = _below_one(np.full(dims, solved), rate)
+
+        def solve(rate: float) -> float:
+            return solve_for_rate(lambda value: lattice_rate(np.full(dims, value), rows, columns), rate, 1.0)
+
+        alpha_d = _alphas(alpha, rate_nats, dims, rows * columns, solve)
         factor = np.stack([np.kron(ar_factor([alpha], rows), ar_factor([alpha], columns)) for alpha in alpha_d])
         first_row = np.arange(rows * columns) // columns * (spec.height // rows)
         super().__init__(factor, dims, first_row)
@@ -363,6 +359,17 @@ def _given(first: str, first_value: Any, second: str, second_value: Any) -> str:
     if (first_value is None) == (second_value is None):
         raise UserError(f"give exactly one of {first} and {second}.")
     return first if second_value is None else second
+
+
+def _alphas(
+    alpha: str | float | None, rate_nats: float | None, dims: int, length: int, solve: Callable[[float], float]
+) -> Array:
+    """α of each dimension, as it is spelt, or one for all of them that `solve` finds for a rate."""
+    _given("alpha", alpha, "rate_nats", rate_nats)
+    if alpha is not None:
+        return alpha_of_spelling(alpha, dims)
+    rate = _rate(rate_nats, length)
+    return _below_one(np.full(dims, solve(rate)), rate)
 
 
 def _below_one(alpha_d: Array, rate: float) -> Array:

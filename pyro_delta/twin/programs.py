@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from pyro_delta.config import Config, ProgramConfig
 from pyro_delta.data.spec import ImageSpec
 from pyro_delta.errors import UserError
 from pyro_delta.inference.run import PROGRAMS, Loaded
-from pyro_delta.programs import blamed, find, twin_of
+from pyro_delta.programs import blamed, find, module_named, twin_of
 from pyro_delta.twin.auxiliary import LSTMPrior
 from pyro_delta.twin.weights import load_weights
 
@@ -97,13 +96,8 @@ def _made(section: ProgramConfig, folder: Path | None, *given: Any, **named: Any
 def _found(place: str | Callable[..., Any], section: ProgramConfig) -> Callable[..., Any]:
     found: Any = place
     if isinstance(place, str):
-        module, _, name = place.partition(":")
-        try:
-            found = getattr(import_module(module), name, None) if module and name else None
-        except ModuleNotFoundError as error:
-            if error.name is None or not f"{module}.".startswith(f"{error.name}."):
-                raise  # the module is there; what it imports is not
-            found = None
+        source, _, name = place.partition(":")
+        found = getattr(module_named(source), name, None) if source and name else None
     if not callable(found):
         raise UserError(
             f"the {section.kind} {section.program!r} names the twin {place!r}, which is not there; "

@@ -27,17 +27,8 @@ def draw(
 ) -> Tensor:
     """Images from the model, as `pyro_delta.report.pictures.draw` draws them: of the same noise, pixel after pixel.
 
-    Args:
-        programs: of which the model is used.
-        count: images, or latents if `decodings` is given.
-        decodings: R pictures of each latent sequence, in the paper's manner.
-        seed: of the noise.
-        batch: images drawn at once.
-        advance: called with the number of images just drawn.
-
-    Returns:
-        integers (count, C, H, W), or (R·count, C, H, W) with row after row, each column of which shares its z. In
-        double precision they are Pyro's; in single precision a rounding may tip a pixel, and with it all after it.
+    Takes the arguments of that function and returns images of the same shape. In double precision they are Pyro's; in
+    single precision a rounding may tip a pixel, and with it all after it.
 
     Raises:
         UserError: if prior or likelihood do not say how a sample comes from noise.
@@ -50,8 +41,9 @@ def draw(
     z_bnd = p.transform(jnp.asarray(noise.numpy()))
     if decodings is not None:
         z_bnd = jnp.tile(z_bnd, (decodings, 1, 1))
-    _check(programs.model.likelihood(z_bnd[:1]), "likelihood", "from_uniforms")
-    channels, height, width = programs.model.likelihood(z_bnd[:1]).event_shape
+    image = programs.model.likelihood(z_bnd[:1])
+    _check(image, "likelihood", "from_uniforms")
+    channels, height, width = image.event_shape
     graph, state = nnx.split(programs.model.likelihood)
 
     @jax.jit

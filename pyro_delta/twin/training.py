@@ -189,10 +189,9 @@ class NumPyroTrainer(Training):
     def _given(self, count: int) -> tuple[Any, ...]:
         """What `_train` takes for the next `count` steps."""
         settings, span = self.config.training, self.config.training.log_every
-        steps = [self.step + i for i in range(count)]
         order = np.zeros((span, settings.batch), np.int32)
         lr, weight = np.zeros(span), np.zeros(span)
-        for i, step in enumerate(steps):
+        for i, step in enumerate(range(self.step, self.step + count)):
             progress = step / settings.steps if settings.steps is not None else self.progress
             order[i], lr[i] = self.batches.indices(step), learning_rate(settings, step, progress)
             weight[i] = averaging_weight(step, settings.ema)
