@@ -21,7 +21,7 @@ from record import FOLDER, add_common_arguments, write
 from pyro_delta.build import build
 from pyro_delta.config import load_preset, parse_settings
 from pyro_delta.data import load
-from pyro_delta.evaluation.usage import check
+from pyro_delta.diagnostics.usage import check
 from pyro_delta.inference.training import Training
 
 COLUMNS = {
@@ -43,18 +43,18 @@ def run(job: tuple[str, int, list[tuple[str, Any]]]) -> dict[str, Any]:
     config = load_preset("digits", [*fixed, ("training.bf16", False), *settings])
     data, lines = load("digits"), []
     torch.manual_seed(seed)
-    programs = build(config, data.spec)
+    vae = build(config, data.spec)
     training: Training
     if backend == "numpyro":
-        from pyro_delta.twin import programs as twins
-        from pyro_delta.twin.training import NumPyroTrainer
+        from pyro_delta.twin import build as twins
+        from pyro_delta.twin.numpyro_training import NumPyroTraining
 
         twin = twins.build(config, data.spec, seed=seed)
-        training = NumPyroTrainer(config, data, programs, twin, lines.append)
+        training = NumPyroTraining(config, data, vae, twin, lines.append)
     else:
-        from pyro_delta.inference.loop import Trainer
+        from pyro_delta.inference.pyro_training import PyroTraining
 
-        training = Trainer(config, data, programs, lines.append)
+        training = PyroTraining(config, data, vae, lines.append)
     training.run()
     numbers = check(training.averaged(), data)
     curve = [(line["step"], line["neg_elbo_bpd"]) for line in lines if line["split"] == "validation"]

@@ -17,10 +17,10 @@ from step_overhead import random_data
 from pyro_delta.build import build
 from pyro_delta.config import load_preset
 from pyro_delta.data import ImageSpec
-from pyro_delta.inference.loop import Trainer
+from pyro_delta.inference.pyro_training import PyroTraining
 from pyro_delta.inference.training import Training
-from pyro_delta.twin import programs as twins
-from pyro_delta.twin.training import NumPyroTrainer
+from pyro_delta.twin import build as twins
+from pyro_delta.twin.numpyro_training import NumPyroTraining
 
 CASES = {
     "digits": (ImageSpec(1, 8, 8, 17), 50),
@@ -43,12 +43,12 @@ def contestant(preset: str, settings: list[tuple[str, Any]], stretches: int) -> 
     config = load_preset(preset, [*common, *settings])
     data = random_data(spec, 8 * config.training.batch)
     lines: list[dict[str, Any]] = []
-    programs = build(config, spec)
+    vae = build(config, spec)
     training: Training
     if config.training.backend == "numpyro":
-        training = NumPyroTrainer(config, data, programs, twins.build(config, spec), lines.append)
+        training = NumPyroTraining(config, data, vae, twins.build(config, spec), lines.append)
     else:
-        training = Trainer(config, data, programs, lines.append)
+        training = PyroTraining(config, data, vae, lines.append)
     training.lines = lines  # type: ignore[attr-defined]
     return training
 

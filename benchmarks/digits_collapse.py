@@ -15,11 +15,11 @@ from typing import Any
 import torch
 from record import add_common_arguments, save, write
 
-from pyro_delta.build import Programs, build
+from pyro_delta.build import VAE, build
 from pyro_delta.config import load_preset, parse_settings
 from pyro_delta.data import load
-from pyro_delta.evaluation.usage import check
-from pyro_delta.inference.loop import Trainer
+from pyro_delta.diagnostics.usage import check
+from pyro_delta.inference.pyro_training import PyroTraining
 
 ARMS: dict[str, list[tuple[str, Any]]] = {
     "α = 0, Trace": [("prior.alpha", 0.0), ("training.elbo", "trace")],
@@ -46,9 +46,9 @@ def run(job: tuple[str, int, list[tuple[str, Any]], str]) -> dict[str, Any]:
     config = load_preset("digits", [*ARMS[arm], ("training.seed", seed), ("training.validations", 0), *settings])
     data = load("digits")
     torch.manual_seed(seed)
-    trainer = Trainer(config, data, build(config, data.spec), lambda line: None)
+    trainer = PyroTraining(config, data, build(config, data.spec), lambda line: None)
     trainer.run()
-    average: Programs = trainer.averaged()
+    average: VAE = trainer.averaged()
     numbers = check(average, data, split=split)
     print(f"{arm}, seed {seed}: " + ", ".join(f"{COLUMNS[key]} {numbers[key]:.4g}" for key in COLUMNS), flush=True)
     return {"arm": arm, "seed": seed, "train_s": trainer.clock.read(), **numbers}

@@ -20,13 +20,13 @@ from record import add_common_arguments, save, write
 from pyro_delta.build import build
 from pyro_delta.config import load_preset, parse_settings
 from pyro_delta.data import load
+from pyro_delta.diagnostics.bounds import with_prior
+from pyro_delta.diagnostics.importance import evaluate
+from pyro_delta.diagnostics.usage import check
+from pyro_delta.diagnostics.verify import verify
 from pyro_delta.errors import UserError
-from pyro_delta.evaluation.bound import with_prior
-from pyro_delta.evaluation.importance import evaluate
-from pyro_delta.evaluation.usage import check
-from pyro_delta.evaluation.verify import verify
 from pyro_delta.inference.auxiliary import AuxiliaryTraining, train_prior
-from pyro_delta.inference.loop import Trainer
+from pyro_delta.inference.pyro_training import PyroTraining
 from pyro_delta.programs import SHIPPED
 
 Pair = tuple[str, str]
@@ -68,13 +68,13 @@ def run(job: tuple[Pair, int, list[tuple[str, Any]]]) -> dict[str, Any]:
     torch.set_num_threads(1)
     config, data = load_preset("digits", settings_of(pair, seed, more)), load("digits")
     torch.manual_seed(seed)
-    trainer = Trainer(config, data, build(config, data.spec), lambda line: None)
+    trainer = PyroTraining(config, data, build(config, data.spec), lambda line: None)
     trainer.run()
-    programs: Any = trainer.averaged()
-    numbers = check(programs, data)
-    training = AuxiliaryTraining.of(config.auxiliary, programs.model.prior)
-    train_prior(training, programs, data.train, AUXILIARY_STEPS, seed=seed)
-    tighter = evaluate(with_prior(programs, training.average.module), data.test)
+    vae: Any = trainer.averaged()
+    numbers = check(vae, data)
+    training = AuxiliaryTraining.of(config.auxiliary, vae.model.prior)
+    train_prior(training, vae, data.train, AUXILIARY_STEPS, seed=seed)
+    tighter = evaluate(with_prior(vae, training.average.module), data.test)
     numbers["auxiliary_bpd"] = tighter["neg_elbo_bpd"]
     print(f"{pair}, seed {seed}: " + ", ".join(f"{name} {numbers[key]}" for key, name in COLUMNS.items()), flush=True)
     return {"prior": pair[0], "guide": pair[1], "seed": seed, **numbers}

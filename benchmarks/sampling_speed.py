@@ -16,7 +16,7 @@ import torch
 from record import add_common_arguments, write
 from torch import Tensor
 
-from pyro_delta.build import Programs, build, local_parameters
+from pyro_delta.build import VAE, build, local_parameters
 from pyro_delta.config import load_preset
 from pyro_delta.data import ImageSpec
 from pyro_delta.distributions import AutoregressiveImage
@@ -24,10 +24,10 @@ from pyro_delta.distributions import AutoregressiveImage
 SPEC = ImageSpec(3, 32, 32, 256)
 
 
-def conditioned(programs: Programs, images: int) -> tuple[AutoregressiveImage, Tensor]:
+def conditioned(vae: VAE, images: int) -> tuple[AutoregressiveImage, Tensor]:
     """p(x | z) for z from the prior, and the noise of all pixels."""
-    z_bnd = programs.model.prior().expand([images]).sample()
-    return programs.model.likelihood(z_bnd), torch.rand(images, SPEC.height, SPEC.width, 1 + SPEC.channels).to(z_bnd)
+    z_bnd = vae.model.prior().expand([images]).sample()
+    return vae.model.likelihood(z_bnd), torch.rand(images, SPEC.height, SPEC.width, 1 + SPEC.channels).to(z_bnd)
 
 
 @torch.no_grad()
@@ -41,22 +41,22 @@ def sample_rows_naively(distribution: AutoregressiveImage, uniforms: Tensor, row
     return x_bchw[:, :, :rows]
 
 
-def programs_of(preset: str) -> Programs:
+def programs_of(preset: str) -> VAE:
     """The programs of a preset, as trained ones would draw."""
-    programs = build(load_preset(preset), SPEC)
+    vae = build(load_preset(preset), SPEC)
     # A decoder fresh from its initialisation draws grey noise; spread its outputs as training would.
     with torch.no_grad():
-        programs.model.likelihood.network.trunk.out.weight.mul_(5)
-    return programs.eval()
+        vae.model.likelihood.network.trunk.out.weight.mul_(5)
+    return vae.eval()
 
 
 def compare(preset: str, arguments: argparse.Namespace) -> dict[str, Any]:
     """One row: seconds of both, their ratio, and whether they drew the same pictures."""
     rows = arguments.naive_rows
     torch.manual_seed(arguments.seed)
-    programs = programs_of(preset)
+    vae = programs_of(preset)
     with local_parameters(), torch.no_grad():
-        distribution, uniforms = conditioned(programs, arguments.images)
+        distribution, uniforms = conditioned(vae, arguments.images)
         distribution.sample(uniforms=uniforms)  # the first run warms up
         cached = []
         for repeat in range(arguments.repeats):
@@ -68,15 +68,15 @@ def compare(preset: str, arguments: argparse.Namespace) -> dict[str, Any]:
             distribution.sample(uniforms=uniforms)
             cached.append(time.perf_counter() - began)
 
-        programs.double()
-        distribution, uniforms = conditioned(programs, arguments.equal_images)
+        vae.double()
+        distribution, uniforms = conditioned(vae, arguments.equal_images)
         pictures = distribution.sample(uniforms=uniforms)[:, :, :rows]
         equal = torch.equal(pictures, sample_rows_naively(distribution, uniforms, rows))
     return {
         "preset": preset,
         "likelihood": load_preset(preset).likelihood.program,
         "images": arguments.images,
-        "decoder_parameters": sum(p.numel() for p in programs.model.likelihood.parameters()),
+        "decoder_parameters": sum(p.numel() for p in vae.model.likelihood.parameters()),
         "cached_s": median(cached),
         "naive_s": naive,
         "naive_rows_timed": rows,

@@ -21,12 +21,12 @@ import torch.nn.functional as F
 from record import add_common_arguments, write
 from torch import Tensor
 
-from pyro_delta.build import Programs, build, local_parameters
+from pyro_delta.build import VAE, build, local_parameters
 from pyro_delta.config import Config, TrainingConfig, load_preset
 from pyro_delta.data import ImageData, ImageSpec
 from pyro_delta.data.splits import Split
-from pyro_delta.inference.loop import Trainer
 from pyro_delta.inference.optim import learning_rate
+from pyro_delta.inference.pyro_training import PyroTraining
 
 SPECS = {
     "digits": ImageSpec(1, 8, 8, 17),
@@ -46,11 +46,11 @@ EAGER = [
 class HandWritten:
     """The δ-VAE's training step as tensor formulas."""
 
-    def __init__(self, programs: Programs, spec: ImageSpec, training: TrainingConfig) -> None:
-        self.encoder, self.decoder = programs.guide.encoder, programs.model.likelihood.network
-        self.scale, self.alpha = programs.guide.scale, programs.model.prior.alpha
+    def __init__(self, vae: VAE, spec: ImageSpec, training: TrainingConfig) -> None:
+        self.encoder, self.decoder = vae.guide.encoder, vae.model.likelihood.network
+        self.scale, self.alpha = vae.guide.scale, vae.model.prior.alpha
         self.spec, self.training = spec, training
-        self.parameters = list(programs.parameters())
+        self.parameters = list(vae.parameters())
         self.average = [p.detach().clone() for p in self.parameters]
         self.optimizer = torch.optim.Adam(self.parameters, lr=training.lr, betas=training.betas, fused=True)
         self.steps = 0
@@ -132,9 +132,9 @@ def compare(preset: str, config: Config, repeats: int, seed: int) -> dict[str, A
     """One row: median milliseconds of both steps, their difference and ratio."""
     spec, batch = SPECS[preset], config.training.batch
     torch.manual_seed(seed)
-    programs = build(config, spec)
-    trainer = Trainer(config, random_data(spec, 8 * batch), programs, lambda line: None)
-    hand = HandWritten(copy.deepcopy(programs), spec, config.training)
+    vae = build(config, spec)
+    trainer = PyroTraining(config, random_data(spec, 8 * batch), vae, lambda line: None)
+    hand = HandWritten(copy.deepcopy(vae), spec, config.training)
     start = flat(hand.parameters).clone()
     steps = (trainer.train_step, hand.step)
     times: tuple[list[float], list[float]] = ([], [])
@@ -143,7 +143,7 @@ def compare(preset: str, config: Config, repeats: int, seed: int) -> dict[str, A
             torch.manual_seed(seed)
             for index in range(3):
                 step(trainer.batches.batch(index))
-        agree(flat(list(programs.parameters())), flat(hand.parameters), start)
+        agree(flat(list(vae.parameters())), flat(hand.parameters), start)
         for index in range(repeats):
             x = trainer.batches.batch(index)
             for which in (0, 1) if index % 2 else (1, 0):

@@ -19,7 +19,7 @@ from step_overhead import random_data
 from pyro_delta.build import build, local_parameters
 from pyro_delta.config import load_preset
 from pyro_delta.data import ImageSpec
-from pyro_delta.inference.loop import Trainer
+from pyro_delta.inference.pyro_training import PyroTraining
 
 SPEC = ImageSpec(3, 32, 32, 256)
 PRESETS = ("cifar10-small", "cifar10-pixelsnail")
@@ -28,7 +28,7 @@ PRESETS = ("cifar10-small", "cifar10-pixelsnail")
 WAYS = {"float32": (False, False), "float32, channels_last": (False, True), "bf16, channels_last": (True, True)}
 
 
-def trainers(batch: int, bf16: bool, channels_last: bool) -> dict[str, Trainer]:
+def trainers(batch: int, bf16: bool, channels_last: bool) -> dict[str, PyroTraining]:
     """One for each preset."""
     settings: list[tuple[str, Any]] = [
         ("training.steps", 100_000),
@@ -41,7 +41,7 @@ def trainers(batch: int, bf16: bool, channels_last: bool) -> dict[str, Trainer]:
     with local_parameters():
         for preset in PRESETS:
             config = load_preset(preset, settings)
-            made[preset] = Trainer(config, data, build(config, SPEC), lambda line: None)
+            made[preset] = PyroTraining(config, data, build(config, SPEC), lambda line: None)
     return made
 
 
@@ -72,7 +72,7 @@ def main() -> None:
                     "likelihood": trainer.config.likelihood.program,
                     "precision": way,
                     "batch": arguments.batch,
-                    "parameters": sum(p.numel() for p in trainer.programs.model.likelihood.parameters()),
+                    "parameters": sum(p.numel() for p in trainer.vae.model.likelihood.parameters()),
                     "median_images_per_s": arguments.batch / median(times[name]),
                     "best_images_per_s": arguments.batch / min(times[name]),
                 }

@@ -3,7 +3,7 @@
 The lattice prior is the Kronecker product of two AR(1) processes over block-rows and block-columns. At the same α it
 commits more than a chain of as many steps, for every block has two neighbours more. Its blocks stand in row-major
 order, and those of one block-row belong to the same image rows, so that the decoder's rule (row r sees
-{z_t : first_row[t] ≤ r}) is that of any prior; the guide averages each block's own columns.
+{z_t : starts[t] ≤ r}) is that of any prior; the guide averages each block's own columns.
 
 Run it with `python examples/lattice_prior.py`; it takes about a minute, and leaves lattice_prior.png behind: each
 column shares one z.
@@ -17,10 +17,10 @@ import torch
 from pyro_delta.build import build
 from pyro_delta.config import load_preset
 from pyro_delta.data import load
-from pyro_delta.evaluation.usage import check
-from pyro_delta.inference.loop import Trainer
+from pyro_delta.data.images.pictures import draw, grid, save_png
+from pyro_delta.diagnostics.usage import check
+from pyro_delta.inference.pyro_training import PyroTraining
 from pyro_delta.rate import ar1_committed_rate, committed_rate
-from pyro_delta.report.pictures import draw, grid, save_png
 
 
 def main(steps: int = 1500, out: Path = Path("lattice_prior.png")) -> None:
@@ -29,12 +29,12 @@ def main(steps: int = 1500, out: Path = Path("lattice_prior.png")) -> None:
     settings = [("prior.program", "lattice"), ("prior.rows", 4), ("prior.columns", 4), ("prior.dims", 1)]
     config = load_preset("digits", [*settings, ("training.steps", steps), ("training.validations", 0)])
     torch.manual_seed(0)
-    programs = build(config, data.spec)
+    vae = build(config, data.spec)
     lattice = build(load_preset("digits", [*settings, ("prior.alpha", 0.9)]), data.spec).model.prior
     print(f"at α = 0.9: lattice of 4 × 4 commits {committed_rate(lattice()).item():.3f} nats,", end=" ")
     print(f"chain of 16 steps {ar1_committed_rate(0.9, 16).item():.3f}")
-    print(f"first rows of the blocks: {lattice.first_row.tolist()}")
-    trainer = Trainer(config, data, programs, log=lambda line: None)
+    print(f"first rows of the blocks: {lattice.starts.tolist()}")
+    trainer = PyroTraining(config, data, vae, log=lambda line: None)
     trainer.run()
     trained = trainer.averaged()
     numbers = check(trained, data)

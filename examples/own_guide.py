@@ -1,7 +1,7 @@
 """A guide of your own, from a file: certified, trained, and drawn.
 
 The guide below has no convolutions: each image row is embedded by itself, and step t adds up the rows from its first
-one on. So z_t sees rows ≥ first_row[t] alone, which `verify` reads off its Jacobian. The command line takes it, too:
+one on. So z_t sees rows ≥ starts[t] alone, which `verify` reads off its Jacobian. The command line takes it, too:
 
     pyro-delta verify --guide examples/own_guide.py:SuffixGuide
     pyro-delta train --guide examples/own_guide.py:SuffixGuide --set guide.width=128
@@ -34,13 +34,13 @@ class SuffixGuide(PyroModule):
         self.row = nn.Sequential(nn.Linear(spec.channels * spec.width, width), nn.SiLU(), nn.Linear(width, width))
         self.position = nn.Parameter(torch.randn(spec.height, width) / width**0.5)
         self.out = nn.Linear(width, 2 * prior().event_shape[1])
-        self.register_buffer("first_row", prior.first_row)
+        self.register_buffer("starts", prior.starts)
         self.register_buffer("scale", minimising_posterior(prior()).base_dist.scale)
 
     def posterior(self, x: Tensor) -> dist.Independent:
         rows = x.movedim(-3, -2).flatten(-2).to(self.out.weight.dtype) * (2 / (self.levels - 1)) - 1
         features = F.silu(self.row(rows) + self.position)
-        seen = features.flip(-2).cumsum(-2).flip(-2)[..., self.first_row, :] / features.shape[-2] ** 0.5
+        seen = features.flip(-2).cumsum(-2).flip(-2)[..., self.starts, :] / features.shape[-2] ** 0.5
         mean, ratio = self.out(seen).chunk(2, dim=-1)
         return dist.Normal(mean, self.scale * F.softplus(ratio + 0.5413)).to_event(2)  # softplus(0.5413) = 1
 
@@ -54,20 +54,20 @@ def main(steps: int = 1500, out: Path = Path("own_guide.png")) -> None:
     from pyro_delta.build import build
     from pyro_delta.config import load_preset
     from pyro_delta.data import load
-    from pyro_delta.evaluation.usage import check, sample_latents
-    from pyro_delta.evaluation.verify import verify
-    from pyro_delta.inference.loop import Trainer
-    from pyro_delta.report.pictures import decode, grid, save_png
+    from pyro_delta.data.images.pictures import decode, grid, save_png
+    from pyro_delta.diagnostics.usage import check, sample_latents
+    from pyro_delta.diagnostics.verify import verify
+    from pyro_delta.inference.pyro_training import PyroTraining
 
     data = load("digits")
     config = load_preset(
         "digits", [("guide.program", f"{__file__}:SuffixGuide"), ("training.steps", steps), ("training.validations", 0)]
     )
     torch.manual_seed(0)
-    programs = build(config, data.spec)
-    for finding in verify(programs, data.spec).findings:
+    vae = build(config, data.spec)
+    for finding in verify(vae, data.spec).findings:
         print(f"{finding.name:28}  {finding.found}")
-    trainer = Trainer(config, data, programs, log=lambda line: None)
+    trainer = PyroTraining(config, data, vae, log=lambda line: None)
     trainer.run()
     trained = trainer.averaged()
     numbers = check(trained, data)

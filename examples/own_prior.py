@@ -21,8 +21,8 @@ class RhythmPrior(PyroModule):
     def __init__(self, length: int, period_d: list[float]) -> None:
         super().__init__()
         self.event_shape = (length, len(period_d))
-        self.register_buffer("first_row", torch.arange(length))  # latent step t belongs to the image from row t on
-        lag_tt = (self.first_row[:, None] - self.first_row).abs()
+        self.register_buffer("starts", torch.arange(length))  # latent step t belongs to the image from row t on
+        lag_tt = (self.starts[:, None] - self.starts).abs()
         angle_dtt = 2 * math.pi * lag_tt / torch.tensor(period_d, dtype=torch.float64)[:, None, None]
         correlation_dtt = torch.exp(-lag_tt / 8) * torch.cos(angle_dtt)
         # Over the flattened (n, d) event, time-major; different dimensions are independent.

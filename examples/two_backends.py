@@ -15,13 +15,13 @@ import torch
 from pyro_delta.build import build
 from pyro_delta.config import load_preset
 from pyro_delta.data import load
-from pyro_delta.evaluation.importance import evaluate
-from pyro_delta.inference.loop import Trainer
-from pyro_delta.report.pictures import draw, grid, save_png
-from pyro_delta.twin import programs as twins
+from pyro_delta.data.images.pictures import draw, grid, save_png
+from pyro_delta.diagnostics.importance import evaluate
+from pyro_delta.inference.pyro_training import PyroTraining
+from pyro_delta.twin import build as twins
 from pyro_delta.twin import sampling
 from pyro_delta.twin.crosscheck import crosscheck
-from pyro_delta.twin.training import NumPyroTrainer
+from pyro_delta.twin.numpyro_training import NumPyroTraining
 from pyro_delta.twin.weights import load_weights
 
 
@@ -31,13 +31,13 @@ def main(steps: int = 800, out: Path = Path("two_backends.png")) -> None:
     config = load_preset("digits", [("training.steps", steps), ("training.validations", 0)])
     torch.manual_seed(0)
 
-    by_numpyro = NumPyroTrainer(
+    by_numpyro = NumPyroTraining(
         config, data, build(config, data.spec), twins.build(config, data.spec), log=lambda line: None
     )
     by_numpyro.run()
     drawn_by_pyro = draw(by_numpyro.averaged(), 24)
 
-    by_pyro = Trainer(config, data, build(config, data.spec), log=lambda line: None)
+    by_pyro = PyroTraining(config, data, build(config, data.spec), log=lambda line: None)
     by_pyro.run()
     twin = twins.build(config, data.spec)
     load_weights(twin, by_pyro.averaged().state_dict())

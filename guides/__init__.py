@@ -1,14 +1,16 @@
 """Amortised inference programs. Import as `pyro_delta.guides`."""
 
-from pyro_delta.guides.encoder import ImageEncoder, regions
-from pyro_delta.guides.image_guide import ImageGuide
-from pyro_delta.guides.independent_delta import IndependentDeltaGuide
-from pyro_delta.guides.mean_field import AntiCausalGuide, BidirectionalGuide
-from pyro_delta.guides.structured import StructuredGuide
+from pyro_delta.guides.images.encoder import ImageEncoder, regions
+from pyro_delta.guides.images.image_guide import ImageGuide
+from pyro_delta.guides.images.independent_delta import IndependentDeltaGuide
+from pyro_delta.guides.images.mean_field import AntiCausalGuide, BidirectionalGuide
+from pyro_delta.guides.images.structured import StructuredGuide
+from pyro_delta.guides.sequences.gru import GRUGuide
 
 __all__ = [
     "AntiCausalGuide",
     "BidirectionalGuide",
+    "GRUGuide",
     "ImageEncoder",
     "ImageGuide",
     "IndependentDeltaGuide",

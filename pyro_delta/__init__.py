@@ -1,7 +1,66 @@
 """δ-VAEs as probabilistic programs in Pyro.
 
-Importing this package is cheap: torch and Pyro are loaded by the submodules that need them
-(`pyro_delta.distributions`, `pyro_delta.rate`, `pyro_delta.models`, `pyro_delta.guides`, …).
+    import pyro_delta
+
+    run = pyro_delta.train({"prior.rate_nats": 4.0}, data="digits", out="runs/first")
+    print(pyro_delta.check(run))
+    print(pyro_delta.diagnose(my_model, my_guide, x))     # any VAE in Pyro or NumPyro
+
+Importing this package is cheap: torch and Pyro are loaded with the first name that needs them.
 """
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pyro_delta.api.judge import check, diagnose, evaluate
+    from pyro_delta.api.train import resume, train
+    from pyro_delta.data.named import load as load_data
+    from pyro_delta.diagnostics.diagnose import Diagnosis
+    from pyro_delta.diagnostics.verify import verify
+    from pyro_delta.distributions import GaussianAR1
+    from pyro_delta.inference.run import Run, load
+    from pyro_delta.rate import committed_rate
+
 __version__ = "0.1.0"
+
+__all__ = [
+    "Diagnosis",
+    "GaussianAR1",
+    "Run",
+    "check",
+    "committed_rate",
+    "diagnose",
+    "evaluate",
+    "load",
+    "load_data",
+    "resume",
+    "train",
+    "verify",
+]
+
+_PLACES = {
+    "Diagnosis": "diagnostics.diagnose:Diagnosis",
+    "GaussianAR1": "distributions:GaussianAR1",
+    "Run": "inference.run:Run",
+    "check": "api.judge:check",
+    "committed_rate": "rate:committed_rate",
+    "diagnose": "api.judge:diagnose",
+    "evaluate": "api.judge:evaluate",
+    "load": "inference.run:load",
+    "load_data": "data.named:load",
+    "resume": "api.train:resume",
+    "train": "api.train:train",
+    "verify": "diagnostics.verify:verify",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PLACES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module, _, attribute = _PLACES[name].partition(":")
+    return getattr(import_module(f"{__name__}.{module}"), attribute)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

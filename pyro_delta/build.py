@@ -2,56 +2,58 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import pyro
 import torch
-from pyro.nn import PyroModule
 from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
+from pyro_delta.call import call, run
 from pyro_delta.config import Config, ProgramConfig
-from pyro_delta.data.spec import ImageSpec
+from pyro_delta.data.named import build_data
+from pyro_delta.data.splits import mapped
+from pyro_delta.data.values import blank
 from pyro_delta.errors import UserError
 from pyro_delta.models import DeltaVAE
 from pyro_delta.programs import blamed, find
-
-CAUSALITIES = ("anti_causal", "none")
-
-
-class Programs(nn.Module):
-    """A model and its guide: what is trained, averaged, saved and evaluated together."""
-
-    def __init__(self, model: DeltaVAE, guide: PyroModule) -> None:
-        super().__init__()
-        self.model = model
-        self.guide = guide
+from pyro_delta.protocol import CAUSALITIES, Batch, Data, Objective, Spec
+from pyro_delta.vae import VAE, local_parameters, localise
 
 
-def local_parameters() -> Any:
-    """The context in which the library builds and runs programs: parameters live in the modules, not in Pyro's store.
-
-    With the global store a second model of the same process would silently train the first one's parameters.
-    """
-    return pyro.settings.context(module_local_params=True)
-
-
-def parameters_of(programs: Programs) -> AbstractContextManager[Any]:
-    """The context that programs run in: `local_parameters`, unless a part was built outside it, on which it fails."""
-    parts = [part for part in programs.modules() if isinstance(part, PyroModule)]
-    return local_parameters() if all(hasattr(part._pyro_context, "param_state") for part in parts) else nullcontext()
-
-
-def build(config: Config, spec: ImageSpec, folder: Path | None = None) -> Programs:
-    """The programs of a configuration for images of `spec`, initialised from torch's random state.
+def load_data(config: Config, root: str | None = None, folder: Path | None = None) -> Data:
+    """The data of a configuration.
 
     Args:
         config: of a run.
-        spec: shape and levels of the images.
+        root: where they live now, in the place of data.root.
         folder: of the run's own programs.
+
+    Raises:
+        UserError: as `build_data`, or if the data take no root.
+    """
+    program, options = config.data.program, dict(config.data.options)
+    if root is not None:
+        if "root" not in options:
+            raise UserError(f"the data {program!r} take no root, so --data-root {root} has no meaning; leave it out.")
+        options["root"] = root
+    return build_data(program, options, folder)
+
+
+def build(
+    config: Config, spec: Spec, folder: Path | None = None, *, example: Batch | None = None, check: bool = True
+) -> VAE:
+    """Model and guide of a configuration for data of `spec`, initialised from torch's random state.
+
+    Args:
+        config: of a run.
+        spec: of the data.
+        folder: of the run's own programs.
+        example: a batch of two data or more that programs are tried on; data of zeros if None, which do for programs
+            that take x alone.
+        check: whether they are tried at all.
 
     Raises:
         UserError: if a program cannot be made, or is not what the protocol asks for.
@@ -62,22 +64,34 @@ def build(config: Config, spec: ImageSpec, folder: Path | None = None) -> Progra
             _check_prior(prior, config.prior.program, spec)
         likelihood = _made(config.likelihood, folder, spec, prior)
         guide = _made(config.guide, folder, spec, prior)
-        programs = Programs(DeltaVAE(prior, likelihood), guide)
-        _check_fit(programs, config, spec)
-    return programs
+        vae = VAE(DeltaVAE(prior, likelihood), guide)
+        localise(vae)
+        if check:
+            _check_fit(vae, config, spec, example)
+    return vae
 
 
-def _made(section: ProgramConfig, folder: Path | None, *given: Any) -> PyroModule:
+def build_objective(config: Config) -> Objective:
+    """The objective of a configuration."""
+    section = config.objective
+    with blamed(section.program):
+        objective = find("objective", section.program)(**section.options)
+    if not callable(objective):
+        raise UserError(f"the objective {section.program!r} makes a {type(objective).__name__}; it must be callable.")
+    return objective
+
+
+def _made(section: ProgramConfig, folder: Path | None, *given: Any) -> nn.Module:
     with blamed(section.program):
         program = find(section.kind, section.program, folder)(*given, **section.options)
-    if not isinstance(program, PyroModule):
+    if not isinstance(program, nn.Module):
         raise UserError(
-            f"the {section.kind} {section.program!r} makes a {type(program).__name__}; it must make a PyroModule."
+            f"the {section.kind} {section.program!r} makes a {type(program).__name__}; it must make a torch.nn.Module."
         )
     return program
 
 
-def _check_prior(prior: PyroModule, name: str, spec: ImageSpec) -> None:
+def _check_prior(prior: nn.Module, name: str, spec: Spec) -> None:
     with torch.no_grad():
         shape = tuple(_distribution(prior(), f"the prior {name!r}").event_shape)
         batch_shape = tuple(prior().batch_shape)
@@ -85,63 +99,73 @@ def _check_prior(prior: PyroModule, name: str, spec: ImageSpec) -> None:
         raise UserError(f"the prior {name!r} has batch shape {batch_shape}; it must be one distribution, of batch ().")
     if len(shape) != 2:
         raise UserError(f"the prior {name!r} has event shape {shape}; it must be (n, d), n steps of d dimensions.")
-    first_row = getattr(prior, "first_row", None)
-    if not isinstance(first_row, Tensor) or first_row.is_floating_point() or tuple(first_row.shape) != shape[:1]:
-        found = tuple(first_row.shape) if isinstance(first_row, Tensor) else first_row
-        raise UserError(f"the prior {name!r} has first_row {found}; it must be {shape[0]} integers, one a step.")
-    if not ((first_row >= 0) & (first_row < spec.height)).all():
-        raise UserError(f"the prior {name!r} has first_row {first_row.tolist()}; rows are 0 to {spec.height - 1}.")
+    starts = getattr(prior, "starts", None)
+    if not isinstance(starts, Tensor) or starts.is_floating_point() or tuple(starts.shape) != shape[:1]:
+        found = tuple(starts.shape) if isinstance(starts, Tensor) else starts
+        raise UserError(f"the prior {name!r} has starts {found}; it must be {shape[0]} integers, one a step.")
+    if not ((starts >= 0) & (starts < spec.positions)).all():
+        raise UserError(
+            f"the prior {name!r} has starts {starts.tolist()}; the positions of the data are 0 to {spec.positions - 1}."
+        )
 
 
 @torch.no_grad()
-def _check_fit(programs: Programs, config: Config, spec: ImageSpec) -> None:
-    """Blank images through guide and likelihood: do their event shapes fit, one at a time and two, and their sites?"""
-    x_bchw = torch.zeros(1, *spec.shape, dtype=torch.uint8)
-    programs.eval()
+def _check_fit(vae: VAE, config: Config, spec: Spec, example: Batch | None) -> None:
+    """Data through guide and model: do their event shapes fit, one at a time and two, and their sites?"""
+    example = blank(spec, 2) if example is None else example
+    one, two = mapped(example, lambda values: values[:1]), mapped(example, lambda values: values[:2])
+    vae.eval()
     with torch.random.fork_rng(devices=[]):
-        shape = programs.model.prior().event_shape
-        with blamed(config.guide.program):
-            q = programs.guide.posterior(x_bchw)
+        shape = tuple(vae.model.prior().event_shape)
         name = f"the guide {config.guide.program!r}"
-        if _distribution(q, name).event_shape != shape or q.batch_shape != (1,):
+        with blamed(config.guide.program):
+            z, q = _drawn(vae.guide, one, 1, name)
+        if tuple(q.event_shape) != shape or tuple(q.batch_shape) != (1,):
             raise UserError(
-                f"{name} gives {tuple(q.batch_shape)} + {tuple(q.event_shape)} for one image; the prior has event "
-                f"shape {tuple(shape)}, so it must be (1,) + {tuple(shape)}."
+                f"{name} gives {tuple(q.batch_shape)} + {tuple(q.event_shape)} for one datum; the prior has event "
+                f"shape {shape}, so it must be (1,) + {shape}."
             )
-        if getattr(programs.guide, "causality", None) not in CAUSALITIES:
+        if getattr(vae.guide, "causality", None) not in CAUSALITIES:
             raise UserError(f"{name} declares no causality; set it to {' or '.join(map(repr, CAUSALITIES))}.")
         with blamed(config.guide.program):
-            z_bnd = _drawn(programs.guide, x_bchw.expand(2, -1, -1, -1), name)
-        with blamed(config.likelihood.program):
-            p = programs.model.likelihood(z_bnd[:1])
-            programs.model.likelihood(z_bnd)
+            both, _ = _drawn(vae.guide, two, 2, name)
         name = f"the likelihood {config.likelihood.program!r}"
-        if _distribution(p, name).event_shape != spec.shape or p.batch_shape != (1,):
+        with blamed(config.likelihood.program):
+            p = _likelihood_of(vae.model, one, z, name)
+        if tuple(p.event_shape) != tuple(spec.shape) or tuple(p.batch_shape) != (1,):
             raise UserError(
-                f"{name} gives {tuple(p.batch_shape)} + {tuple(p.event_shape)} for one latent sequence; images are "
-                f"{spec.shape}, so it must be (1,) + {spec.shape}."
+                f"{name} gives {tuple(p.batch_shape)} + {tuple(p.event_shape)} for one latent sequence; "
+                f"{getattr(spec, 'what', 'data')} are {tuple(spec.shape)}, so it must be (1,) + {tuple(spec.shape)}."
             )
-    programs.train()
+        with blamed(config.likelihood.program):
+            _likelihood_of(vae.model, two, both, name)
+    vae.train()
 
 
-def _drawn(guide: PyroModule, x_bchw: Tensor, name: str) -> Tensor:
-    """What a guide draws for images; it must be one site `z` in one plate, with all that training asks of it."""
-    sites = prune_subsample_sites(pyro.poutine.trace(guide).get_trace(x_bchw))
+def _likelihood_of(model: DeltaVAE, batch: Batch, z: Tensor, name: str) -> Distribution:
+    """What the likelihood gives for latents; without scoring anything, as large networks take their time."""
+    extras = {key: value for key, value in batch.items() if key != "x"} if isinstance(batch, dict) else {}
+    return _distribution(call(model.likelihood, extras, z), name)
+
+
+def _drawn(guide: nn.Module, batch: Batch, size: int, name: str) -> tuple[Tensor, Distribution]:
+    """What a guide draws for data; it must be one site `z` in one plate, with all that training asks of it."""
+    sites = prune_subsample_sites(pyro.poutine.trace(lambda: run(guide, batch)).get_trace())
     latent = set(sites.stochastic_nodes)
     if "z" not in latent:
         raise UserError(f"{name} samples no site 'z'; its forward(x) must, in pyro.plate('data', len(x)).")
     if others := sorted(latent - {"z"}):
         raise UserError(f"{name} samples {others[0]!r}, which the model does not; take it out.")
     site = sites.nodes["z"]
-    if [plate.size for plate in site["cond_indep_stack"]] != [len(x_bchw)]:
-        raise UserError(f"{name} samples 'z' outside the plate of the images; do it in pyro.plate('data', len(x)).")
-    q = guide.posterior(x_bchw)
+    if [plate.size for plate in site["cond_indep_stack"]] != [size]:
+        raise UserError(f"{name} samples 'z' outside the plate of the data; do it in pyro.plate('data', len(x)).")
+    q = site["fn"]
     for moment in ("mean", "variance"):
         try:
             getattr(q, moment)
         except NotImplementedError:
             raise UserError(f"the posterior of {name}, a {type(q).__name__}, has no {moment}; give it one.") from None
-    return site["value"]
+    return site["value"], q
 
 
 def _distribution(value: Any, name: str) -> Distribution:

@@ -16,32 +16,19 @@ from pyro_delta.errors import UserError, nearest, unknown_name
 from pyro_delta.files import written_whole
 from pyro_delta.validation import Section, Seed, first_mistake
 
-EXCLUSIVE = [{"prior.alpha", "prior.rate_nats"}, {"training.steps", "training.minutes"}]
+EXCLUSIVE = [
+    {"prior.alpha", "prior.rate_nats"},
+    {"prior.length_scale", "prior.rate_nats"},
+    {"training.steps", "training.minutes"},
+]
 """Settings of which just one holds: setting one of a pair takes the preset's other away."""
-DEFAULT_PROGRAMS = {"prior": "ar1", "likelihood": "gated_pixelcnn", "guide": "anti_causal"}
-
-OBJECTIVES = {
-    "elbo": None,
-    "beta": "beta",
-    "free_bits": "free_nats",
-    "free_bits_per_dim": "free_nats",
-    "annealed": "anneal_steps",
-    "target_rate": "target_nats",
+DEFAULT_PROGRAMS = {
+    "data": "digits",
+    "prior": "ar1",
+    "likelihood": "gated_pixelcnn",
+    "guide": "anti_causal",
+    "objective": "elbo",
 }
-"""The setting of section `training` that each objective needs; it goes with no other objective."""
-
-
-class DataConfig(Section):
-    """Which images."""
-
-    name: str = "digits"
-    """digits, photos, cifar10, mnist or folder:PATH"""
-    root: str = "data"
-    """where data sets live"""
-    validation: int | None = Field(None, ge=1)
-    """images held out of train (default: the data set's own)"""
-    seed: Seed = 0
-    """of the validation split"""
 
 
 class ProgramConfig(Section):
@@ -62,11 +49,21 @@ class ProgramConfig(Section):
             raise ValueError(f"a section of settings is needed, with a program by its name, got {flat!r}")
         given = {key: value for key, value in flat.items() if key != "program"}
         name = flat.get("program", DEFAULT_PROGRAMS[cls.kind])
+        if cls.kind == "data":
+            name, root = programs.data_name(name)
+            if root is not None and given.setdefault("root", root) != root:
+                raise UserError(f"data.root={given['root']} and {flat['program']} contradict each other; give one.")
         return {"program": name, "options": programs.checked_options(cls.kind, name, given, info.context)}
 
     @model_serializer
     def _flat(self) -> dict[str, Any]:
         return {"program": self.program, **self.options}
+
+
+class DataConfig(ProgramConfig):
+    """What is modelled."""
+
+    kind = "data"
 
 
 class PriorConfig(ProgramConfig):
@@ -87,6 +84,12 @@ class GuideConfig(ProgramConfig):
     kind = "guide"
 
 
+class ObjectiveConfig(ProgramConfig):
+    """What is minimised; all but elbo are baselines."""
+
+    kind = "objective"
+
+
 class TrainingConfig(Section):
     """How to train."""
 
@@ -94,18 +97,6 @@ class TrainingConfig(Section):
     """numpyro: the twins of the programs are trained, by JAX; bf16, channels_last and compile do not apply to it"""
     elbo: Literal["trace", "mean_field"] = "trace"
     """trace: sampled rate (Trace_ELBO); mean_field: analytic rate (TraceMeanField_ELBO)"""
-    objective: Literal["elbo", "beta", "free_bits", "free_bits_per_dim", "annealed", "target_rate"] = "elbo"
-    """what is minimised; all but elbo are baselines and need the setting that they are named after"""
-    beta: float | None = Field(None, ge=0)
-    """beta: weight of the rate"""
-    free_nats: float | None = Field(None, gt=0)
-    """free_bits, free_bits_per_dim: nats per image that cost nothing, in all or shared evenly by the dimensions"""
-    anneal_steps: int | None = Field(None, ge=1)
-    """annealed: steps over which the weight of the rate rises from 0 to 1"""
-    target_nats: float | None = Field(None, gt=0)
-    """target_rate: least rate in nats per image, held by a learned multiplier"""
-    multiplier_lr: float = Field(0.002, gt=0)
-    """target_rate: what the multiplier gains in a step whose rate is 0"""
     steps: int | None = Field(None, ge=1)
     minutes: float | None = Field(None, gt=0)
     """training time, in place of steps: compiling, validation and pictures do not count"""
@@ -148,19 +139,6 @@ class TrainingConfig(Section):
             raise ValueError(f"training.betas={list(self.betas)} must lie in [0, 1)")
         return self
 
-    @model_validator(mode="after")
-    def _objective(self) -> TrainingConfig:
-        needed = OBJECTIVES[self.objective]
-        for option in sorted({option for option in OBJECTIVES.values() if option}):
-            given = getattr(self, option) is not None
-            if given and option != needed:
-                raise ValueError(
-                    f"training.{option} has no meaning for training.objective={self.objective}; set it to null"
-                )
-            if option == needed and not given:
-                raise ValueError(f"training.objective={self.objective} needs training.{option}")
-        return self
-
 
 class AuxiliaryConfig(Section):
     """An auxiliary prior, trained beside the model on samples of its posterior."""
@@ -182,6 +160,7 @@ class Config(Section):
     prior: PriorConfig
     likelihood: LikelihoodConfig
     guide: GuideConfig
+    objective: ObjectiveConfig = Field(default_factory=lambda: ObjectiveConfig.model_validate({}))
     training: TrainingConfig
     auxiliary: AuxiliaryConfig = AuxiliaryConfig()
 
@@ -212,10 +191,22 @@ def load_preset(name: str, settings: Sequence[tuple[str, Any]] = ()) -> Config:
     return overlaid(tomllib.loads(preset_text(name)), settings)
 
 
+def choose(settings: Sequence[tuple[str, Any]], preset: str | None = None) -> tuple[Config, str]:
+    """A preset with settings laid over it, and its name; without one, the preset that the data ask for.
+
+    Raises:
+        UserError: as `load_preset`, or if there are no such data.
+    """
+    if preset is None:
+        name, _ = programs.data_name(str(dict(settings).get("data.program", DEFAULT_PROGRAMS["data"])))
+        preset = getattr(programs.find("data", name), "preset", "default")
+    return load_preset(preset, settings), preset
+
+
 def overlaid(tree: dict[str, Any], settings: Sequence[tuple[str, Any]], folder: Path | None = None) -> Config:
     """A configuration from a tree of sections, which is changed, with settings laid over it.
 
-    A program that takes the place of the tree's own keeps those of its options that it has, too.
+    A program that takes the place of the tree's own keeps those of its options that mean the same to both.
 
     Args:
         tree: sections of settings.
@@ -234,9 +225,10 @@ def overlaid(tree: dict[str, Any], settings: Sequence[tuple[str, Any]], folder: 
             tree.get(section, {}).pop(field, None)
     for kind in programs.KINDS:
         name, section = given.get(f"{kind}.program"), tree.setdefault(kind, {})
-        if name not in (None, section.get("program", DEFAULT_PROGRAMS[kind])):
-            known = programs.option_names(kind, str(name), folder)
-            tree[kind] = {key: value for key, value in section.items() if key in known}
+        before = section.get("program", DEFAULT_PROGRAMS[kind])
+        if name not in (None, before):
+            same = programs.options_in_common(kind, before, programs.data_name(str(name))[0], folder) if section else ()
+            tree[kind] = {key: value for key, value in section.items() if key in same}
     for key, value in settings:
         section_name, _, field = key.partition(".")
         if section_name not in Config.model_fields or not field:

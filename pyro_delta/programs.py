@@ -3,11 +3,13 @@
 A program is named by a shipped or installed name (`ar1`), by `package.module:Object`, or by `path/to/file.py:Object`.
 It is built as
 
+    data        Object(root=…, validation=…, seed=…, **options)
     prior       Object(spec, **options)
     likelihood  Object(spec, prior, **options)
     guide       Object(spec, prior, **options)
+    objective   Object(**options)
 
-where `spec` is an `ImageSpec`. The keyword arguments of the constructor, with their annotations and defaults, are the
+and offers what `pyro_delta.protocol` says, where `spec` is that of the data. The keyword arguments of the constructor, with their annotations and defaults, are the
 program's settings: `--set prior.alpha=0.9` reaches the argument `alpha` of the prior. A constructor's `**options` stand
 for the keyword-only arguments of its base class.
 """
@@ -35,6 +37,15 @@ from pyro_delta.errors import UserError, is_out_of_memory, unknown_name
 from pyro_delta.validation import Section, first_mistake
 
 SHIPPED: dict[str, dict[str, str]] = {
+    "data": {
+        "digits": "pyro_delta.data.images.datasets:Digits",
+        "photos": "pyro_delta.data.images.datasets:Photos",
+        "cifar10": "pyro_delta.data.images.datasets:CIFAR10",
+        "mnist": "pyro_delta.data.images.datasets:MNIST",
+        "folder": "pyro_delta.data.images.datasets:Folder",
+        "descriptions": "pyro_delta.data.sequences.text:Descriptions",
+        "given": "pyro_delta.data.splits:Given",
+    },
     "prior": {
         "ar1": "pyro_delta.models:AR1Prior",
         "ar1_learned": "pyro_delta.models:LearnedAR1Prior",
@@ -46,33 +57,59 @@ SHIPPED: dict[str, dict[str, str]] = {
     "likelihood": {
         "gated_pixelcnn": "pyro_delta.models:GatedPixelCNNLikelihood",
         "pixelsnail": "pyro_delta.models:PixelSNAILLikelihood",
+        "gru": "pyro_delta.models:GRULikelihood",
     },
     "guide": {
         "anti_causal": "pyro_delta.guides:AntiCausalGuide",
         "bidirectional": "pyro_delta.guides:BidirectionalGuide",
         "independent_delta": "pyro_delta.guides:IndependentDeltaGuide",
         "structured": "pyro_delta.guides:StructuredGuide",
+        "gru": "pyro_delta.guides:GRUGuide",
+    },
+    "objective": {
+        "elbo": "pyro_delta.inference.objectives:NegativeELBO",
+        "beta": "pyro_delta.inference.objectives:Beta",
+        "annealed": "pyro_delta.inference.objectives:Annealed",
+        "free_bits": "pyro_delta.inference.objectives:FreeBits",
+        "free_bits_per_dim": "pyro_delta.inference.objectives:FreeBitsPerDimension",
+        "target_rate": "pyro_delta.inference.objectives:TargetRate",
     },
 }
 """Kind → name → place."""
 KINDS = tuple(SHIPPED)
 _FILES: dict[str, str] = {}
 """File → name of the program that came from it, for those that are not shipped."""
-GIVEN = {"prior": 1, "likelihood": 2, "guide": 2}
+GIVEN = {"data": 0, "prior": 1, "likelihood": 2, "guide": 2, "objective": 0}
 """Leading arguments of a constructor that are no options."""
+GROUPS = {"data": "pyro_delta.data"} | {kind: f"pyro_delta.{kind}s" for kind in KINDS if kind != "data"}
+"""Entry points by which installed packages add names."""
 
 
 def names(kind: str) -> dict[str, str]:
-    """Shipped programs of a kind, then installed ones (entry points `pyro_delta.priors`, …), each with its place."""
-    installed = {entry.name: entry.value for entry in entry_points(group=f"pyro_delta.{kind}s")}
+    """Shipped programs of a kind, then installed ones (entry points `GROUPS`), each with its place."""
+    installed = {entry.name: entry.value for entry in entry_points(group=GROUPS[kind])}
     return SHIPPED[kind] | {name: place for name, place in installed.items() if name not in SHIPPED[kind]}
+
+
+def data_name(name: str) -> tuple[str, str | None]:
+    """A name of data and the root in it: `folder:PATH` is the program `folder` with root PATH, other names have none.
+
+    Raises:
+        UserError: if nothing follows the colon.
+    """
+    program, colon, root = name.partition(":")
+    if not colon or program not in names("data"):
+        return name, None
+    if not root:
+        raise UserError(f"the data {name!r} lack what follows the colon; write {program}:PATH.")
+    return program, root
 
 
 def find(kind: str, name: str, folder: Path | None = None) -> Callable[..., Any]:
     """The class (or function) that makes a program.
 
     Args:
-        kind: prior, likelihood or guide.
+        kind: of `KINDS`.
         name: as the module's text has it.
         folder: of a run; its copy of a file serves in place of the file.
 
@@ -83,15 +120,7 @@ def find(kind: str, name: str, folder: Path | None = None) -> Callable[..., Any]
     source, colon, attribute = place.rpartition(":")
     if not colon or not source or not attribute:
         raise unknown_name(kind, name, names(kind))
-    if source.endswith(".py"):
-        path = Path(source).expanduser() if folder is None else folder / Path(source).name
-        module = _module_of_file(path)
-    else:
-        with blamed(place):
-            imported = module_named(source)
-        if imported is None:
-            raise UserError(f"there is no module {source} for the {kind} {name!r}; check its spelling.")
-        module = imported
+    module = _module_at(source, f"{kind} {name!r}", folder)
     if place not in SHIPPED[kind].values() and module.__file__:
         _FILES[module.__file__] = name
     found = getattr(module, attribute, None)
@@ -103,6 +132,37 @@ def find(kind: str, name: str, folder: Path | None = None) -> Callable[..., Any]
         ]
         raise unknown_name(f"{kind} of {source}", attribute, own, listed=source)
     return found
+
+
+def object_at(place: str) -> Callable[..., Any]:
+    """The callable of a place, `path/to/file.py:object` or `package.module:object`, that is no program.
+
+    Raises:
+        UserError: if there is none, or importing it fails.
+    """
+    source, colon, attribute = place.rpartition(":")
+    if not colon or not source or not attribute:
+        raise UserError(f"{place!r} is no place; write path/to/file.py:make or package.module:make.")
+    module = _module_at(source, repr(place), None)
+    if module.__file__:
+        _FILES[module.__file__] = place
+    found = getattr(module, attribute, None)
+    if not callable(found):
+        raise unknown_name(
+            f"function of {source}", attribute, [k for k, v in vars(module).items() if callable(v)], source
+        )
+    return found
+
+
+def _module_at(source: str, what: str, folder: Path | None) -> ModuleType:
+    """The module of a file, or of a name."""
+    if source.endswith(".py"):
+        return _module_of_file(Path(source).expanduser() if folder is None else folder / Path(source).name)
+    with blamed(source):
+        imported = module_named(source)
+    if imported is None:
+        raise UserError(f"there is no module {source} for the {what}; check its spelling.")
+    return imported
 
 
 def module_named(source: str) -> ModuleType | None:
@@ -220,6 +280,12 @@ def _constructors(program: Callable[..., Any]) -> Iterator[Callable[..., Any]]:
 def option_names(kind: str, name: str, folder: Path | None = None) -> list[str]:
     """Names of a program's options."""
     return list(options_model(kind, find(kind, name, folder)).model_fields)
+
+
+def options_in_common(kind: str, one: str, other: str, folder: Path | None = None) -> set[str]:
+    """Options that mean the same to two programs: of one name and one type."""
+    first, second = (options_model(kind, find(kind, name, folder)).model_fields for name in (one, other))
+    return {name for name in first.keys() & second.keys() if first[name].annotation == second[name].annotation}
 
 
 def checked_options(kind: str, name: str, options: Mapping[str, Any], folder: Path | None = None) -> dict[str, Any]:

@@ -328,6 +328,11 @@ def committed_rate(distribution: Distribution, blocks: int | None = None) -> Ten
     return _rate_of_precision(gaussian.precision_of_dimensions(), gaussian.log_det, steps)
 
 
+def has_closed_form(distribution: Distribution) -> bool:
+    """Whether a distribution's class has a registered formula, so that its density need not be looked at."""
+    return type(distribution) in _CLOSED_FORMS
+
+
 def minimising_posterior(prior: Distribution, blocks: int | None = None) -> dist.Independent | GaussianSequence:
     """The posterior whose KL from the prior is exactly the committed rate.
 

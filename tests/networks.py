@@ -19,13 +19,13 @@ SPECS = {
 class StepsPrior(PyroModule):
     """AR(1) over steps that belong to any rows: a prior of a user's own, as small as can be."""
 
-    def __init__(self, first_row: list[int], alpha: list[float]) -> None:
+    def __init__(self, starts: list[int], alpha: list[float]) -> None:
         super().__init__()
-        self.register_buffer("first_row", torch.tensor(first_row))
+        self.register_buffer("starts", torch.tensor(starts))
         self.register_buffer("alpha", torch.tensor(alpha))
 
     def forward(self) -> GaussianAR1:
-        return GaussianAR1(self.alpha, len(self.first_row))
+        return GaussianAR1(self.alpha, len(self.starts))
 
 
 def randomise(module: nn.Module, seed: int = 0) -> nn.Module:

@@ -10,9 +10,9 @@ from torch import Size, Tensor
 
 from pyro_delta.data.spec import ImageSpec
 from pyro_delta.distributions import AutoregressiveImage
-from pyro_delta.distributions.autoregressive_image import sample_naively
+from pyro_delta.distributions.images.autoregressive_image import sample_naively
 from pyro_delta.models import ConditionalGatedPixelCNN, ConditionalNetwork, ConditionalPixelSNAIL, rows_of_steps
-from pyro_delta.nn.causal import PixelState, RowsAbove
+from pyro_delta.nn.images.causal import PixelState, RowsAbove
 
 
 @dataclass(frozen=True)
@@ -32,8 +32,8 @@ class Case:
 
     def network(self, cls: type[ConditionalNetwork] | None = None) -> ConditionalNetwork:
         arguments = {k: v for k, v in vars(self).items() if k not in ("spec", "length")}
-        first_row = rows_of_steps(self.length, self.spec.height)
-        return randomise((cls or self.cls)(self.spec, first_row, 3, mixtures=3, **arguments))
+        starts = rows_of_steps(self.length, self.spec.height)
+        return randomise((cls or self.cls)(self.spec, starts, 3, mixtures=3, **arguments))
 
     def z(self, *batch: int, seed: int = 0) -> Tensor:
         return random_normal(*batch, self.length, 3, seed=seed)

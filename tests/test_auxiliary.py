@@ -20,19 +20,19 @@ from scipy import special, stats
 from torch import Tensor, nn
 from torch.distributions import kl_divergence
 
-from pyro_delta.build import Programs
+from pyro_delta.build import VAE
 from pyro_delta.data import Split
+from pyro_delta.data.images.pictures import decode, draw
+from pyro_delta.diagnostics.bounds import delta_of, encode, with_prior
+from pyro_delta.diagnostics.importance import evaluate, importance_bound, importance_weights
 from pyro_delta.distributions import GaussianAR1, SequentialGaussian
 from pyro_delta.distributions.float64 import as_float64
 from pyro_delta.errors import UserError
-from pyro_delta.evaluation.bound import delta_of, encode, with_prior
-from pyro_delta.evaluation.importance import evaluate, importance_bound, importance_weights
 from pyro_delta.inference.auxiliary import AuxiliaryTraining, train_prior
 from pyro_delta.inference.checkpoint import load_checkpoint, save_atomically
 from pyro_delta.inference.elbo import RateDistortionELBO
 from pyro_delta.models import DeltaVAE, LSTMPrior
 from pyro_delta.rate import committed_rate, minimising_posterior
-from pyro_delta.report.pictures import decode, draw
 
 LENGTH, DIMS = 4, 3
 
@@ -44,7 +44,7 @@ class Chain(PyroModule):
         super().__init__()
         self.length = length
         self.register_buffer("alpha", torch.full((dims,), alpha))
-        self.register_buffer("first_row", torch.arange(length))
+        self.register_buffer("starts", torch.arange(length))
 
     def forward(self) -> GaussianAR1:
         return GaussianAR1(self.alpha, self.length)
@@ -87,9 +87,9 @@ def setting(request: pytest.FixtureRequest) -> Iterator[None]:
         yield
 
 
-def toy_programs(scale: Tensor | float = 0.3) -> Programs:
+def toy_programs(scale: Tensor | float = 0.3) -> VAE:
     torch.manual_seed(1)
-    return Programs(DeltaVAE(Chain(), Decoder()), Encoder(scale))
+    return VAE(DeltaVAE(Chain(), Decoder()), Encoder(scale))
 
 
 def toy_images(count: int) -> Tensor:
@@ -270,7 +270,7 @@ def test_it_stands_in_for_its_prior() -> None:
     chain = Chain(5, 2)
     prior = LSTMPrior(chain, hidden=3)
     assert prior().event_shape == chain().event_shape
-    assert torch.equal(prior.first_row, chain.first_row)
+    assert torch.equal(prior.starts, chain.starts)
 
 
 @pytest.mark.parametrize("option", [{"hidden": 0}, {"mixtures": 0}, {"mixtures": -2}])
@@ -298,16 +298,16 @@ def test_a_model_generates_from_it() -> None:
 
 @pytest.mark.usefixtures("setting")
 def test_vectorised_particles() -> None:
-    programs, x = toy_programs(), toy_images(4)
-    model = with_prior(programs, lstm().float()).model
+    vae, x = toy_programs(), toy_images(4)
+    model = with_prior(vae, lstm().float()).model
     with torch.no_grad():
         torch.manual_seed(0)
-        q = programs.guide.posterior(x)
+        q = vae.guide.posterior(x)
         z = q.rsample((6,))
         expected = (q.log_prob(z) - model.prior().log_prob(z) - model.likelihood(z).log_prob(x)).sum(1).mean()
         torch.manual_seed(0)
         elbo = Trace_ELBO(num_particles=6, vectorize_particles=True, max_plate_nesting=1)
-        assert elbo.loss(model, programs.guide, x) == pytest.approx(expected.item(), rel=1e-5)
+        assert elbo.loss(model, vae.guide, x) == pytest.approx(expected.item(), rel=1e-5)
 
 
 @pytest.mark.parametrize("mixtures", [1, 3])
@@ -363,12 +363,12 @@ def test_a_step_is_adam_on_the_mean_over_the_batch() -> None:
 
 
 def test_no_gradient_reaches_the_programs() -> None:
-    programs, training = toy_programs(), training_of()
-    z = programs.guide.posterior(toy_images(5)).rsample()
+    vae, training = toy_programs(), training_of()
+    z = vae.guide.posterior(toy_images(5)).rsample()
     assert z.requires_grad
     training.step(z)
-    training.step(programs.guide.posterior(toy_images(5)).rsample())
-    assert all(parameter.grad is None for parameter in programs.parameters())
+    training.step(vae.guide.posterior(toy_images(5)).rsample())
+    assert all(parameter.grad is None for parameter in vae.parameters())
 
 
 @pytest.mark.parametrize("analytic_kl", [False, True], ids=["trace", "mean field"])
@@ -376,11 +376,11 @@ def test_training_beside_a_model_leaves_the_model_as_it_would_be(analytic_kl: bo
     found = []
     for beside in (False, True):
         with pyro.settings.context(module_local_params=True):
-            programs = toy_programs()
+            vae = toy_programs()
             training = training_of()
             start = flat(training.prior)
             elbo = RateDistortionELBO(analytic_kl=analytic_kl, max_plate_nesting=1)
-            loss, optimizer = elbo(programs.model, programs.guide), torch.optim.Adam(programs.parameters(), lr=1e-2)
+            loss, optimizer = elbo(vae.model, vae.guide), torch.optim.Adam(vae.parameters(), lr=1e-2)
             torch.manual_seed(2)
             for _ in range(3):
                 optimizer.zero_grad()
@@ -389,18 +389,18 @@ def test_training_beside_a_model_leaves_the_model_as_it_would_be(analytic_kl: bo
                 if beside:
                     training.step(elbo.drawn["z"])
             assert torch.equal(flat(training.prior), start) is not beside
-            found.append(flat(programs))
+            found.append(flat(vae))
     assert torch.equal(*found)
 
 
 def test_the_elbo_hands_on_the_guides_sample() -> None:
-    programs, x = toy_programs(), toy_images(5)
+    vae, x = toy_programs(), toy_images(5)
     for particles in ({}, {"num_particles": 3, "vectorize_particles": True}):
         elbo = RateDistortionELBO(max_plate_nesting=1, **particles)
         torch.manual_seed(0)
-        elbo.differentiable_loss(programs.model, programs.guide, x)
+        elbo.differentiable_loss(vae.model, vae.guide, x)
         torch.manual_seed(0)
-        z = programs.guide.posterior(x).rsample((3,) if particles else ())
+        z = vae.guide.posterior(x).rsample((3,) if particles else ())
         assert torch.equal(elbo.drawn["z"], z)
         assert not elbo.drawn["z"].requires_grad
 
@@ -461,19 +461,19 @@ class Recording(AuxiliaryTraining):
 
 @pytest.mark.usefixtures("setting")
 def test_training_afterwards_draws_z_anew_and_leaves_everything_else_alone() -> None:
-    programs, split = toy_programs(), Split(toy_images(6), None)
+    vae, split = toy_programs(), Split(toy_images(6), None)
     torch.manual_seed(0)
     training = Recording(LSTMPrior(Chain(), hidden=8), lr=0.01)
-    before, state, mode = flat(programs), torch.get_rng_state(), programs.training
+    before, state, mode = flat(vae), torch.get_rng_state(), vae.training
     lines: list[dict[str, float]] = []
-    train_prior(training, programs, split, 5, batch=6, log_every=2, log=lines.append)
-    assert torch.equal(flat(programs), before)
+    train_prior(training, vae, split, 5, batch=6, log_every=2, log=lines.append)
+    assert torch.equal(flat(vae), before)
     assert torch.equal(torch.get_rng_state(), state)
-    assert programs.training is mode
+    assert vae.training is mode
     assert [line["step"] for line in lines] == [2, 4, 5]
     assert lines[1]["lr"] == pytest.approx(0.01 * 0.5 * (1 + math.cos(math.pi * 3 / 5)))
     with torch.no_grad():
-        q = programs.guide.posterior(split.images)
+        q = vae.guide.posterior(split.images)
         for one, other in itertools.combinations(training.seen, 2):
             # The same six images in another order: sums agree only as far as the draws do.
             assert not torch.allclose(one.sum(0), other.sum(0), rtol=1e-4)
@@ -482,11 +482,11 @@ def test_training_afterwards_draws_z_anew_and_leaves_everything_else_alone() -> 
 
 
 def test_the_lines_of_training_afterwards_are_means_since_the_last_one() -> None:
-    programs, split = toy_programs(), Split(toy_images(6), None)
+    vae, split = toy_programs(), Split(toy_images(6), None)
     every: list[dict[str, float]] = []
     pairs: list[dict[str, float]] = []
     for log_every, lines in ((1, every), (2, pairs)):
-        train_prior(training_of(), programs, split, 4, batch=3, log_every=log_every, log=lines.append)
+        train_prior(training_of(), vae, split, 4, batch=3, log_every=log_every, log=lines.append)
     for key in ("cross_entropy_nats", "rate_nats_mean"):
         means = [(every[i][key] + every[i + 1][key]) / 2 for i in (0, 2)]
         assert [line[key] for line in pairs] == pytest.approx(means, rel=1e-5)
@@ -521,21 +521,21 @@ def test_several_components_find_two_modes() -> None:
 
 @pytest.mark.usefixtures("setting")
 def test_the_bound_has_the_same_distortion_from_the_same_z() -> None:
-    programs, images, prior = toy_programs(), toy_images(30), lstm().float()
-    other = with_prior(programs, prior)
-    own, auxiliary = encode(programs, images, seed=3), encode(other, images, seed=3)
+    vae, images, prior = toy_programs(), toy_images(30), lstm().float()
+    other = with_prior(vae, prior)
+    own, auxiliary = encode(vae, images, seed=3), encode(other, images, seed=3)
     assert torch.equal(auxiliary.z, own.z)
     assert torch.equal(auxiliary.distortion, own.distortion)
     assert own.closed_form
     assert not auxiliary.closed_form
-    numbers = evaluate(programs, Split(images, None), seed=3)
+    numbers = evaluate(vae, Split(images, None), seed=3)
     tighter = evaluate(other, Split(images, None), particles=2, seed=3)
     assert tighter["distortion_bpd"] == numbers["distortion_bpd"]
     assert tighter["distortion_bpd_se"] == numbers["distortion_bpd_se"]
     assert tighter["delta_nats"] is None
-    assert delta_of(programs, images) == numbers["delta_nats"] is not None
+    assert delta_of(vae, images) == numbers["delta_nats"] is not None
     with torch.no_grad():
-        rate = (programs.guide.posterior(images).log_prob(own.z) - prior().log_prob(own.z)).double()
+        rate = (vae.guide.posterior(images).log_prob(own.z) - prior().log_prob(own.z)).double()
     assert tighter["rate_nats_mean"] == pytest.approx(rate.mean().item(), rel=1e-5)
     assert tighter["rate_nats_mean_se"] == pytest.approx(rate.std().item() / math.sqrt(30), rel=1e-4)
     bound = importance_bound(importance_weights(other, images, 1, seed=3))
@@ -544,44 +544,44 @@ def test_the_bound_has_the_same_distortion_from_the_same_z() -> None:
 
 @pytest.mark.usefixtures("setting")
 def test_programs_keep_their_own_prior() -> None:
-    programs = toy_programs().eval()
-    chain, names = programs.model.prior, list(programs.state_dict())
+    vae = toy_programs().eval()
+    chain, names = vae.model.prior, list(vae.state_dict())
     prior = lstm().float()
-    other = with_prior(programs, prior)
+    other = with_prior(vae, prior)
     evaluate(other, Split(toy_images(5), None))
     poutine.trace(other.model).get_trace(batch=2)
-    assert programs.model.prior is chain
-    assert list(programs.state_dict()) == names
-    assert not programs.training
-    assert not programs.model.likelihood.training
+    assert vae.model.prior is chain
+    assert list(vae.state_dict()) == names
+    assert not vae.training
+    assert not vae.model.likelihood.training
     assert other.model.prior is prior
-    assert other.model.likelihood is programs.model.likelihood
-    assert other.guide is programs.guide
-    poutine.trace(programs.model).get_trace(batch=2)
+    assert other.model.likelihood is vae.model.likelihood
+    assert other.guide is vae.guide
+    poutine.trace(vae.model).get_trace(batch=2)
 
 
 @pytest.mark.usefixtures("setting")
 def test_pictures_come_from_the_prior_in_place() -> None:
-    programs, prior = toy_programs(), lstm().float()
-    other = with_prior(programs, prior)
+    vae, prior = toy_programs(), lstm().float()
+    other = with_prior(vae, prior)
     with torch.no_grad():
         torch.manual_seed(5)
         z = prior().expand([3]).sample()
         for decodings in (None, 2):
-            expected = decode(programs, z.repeat(decodings or 1, 1, 1), seed=6)
+            expected = decode(vae, z.repeat(decodings or 1, 1, 1), seed=6)
             assert torch.equal(draw(other, 3, decodings=decodings, seed=5), expected)
 
 
-def trained(programs: Programs, split: Split, steps: int = 200) -> Programs:
+def trained(vae: VAE, split: Split, steps: int = 200) -> VAE:
     """The programs with an auxiliary prior trained for them."""
     training = training_of(lr=0.02)
-    train_prior(training, programs, split, steps, batch=64)
-    return with_prior(programs, training.average.module)
+    train_prior(training, vae, split, steps, batch=64)
+    return with_prior(vae, training.average.module)
 
 
 def test_after_training_the_rate_is_at_most_that_of_the_models_prior() -> None:
-    programs, split = toy_programs(), Split(toy_images(300), None)
-    own, auxiliary = (evaluate(each, split) for each in (programs, trained(programs, split)))
+    vae, split = toy_programs(), Split(toy_images(300), None)
+    own, auxiliary = (evaluate(each, split) for each in (vae, trained(vae, split)))
     assert auxiliary["distortion_bpd"] == own["distortion_bpd"]
     assert auxiliary["rate_nats_mean"] <= own["rate_nats_mean"] + auxiliary["rate_nats_mean_se"]
     assert auxiliary["rate_nats_mean"] < 0.9 * own["rate_nats_mean"]
@@ -589,14 +589,14 @@ def test_after_training_the_rate_is_at_most_that_of_the_models_prior() -> None:
 
 def test_the_rate_of_a_guide_that_ignores_x_falls_from_delta_to_zero() -> None:
     """At the floor of the AR(1) prior the posterior is the same for every image: nothing has to be said."""
-    programs = toy_programs(minimising_posterior(Chain()()).base_dist.scale)
-    nn.init.zeros_(programs.guide.encoder.weight)
-    nn.init.zeros_(programs.guide.encoder.bias)
+    vae = toy_programs(minimising_posterior(Chain()()).base_dist.scale)
+    nn.init.zeros_(vae.guide.encoder.weight)
+    nn.init.zeros_(vae.guide.encoder.bias)
     split = Split(toy_images(300), None)
-    own, auxiliary = (evaluate(each, split) for each in (programs, trained(programs, split)))
+    own, auxiliary = (evaluate(each, split) for each in (vae, trained(vae, split)))
     assert own["rate_nats_mean"] == pytest.approx(own["delta_nats"], rel=1e-5)
     with torch.no_grad():
-        q, p = programs.guide.posterior(split.images[:1]), programs.model.prior()
+        q, p = vae.guide.posterior(split.images[:1]), vae.model.prior()
         assert kl_divergence(q, p).item() == pytest.approx(own["delta_nats"], rel=1e-5)
     assert own["delta_nats"] > 2
     assert abs(auxiliary["rate_nats_mean"]) < 0.4

@@ -25,11 +25,11 @@ from pyro_delta.models import (
     ConditionalPixelSNAIL,
     rows_of_steps,
 )
-from pyro_delta.nn.causal import PixelBlock, PixelConv, RasterBlock, RowBlock, RowConv, RowsAbove
-from pyro_delta.nn.embedding import embed_pixels
-from pyro_delta.nn.gated_pixelcnn import GatedPixelCNN
+from pyro_delta.nn.images.causal import PixelBlock, PixelConv, RasterBlock, RowBlock, RowConv, RowsAbove
+from pyro_delta.nn.images.embedding import embed_pixels
+from pyro_delta.nn.images.gated_pixelcnn import GatedPixelCNN
+from pyro_delta.nn.images.pixelsnail import PixelSNAIL, RasterAttention, background
 from pyro_delta.nn.latents import LatentMap
-from pyro_delta.nn.pixelsnail import PixelSNAIL, RasterAttention, background
 
 Place = tuple[int, int]
 Mask = Tensor
@@ -446,14 +446,14 @@ FIRST_ROWS = {
 }
 
 
-def gated_pixelcnn(spec: ImageSpec, first_row: Tensor, dims: int, **options: str) -> ConditionalNetwork:
+def gated_pixelcnn(spec: ImageSpec, starts: Tensor, dims: int, **options: str) -> ConditionalNetwork:
     sizes = {"channels": (4, 3), "row_blocks": (1, 1), "pixel_blocks": 1}
-    return randomise(ConditionalGatedPixelCNN(spec, first_row, dims, mixtures=2, **sizes, **options))
+    return randomise(ConditionalGatedPixelCNN(spec, starts, dims, mixtures=2, **sizes, **options))
 
 
-def pixelsnail(spec: ImageSpec, first_row: Tensor, dims: int, **options: str) -> ConditionalNetwork:
+def pixelsnail(spec: ImageSpec, starts: Tensor, dims: int, **options: str) -> ConditionalNetwork:
     sizes = {"channels": 4, "blocks": 1, "layers": 1, "heads": 2}
-    return randomise(ConditionalPixelSNAIL(spec, first_row, dims, mixtures=2, **sizes, **options))
+    return randomise(ConditionalPixelSNAIL(spec, starts, dims, mixtures=2, **sizes, **options))
 
 
 LIKELIHOODS = [gated_pixelcnn, pixelsnail]
@@ -465,29 +465,29 @@ LIKELIHOODS = [gated_pixelcnn, pixelsnail]
 def test_rows_see_the_latents_from_their_first_row_on(
     name: str, likelihood: Callable[..., ConditionalNetwork], training: bool
 ) -> None:
-    height, first_row = FIRST_ROWS[name]
-    network = likelihood(ImageSpec(1, height, 4, 5), torch.tensor(first_row), 3)
-    assert_rows_see_latents(network.train(training), torch.tensor(first_row), 3)
+    height, starts = FIRST_ROWS[name]
+    network = likelihood(ImageSpec(1, height, 4, 5), torch.tensor(starts), 3)
+    assert_rows_see_latents(network.train(training), torch.tensor(starts), 3)
 
 
 @pytest.mark.parametrize("likelihood", LIKELIHOODS)
 @pytest.mark.parametrize("name", FIRST_ROWS)
 def test_rows_see_all_latents_under_full_conditioning(name: str, likelihood: Callable[..., ConditionalNetwork]) -> None:
-    height, first_row = FIRST_ROWS[name]
-    network = likelihood(ImageSpec(1, height, 4, 5), torch.tensor(first_row), 3, conditioning="full")
-    assert_rows_see_latents(network, torch.zeros(len(first_row)), 3)
+    height, starts = FIRST_ROWS[name]
+    network = likelihood(ImageSpec(1, height, 4, 5), torch.tensor(starts), 3, conditioning="full")
+    assert_rows_see_latents(network, torch.zeros(len(starts)), 3)
 
 
-def assert_rows_see_latents(network: ConditionalNetwork, first_row: Tensor, dims: int) -> None:
-    z = leaf(2, len(first_row), dims)
+def assert_rows_see_latents(network: ConditionalNetwork, starts: Tensor, dims: int) -> None:
+    z = leaf(2, len(starts), dims)
     out = network(random_images(network.spec, (2,)), z)
     assert out.isfinite().all()
     _, height, width = network.spec.shape
     for row in range(height):
         for column in {0, width // 2, width - 1}:
             (grad,) = torch.autograd.grad(out[0, :, row, column].sum(), z, retain_graph=True)
-            assert ((grad[0] != 0).all(1) == (first_row <= row)).all(), f"wrong latents at ({row}, {column})"
-            assert ((grad[0] != 0).any(1) == (first_row <= row)).all(), f"wrong latents at ({row}, {column})"
+            assert ((grad[0] != 0).all(1) == (starts <= row)).all(), f"wrong latents at ({row}, {column})"
+            assert ((grad[0] != 0).any(1) == (starts <= row)).all(), f"wrong latents at ({row}, {column})"
             assert not (grad[1:] != 0).any(), f"latents of other images at ({row}, {column})"
 
 
@@ -558,19 +558,19 @@ GUIDES = {
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
 @pytest.mark.parametrize("name", GUIDES)
 def test_guides_see_the_rows_to_come(name: str, training: bool) -> None:
-    spec, first_row = GUIDES[name]
+    spec, starts = GUIDES[name]
     guide = AntiCausalGuide(
-        spec, StepsPrior(first_row, [0.5, 0.8]), features=5, channels=(4, 3, 3), row_blocks=(1, 1, 1), pixel_blocks=2
+        spec, StepsPrior(starts, [0.5, 0.8]), features=5, channels=(4, 3, 3), row_blocks=(1, 1, 1), pixel_blocks=2
     )
-    assert_sees_rows_to_come(randomise(guide).train(training), spec, torch.tensor(first_row))
+    assert_sees_rows_to_come(randomise(guide).train(training), spec, torch.tensor(starts))
 
 
-def assert_sees_rows_to_come(guide: AntiCausalGuide, spec: ImageSpec, first_row: Tensor) -> None:
+def assert_sees_rows_to_come(guide: AntiCausalGuide, spec: ImageSpec, starts: Tensor) -> None:
     x = random_images(spec, (2,)).double().requires_grad_()
     posterior = guide.posterior(x).base_dist
     rows = torch.arange(spec.height)
     for part in (posterior.loc, posterior.scale):
-        for t, first in enumerate(first_row.tolist()):
+        for t, first in enumerate(starts.tolist()):
             (grad,) = torch.autograd.grad(part[0, t].sum(), x, retain_graph=True)
             seen_hw = (grad[0] != 0).any(0)
             assert (seen_hw.any(1) == (rows >= first)).all(), f"z_{t} sees rows {seen_hw.any(1).nonzero().tolist()}"
@@ -584,7 +584,7 @@ def test_a_shallow_guide_would_not_see_all_rows() -> None:
     prior = AR1Prior(spec, dims=2, alpha=0.5)
     guide = AntiCausalGuide(spec, prior, channels=(4,), row_blocks=(1,), pixel_blocks=1)
     with pytest.raises(AssertionError, match="z_0 sees rows"):
-        assert_sees_rows_to_come(randomise(guide), spec, prior.first_row)
+        assert_sees_rows_to_come(randomise(guide), spec, prior.starts)
 
 
 def test_features_see_their_own_pixel_and_what_follows_in_raster_order() -> None:
@@ -608,10 +608,10 @@ def test_features_see_their_own_pixel_and_what_follows_in_raster_order() -> None
 
 
 def test_a_guide_changes_with_later_rows_only() -> None:
-    spec, first_row = GUIDES["a_step_for_two_rows"]
+    spec, starts = GUIDES["a_step_for_two_rows"]
     encoder = randomise(
         ImageEncoder(
-            spec, regions(torch.tensor(first_row), 1, 8, 6), 4, channels=(4, 3), row_blocks=(1, 1), pixel_blocks=1
+            spec, regions(torch.tensor(starts), 1, 8, 6), 4, channels=(4, 3), row_blocks=(1, 1), pixel_blocks=1
         )
     )
     x = random_images(spec, (1,))
@@ -619,7 +619,7 @@ def test_a_guide_changes_with_later_rows_only() -> None:
         y = x.clone()
         y[0, 0, row, column] = 1 - y[0, 0, row, column]
         moved = (encoder(y) != encoder(x)).any(2)[0]
-        assert (moved == (torch.tensor(first_row) <= row)).all()
+        assert (moved == (torch.tensor(starts) <= row)).all()
 
 
 # --- the prior ---
@@ -628,7 +628,7 @@ def test_a_guide_changes_with_later_rows_only() -> None:
 @pytest.mark.parametrize(("length", "height"), [(1, 4), (2, 8), (7, 7)])
 def test_a_prior_step_hears_its_past(length: int, height: int) -> None:
     prior = AR1Prior(ImageSpec(1, height, 1, 2), dims=2, length=length, alpha="0.5,-0.9").double()
-    assert prior.first_row.tolist() == [t * height // length for t in range(length)]
+    assert prior.starts.tolist() == [t * height // length for t in range(length)]
     eps = leaf(2, length, 2)
     z = prior().transform(eps)
     for t in range(length):
@@ -680,13 +680,13 @@ def test_shipped_presets_are_causal(name: str) -> None:
     """Depth and image size as shipped, every row, every latent step."""
     settings = narrowed(config.load_preset(name))
     spec = SPECS[settings.data.name]
-    programs = randomise(build(settings, spec)).eval()  # dropout would move pixels, too
-    prior, guide, network = programs.model.prior, programs.guide, programs.model.likelihood.network
+    vae = randomise(build(settings, spec)).eval()  # dropout would move pixels, too
+    prior, guide, network = vae.model.prior, vae.guide, vae.model.likelihood.network
     # the decoder in its image: corners, edges and an inner pixel
     bottom, right = spec.height - 1, spec.width - 1
     targets = [(0, 0), (0, right), (1, 0), (bottom, 0), (bottom, right), (spec.height // 2, spec.width // 3)]
     x = embed_pixels(random_images(spec, (2,)), spec.levels, torch.float64).requires_grad_()
-    z = random_normal(2, len(prior.first_row), settings.prior.options["dims"])
+    z = random_normal(2, len(prior.starts), settings.prior.options["dims"])
     out = network.trunk(x, network._context(z))
     for target in targets:
         field = decoder_field(settings, spec, target)
@@ -697,9 +697,9 @@ def test_shipped_presets_are_causal(name: str) -> None:
     for row in range(spec.height):
         assert_row_is_causal(out, row, x)
     if settings.likelihood.options["use_latents"]:
-        assert_rows_see_latents_by_row(network, prior.first_row, z.shape[-1], list(range(spec.height)))
+        assert_rows_see_latents_by_row(network, prior.starts, z.shape[-1], list(range(spec.height)))
     assert guide.causality == "anti_causal"
-    assert_sees_rows_to_come(guide, spec, prior.first_row)
+    assert_sees_rows_to_come(guide, spec, prior.starts)
 
 
 @pytest.mark.parametrize("name", sorted({*config.preset_names()} - {"cifar10-paper"}))  # half a minute for one row
@@ -707,15 +707,15 @@ def test_shipped_presets_are_causal_at_their_width(name: str) -> None:
     """The networks as they are: one row of the decoder, and the first step of the guide, which sees the whole image."""
     settings = config.load_preset(name)
     spec = SPECS[settings.data.name]
-    programs = randomise(build(settings, spec)).eval()  # dropout would move pixels, too
-    network, first_row = programs.model.likelihood.network, programs.model.prior.first_row
+    vae = randomise(build(settings, spec)).eval()  # dropout would move pixels, too
+    network, starts = vae.model.likelihood.network, vae.model.prior.starts
     x = embed_pixels(random_images(spec, (2,)), spec.levels, torch.float64).requires_grad_()
-    z = random_normal(2, len(first_row), settings.prior.options["dims"])
+    z = random_normal(2, len(starts), settings.prior.options["dims"])
     assert_row_is_causal(network.trunk(x, network._context(z)), spec.height // 2, x)
     if settings.likelihood.options["use_latents"]:
-        assert_rows_see_latents_by_row(network, first_row, settings.prior.options["dims"], [spec.height // 2])
+        assert_rows_see_latents_by_row(network, starts, settings.prior.options["dims"], [spec.height // 2])
     images = random_images(spec, (2,)).double().requires_grad_()
-    (grad,) = torch.autograd.grad(programs.guide.posterior(images).mean[0, 0].sum(), images)
+    (grad,) = torch.autograd.grad(vae.guide.posterior(images).mean[0, 0].sum(), images)
     assert (grad[0] != 0).all()
     assert not (grad[1] != 0).any()
 
@@ -731,11 +731,11 @@ def assert_row_is_causal(out: Tensor, row: int, x: Tensor) -> None:
 
 
 def assert_rows_see_latents_by_row(
-    network: ConditionalGatedPixelCNN, first_row: Tensor, dims: int, rows: list[int]
+    network: ConditionalGatedPixelCNN, starts: Tensor, dims: int, rows: list[int]
 ) -> None:
-    z = leaf(2, len(first_row), dims)
+    z = leaf(2, len(starts), dims)
     out = network(random_images(network.spec, (2,)), z)
     for row in rows:
         (grad,) = torch.autograd.grad(out[0, :, row], z, random_normal(*out[0, :, row].shape), retain_graph=True)
-        assert ((grad[0] != 0).any(1) == (first_row <= row)).all()
+        assert ((grad[0] != 0).any(1) == (starts <= row)).all()
         assert not (grad[1:] != 0).any()

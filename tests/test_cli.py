@@ -20,10 +20,10 @@ from PIL import Image
 
 from pyro_delta.cli import COMMANDS, main
 from pyro_delta.data import load as load_data
-from pyro_delta.evaluation.importance import evaluate
+from pyro_delta.diagnostics.importance import evaluate
 from pyro_delta.inference import recorder as records
 from pyro_delta.inference import run as runs
-from pyro_delta.inference.loop import Trainer
+from pyro_delta.inference.pyro_training import PyroTraining
 
 SETTINGS = {
     "prior.dims": "2",
@@ -113,7 +113,7 @@ def test_evaluate_agrees_with_the_library(trained: Path) -> None:
     assert code == 0
     numbers = json.loads(out)
     test = load_data("digits").test
-    expected = evaluate(runs.load(trained).programs, test, particles=3, images=20)
+    expected = evaluate(runs.load(trained).vae, test, particles=3, images=20)
     assert {key: numbers[key] for key in expected} == pytest.approx(expected)
     assert numbers["n_images"] == len(test)
     assert numbers["iw_images"] == 20
@@ -123,10 +123,10 @@ def test_evaluate_agrees_with_the_library(trained: Path) -> None:
 def test_what_is_evaluated_are_the_averaged_weights(trained: Path) -> None:
     state = torch.load(trained / "checkpoint.pt", weights_only=True)
     name, average = next((k, v) for k, v in state["average"].items() if "weight" in k)
-    programs = runs.load(trained).programs
-    assert torch.equal(programs.state_dict()[name.removeprefix("module.")], average)
+    vae = runs.load(trained).vae
+    assert torch.equal(vae.state_dict()[name.removeprefix("module.")], average)
     assert not torch.equal(state["programs"][name.removeprefix("module.")], average)
-    assert not any(getattr(part, "bf16", False) for part in programs.modules())
+    assert not any(getattr(part, "bf16", False) for part in vae.modules())
 
 
 def test_tables_are_for_people(trained: Path) -> None:
@@ -187,7 +187,7 @@ def test_sample_draws_a_grid(trained: Path, tmp_path: Path, args: list[Any], siz
 
 
 def test_grid_places_every_image_row_by_row() -> None:
-    from pyro_delta.report.pictures import grid
+    from pyro_delta.data.images.pictures import grid
 
     images = torch.tensor([0, 4, 8, 12, 16]).reshape(5, 1, 1, 1).expand(5, 1, 32, 20)
     picture = grid(images, levels=17, columns=3)
@@ -199,7 +199,7 @@ def test_grid_places_every_image_row_by_row() -> None:
 
 def test_same_z_gives_a_column_one_latent(trained: Path) -> None:
     """With a decoder that draws the mean of its latents, the rows of the grid are equal."""
-    from pyro_delta.report.pictures import draw
+    from pyro_delta.data.images.pictures import draw
 
     loaded = runs.load(trained)
 
@@ -210,8 +210,8 @@ def test_same_z_gives_a_column_one_latent(trained: Path) -> None:
         def sample(self) -> torch.Tensor:
             return self.z.mean((1, 2)).reshape(-1, 1, 1, 1)
 
-    loaded.programs.model.likelihood.forward = Mean
-    rows = draw(loaded.programs, 5, decodings=3, batch=4).reshape(3, 5)
+    loaded.vae.model.likelihood.forward = Mean
+    rows = draw(loaded.vae, 5, decodings=3, batch=4).reshape(3, 5)
     assert torch.equal(rows[0], rows[1])
     assert torch.equal(rows[0], rows[2])
     assert len(rows[0].unique()) == 5
@@ -245,7 +245,7 @@ def test_interrupted_and_resumed_is_the_same_training(trained: Path, tmp_path: P
     """Stopped at step 10 by the signal's own route, and gone on with from the file."""
     folder, stopped = tmp_path / "run", []
 
-    def interrupt(recorder: records.Recorder, trainer: Trainer) -> None:
+    def interrupt(recorder: records.Recorder, trainer: PyroTraining) -> None:
         if trainer.step == 10 and not stopped:
             stopped.append(signal.raise_signal(signal.SIGINT))
         every(recorder, trainer)

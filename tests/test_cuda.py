@@ -8,12 +8,12 @@ import pytest
 import torch
 from test_inference import SPEC, config_of, toy_data, trainer_of
 
-from pyro_delta.build import Programs, build, local_parameters
-from pyro_delta.evaluation.importance import evaluate
+from pyro_delta.build import VAE, build, local_parameters
+from pyro_delta.data.images.pictures import draw
+from pyro_delta.diagnostics.importance import evaluate
 from pyro_delta.inference.checkpoint import load_checkpoint, save_atomically
-from pyro_delta.inference.loop import Trainer, Window
+from pyro_delta.inference.pyro_training import PyroTraining, Window
 from pyro_delta.inference.training import STATE
-from pyro_delta.report.pictures import draw
 
 pytestmark = [
     pytest.mark.cuda,
@@ -21,13 +21,13 @@ pytestmark = [
 ]
 
 
-def programs_on(device: str) -> Programs:
+def programs_on(device: str) -> VAE:
     torch.manual_seed(0)
     return build(config_of(), SPEC).to(device)
 
 
 def test_a_step_never_makes_the_host_wait() -> None:
-    trainer = trainer_of(programs=programs_on("cuda"), clip=1.0, bf16=True, channels_last=True)
+    trainer = trainer_of(vae=programs_on("cuda"), clip=1.0, bf16=True, channels_last=True)
     window = Window(0.0)
     with local_parameters(), pyro.validation_enabled(False):
         for step in range(3):
@@ -43,22 +43,22 @@ def test_a_step_never_makes_the_host_wait() -> None:
 @pytest.mark.parametrize("elbo", ["trace", "mean_field"])
 def test_training_goes_on_where_it_was(elbo: str, tmp_path: Path) -> None:
     path = tmp_path / "last.pt"
-    first = trainer_of(programs=programs_on("cuda"), elbo=elbo)
+    first = trainer_of(vae=programs_on("cuda"), elbo=elbo)
     first.run()
     save_atomically(first.state(), path)
-    second = Trainer(config_of(elbo=elbo), toy_data(), programs_on("cuda"), [].append)
+    second = PyroTraining(config_of(elbo=elbo), toy_data(), programs_on("cuda"), [].append)
     second.restore(load_checkpoint(path, keys=STATE), path)
     with local_parameters():
         for trainer in (first, second):
             trainer.train_step(trainer.batches.batch(trainer.step))
-    torch.testing.assert_close(second.programs.state_dict(), first.programs.state_dict())
+    torch.testing.assert_close(second.vae.state_dict(), first.vae.state_dict())
 
 
 def test_numbers_agree_with_the_cpu() -> None:
     on_cpu = programs_on("cpu").double()
     on_cuda = copy.deepcopy(on_cpu).to("cuda")
     images = toy_data().test.images
-    ours, theirs = (evaluate(programs, toy_data().test) for programs in (on_cuda, on_cpu))
+    ours, theirs = (evaluate(vae, toy_data().test) for vae in (on_cuda, on_cpu))
     # the noise differs; the closed-form rate does not
     assert ours["rate_nats_mean"] == pytest.approx(theirs["rate_nats_mean"], rel=1e-9)
     z = torch.randn(len(images), 4, 2, dtype=torch.float64)

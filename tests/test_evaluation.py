@@ -9,13 +9,12 @@ import torch
 from pyro.nn import PyroModule
 from torch import Tensor
 
-from pyro_delta.build import Programs, build
+from pyro_delta.build import VAE, build
 from pyro_delta.config import load_preset
 from pyro_delta.data import ImageData, ImageSpec, Split
-from pyro_delta.distributions import GaussianAR1
-from pyro_delta.evaluation.bound import Encoding, delta_of, encode, standard_error
-from pyro_delta.evaluation.importance import evaluate, importance_bound, importance_weights, k_hat
-from pyro_delta.evaluation.usage import (
+from pyro_delta.diagnostics.bounds import Encoding, delta_of, encode, standard_error
+from pyro_delta.diagnostics.importance import evaluate, importance_bound, importance_weights, k_hat
+from pyro_delta.diagnostics.usage import (
     check,
     failure,
     floor_holds,
@@ -26,6 +25,7 @@ from pyro_delta.evaluation.usage import (
     probe_accuracy,
     shuffled_gap,
 )
+from pyro_delta.distributions import GaussianAR1
 from pyro_delta.models import AR1Prior, DeltaVAE
 
 SPEC = ImageSpec(1, 4, 4, 17)
@@ -37,14 +37,14 @@ TINY = [
 SETTINGS = [*TINY, ("likelihood.mixtures", 2), ("guide.features", 8), ("prior.dims", 2), ("prior.alpha", "0.5:0.9")]
 
 
-def tiny_programs(*settings: tuple[str, object]) -> Programs:
+def tiny_programs(*settings: tuple[str, object]) -> VAE:
     """Untrained, but far from the initial weights, so that everything depends on everything."""
     torch.manual_seed(1)
-    programs = build(load_preset("cifar10-small", [*SETTINGS, *settings]), SPEC)
+    vae = build(load_preset("cifar10-small", [*SETTINGS, *settings]), SPEC)
     with torch.no_grad():
-        for parameter in programs.parameters():
+        for parameter in vae.parameters():
             parameter += 0.3 * torch.randn_like(parameter)
-    return programs
+    return vae
 
 
 def random_images(count: int) -> Tensor:
@@ -70,8 +70,8 @@ class Reader(PyroModule):
         return dist.Normal(self.weight * (x.float().squeeze(-3) - 8) / 4, self.scale).to_event(2)
 
 
-def readable_programs(scale: float = 0.1) -> Programs:
-    return Programs(DeltaVAE(AR1Prior(SPEC, dims=4, alpha="0.5,0.6,0.7,0.8"), Additive()), Reader(scale))
+def readable_programs(scale: float = 0.1) -> VAE:
+    return VAE(DeltaVAE(AR1Prior(SPEC, dims=4, alpha="0.5,0.6,0.7,0.8"), Additive()), Reader(scale))
 
 
 def data_of(images: Tensor, labels: Tensor | None) -> ImageData:
@@ -98,22 +98,22 @@ def dense_kl(mean_nd: np.ndarray, scale_nd: np.ndarray, alpha_d: np.ndarray) -> 
 
 
 def test_evaluate_is_the_plain_sum_over_every_image() -> None:
-    programs, images = tiny_programs(), random_images(7)
-    numbers = evaluate(programs, Split(images, None))
-    encoding = encode(programs, images, batch=100)
-    programs.eval()
+    vae, images = tiny_programs(), random_images(7)
+    numbers = evaluate(vae, Split(images, None))
+    encoding = encode(vae, images, batch=100)
+    vae.eval()
     rates, distortions = [], []
     with torch.no_grad():
         for i, image in enumerate(images):
-            q = programs.guide.posterior(image[None])
+            q = vae.guide.posterior(image[None])
             rates.append(
                 dense_kl(
                     q.mean[0].double().numpy(),
                     q.stddev[0].double().numpy(),
-                    programs.model.prior.alpha.double().numpy(),
+                    vae.model.prior.alpha.double().numpy(),
                 )
             )
-            distortions.append(-programs.model.likelihood(encoding.z[i : i + 1]).log_prob(image[None]).item())
+            distortions.append(-vae.model.likelihood(encoding.z[i : i + 1]).log_prob(image[None]).item())
     bits = 1 / (16 * math.log(2))
     losses = np.array(rates) + np.array(distortions)
     assert numbers["n_images"] == 7
@@ -126,37 +126,37 @@ def test_evaluate_is_the_plain_sum_over_every_image() -> None:
 
 
 def test_a_last_batch_that_is_not_full_counts() -> None:
-    programs, images = readable_programs(), random_images(5)
-    whole, parts = encode(programs, images, batch=5), encode(programs, images, batch=2)
+    vae, images = readable_programs(), random_images(5)
+    whole, parts = encode(vae, images, batch=5), encode(vae, images, batch=2)
     torch.testing.assert_close(parts.rate, whole.rate)
     assert len(parts.distortion) == 5
 
 
 def test_evaluation_leaves_mode_and_random_state_alone() -> None:
-    programs, images = tiny_programs(), random_images(3)
-    programs.train()
+    vae, images = tiny_programs(), random_images(3)
+    vae.train()
     before = torch.get_rng_state()
-    first = evaluate(programs, Split(images, None), particles=2)
-    assert programs.training
+    first = evaluate(vae, Split(images, None), particles=2)
+    assert vae.training
     assert torch.equal(torch.get_rng_state(), before)
     torch.rand(3)
-    assert evaluate(programs, Split(images, None), particles=2) == first
+    assert evaluate(vae, Split(images, None), particles=2) == first
 
 
 def test_importance_bound_against_a_direct_sum() -> None:
-    programs, images, particles = tiny_programs(), random_images(4), 6
-    bound = importance_bound(importance_weights(programs, images, particles, batch=4 * particles, seed=3))
-    programs.eval()
+    vae, images, particles = tiny_programs(), random_images(4), 6
+    bound = importance_bound(importance_weights(vae, images, particles, batch=4 * particles, seed=3))
+    vae.eval()
     with torch.no_grad(), torch.random.fork_rng():
         torch.manual_seed(3)
-        q = programs.guide.posterior(images)
+        q = vae.guide.posterior(images)
         z = q.rsample((particles,))
         for i in range(4):
-            one = programs.guide.posterior(images[i : i + 1])
+            one = vae.guide.posterior(images[i : i + 1])
             log_weights = [
                 (
-                    programs.model.likelihood(z[k, i : i + 1]).log_prob(images[i : i + 1])
-                    + programs.model.prior().log_prob(z[k, i])
+                    vae.model.likelihood(z[k, i : i + 1]).log_prob(images[i : i + 1])
+                    + vae.model.prior().log_prob(z[k, i])
                     - one.log_prob(z[k, i])
                 ).item()
                 for k in range(particles)
@@ -168,23 +168,23 @@ def test_importance_bound_against_a_direct_sum() -> None:
 
 @pytest.mark.parametrize("batch", [1, 3, 5, 64])
 def test_importance_bound_is_tighter_than_the_elbo_in_chunks_of_any_size(batch: int) -> None:
-    programs, images = readable_programs(scale=0.4), random_images(20)
-    elbo = importance_bound(importance_weights(programs, images, 1))
-    bound = importance_bound(importance_weights(programs, images, 50, batch=batch))
+    vae, images = readable_programs(scale=0.4), random_images(20)
+    elbo = importance_bound(importance_weights(vae, images, 1))
+    bound = importance_bound(importance_weights(vae, images, 50, batch=batch))
     assert bound.shape == (20,)
     assert bound.dtype == torch.float64
     assert bound.mean() < elbo.mean() - 1
-    numbers = evaluate(programs, Split(images, None), particles=50, images=6)
+    numbers = evaluate(vae, Split(images, None), particles=50, images=6)
     assert numbers["iw_images"] == 6
     assert numbers["n_images"] == 20
 
 
 def test_importance_bound_nears_the_exact_evidence() -> None:
     """X = 8 + 4 z + noise is Gaussian: −log p(x) is known, and many particles of a wide posterior come close to it."""
-    programs, images = readable_programs(scale=0.24), random_images(3) // 2 + 4
+    vae, images = readable_programs(scale=0.24), random_images(3) // 2 + 4
     covariance = 16 * 0.5 ** np.abs(np.subtract.outer(np.arange(4), np.arange(4))) + np.eye(4)
     prior = AR1Prior(SPEC, dims=4, alpha=0.5)
-    programs.model.prior = prior
+    vae.model.prior = prior
     exact = []
     for image in images.double().numpy():
         total = 0.0
@@ -196,7 +196,7 @@ def test_importance_bound_nears_the_exact_evidence() -> None:
                 + 4 * math.log(2 * math.pi)
             )
         exact.append(total)
-    bound = importance_bound(importance_weights(programs, images, 2000, batch=2000))
+    bound = importance_bound(importance_weights(vae, images, 2000, batch=2000))
     np.testing.assert_allclose(bound.numpy(), exact, atol=0.05)
 
 
@@ -213,8 +213,8 @@ def test_k_hat_tells_a_guide_that_is_too_narrow() -> None:
 
 @pytest.mark.parametrize("chunk", [1, 4, 256])
 def test_mutual_information_against_the_double_loop(chunk: int) -> None:
-    programs, images = tiny_programs(), random_images(9)
-    encoding = encode(programs, images)
+    vae, images = tiny_programs(), random_images(9)
+    encoding = encode(vae, images)
     total = 0.0
     for i in range(9):
         log_q = [
@@ -245,9 +245,9 @@ def test_every_image_gets_the_latents_of_another_one(count: int) -> None:
 
 
 def test_shuffled_gap_by_hand() -> None:
-    programs, images = readable_programs(), random_images(11)
-    encoding = encode(programs, images, batch=4)
-    gap = shuffled_gap(programs, images, encoding, batch=4, seed=5)
+    vae, images = readable_programs(), random_images(11)
+    encoding = encode(vae, images, batch=4)
+    gap = shuffled_gap(vae, images, encoding, batch=4, seed=5)
     x, z = images.double().squeeze(1), encoding.z.double()
     other = z[partners(11, 5)]
     expected = 0.5 * ((x - 8 - 4 * other).square() - (x - 8 - 4 * z).square()).sum((1, 2))
@@ -268,8 +268,8 @@ def test_check_passes_where_latents_are_used() -> None:
 
 
 def test_check_fails_a_decoder_that_ignores_z() -> None:
-    programs, images = tiny_programs(("likelihood.use_latents", False)), random_images(120)
-    numbers = check(programs, data_of(images, None))
+    vae, images = tiny_programs(("likelihood.use_latents", False)), random_images(120)
+    numbers = check(vae, data_of(images, None))
     assert numbers["shuffled_gap_nats"] == 0
     assert numbers["shuffled_gap_se"] == 0
     assert numbers["probe_accuracy"] is None
@@ -282,8 +282,8 @@ def test_check_without_a_closed_form_says_so() -> None:
         def forward(self) -> dist.Independent:
             return dist.StudentT(5.0, torch.zeros(4, 4), torch.ones(4, 4)).to_event(2)
 
-    programs = Programs(DeltaVAE(Heavy(), Additive()), Reader(0.1))
-    numbers = check(programs, data_of(random_images(20), None))
+    vae = VAE(DeltaVAE(Heavy(), Additive()), Reader(0.1))
+    numbers = check(vae, data_of(random_images(20), None))
     assert numbers["floor_holds"] is None
     assert numbers["delta_nats"] is None
     assert "no closed form" in str(failure(numbers))

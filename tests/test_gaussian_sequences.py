@@ -20,7 +20,7 @@ from torch.distributions import Independent, kl, kl_divergence
 
 from pyro_delta.distributions import GaussianAR1, GaussianSequence
 from pyro_delta.distributions.any_gaussian import as_gaussian, gaussian_kl
-from pyro_delta.models.dense_prior import ar_factor, matern_factor
+from pyro_delta.models.priors.dense import ar_factor, matern_factor
 from pyro_delta.rate import committed_rate, minimising_posterior
 
 

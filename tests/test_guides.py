@@ -12,7 +12,7 @@ from pyro_delta.data.spec import ImageSpec
 from pyro_delta.distributions import GaussianSequence
 from pyro_delta.errors import UserError
 from pyro_delta.guides import AntiCausalGuide, BidirectionalGuide, IndependentDeltaGuide, StructuredGuide, regions
-from pyro_delta.guides.independent_delta import variance_bounds
+from pyro_delta.guides.images.independent_delta import variance_bounds
 from pyro_delta.models import AR1Prior, LatticePrior, StandardNormalPrior
 
 SPEC = ImageSpec(1, 8, 6, 5)
@@ -145,15 +145,15 @@ def test_independent_delta_needs_a_standard_normal_prior() -> None:
 
 
 @pytest.mark.parametrize(
-    ("first_row", "columns", "expected"),
+    ("starts", "columns", "expected"),
     [
         ([0, 2], 1, [(0, 2, 0, 6), (2, 4, 0, 6)]),
         ([0, 0, 2, 2], 2, [(0, 2, 0, 3), (0, 2, 3, 6), (2, 4, 0, 3), (2, 4, 3, 6)]),
         ([1], 1, [(1, 4, 0, 6)]),
     ],
 )
-def test_regions(first_row: list[int], columns: int, expected: list[tuple[int, ...]]) -> None:
-    found = regions(torch.tensor(first_row), columns, 4, 6)
+def test_regions(starts: list[int], columns: int, expected: list[tuple[int, ...]]) -> None:
+    found = regions(torch.tensor(starts), columns, 4, 6)
     for region, (top, bottom, left, right) in zip(found, expected, strict=True):
         mask = torch.zeros(4, 6, dtype=torch.bool)
         mask[top:bottom, left:right] = True
@@ -183,7 +183,7 @@ def test_a_bidirectional_guide_sees_everything(training: bool) -> None:
 def test_blocks_of_a_lattice_see_their_rows_and_all_below() -> None:
     prior = LatticePrior(SPEC, dims=1, rows=4, columns=3, alpha=0.5)
     guide = randomise(AntiCausalGuide(SPEC, prior, **NETWORK))
-    assert (seen_rows(guide, SPEC) == (torch.arange(8) >= prior.first_row[:, None])).all()
+    assert (seen_rows(guide, SPEC) == (torch.arange(8) >= prior.starts[:, None])).all()
 
 
 def test_steps_of_the_same_rows_may_say_different_things() -> None:

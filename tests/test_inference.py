@@ -18,17 +18,17 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from pyro_delta.build import Programs, build, local_parameters
+from pyro_delta.build import VAE, build, local_parameters
 from pyro_delta.config import Config, TrainingConfig, validate
 from pyro_delta.data import ImageData, ImageSpec
 from pyro_delta.data.splits import Split
+from pyro_delta.diagnostics.bounds import closed_form_rate
 from pyro_delta.errors import CheckFailed, UserError
-from pyro_delta.evaluation.bound import closed_form_rate
 from pyro_delta.inference import loop, training
 from pyro_delta.inference.checkpoint import load_checkpoint, save_atomically
 from pyro_delta.inference.elbo import RateDistortionELBO
-from pyro_delta.inference.loop import Trainer
 from pyro_delta.inference.optim import MAX_STREAK, MovingAverage, learning_rate
+from pyro_delta.inference.pyro_training import PyroTraining
 
 SPEC = ImageSpec(1, 4, 4, 5)
 TRUNK = {"channels": [4, 6], "row_blocks": [1, 1], "pixel_blocks": 1}
@@ -57,15 +57,15 @@ def toy_data() -> ImageData:
     return ImageData(SPEC, train, validation, test, "toy", None)
 
 
-def trainer_of(lines: list[dict[str, Any]] | None = None, programs: Programs | None = None, **training: Any) -> Trainer:
+def trainer_of(lines: list[dict[str, Any]] | None = None, vae: VAE | None = None, **training: Any) -> PyroTraining:
     config = config_of(**training)
-    if programs is None:
+    if vae is None:
         torch.manual_seed(config.training.seed)
-        programs = build(config, SPEC)
-    return Trainer(config, toy_data(), programs, [].append if lines is None else lines.append)
+        vae = build(config, SPEC)
+    return PyroTraining(config, toy_data(), vae, [].append if lines is None else lines.append)
 
 
-def train_steps(trainer: Trainer, count: int) -> None:
+def train_steps(trainer: PyroTraining, count: int) -> None:
     """Steps without logging, validation of arguments off, as in the loop."""
     with local_parameters(), pyro.validation_enabled(False):
         for _ in range(count):
@@ -113,11 +113,11 @@ def toy_programs() -> tuple[nn.Module, nn.Module, Tensor]:
 
 
 def delta_vae() -> tuple[nn.Module, nn.Module, Tensor]:
-    programs = build(config_of(), SPEC)
+    vae = build(config_of(), SPEC)
     # Away from the start, where the posterior is flat and some gradients vanish.
-    for parameter in programs.parameters():
+    for parameter in vae.parameters():
         parameter.data += 0.1 * torch.randn_like(parameter)
-    return programs.model, programs.guide, toy_data().train.images[:3]
+    return vae.model, vae.guide, toy_data().train.images[:3]
 
 
 @pytest.fixture
@@ -243,7 +243,7 @@ def test_a_missing_closed_form_is_an_error_not_a_fall_back() -> None:
 def test_same_steps_as_svi(elbo: str, optimizer: str) -> None:
     settings = {"elbo": elbo, "optimizer": optimizer, "lr": 3e-3, "decay": "none", "weight_decay": 0.01}
     trainer = trainer_of(**settings)
-    theirs = copy.deepcopy(trainer.programs)
+    theirs = copy.deepcopy(trainer.vae)
     start = flat(theirs)
     torch.manual_seed(5)
     train_steps(trainer, 4)
@@ -259,14 +259,14 @@ def test_same_steps_as_svi(elbo: str, optimizer: str) -> None:
     for step in range(4):
         svi.step(trainer.batches.batch(step))
     assert (flat(theirs) - start).abs().max() > 5e-3
-    torch.testing.assert_close(flat(trainer.programs), flat(theirs), rtol=1e-8, atol=1e-10)
+    torch.testing.assert_close(flat(trainer.vae), flat(theirs), rtol=1e-8, atol=1e-10)
 
 
 def test_every_parameter_moves() -> None:
     trainer = trainer_of()
-    before = {name: value.clone() for name, value in trainer.programs.named_parameters()}
+    before = {name: value.clone() for name, value in trainer.vae.named_parameters()}
     train_steps(trainer, 2)
-    still = [name for name, value in trainer.programs.named_parameters() if torch.equal(value, before[name])]
+    still = [name for name, value in trainer.vae.named_parameters() if torch.equal(value, before[name])]
     assert still == []
 
 
@@ -322,7 +322,7 @@ def test_no_host_synchronisation_in_a_step(
     trainer = trainer_of(elbo=elbo, clip=clip, ema=0.9, objective=objective, **OBJECTIVES[objective])
     train_steps(trainer, 1)
     window, update, average = loop.Window(0.0), trainer.update, trainer.average.module
-    modules = [*trainer.programs.parameters(), *trainer.programs.buffers(), *average.parameters(), *average.buffers()]
+    modules = [*trainer.vae.parameters(), *trainer.vae.buffers(), *average.parameters(), *average.buffers()]
     moments = [leaf for leaf in tree_leaves(trainer.optimizer.state_dict()) if isinstance(leaf, Tensor)]
     syncs = HostSyncs([trainer.batches.images, *modules, *moments, update.skipped, update.streak, update.norm])
     # The few that never reach the dispatcher.
@@ -416,25 +416,25 @@ def test_moving_average_warms_up(decay: float) -> None:
 # Steps that are not finite
 
 
-def spoil_gradient(programs: Programs, switch: dict[str, bool]) -> None:
-    parameter = next(programs.guide.parameters())
+def spoil_gradient(vae: VAE, switch: dict[str, bool]) -> None:
+    parameter = next(vae.guide.parameters())
     parameter.register_hook(lambda gradient: gradient * math.nan if switch["bad"] else gradient)
 
 
-def spoil_gradient_inf(programs: Programs, switch: dict[str, bool]) -> None:
-    parameter = next(programs.model.parameters())
+def spoil_gradient_inf(vae: VAE, switch: dict[str, bool]) -> None:
+    parameter = next(vae.model.parameters())
     parameter.register_hook(lambda gradient: gradient + math.inf if switch["bad"] else gradient)
 
 
-def spoil_output(programs: Programs, switch: dict[str, bool]) -> None:
-    programs.model.likelihood.network.register_forward_hook(
+def spoil_output(vae: VAE, switch: dict[str, bool]) -> None:
+    vae.model.likelihood.network.register_forward_hook(
         lambda module, args, out: out * math.nan if switch["bad"] else out
     )
 
 
-def snapshot(trainer: Trainer) -> dict[str, Tensor]:
+def snapshot(trainer: PyroTraining) -> dict[str, Tensor]:
     """Everything that an optimiser step changes."""
-    found = {name: value.detach().clone() for name, value in trainer.programs.named_parameters()}
+    found = {name: value.detach().clone() for name, value in trainer.vae.named_parameters()}
     for index, state in trainer.optimizer.state_dict()["state"].items():
         found |= {f"{index}.{key}": value.clone() for key, value in state.items()}
     return found
@@ -445,9 +445,9 @@ def snapshot(trainer: Trainer) -> dict[str, Tensor]:
 @pytest.mark.parametrize("spoil", [spoil_gradient, spoil_gradient_inf, spoil_output])
 def test_a_step_that_is_not_finite_changes_nothing(spoil: Callable, clip: float | None, optimizer: str) -> None:
     switch = {"bad": False}
-    programs = build(config_of(), SPEC)
-    spoil(programs, switch)
-    trainer = trainer_of(programs=programs, clip=clip, optimizer=optimizer, weight_decay=0.1)
+    vae = build(config_of(), SPEC)
+    spoil(vae, switch)
+    trainer = trainer_of(vae=vae, clip=clip, optimizer=optimizer, weight_decay=0.1)
     train_steps(trainer, 2)
     before = snapshot(trainer)
     assert {"0.exp_avg", "0.exp_avg_sq", "0.step"} <= before.keys()
@@ -460,36 +460,36 @@ def test_a_step_that_is_not_finite_changes_nothing(spoil: Callable, clip: float 
     after = snapshot(trainer)
     assert (trainer.update.skipped.item(), trainer.update.streak.item(), trainer.step) == (2, 0, 5)
     assert after["0.step"] == before["0.step"] + 1
-    assert not torch.equal(flat(trainer.average), flat(trainer.programs))
+    assert not torch.equal(flat(trainer.average), flat(trainer.vae))
     assert all(value.isfinite().all() for value in after.values())
     assert not torch.equal(after["0.exp_avg"], before["0.exp_avg"])
 
 
 def test_a_run_stops_when_they_persist() -> None:
     switch = {"bad": False}
-    programs = build(config_of(), SPEC)
-    spoil_gradient(programs, switch)
+    vae = build(config_of(), SPEC)
+    spoil_gradient(vae, switch)
     lines: list[dict[str, Any]] = []
-    trainer = trainer_of(lines, programs, steps=200, log_every=5, validations=0)
+    trainer = trainer_of(lines, vae, steps=200, log_every=5, validations=0)
 
-    def spoil_from_ten(trainer: Trainer) -> None:
+    def spoil_from_ten(trainer: PyroTraining) -> None:
         switch["bad"] = trainer.step >= 10
 
     with pytest.raises(CheckFailed, match=rf"step {10 + MAX_STREAK}: the last {MAX_STREAK} steps were not finite.*lr"):
         trainer.run(spoil_from_ten)
     assert [line["skipped"] for line in lines] == [0, 0, 5, 10, 15, 20]
-    assert flat(trainer.programs).isfinite().all()
+    assert flat(trainer.vae).isfinite().all()
     assert flat(trainer.average).isfinite().all()
 
 
 def test_a_run_outlives_a_few() -> None:
     switch = {"bad": False}
-    programs = build(config_of(), SPEC)
-    spoil_gradient(programs, switch)
+    vae = build(config_of(), SPEC)
+    spoil_gradient(vae, switch)
     lines: list[dict[str, Any]] = []
-    trainer = trainer_of(lines, programs, steps=60, log_every=10, validations=0)
+    trainer = trainer_of(lines, vae, steps=60, log_every=10, validations=0)
 
-    def spoil_every_other(trainer: Trainer) -> None:
+    def spoil_every_other(trainer: PyroTraining) -> None:
         switch["bad"] = trainer.step % 20 == 10
 
     trainer.run(spoil_every_other)
@@ -563,7 +563,7 @@ def test_the_floor_holds_at_every_step() -> None:
     for _ in range(30):
         train_steps(trainer, 1)
         with local_parameters(), torch.no_grad():
-            rate_b = closed_form_rate(trainer.programs.model.prior())(trainer.programs.guide.posterior(images))
+            rate_b = closed_form_rate(trainer.vae.model.prior())(trainer.vae.guide.posterior(images))
         assert rate_b is not None
         least.append(rate_b.min().item())
     assert min(least) >= trainer.delta * (1 - 1e-9)
@@ -571,8 +571,8 @@ def test_the_floor_holds_at_every_step() -> None:
     assert max(least) > trainer.delta * 1.001
 
 
-def interruption(at: int, path: Path) -> Callable[[Trainer], None]:
-    def save(trainer: Trainer) -> None:
+def interruption(at: int, path: Path) -> Callable[[PyroTraining], None]:
+    def save(trainer: PyroTraining) -> None:
         if trainer.step == at:
             save_atomically(trainer.state(), path)
             raise KeyboardInterrupt
@@ -604,7 +604,7 @@ def test_three_and_three_steps_are_six(settings: dict[str, Any], tmp_path: Path)
     with pytest.raises(KeyboardInterrupt):
         first.run(interruption(3, path))
     torch.manual_seed(12345)  # another process begins elsewhere …
-    second = trainer_of(parts, programs=build(config_of(), SPEC), **settings)
+    second = trainer_of(parts, vae=build(config_of(), SPEC), **settings)
     second.restore(load_checkpoint(path), path)  # … and is put back
     second.run()
 
@@ -628,7 +628,7 @@ def test_a_checkpoint_of_other_networks_is_refused(tmp_path: Path) -> None:
     tree = config_of().model_dump()
     tree["prior"]["dims"] = 3
     config = validate(tree)
-    other = Trainer(config, toy_data(), build(config, SPEC), [].append)
+    other = PyroTraining(config, toy_data(), build(config, SPEC), [].append)
     with pytest.raises(UserError, match=r"last\.pt does not fit the run's configuration: weight 'guide\."):
         other.restore(load_checkpoint(path), path)
 
@@ -654,12 +654,12 @@ def fake_time(monkeypatch: pytest.MonkeyPatch) -> FakeTime:
 
 
 def test_minutes_count_training_alone(fake_time: FakeTime) -> None:
-    programs = build(config_of(), SPEC)
+    vae = build(config_of(), SPEC)
     # A training step takes a second, a batch of validation a hundred, a picture a thousand.
     seconds = {True: 1.0, False: 100.0}
-    programs.guide.encoder.register_forward_hook(lambda module, *_: fake_time.pass_(seconds[module.training]))
+    vae.guide.encoder.register_forward_hook(lambda module, *_: fake_time.pass_(seconds[module.training]))
     lines: list[dict[str, Any]] = []
-    trainer = trainer_of(lines, programs, minutes=0.1, log_every=2, validations=3, lr=0.02, decay="linear", final=0.0)
+    trainer = trainer_of(lines, vae, minutes=0.1, log_every=2, validations=3, lr=0.02, decay="linear", final=0.0)
     trainer.run(lambda _: fake_time.pass_(1000.0))
     assert [(line["split"], line["step"], line["train_s"], line["wall_s"]) for line in lines] == [
         ("train", 2, 2, 2), ("validation", 2, 2, 102),
@@ -675,10 +675,10 @@ def test_minutes_count_training_alone(fake_time: FakeTime) -> None:
 def test_minutes_go_on_after_an_interruption(fake_time: FakeTime, tmp_path: Path) -> None:
     path = tmp_path / "last.pt"
 
-    def hooked() -> Programs:
-        programs = build(config_of(), SPEC)
-        programs.guide.encoder.register_forward_hook(lambda module, *_: fake_time.pass_(float(module.training)))
-        return programs
+    def hooked() -> VAE:
+        vae = build(config_of(), SPEC)
+        vae.guide.encoder.register_forward_hook(lambda module, *_: fake_time.pass_(float(module.training)))
+        return vae
 
     settings = {"minutes": 0.1, "log_every": 2, "validations": 0}
     first = trainer_of([], hooked(), **settings)
@@ -722,7 +722,7 @@ def test_compiled_networks_train_alike(monkeypatch: pytest.MonkeyPatch) -> None:
     assert torch.distributions.Distribution._validate_args, "compiling left validation switched off"
     with pytest.raises(ValueError, match="constraint"):
         dist.Normal(0.0, torch.tensor(-1.0))
-    assert any(getattr(module, "_compiled_call_impl", None) for module in trainers[True].programs.modules())
+    assert any(getattr(module, "_compiled_call_impl", None) for module in trainers[True].vae.modules())
     eager, compiled_ = trainers[False].state(), trainers[True].state()
     assert compiled_["programs"].keys() == eager["programs"].keys()
     assert compiled_["average"].keys() == eager["average"].keys()

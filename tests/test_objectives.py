@@ -76,7 +76,7 @@ class Guide(PyroModule):
         self.noise.append(((z - loc_bnd) / scale_bnd).detach())
 
 
-def programs() -> tuple[Model, Guide, Tensor, list[Tensor]]:
+def vae() -> tuple[Model, Guide, Tensor, list[Tensor]]:
     model, guide = Model(), Guide()
     x = torch.linspace(-1.0, 1.6, IMAGES * 2, dtype=torch.float64).reshape(IMAGES, 2)
     return model, guide, x, [*model.parameters(), *guide.parameters()]
@@ -156,7 +156,7 @@ CASES = {
 @pytest.mark.usefixtures("double")
 def test_the_cases_are_what_they_are_called() -> None:
     with local_parameters():
-        model, guide, x, _ = programs()
+        model, guide, x, _ = vae()
         RateDistortionELBO(max_plate_nesting=1)(model, guide)(x)
         rate_d, _ = written_by_hand(model, guide, x, True)
         loc_bnd, scale_bnd = guide.moments(x)
@@ -175,7 +175,7 @@ def common(analytic_kl: bool) -> dict[str, Any]:
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
 def test_loss_and_gradients_are_those_written_by_hand(case: Case, analytic_kl: bool, particles: dict[str, Any]) -> None:
     with local_parameters():
-        model, guide, x, parameters = programs()
+        model, guide, x, parameters = vae()
         elbo = case.make(**common(analytic_kl), **particles)
         loss = elbo(model, guide)(x)
         gradients = torch.autograd.grad(loss, parameters)
@@ -198,7 +198,7 @@ def test_loss_and_gradients_are_those_written_by_hand(case: Case, analytic_kl: b
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
 def test_a_scaled_program_scales_the_loss(case: Case, analytic_kl: bool) -> None:
     with local_parameters():
-        model, guide, x, _ = programs()
+        model, guide, x, _ = vae()
         found = []
         for scale in (1.0, 0.01):
             torch.manual_seed(2)
@@ -211,7 +211,7 @@ def test_a_scaled_program_scales_the_loss(case: Case, analytic_kl: bool) -> None
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
 def test_images_that_are_masked_do_not_count(case: Case) -> None:
     with local_parameters():
-        model, guide, x, _ = programs()
+        model, guide, x, _ = vae()
         some, masked = case.make(**common(True)), case.make(**common(True))
         loss = some.differentiable_loss(model, guide, x[:3])
         parts = [pyro.poutine.mask(part, torch.arange(IMAGES) < 3) for part in (model, guide)]
@@ -223,7 +223,7 @@ def test_images_that_are_masked_do_not_count(case: Case) -> None:
 def gradients_of(elbo: RateDistortionELBO) -> dict[str, Tensor]:
     """Gradients of the guide's parameters, always for the same noise."""
     with local_parameters():
-        model, guide, x, _ = programs()
+        model, guide, x, _ = vae()
         torch.manual_seed(6)
         elbo(model, guide)(x).backward()
     return {name: parameter.grad for name, parameter in guide.named_parameters()}
@@ -255,7 +255,7 @@ def test_free_bits_per_dimension_need_dimensions() -> None:
                 pyro.sample("x", dist.Normal(z.flatten(-2) @ self.weight, 0.5).to_event(1), obs=x)
 
     with local_parameters():
-        model, guide, x, _ = Student(), *programs()[1:]
+        model, guide, x, _ = Student(), *vae()[1:]
         FreeBitsELBO(free_nats=1.0, max_plate_nesting=1).differentiable_loss(model, guide, x)
         with pytest.raises(UserError, match=r"parts for Normal\(...\).to_event\(2\), not for StudentT with 2"):
             FreeBitsELBO(free_nats=1.0, per_dim=True, max_plate_nesting=1).differentiable_loss(model, guide, x)
@@ -304,7 +304,7 @@ def test_others_do_not(distribution: Any, words: str) -> None:
 @pytest.mark.parametrize("target", [1.0, 200.0])
 def test_multiplier_climbs_with_the_shortfall(target: float, before: float) -> None:
     with local_parameters():
-        model, guide, x, _ = programs()
+        model, guide, x, _ = vae()
         elbo = TargetRateELBO(target_nats=target, multiplier_lr=0.02, **common(True))
         elbo.varying["multiplier"] = torch.tensor(before)
         elbo(model, guide)(x)
@@ -370,9 +370,9 @@ def test_multiplier_converges(target: float) -> None:
 
 def test_multiplier_outlives_a_rate_that_is_not_finite() -> None:
     switch = {"bad": False}
-    programs = build(config_of(), SPEC)
-    programs.guide.encoder.register_forward_hook(lambda module, args, out: out * math.nan if switch["bad"] else out)
-    trainer = trainer_of(programs=programs, objective="target_rate", target_nats=90.0)
+    vae = build(config_of(), SPEC)
+    vae.guide.encoder.register_forward_hook(lambda module, args, out: out * math.nan if switch["bad"] else out)
+    trainer = trainer_of(vae=vae, objective="target_rate", target_nats=90.0)
     train_steps(trainer, 2)
     before = trainer.elbo.varying["multiplier"]
     assert 0 < before < 0.004

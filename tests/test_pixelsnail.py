@@ -11,11 +11,11 @@ from networks import SPECS, StepsPrior, random_images, random_normal, randomise
 from torch import Tensor
 
 from pyro_delta.data.spec import ImageSpec
-from pyro_delta.distributions.autoregressive_image import sample_naively
+from pyro_delta.distributions.images.autoregressive_image import sample_naively
 from pyro_delta.errors import UserError
 from pyro_delta.models import AR1Prior, ConditionalPixelSNAIL, PixelSNAILLikelihood, rows_of_steps
-from pyro_delta.nn.causal import PixelBlock
-from pyro_delta.nn.pixelsnail import PixelSNAIL, RasterAttention, background
+from pyro_delta.nn.images.causal import PixelBlock
+from pyro_delta.nn.images.pixelsnail import PixelSNAIL, RasterAttention, background
 from pyro_delta.nn.precision import set_bf16
 
 SPEC = ImageSpec(3, 5, 4, 7)

@@ -28,7 +28,7 @@ from pyro_delta.rate import ar1_committed_rate, committed_rate, minimising_poste
 SPEC = ImageSpec(1, 8, 12, 17)
 TALL = ImageSpec(1, 1024, 1024, 2)
 
-# name: (program, options, steps, first_row)
+# name: (program, options, steps, starts)
 PROGRAMS = {
     "ar1, shared": (AR1Prior, {"alpha": 0.9}, list(range(8))),
     "ar1, spread": (AR1Prior, {"alpha": "0.5:0.95", "length": 4}, [0, 2, 4, 6]),
@@ -49,7 +49,7 @@ def case(request: pytest.FixtureRequest) -> tuple[type, dict, list[int]]:
 
 
 def test_programs_are_priors_in_a_plate(case: tuple[type, dict, list[int]]) -> None:
-    program, options, first_row = case
+    program, options, starts = case
     with local_parameters():
         prior = program(SPEC, dims=3, **options)
 
@@ -58,9 +58,9 @@ def test_programs_are_priors_in_a_plate(case: tuple[type, dict, list[int]]) -> N
                 return pyro.sample("z", prior())
 
         trace = pyro.poutine.trace(model).get_trace()
-        assert prior().event_shape == (len(first_row), 3)
-    assert prior.first_row.tolist() == first_row
-    assert trace.nodes["z"]["value"].shape == (5, len(first_row), 3)
+        assert prior().event_shape == (len(starts), 3)
+    assert prior.starts.tolist() == starts
+    assert trace.nodes["z"]["value"].shape == (5, len(starts), 3)
     assert trace.nodes["z"]["value"].dtype == torch.float32
     # The plate keeps the class, with which the closed forms go.
     assert type(trace.nodes["z"]["fn"]) in (GaussianAR1, GaussianSequence)
@@ -85,7 +85,7 @@ def test_programs_move_in_type_and_through_a_state_dict(case: tuple[type, dict, 
     for value in other.state_dict().values():
         value.mul_(0) if value.is_floating_point() else value.fill_(1)
     other.load_state_dict(prior.state_dict())
-    assert torch.equal(other.first_row, prior.first_row)
+    assert torch.equal(other.starts, prior.starts)
     assert torch.equal(other().variance, prior().variance)
     assert committed_rate(other()) == committed_rate(prior())
     assert prior.double()().sample().dtype == torch.float64

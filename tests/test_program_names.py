@@ -29,10 +29,10 @@ from pyro_delta.distributions import GaussianAR1
 class Mine(PyroModule):
     def __init__(self, spec, *, dims: int = 2, alpha: float = 0.7):
         super().__init__()
-        self.alpha, self.first_row = torch.full((dims,), alpha), torch.arange(spec.height)
+        self.alpha, self.starts = torch.full((dims,), alpha), torch.arange(spec.height)
 
     def forward(self):
-        return GaussianAR1(self.alpha, len(self.first_row))
+        return GaussianAR1(self.alpha, len(self.starts))
 '''
 HEAD, _, FORWARD = TEN_LINES.rpartition("    def forward")
 
@@ -63,7 +63,7 @@ def test_a_file_is_one_module_however_often_it_is_named(mine: str, tmp_path: Pat
 def test_installed_programs_have_names(monkeypatch: pytest.MonkeyPatch) -> None:
     entry = EntryPoint("walk", "pyro_delta.models:AR1Prior", "pyro_delta.priors")
     hidden = EntryPoint("ar1", "os:getcwd", "pyro_delta.priors")  # must not take a shipped name
-    monkeypatch.setattr(programs, "entry_points", lambda group: [entry, hidden] if group == entry.group else [])
+    monkeypatch.setattr(vae, "entry_points", lambda group: [entry, hidden] if group == entry.group else [])
     assert programs.find("prior", "walk") is AR1Prior
     assert programs.find("prior", "ar1") is AR1Prior
     assert "walk" in call("list", "priors")[1]
@@ -99,9 +99,9 @@ BROKEN = {
     "wrong event shape": (
         "mine.py:Mine", HEAD + "    def forward(self):\n        return torch.distributions.Normal(0.0, 1.0)\n",
         r"event shape \(\); it must be \(n, d\)"),
-    "wrong first_row": ("mine.py:Mine", TEN_LINES.replace("arange(spec.height)", "arange(3)").replace(
-        "len(self.first_row)", "4"), r"first_row \(3,\); it must be 4 integers"),
-    "a batch of priors": ("mine.py:Mine", TEN_LINES.replace("len(self.first_row))", "len(self.first_row)).expand([3])"),
+    "wrong starts": ("mine.py:Mine", TEN_LINES.replace("arange(spec.height)", "arange(3)").replace(
+        "len(self.starts)", "4"), r"starts \(3,\); it must be 4 integers"),
+    "a batch of priors": ("mine.py:Mine", TEN_LINES.replace("len(self.starts))", "len(self.starts)).expand([3])"),
         r"batch shape \(3,\); it must be one distribution"),
     "rows that are not there": ("mine.py:Mine", TEN_LINES.replace("arange(", "arange(1 + "), r"rows are 0 to 7"),
 }  # fmt: skip

@@ -15,16 +15,16 @@ from torch import Tensor, nn
 from torch.distributions import kl_divergence
 
 from pyro_delta import config
-from pyro_delta.build import Programs, build, local_parameters
+from pyro_delta.build import VAE, build, local_parameters
 from pyro_delta.data import ImageData, Split
 from pyro_delta.data.spec import ImageSpec
 from pyro_delta.distributions import GaussianAR1
 from pyro_delta.errors import UserError
 from pyro_delta.guides import AntiCausalGuide, ImageEncoder, regions
-from pyro_delta.inference.loop import Trainer
+from pyro_delta.inference.pyro_training import PyroTraining
 from pyro_delta.models import AR1Prior, ConditionalGatedPixelCNN, DeltaVAE, GatedPixelCNNLikelihood, rows_of_steps
-from pyro_delta.models.pixelsnail import ConditionalPixelSNAIL
-from pyro_delta.nn.embedding import embed_pixels
+from pyro_delta.models.images.pixelsnail import ConditionalPixelSNAIL
+from pyro_delta.nn.images.embedding import embed_pixels
 from pyro_delta.nn.precision import set_bf16
 from pyro_delta.rate import ar1_committed_rate
 
@@ -34,12 +34,12 @@ LENGTH, DIMS = 2, 3
 NETWORK = {"channels": (6, 4), "row_blocks": (1, 1), "pixel_blocks": 1}
 
 
-def toy(spec: ImageSpec = SPEC, *, alpha: float = 0.8, use_latents: bool = True) -> Programs:
+def toy(spec: ImageSpec = SPEC, *, alpha: float = 0.8, use_latents: bool = True) -> VAE:
     """Small programs with torch's own initial weights."""
     prior = AR1Prior(spec, dims=DIMS, length=LENGTH, alpha=alpha)
     likelihood = GatedPixelCNNLikelihood(spec, prior, mixtures=2, use_latents=use_latents, **NETWORK)
     guide = AntiCausalGuide(spec, prior, features=6, **NETWORK)
-    return Programs(DeltaVAE(prior, likelihood), guide)
+    return VAE(DeltaVAE(prior, likelihood), guide)
 
 
 @pytest.fixture(params=[SPEC, COLOUR], ids=["grey", "colour"])
@@ -70,9 +70,9 @@ def test_the_model_generates_without_data(spec: ImageSpec) -> None:
 
 @pytest.mark.usefixtures("setting")
 def test_the_model_scores_data_in_one_plate(spec: ImageSpec) -> None:
-    programs, x = toy(spec), random_images(spec, (4,))
-    model = poutine.trace(programs.model).get_trace(x)
-    guide = poutine.trace(programs.guide).get_trace(x)
+    vae, x = toy(spec), random_images(spec, (4,))
+    model = poutine.trace(vae.model).get_trace(x)
+    guide = poutine.trace(vae.guide).get_trace(x)
     model.compute_log_prob()
     guide.compute_log_prob()
     assert model.nodes["x"]["is_observed"]
@@ -85,12 +85,12 @@ def test_the_model_scores_data_in_one_plate(spec: ImageSpec) -> None:
 
 @pytest.mark.usefixtures("setting")
 def test_replay_takes_the_guides_sample() -> None:
-    programs, x = toy(), random_images(SPEC, (4,))
-    guide = poutine.trace(programs.guide).get_trace(x)
-    model = poutine.trace(poutine.replay(programs.model, guide)).get_trace(x)
+    vae, x = toy(), random_images(SPEC, (4,))
+    guide = poutine.trace(vae.guide).get_trace(x)
+    model = poutine.trace(poutine.replay(vae.model, guide)).get_trace(x)
     z = guide.nodes["z"]["value"]
     assert model.nodes["z"]["value"] is z
-    expected = programs.model.prior().log_prob(z).sum() + programs.model.likelihood(z).log_prob(x).sum()
+    expected = vae.model.prior().log_prob(z).sum() + vae.model.likelihood(z).log_prob(x).sum()
     torch.testing.assert_close(model.log_prob_sum(), expected)
 
 
@@ -115,17 +115,15 @@ def test_conditioning_on_images_is_observing_them() -> None:
 @pytest.mark.usefixtures("setting")
 @pytest.mark.parametrize("parallel", [False, True], ids=["loop", "parallel"])
 def test_predictive(parallel: bool, spec: ImageSpec) -> None:
-    programs, x = toy(spec), random_images(spec, (3,))
-    prior = Predictive(programs.model, num_samples=4, parallel=parallel)(batch=3)
+    vae, x = toy(spec), random_images(spec, (3,))
+    prior = Predictive(vae.model, num_samples=4, parallel=parallel)(batch=3)
     assert prior["z"].shape == (4, 3, LENGTH, DIMS)
     assert prior["x"].shape == (4, 3, *spec.shape)
-    posterior = Predictive(
-        programs.model, guide=programs.guide, num_samples=4, parallel=parallel, return_sites=("z", "x")
-    )(x)
+    posterior = Predictive(vae.model, guide=vae.guide, num_samples=4, parallel=parallel, return_sites=("z", "x"))(x)
     assert posterior["z"].shape == (4, 3, LENGTH, DIMS)
     assert (posterior["x"] == x).all()
     # new images from the guide's latents
-    decoded = Predictive(programs.model, posterior_samples={"z": posterior["z"]}, parallel=parallel)(batch=3)
+    decoded = Predictive(vae.model, posterior_samples={"z": posterior["z"]}, parallel=parallel)(batch=3)
     assert decoded["x"].shape == (4, 3, *spec.shape)
 
 
@@ -150,9 +148,9 @@ def test_posteriors_take_any_batch_shape() -> None:
 def test_vectorised_particles_estimate_the_same(make: Callable, spell_out_nesting: bool) -> None:
     nesting = {"max_plate_nesting": 1} if spell_out_nesting else {}
     with local_parameters(), torch.no_grad():
-        programs, x = toy(alpha=0.95), random_images(SPEC, (2,))
-        vectorised = make(num_particles=30, vectorize_particles=True, **nesting)(programs.model, programs.guide)
-        one = make(**nesting)(programs.model, programs.guide)
+        vae, x = toy(alpha=0.95), random_images(SPEC, (2,))
+        vectorised = make(num_particles=30, vectorize_particles=True, **nesting)(vae.model, vae.guide)
+        one = make(**nesting)(vae.model, vae.guide)
         many = torch.stack([torch.as_tensor(vectorised(x)) for _ in range(5)])
         few = torch.stack([torch.as_tensor(one(x)) for _ in range(100)])
     error = (many.var() / len(many) + few.var() / len(few)).sqrt()
@@ -162,15 +160,15 @@ def test_vectorised_particles_estimate_the_same(make: Callable, spell_out_nestin
 
 def test_the_elbo_is_likelihood_less_rate() -> None:
     with local_parameters(), torch.no_grad():
-        programs, x = toy().double(), random_images(SPEC, (4,))
-        q, p = programs.guide.posterior(x), programs.model.prior()
+        vae, x = toy().double(), random_images(SPEC, (4,))
+        q, p = vae.guide.posterior(x), vae.model.prior()
         for make in (Trace_ELBO, TraceMeanField_ELBO):
             torch.manual_seed(0)
             z = q.rsample()
             rate = kl_divergence(q, p) if make is TraceMeanField_ELBO else q.log_prob(z) - p.log_prob(z)
-            expected = (rate - programs.model.likelihood(z).log_prob(x)).sum()
+            expected = (rate - vae.model.likelihood(z).log_prob(x)).sum()
             torch.manual_seed(0)
-            loss = make(max_plate_nesting=1)(programs.model, programs.guide)(x)
+            loss = make(max_plate_nesting=1)(vae.model, vae.guide)(x)
             torch.testing.assert_close(torch.as_tensor(loss), expected)
 
 
@@ -178,15 +176,15 @@ def test_the_elbo_is_likelihood_less_rate() -> None:
 def test_renyi_of_order_0_is_the_importance_weighted_bound_of_each_image(vectorize: bool) -> None:
     particles = 5
     with local_parameters(), torch.no_grad():
-        programs, x = toy().double(), random_images(SPEC, (3,))
-        q, p = programs.guide.posterior(x), programs.model.prior()
+        vae, x = toy().double(), random_images(SPEC, (3,))
+        q, p = vae.guide.posterior(x), vae.model.prior()
         elbo = RenyiELBO(alpha=0, num_particles=particles, vectorize_particles=vectorize, max_plate_nesting=1)
         torch.manual_seed(0)
         z = q.rsample((particles,)) if vectorize else torch.stack([q.rsample() for _ in range(particles)])
-        log_w = p.log_prob(z) + programs.model.likelihood(z).log_prob(x) - q.log_prob(z)
+        log_w = p.log_prob(z) + vae.model.likelihood(z).log_prob(x) - q.log_prob(z)
         expected = -(log_w.logsumexp(0) - math.log(particles)).sum()
         torch.manual_seed(0)
-        loss = elbo.loss(programs.model, programs.guide, x)
+        loss = elbo.loss(vae.model, vae.guide, x)
     torch.testing.assert_close(torch.as_tensor(loss).double(), expected.double(), rtol=1e-6, atol=0)
 
 
@@ -195,20 +193,20 @@ def test_renyi_of_order_0_is_the_importance_weighted_bound_of_each_image(vectori
 
 def test_a_silent_guide_stands_at_the_floor() -> None:
     with local_parameters(), torch.no_grad():
-        programs, x = toy().double(), random_images(SPEC, (4,))
-        nn.init.zeros_(programs.guide.encoder.out.weight)
-        nn.init.zeros_(programs.guide.encoder.out.bias)
-        prior = programs.model.prior()
-        kl_b = kl_divergence(programs.guide.posterior(x), prior)
+        vae, x = toy().double(), random_images(SPEC, (4,))
+        nn.init.zeros_(vae.guide.encoder.out.weight)
+        nn.init.zeros_(vae.guide.encoder.out.bias)
+        prior = vae.model.prior()
+        kl_b = kl_divergence(vae.guide.posterior(x), prior)
     delta = ar1_committed_rate(prior.alpha, LENGTH)
     torch.testing.assert_close(kl_b, delta.expand(4), rtol=1e-6, atol=0)
 
 
 def test_training_starts_near_the_floor(spec: ImageSpec) -> None:
     with local_parameters(), torch.no_grad():
-        programs = toy(spec)
-        prior = programs.model.prior()
-        kl_b = kl_divergence(programs.guide.posterior(random_images(spec, (16,))), prior)
+        vae = toy(spec)
+        prior = vae.model.prior()
+        kl_b = kl_divergence(vae.guide.posterior(random_images(spec, (16,))), prior)
     delta = ar1_committed_rate(prior.alpha, LENGTH)
     assert (kl_b >= delta).all()
     assert (kl_b < 1.5 * delta + 1).all()
@@ -219,13 +217,13 @@ def test_no_weights_pass_below_the_floor(bf16: bool) -> None:
     x = random_images(SPEC, (8,))
     with local_parameters(), torch.no_grad():
         for seed in range(20):
-            programs = randomise(toy(alpha=0.99), seed).float()
+            vae = randomise(toy(alpha=0.99), seed).float()
             # weights of every size, from silent to loud
-            for parameter in programs.guide.encoder.out.parameters():
+            for parameter in vae.guide.encoder.out.parameters():
                 parameter.mul_(10.0 ** (seed % 5 - 3))
-            set_bf16(programs, bf16)
-            q = programs.guide.posterior(x)
-            prior = GaussianAR1(programs.model.prior.alpha.double(), LENGTH)
+            set_bf16(vae, bf16)
+            q = vae.guide.posterior(x)
+            prior = GaussianAR1(vae.model.prior.alpha.double(), LENGTH)
             kl_b = kl_divergence(type(q)(torch.distributions.Normal(q.mean.double(), q.stddev.double()), 2), prior)
             assert (kl_b >= ar1_committed_rate(prior.alpha, LENGTH) * (1 - 1e-9)).all()
 
@@ -245,12 +243,12 @@ def unmoved(module: nn.Module, before: dict[str, Tensor]) -> list[str]:
 def test_svi_moves_every_parameter(make: Callable) -> None:
     """Pyro's own loop, under Pyro's default setting."""
     assert pyro.settings.get("module_local_params") is False
-    programs, x = toy(), random_images(SPEC, (4,))
-    before = snapshot(programs)
-    svi = SVI(programs.model, programs.guide, pyro.optim.Adam({"lr": 1e-2}), loss=make())
+    vae, x = toy(), random_images(SPEC, (4,))
+    before = snapshot(vae)
+    svi = SVI(vae.model, vae.guide, pyro.optim.Adam({"lr": 1e-2}), loss=make())
     losses = [svi.step(x) for _ in range(2)]
     assert all(loss == loss for loss in losses)
-    assert unmoved(programs, before) == []
+    assert unmoved(vae, before) == []
     # one entry for each parameter: no two of model and guide share one
     assert len(list(pyro.get_param_store().keys())) == len(before)
 
@@ -259,13 +257,13 @@ def test_svi_moves_every_parameter(make: Callable) -> None:
 @pytest.mark.parametrize("use_latents", [True, False])
 def test_a_torch_optimiser_moves_every_parameter(make: Callable, use_latents: bool) -> None:
     with local_parameters():
-        programs, x = toy(use_latents=use_latents), random_images(SPEC, (4,))
-        before = snapshot(programs)
-        loss = make(max_plate_nesting=1)(programs.model, programs.guide)
+        vae, x = toy(use_latents=use_latents), random_images(SPEC, (4,))
+        before = snapshot(vae)
+        loss = make(max_plate_nesting=1)(vae.model, vae.guide)
         optimiser = torch.optim.Adam(loss.parameters(), lr=1e-2)
         loss(x).backward()
         optimiser.step()
-        assert unmoved(programs, before) == []
+        assert unmoved(vae, before) == []
         assert len(pyro.get_param_store()) == 0
 
 
@@ -307,19 +305,19 @@ def test_pixels_are_scaled_and_marked_with_ones(levels: int, x: list[int], expec
 
 def test_double_precision_end_to_end(spec: ImageSpec) -> None:
     with local_parameters():
-        programs, x = toy(spec).double(), random_images(spec, (3,)).to(torch.uint8)
-        trace = poutine.trace(programs.model).get_trace(batch=3)
+        vae, x = toy(spec).double(), random_images(spec, (3,)).to(torch.uint8)
+        trace = poutine.trace(vae.model).get_trace(batch=3)
         trace.compute_log_prob()
         assert trace.nodes["z"]["value"].dtype == torch.float64
         assert trace.nodes["x"]["log_prob"].dtype == torch.float64
-        assert programs.guide.posterior(x).mean.dtype == torch.float64
-        loss = TraceMeanField_ELBO(max_plate_nesting=1)(programs.model, programs.guide)(x)
+        assert vae.guide.posterior(x).mean.dtype == torch.float64
+        loss = TraceMeanField_ELBO(max_plate_nesting=1)(vae.model, vae.guide)(x)
         assert loss.dtype == torch.float64
         single = toy(spec)
-        single.load_state_dict(programs.state_dict())
+        single.load_state_dict(vae.state_dict())
         z = trace.nodes["z"]["value"]
         torch.testing.assert_close(
-            single.model.likelihood(z.float()).log_prob(x).double(), programs.model.likelihood(z).log_prob(x),
+            single.model.likelihood(z.float()).log_prob(x).double(), vae.model.likelihood(z).log_prob(x),
             rtol=1e-4, atol=1e-4,
         )  # fmt: skip
 
@@ -327,27 +325,27 @@ def test_double_precision_end_to_end(spec: ImageSpec) -> None:
 def test_bf16_stays_inside_the_networks(spec: ImageSpec) -> None:
     x = random_images(spec, (4,))
     with local_parameters():
-        programs = toy(spec)
+        vae = toy(spec)
         z = torch.randn(4, LENGTH, DIMS)
 
         def outputs() -> list[Tensor]:
-            q = programs.guide.posterior(x)
-            return [q.mean, q.stddev, programs.model.likelihood(z).parameters_at(x)]
+            q = vae.guide.posterior(x)
+            return [q.mean, q.stddev, vae.model.likelihood(z).parameters_at(x)]
 
-        exact, exact_log_p = outputs(), programs.model.likelihood(z).log_prob(x)
-        set_bf16(programs, True)
-        rounded, log_p = outputs(), programs.model.likelihood(z).log_prob(x)
-        loss = TraceMeanField_ELBO(max_plate_nesting=1)(programs.model, programs.guide)(x)
+        exact, exact_log_p = outputs(), vae.model.likelihood(z).log_prob(x)
+        set_bf16(vae, True)
+        rounded, log_p = outputs(), vae.model.likelihood(z).log_prob(x)
+        loss = TraceMeanField_ELBO(max_plate_nesting=1)(vae.model, vae.guide)(x)
         loss.backward()
-        assert all(p.dtype == torch.float32 and p.grad.isfinite().all() for p in programs.parameters())
+        assert all(p.dtype == torch.float32 and p.grad.isfinite().all() for p in vae.parameters())
         for wide, narrow in zip(exact, rounded, strict=True):
             assert narrow.dtype == torch.float32
             assert not torch.equal(wide, narrow)  # autocast did run
             assert (wide - narrow).abs().max() < 0.03 * wide.abs().max()
         torch.testing.assert_close(log_p, exact_log_p, rtol=0.02, atol=0)
-        drawn = programs.model.likelihood(z).sample()
+        drawn = vae.model.likelihood(z).sample()
         assert drawn.shape == x.shape
-        set_bf16(programs, False)
+        set_bf16(vae, False)
         for wide, again in zip(exact, outputs(), strict=True):
             assert torch.equal(wide, again)
 
@@ -355,16 +353,16 @@ def test_bf16_stays_inside_the_networks(spec: ImageSpec) -> None:
 def test_channels_last_keeps_the_values() -> None:
     x = random_images(COLOUR, (3,))
     with local_parameters(), torch.no_grad():
-        programs = randomise(toy(COLOUR))
+        vae = randomise(toy(COLOUR))
         z = torch.randn(3, LENGTH, DIMS, dtype=torch.float64)
-        mean, log_p = programs.guide.posterior(x).mean, programs.model.likelihood(z).log_prob(x)
+        mean, log_p = vae.guide.posterior(x).mean, vae.model.likelihood(z).log_prob(x)
         torch.manual_seed(1)
-        drawn = programs.model.likelihood(z).sample()
-        programs.to(memory_format=torch.channels_last)
-        torch.testing.assert_close(programs.guide.posterior(x).mean, mean, rtol=1e-10, atol=1e-12)
-        torch.testing.assert_close(programs.model.likelihood(z).log_prob(x), log_p, rtol=1e-10, atol=0)
+        drawn = vae.model.likelihood(z).sample()
+        vae.to(memory_format=torch.channels_last)
+        torch.testing.assert_close(vae.guide.posterior(x).mean, mean, rtol=1e-10, atol=1e-12)
+        torch.testing.assert_close(vae.model.likelihood(z).log_prob(x), log_p, rtol=1e-10, atol=0)
         torch.manual_seed(1)
-        assert torch.equal(programs.model.likelihood(z).sample(), drawn)
+        assert torch.equal(vae.model.likelihood(z).sample(), drawn)
 
 
 DECODERS = {"gated_pixelcnn": ConditionalGatedPixelCNN, "pixelsnail": ConditionalPixelSNAIL}
@@ -376,9 +374,9 @@ def test_networks_of_presets_have_their_shapes_on_the_meta_device(name: str) -> 
     spec, batch = SPECS[settings.data.name], 64
     dims, length = settings.prior.options["dims"], settings.prior.options["length"] or spec.height
     with torch.device("meta"):
-        first_row = rows_of_steps(length, spec.height)
-        decoder = DECODERS[settings.likelihood.program](spec, first_row, dims, **settings.likelihood.options)
-        encoder = ImageEncoder(spec, regions(first_row, 1, spec.height, spec.width), 2 * dims, **settings.guide.options)
+        starts = rows_of_steps(length, spec.height)
+        decoder = DECODERS[settings.likelihood.program](spec, starts, dims, **settings.likelihood.options)
+        encoder = ImageEncoder(spec, regions(starts, 1, spec.height, spec.width), 2 * dims, **settings.guide.options)
         x = torch.zeros(batch, *spec.shape, dtype=torch.int64)
         z = torch.zeros(batch, length, dims)
     per_pixel = settings.likelihood.options["mixtures"] * (10 if spec.channels == 3 else 3)
@@ -392,17 +390,17 @@ def test_networks_of_presets_have_their_shapes_on_the_meta_device(name: str) -> 
 @pytest.mark.parametrize("bf16", [False, True], ids=["float32", "bf16"])
 def test_programs_run_where_their_parameters_are(bf16: bool) -> None:
     with local_parameters():
-        programs, x = toy(COLOUR).cuda(), random_images(COLOUR, (4,)).cuda()
-        drawn = poutine.trace(programs.model).get_trace(batch=3)
+        vae, x = toy(COLOUR).cuda(), random_images(COLOUR, (4,)).cuda()
+        drawn = poutine.trace(vae.model).get_trace(batch=3)
         assert all(drawn.nodes[site]["value"].is_cuda for site in ("z", "x"))
-        assert programs.guide.posterior(x).mean.is_cuda
-        set_bf16(programs, bf16)
-        before = snapshot(programs)
-        loss = TraceMeanField_ELBO(max_plate_nesting=1)(programs.model, programs.guide)
+        assert vae.guide.posterior(x).mean.is_cuda
+        set_bf16(vae, bf16)
+        before = snapshot(vae)
+        loss = TraceMeanField_ELBO(max_plate_nesting=1)(vae.model, vae.guide)
         optimiser = torch.optim.Adam(loss.parameters(), lr=1e-2)
         loss(x).backward()
         optimiser.step()
-        assert unmoved(programs, before) == []
+        assert unmoved(vae, before) == []
 
 
 @pytest.mark.cuda
@@ -410,9 +408,9 @@ def test_programs_run_where_their_parameters_are(bf16: bool) -> None:
 def test_both_devices_score_alike() -> None:
     x, z = random_images(COLOUR, (4,)), torch.randn(4, LENGTH, DIMS, dtype=torch.float64)
     with local_parameters(), torch.no_grad():
-        programs = randomise(toy(COLOUR))
-        here = programs.model.likelihood(z).log_prob(x)
-        there = programs.cuda().model.likelihood(z.cuda()).log_prob(x.cuda())
+        vae = randomise(toy(COLOUR))
+        here = vae.model.likelihood(z).log_prob(x)
+        there = vae.cuda().model.likelihood(z.cuda()).log_prob(x.cuda())
     torch.testing.assert_close(there.cpu(), here, rtol=1e-8, atol=0)
 
 
@@ -444,14 +442,14 @@ def test_a_posterior_of_another_length_is_refused() -> None:
 def test_presets_build_programs(name: str) -> None:
     settings = config.load_preset(name)
     spec = SPECS[settings.data.name]
-    programs = build(settings, spec)
+    vae = build(settings, spec)
     options = settings.prior.options
     length = options["length"] or spec.height
     x = random_images(spec, (2,))
     with local_parameters():
-        prior = programs.model.prior()
+        prior = vae.model.prior()
         assert prior.event_shape == (length, options["dims"])
-        q = programs.guide.posterior(x)
+        q = vae.guide.posterior(x)
         delta = ar1_committed_rate(prior.alpha, length)
         if (rate := options["rate_nats"]) is not None:
             assert abs(delta.item() - rate) < 1e-5 * rate + 1e-9
@@ -464,30 +462,30 @@ def test_presets_take_a_step_with_their_own_training_settings(name: str) -> None
     settings = config.load_preset(name, [*once, ("training.compile", False)])
     spec = SPECS[settings.data.name]
     split = Split(random_images(spec, (2,)).to(torch.uint8), None)
-    programs = build(settings, spec)
-    before = snapshot(programs)
+    vae = build(settings, spec)
+    before = snapshot(vae)
     lines: list[dict[str, Any]] = []
-    Trainer(settings, ImageData(spec, split, split, split, "toy", None), programs, lines.append).run()
+    PyroTraining(settings, ImageData(spec, split, split, split, "toy", None), vae, lines.append).run()
     assert [line["step"] for line in lines] == [1]
     assert lines[0]["skipped"] == 0
-    assert unmoved(programs, before) == []
+    assert unmoved(vae, before) == []
 
 
 # --- the guide's start ---
 
 
 def test_a_guide_starts_from_data_with_informative_means() -> None:
-    programs, x = toy(), random_images(SPEC, (64,))
-    before = programs.guide.posterior(x).mean
-    programs.guide.start_from(x)
-    q = programs.guide.posterior(x)
+    vae, x = toy(), random_images(SPEC, (64,))
+    before = vae.guide.posterior(x).mean
+    vae.guide.start_from(x)
+    q = vae.guide.posterior(x)
     # without it, hardly anything differs from image to image
     assert before.std(0).mean() < 0.05
     means_kd = q.mean.flatten(0, 1)
     torch.testing.assert_close(means_kd.mean(0), torch.zeros(DIMS), atol=1e-4, rtol=0)
     torch.testing.assert_close(means_kd.std(0, correction=0), torch.ones(DIMS), atol=1e-3, rtol=0)
     assert (q.mean.std(0) > 0.2).all()
-    torch.testing.assert_close(q.stddev, programs.guide.scale.expand_as(q.stddev))
+    torch.testing.assert_close(q.stddev, vae.guide.scale.expand_as(q.stddev))
 
 
 def test_a_guide_starts_finite_where_images_are_blank() -> None:
@@ -506,9 +504,9 @@ def test_training_starts_the_guide_once() -> None:
     spec = SPECS["digits"]
     split = Split(random_images(spec, (40,)).to(torch.uint8), None)
     data = ImageData(spec, split, split, split, "toy", None)
-    first = Trainer(settings, data, build(settings, spec), [].append)
-    assert first.programs.guide.posterior(split.images).mean.std(0).mean() > 0.3
+    first = PyroTraining(settings, data, build(settings, spec), [].append)
+    assert first.vae.guide.posterior(split.images).mean.std(0).mean() > 0.3
     state = first.state() | {"programs": build(settings, spec).state_dict()}
-    second = Trainer(settings, data, build(settings, spec), [].append)
+    second = PyroTraining(settings, data, build(settings, spec), [].append)
     second.restore(state, Path("run"))
-    torch.testing.assert_close(second.programs.state_dict(), state["programs"], rtol=0, atol=0)
+    torch.testing.assert_close(second.vae.state_dict(), state["programs"], rtol=0, atol=0)

@@ -34,7 +34,7 @@ import pyro_delta.rate as pyro_rate
 from pyro_delta import twin
 from pyro_delta.data.spec import ImageSpec
 from pyro_delta.errors import UserError
-from pyro_delta.models.auxiliary import LSTMPrior as PyroLSTMPrior
+from pyro_delta.models.priors.auxiliary import LSTMPrior as PyroLSTMPrior
 from pyro_delta.programs import SHIPPED, find
 from pyro_delta.twin import priors as twin_priors
 from pyro_delta.twin.auxiliary import LSTMPrior, SequentialGaussian, Weights

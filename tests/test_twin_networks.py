@@ -22,8 +22,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from pyro_delta.twin import causal, conditional, gated_pixelcnn, pixelsnail
-from pyro_delta.twin.conditional import ConditionalGatedPixelCNN, ConditionalPixelSNAIL, generate
-from pyro_delta.twin.encoder import ImageEncoder
+from pyro_delta.twin.images.conditional import ConditionalGatedPixelCNN, ConditionalPixelSNAIL, generate
+from pyro_delta.twin.images.encoder import ImageEncoder
 from pyro_delta.twin.weights import load_weights, torch_weights
 
 # Compiling is most of the time here, and nothing runs for long.
@@ -50,28 +50,28 @@ class Case(NamedTuple):
     """n; 0 for an encoder, which takes no z"""
 
 
-def decoder(torch_class: Any, twin_class: Any, spec: ImageSpec, first_row: list[int], **settings: Any) -> Case:
+def decoder(torch_class: Any, twin_class: Any, spec: ImageSpec, starts: list[int], **settings: Any) -> Case:
     return Case(
-        lambda: torch_class(spec, StepsPrior(first_row, [0.5] * DIMS), **settings).network,
-        lambda: twin_class(spec, first_row, DIMS, **settings, rngs=nnx.Rngs(0)),
+        lambda: torch_class(spec, StepsPrior(starts, [0.5] * DIMS), **settings).network,
+        lambda: twin_class(spec, starts, DIMS, **settings, rngs=nnx.Rngs(0)),
         spec,
-        len(first_row),
+        len(starts),
     )
 
 
-def gated(spec: ImageSpec, first_row: list[int], **settings: Any) -> Case:
-    return decoder(GatedPixelCNNLikelihood, ConditionalGatedPixelCNN, spec, first_row, **settings)
+def gated(spec: ImageSpec, starts: list[int], **settings: Any) -> Case:
+    return decoder(GatedPixelCNNLikelihood, ConditionalGatedPixelCNN, spec, starts, **settings)
 
 
-def snail(spec: ImageSpec, first_row: list[int], **settings: Any) -> Case:
-    return decoder(PixelSNAILLikelihood, ConditionalPixelSNAIL, spec, first_row, **settings)
+def snail(spec: ImageSpec, starts: list[int], **settings: Any) -> Case:
+    return decoder(PixelSNAILLikelihood, ConditionalPixelSNAIL, spec, starts, **settings)
 
 
-def encoder(spec: ImageSpec, first_row: list[int], *, bidirectional: bool = False, **settings: Any) -> Case:
+def encoder(spec: ImageSpec, starts: list[int], *, bidirectional: bool = False, **settings: Any) -> Case:
     guide = BidirectionalGuide if bidirectional else AntiCausalGuide
     return Case(
-        lambda: guide(spec, StepsPrior(first_row, [0.5] * DIMS), **settings).encoder,
-        lambda: ImageEncoder(spec, first_row, 2 * DIMS, anti_causal=not bidirectional, **settings, rngs=nnx.Rngs(0)),
+        lambda: guide(spec, StepsPrior(starts, [0.5] * DIMS), **settings).encoder,
+        lambda: ImageEncoder(spec, starts, 2 * DIMS, anti_causal=not bidirectional, **settings, rngs=nnx.Rngs(0)),
         spec,
         0,
     )
@@ -81,7 +81,7 @@ def lattice_encoder(spec: ImageSpec, rows: int, columns: int, **settings: Any) -
     prior = LatticePrior(spec, dims=DIMS, rows=rows, columns=columns, alpha=0.5)
     return Case(
         lambda: AntiCausalGuide(spec, prior, **settings).encoder,
-        lambda: ImageEncoder(spec, prior.first_row.tolist(), 2 * DIMS, columns=columns, **settings, rngs=nnx.Rngs(0)),
+        lambda: ImageEncoder(spec, prior.starts.tolist(), 2 * DIMS, columns=columns, **settings, rngs=nnx.Rngs(0)),
         spec,
         0,
     )
@@ -317,7 +317,7 @@ PLANTS: dict[str, tuple[str, Any, str, Any]] = {
         "gated, grey, strides, odd size, rows without a step",
         conditional.LatentMap,
         "_visible",
-        lambda self: np.asarray(self.first_row) < np.arange(self.height)[:, None],
+        lambda self: np.asarray(self.starts) < np.arange(self.height)[:, None],
     ),
     "the halves of the gate swapped": (
         "gated, no latents",

@@ -11,10 +11,10 @@ import torch
 from networks import random_images, randomise
 
 from pyro_delta import config, programs
-from pyro_delta.build import Programs, build, local_parameters
+from pyro_delta.build import VAE, build, local_parameters
 from pyro_delta.data.spec import ImageSpec
+from pyro_delta.diagnostics.bounds import with_prior
 from pyro_delta.errors import UserError
-from pyro_delta.evaluation.bound import with_prior
 from pyro_delta.models import LSTMPrior
 from pyro_delta.report import pictures
 
@@ -24,8 +24,8 @@ import jax
 import jax.numpy as jnp
 
 from pyro_delta.twin import auxiliary, conditional, distributions, encoder, gated_pixelcnn, priors, sampling
+from pyro_delta.twin import build as twins
 from pyro_delta.twin import crosscheck as crosschecking
-from pyro_delta.twin import programs as twins
 from pyro_delta.twin.crosscheck import Crosscheck, crosscheck
 from pyro_delta.twin.weights import load_weights
 
@@ -100,7 +100,7 @@ def settings_of(case: Case) -> config.Config:
     return config.validate({"data": {}, "training": {"steps": 1}, **sections})
 
 
-def pyro_programs(case: Case) -> Programs:
+def pyro_programs(case: Case) -> VAE:
     made = build(settings_of(case), case.spec)
     if not case.auxiliary:
         return made
@@ -109,7 +109,7 @@ def pyro_programs(case: Case) -> Programs:
 
 
 @cache
-def pair(name: str) -> tuple[Programs, twins.Programs]:
+def pair(name: str) -> tuple[VAE, twins.VAE]:
     """Built once: every seed brings its own weights."""
     case = CASES[name]
     made, twin = pyro_programs(case), twins.build(settings_of(case), case.spec)
@@ -118,7 +118,7 @@ def pair(name: str) -> tuple[Programs, twins.Programs]:
     return made, twin
 
 
-def compared(case: Case, made: Programs, twin: twins.Programs, seed: int = 0, **options: Any) -> Crosscheck:
+def compared(case: Case, made: VAE, twin: twins.VAE, seed: int = 0, **options: Any) -> Crosscheck:
     images = random_images(case.spec, (3,), seed).to(torch.uint8)
     return crosscheck(randomise(made, seed), twin, images, elbo=case.elbo, seed=seed, **options)
 
@@ -289,8 +289,8 @@ def test_a_twin_that_is_not_there_is_said_in_a_sentence(place: Any, tmp_path: An
 
 def test_a_twin_of_other_steps_than_its_rows_is_refused(tmp_path: Any) -> None:
     path = tmp_path / "mine.py"
-    path.write_text(OWN.replace("t = jnp.arange(self.first_row.shape[0])", "t = jnp.arange(3)"))
-    with pytest.raises(UserError, match=r"has event shape \(3, 1\) and first_row \(4,\)"):
+    path.write_text(OWN.replace("t = jnp.arange(self.starts.shape[0])", "t = jnp.arange(3)"))
+    with pytest.raises(UserError, match=r"has event shape \(3, 1\) and starts \(4,\)"):
         twins.build(settings_of(FIRST._replace(prior={"program": f"{path}:Mine"})), FIRST.spec)
 
 
@@ -333,10 +333,10 @@ from pyro_delta.twin.variables import Buffer
 
 class Twin(nnx.Module):
     def __init__(self, spec, *, alpha=0.5):
-        self.first_row, self.alpha = Buffer(jnp.arange(spec.height)), Buffer(jnp.full(1, alpha))
+        self.starts, self.alpha = Buffer(jnp.arange(spec.height)), Buffer(jnp.full(1, alpha))
 
     def __call__(self):
-        t = jnp.arange(self.first_row.shape[0])
+        t = jnp.arange(self.starts.shape[0])
         normal = dist.MultivariateNormal(jnp.zeros(len(t)), self.alpha[...] ** jnp.abs(t[:, None] - t))
         return dist.TransformedDistribution(normal, dist.transforms.ReshapeTransform((len(t), 1), (len(t),)))
 
@@ -345,11 +345,11 @@ class Mine(PyroModule):
 
     def __init__(self, spec, *, alpha=0.5):
         super().__init__()
-        self.register_buffer("first_row", torch.arange(spec.height))
+        self.register_buffer("starts", torch.arange(spec.height))
         self.register_buffer("alpha", torch.full((1,), alpha))
 
     def forward(self):
-        return GaussianAR1(self.alpha, len(self.first_row))
+        return GaussianAR1(self.alpha, len(self.starts))
 """
 
 

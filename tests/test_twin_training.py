@@ -15,7 +15,7 @@ from pyro_delta import config
 from pyro_delta.build import build
 from pyro_delta.data import load
 from pyro_delta.errors import CheckFailed, UserError
-from pyro_delta.inference.loop import Trainer
+from pyro_delta.inference.pyro_training import PyroTraining
 
 pytest.importorskip("flax")
 
@@ -26,10 +26,10 @@ import optax
 from flax import nnx
 from numpyro.contrib.module import nnx_module
 
-from pyro_delta.twin import programs as twins
+from pyro_delta.twin import build as twins
 from pyro_delta.twin import training
-from pyro_delta.twin.programs import Programs
-from pyro_delta.twin.training import NumPyroTrainer, Rule, make_optimizer, negative_elbo
+from pyro_delta.twin.build import VAE
+from pyro_delta.twin.numpyro_training import NumPyroTraining, Rule, make_optimizer, negative_elbo
 from pyro_delta.twin.weights import load_weights, torch_weights
 
 TRUNK = {"channels": [4], "row_blocks": [1], "pixel_blocks": 1}
@@ -65,7 +65,7 @@ def one_build() -> Iterator[None]:
 SAVED: dict[str, Any] = {}
 
 
-def twin_of(made: config.Config, data: Any) -> Programs:
+def twin_of(made: config.Config, data: Any) -> VAE:
     key = str(made.prior)
     if key not in SAVED:
         SAVED[key] = nnx.split(twins.build(made, data.spec))
@@ -73,13 +73,13 @@ def twin_of(made: config.Config, data: Any) -> Programs:
     return nnx.merge(graph, jax.tree.map(jnp.copy, state))
 
 
-def trainer_of(data: Any, lines: list[dict[str, Any]] | None = None, **options: Any) -> NumPyroTrainer:
+def trainer_of(data: Any, lines: list[dict[str, Any]] | None = None, **options: Any) -> NumPyroTraining:
     made = settings(**({"steps": 6} | options))
     log = (lambda line: None) if lines is None else lines.append
-    return NumPyroTrainer(made, data, build(made, data.spec), twin_of(made, data), log)
+    return NumPyroTraining(made, data, build(made, data.spec), twin_of(made, data), log)
 
 
-def weights_of(trainer: NumPyroTrainer) -> dict[str, np.ndarray[Any, Any]]:
+def weights_of(trainer: NumPyroTraining) -> dict[str, np.ndarray[Any, Any]]:
     return {name: value.numpy() for name, value in trainer.state()["programs"].items()}
 
 
@@ -143,17 +143,17 @@ def test_updates_are_those_of_the_pyro_trainer(
     quiet(monkeypatch)
     made = settings(steps=6, elbo="mean_field", **options)
     torch.manual_seed(0)
-    reference = Trainer(made, data, build(made, data.spec).double(), (pyro_lines := []).append)
+    reference = PyroTraining(made, data, build(made, data.spec).double(), (pyro_lines := []).append)
     with jax.enable_x64(True):
         twin = twins.build(made, data.spec)
-        theirs = NumPyroTrainer(made, data, build(made, data.spec).double(), twin, (lines := []).append)
-        state = reference.programs.state_dict()
+        theirs = NumPyroTraining(made, data, build(made, data.spec).double(), twin, (lines := []).append)
+        state = reference.vae.state_dict()
         load_weights(twin, state)
         theirs.buffers = nnx.split(twin, nnx.Param, ...)[2]
         theirs.steps = theirs.steps._replace(weights=theirs._from_torch(state), average=theirs._from_torch(state))
         reference.run()
         theirs.run()
-    assert_equal(weights_of(theirs), reference.programs.state_dict(), rtol=rtol, atol=rtol / 100)
+    assert_equal(weights_of(theirs), reference.vae.state_dict(), rtol=rtol, atol=rtol / 100)
     assert_equal(dict(theirs.averaged().state_dict()), reference.averaged().state_dict(), rtol=rtol, atol=rtol / 100)
     assert len(lines) == len(pyro_lines) == 2
     for found, expected in zip(lines, pyro_lines, strict=True):
@@ -188,7 +188,7 @@ def test_a_learned_prior_moves_and_keeps_its_floor(data: Any) -> None:
     made = settings(steps=9)
     made = config.overlaid(made.model_dump(), [("prior.program", "ar1_learned"), ("prior.floor_nats", 1.5)])
     lines: list[dict[str, Any]] = []
-    NumPyroTrainer(made, data, build(made, data.spec), twins.build(made, data.spec), lines.append).run()
+    NumPyroTraining(made, data, build(made, data.spec), twins.build(made, data.spec), lines.append).run()
     committed = [line["committed_nats"] for line in lines]
     assert committed[0] != committed[-1]
     assert min(committed) >= 1.5
@@ -240,22 +240,22 @@ def test_steps_that_are_not_finite_are_skipped_and_end_a_run(data: Any, monkeypa
 def test_what_it_does_not_do_is_refused(data: Any, pairs: list[tuple[str, Any]], message: str) -> None:
     made = config.overlaid(settings(steps=1).model_dump(), pairs)
     with pytest.raises(UserError, match=message):
-        NumPyroTrainer(made, data, build(made, data.spec), twin_of(made, data), lambda line: None)
+        NumPyroTraining(made, data, build(made, data.spec), twin_of(made, data), lambda line: None)
 
 
 def test_weights_that_do_not_fit_are_named_before_training(data: Any) -> None:
     """Not when the averaged weights are first evaluated."""
     made, other = settings(steps=1), config.overlaid(settings(steps=1).model_dump(), [("prior.dims", 2)])
     with pytest.raises(UserError, match=r"the weight .* has shape .*; the twin's has"):
-        NumPyroTrainer(made, data, build(made, data.spec), twins.build(other, data.spec), lambda line: None)
+        NumPyroTraining(made, data, build(made, data.spec), twins.build(other, data.spec), lambda line: None)
 
 
 def test_a_run_has_pyro_s_fixed_numbers(data: Any) -> None:
     """Not the twin's: a crosscheck of the run would compare those with themselves."""
     made, other = settings(steps=1), config.overlaid(settings(steps=1).model_dump(), [("prior.rate_nats", 3.0)])
-    programs = build(made, data.spec)
-    alpha = programs.model.prior.alpha.clone()
-    trainer = NumPyroTrainer(made, data, programs, twins.build(other, data.spec), lambda line: None)
+    vae = build(made, data.spec)
+    alpha = vae.model.prior.alpha.clone()
+    trainer = NumPyroTraining(made, data, vae, twins.build(other, data.spec), lambda line: None)
     trainer.run()
     assert torch.equal(trainer.state()["programs"]["model.prior.alpha"], alpha)
     assert torch.equal(trainer.averaged().model.prior.alpha, alpha)
@@ -274,10 +274,10 @@ def test_a_posterior_without_a_closed_form_is_not_sampled_in_silence(
 
 def test_weights_survive_both_ways(data: Any) -> None:
     twin = twin_of(settings(steps=1), data)
-    programs = build(settings(steps=1), data.spec)
+    vae = build(settings(steps=1), data.spec)
     named = torch_weights(twin)
-    programs.load_state_dict({name: torch.from_numpy(value) for name, value in named.items()})
-    load_weights(twin, programs.state_dict())
+    vae.load_state_dict({name: torch.from_numpy(value) for name, value in named.items()})
+    load_weights(twin, vae.state_dict())
     assert_equal(torch_weights(twin), named, rtol=0, atol=0)
 
 

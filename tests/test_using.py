@@ -15,15 +15,15 @@ import torch
 from PIL import Image
 from test_cli import TINY, call
 
-from pyro_delta.build import Programs, build
+from pyro_delta.build import VAE, build
 from pyro_delta.config import load_preset
 from pyro_delta.data import load as load_data
+from pyro_delta.data.images.pictures import decode
 from pyro_delta.data.spec import ImageSpec
+from pyro_delta.diagnostics.images.inpainting import inpaint
+from pyro_delta.diagnostics.posterior import interpolate, posterior_data, save_netcdf
 from pyro_delta.distributions import GaussianAR1
 from pyro_delta.errors import UserError
-from pyro_delta.evaluation.inpainting import inpaint
-from pyro_delta.evaluation.latents import interpolate, posterior_data, save_netcdf
-from pyro_delta.report.pictures import decode
 
 SPEC = ImageSpec(1, 2, 2, 2)
 SMALL = [
@@ -36,7 +36,7 @@ SMALL = [
 
 
 @pytest.fixture(scope="module")
-def programs() -> Programs:
+def vae() -> VAE:
     """Untrained, far from the start, so that pixels and latents hang together."""
     torch.manual_seed(3)
     made = build(load_preset("digits", SMALL), SPEC)
@@ -80,18 +80,18 @@ def test_path_ends_where_it_should() -> None:
 
 
 @pytest.mark.parametrize("keep", [[[1, 1], [0, 0]], [[0, 0], [1, 1]], [[0, 1], [1, 0]]], ids=["top", "bottom", "odd"])
-def test_completions_have_the_exact_conditional_frequencies(programs: Programs, keep: list[list[int]]) -> None:
+def test_completions_have_the_exact_conditional_frequencies(vae: VAE, keep: list[list[int]]) -> None:
     """All 16 images of 2×2 bits, z summed out by brute force."""
     keep_hw = torch.tensor(keep).bool()
     images = torch.tensor(list(product((0, 1), repeat=4))).reshape(16, 1, 2, 2)
     with torch.no_grad():
-        z = programs.model.prior().expand([4000]).sample()
-        joint = torch.stack([programs.model.likelihood(z).log_prob(image).exp().mean() for image in images])
+        z = vae.model.prior().expand([4000]).sample()
+        joint = torch.stack([vae.model.likelihood(z).log_prob(image).exp().mean() for image in images])
     assert joint.sum() == pytest.approx(1, abs=1e-4)
     image = images[0b0110]
     agrees = ((images == image) | ~keep_hw).all((1, 2, 3))
     exact = torch.where(agrees, joint, 0) / joint[agrees].sum()
-    done = inpaint(programs, image, keep_hw, particles=4000, completions=4000)
+    done = inpaint(vae, image, keep_hw, particles=4000, completions=4000)
     codes = (done.images.flatten(1) * torch.tensor([8, 4, 2, 1])).sum(1)
     found = torch.bincount(codes, minlength=16) / 4000
     assert found[~agrees].sum() == 0
@@ -102,16 +102,16 @@ def test_completions_have_the_exact_conditional_frequencies(programs: Programs, 
     assert (exact - naive).abs().max() > 0.1, "the case would pass with any weights"
 
 
-def test_weights_matter(programs: Programs) -> None:
+def test_weights_matter(vae: VAE) -> None:
     """Kept pixels below the missing ones pull them: without weights the completion would be the decoder's own guess."""
     keep_hw = torch.tensor([[False, False], [True, True]])
-    done = inpaint(programs, torch.zeros(1, 2, 2, dtype=torch.int64), keep_hw, particles=500, completions=5)
+    done = inpaint(vae, torch.zeros(1, 2, 2, dtype=torch.int64), keep_hw, particles=500, completions=5)
     assert done.effective_sample_size < 499
     assert (done.images[:, 0, 1] == 0).all()
 
 
-def test_weights_that_diverged_are_told(programs: Programs) -> None:
-    diverged = copy.deepcopy(programs)
+def test_weights_that_diverged_are_told(vae: VAE) -> None:
+    diverged = copy.deepcopy(vae)
     with torch.no_grad():
         for parameter in diverged.model.likelihood.parameters():
             parameter.fill_(math.nan)
@@ -123,9 +123,9 @@ def test_weights_that_diverged_are_told(programs: Programs) -> None:
 # --- latents for ArviZ ---
 
 
-def test_netcdf_holds_what_the_guide_says(programs: Programs, tmp_path: Path) -> None:
+def test_netcdf_holds_what_the_guide_says(vae: VAE, tmp_path: Path) -> None:
     images = torch.randint(2, (7, 1, 2, 2), dtype=torch.uint8)
-    data = posterior_data(programs, images, draws=500, names=list("abcdefg"), batch=3)
+    data = posterior_data(vae, images, draws=500, names=list("abcdefg"), batch=3)
     save_netcdf(data, tmp_path / "z.nc")
     back = arviz.from_netcdf(tmp_path / "z.nc")
     z = back.posterior["z"]
@@ -133,7 +133,7 @@ def test_netcdf_holds_what_the_guide_says(programs: Programs, tmp_path: Path) ->
     assert z.shape == (1, 500, 7, 2, 2)
     assert list(z.coords["image"].values) == list("abcdefg")
     with torch.no_grad():
-        q = programs.guide.posterior(images)
+        q = vae.guide.posterior(images)
     np.testing.assert_allclose(back.constant_data["z_mean"], q.mean, rtol=1e-5)
     np.testing.assert_allclose(back.constant_data["z_scale"], q.stddev, rtol=1e-5)
     error = (z.mean(("chain", "draw")) - q.mean.numpy()) / q.stddev.clamp_min(1e-3).numpy()  # float32 draws
@@ -147,7 +147,7 @@ def test_a_full_disk_is_named_and_leaves_the_old_file(tmp_path: Path) -> None:
 import resource, signal, sys
 from pathlib import Path
 import arviz, numpy
-from pyro_delta.evaluation.latents import save_netcdf
+from pyro_delta.diagnostics.posterior import save_netcdf
 path = Path({str(tmp_path / "z.nc")!r})
 path.write_text("as it was")
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -163,9 +163,9 @@ except OSError as error:
     assert (tmp_path / "z.nc").read_text() == "as it was"
 
 
-def test_the_same_noise_gives_the_same_picture_for_the_same_z(programs: Programs) -> None:
+def test_the_same_noise_gives_the_same_picture_for_the_same_z(vae: VAE) -> None:
     z = torch.randn(2, 2)
-    pictures = decode(programs, z.expand(5, -1, -1), same_noise=True, batch=2)
+    pictures = decode(vae, z.expand(5, -1, -1), same_noise=True, batch=2)
     assert (pictures == pictures[0]).all()
 
 
@@ -256,7 +256,7 @@ from pyro.nn import PyroModule
 class Prior(PyroModule):
     def __init__(self, spec):
         super().__init__()
-        self.register_buffer("first_row", torch.arange(spec.height))
+        self.register_buffer("starts", torch.arange(spec.height))
         self.register_buffer("tril", torch.eye(2 * spec.height, dtype=torch.float64))
     def forward(self):
         flat = dist.MultivariateNormal(self.tril[0] * 0, scale_tril=self.tril)

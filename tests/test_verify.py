@@ -14,12 +14,12 @@ from pyro.nn import PyroModule
 from test_cli import call
 from torch import Tensor, nn
 
-from pyro_delta.build import Programs, build, local_parameters
+from pyro_delta.build import VAE, build, local_parameters
 from pyro_delta.config import load_preset
 from pyro_delta.data.spec import ImageSpec
+from pyro_delta.diagnostics.bounds import delta_of, floor_of
+from pyro_delta.diagnostics.verify import Certificate, verify
 from pyro_delta.distributions import AutoregressiveImage, GaussianAR1, GaussianSequence
-from pyro_delta.evaluation.bound import delta_of, floor_of
-from pyro_delta.evaluation.verify import Certificate, verify
 from pyro_delta.guides import AntiCausalGuide, IndependentDeltaGuide, StructuredGuide
 from pyro_delta.models import DeltaVAE, GatedPixelCNNLikelihood
 
@@ -34,7 +34,7 @@ SMALL = [
 ]
 
 
-def made(*settings: tuple[str, object]) -> Programs:
+def made(*settings: tuple[str, object]) -> VAE:
     torch.manual_seed(0)
     return build(load_preset("digits", [*SMALL, *settings]), SPEC)
 
@@ -65,13 +65,13 @@ def test_shipped_guides_pass(prior: str, guide: str, settings: list[tuple[str, o
 
 
 def test_verifying_changes_nothing() -> None:
-    programs = made()
-    before = {name: value.clone() for name, value in programs.state_dict().items()}
+    vae = made()
+    before = {name: value.clone() for name, value in vae.state_dict().items()}
     state = torch.get_rng_state()
-    verify(programs, SPEC)
+    verify(vae, SPEC)
     assert torch.equal(torch.get_rng_state(), state)
-    torch.testing.assert_close(programs.state_dict(), before, rtol=0, atol=0)
-    assert programs.training
+    torch.testing.assert_close(vae.state_dict(), before, rtol=0, atol=0)
+    assert vae.training
 
 
 # --- broken on purpose ---
@@ -90,33 +90,31 @@ class Around(nn.Module):
         return self.after(self.inner(*self.before(*x)), *x)
 
 
-def leaking_mask(programs: Programs) -> None:
+def leaking_mask(vae: VAE) -> None:
     """The within-row stream is not shifted: a pixel sees itself."""
-    trunk = programs.model.likelihood.network.trunk
+    trunk = vae.model.likelihood.network.trunk
     trunk.stem_pixels = Around(trunk.stem_pixels, before=lambda x: (F.pad(x, (0, 1))[..., 1:],))
 
 
-def leaking_far(programs: Programs) -> None:
+def leaking_far(vae: VAE) -> None:
     """A mean over the whole image."""
-    trunk = programs.model.likelihood.network.trunk
+    trunk = vae.model.likelihood.network.trunk
     trunk.head = Around(trunk.head, after=lambda out, h: out + h.mean((2, 3), keepdim=True))
 
 
-def batch_norm_decoder(programs: Programs) -> None:
-    trunk = programs.model.likelihood.network.trunk
+def batch_norm_decoder(vae: VAE) -> None:
+    trunk = vae.model.likelihood.network.trunk
     trunk.head = nn.Sequential(trunk.head, nn.BatchNorm2d(trunk.head.out_channels))
 
 
-def eager_conditioning(programs: Programs) -> None:
+def eager_conditioning(vae: VAE) -> None:
     """Every row sees all of z, which is not declared."""
-    programs.model.likelihood.network.latents.visible.fill_(True)
+    vae.model.likelihood.network.latents.visible.fill_(True)
 
 
-def causal_guide(programs: Programs) -> None:
+def causal_guide(vae: VAE) -> None:
     """An encoder that is turned around: z_t sees the rows up to t."""
-    programs.guide.encoder = Around(
-        programs.guide.encoder, before=lambda x: (x.flip(2),), after=lambda out, x: out.flip(1)
-    )
+    vae.guide.encoder = Around(vae.guide.encoder, before=lambda x: (x.flip(2),), after=lambda out, x: out.flip(1))
 
 
 class VarianceAsDeviation(GaussianAR1):
@@ -134,18 +132,18 @@ class WrongPrior(PyroModule):
     def __init__(self, prior: PyroModule) -> None:
         super().__init__()
         self.register_buffer("alpha", prior.alpha)
-        self.register_buffer("first_row", prior.first_row)
+        self.register_buffer("starts", prior.starts)
 
     def forward(self) -> VarianceAsDeviation:
-        return VarianceAsDeviation(self.alpha, len(self.first_row))
+        return VarianceAsDeviation(self.alpha, len(self.starts))
 
 
-def variance_for_deviation(programs: Programs) -> None:
-    programs.model.prior = WrongPrior(programs.model.prior)
+def variance_for_deviation(vae: VAE) -> None:
+    vae.model.prior = WrongPrior(vae.model.prior)
 
 
-def shared_across_the_batch(programs: Programs) -> None:
-    programs.guide.encoder = Around(programs.guide.encoder, after=lambda out, x: out - out.mean(0, keepdim=True))
+def shared_across_the_batch(vae: VAE) -> None:
+    vae.guide.encoder = Around(vae.guide.encoder, after=lambda out, x: out - out.mean(0, keepdim=True))
 
 
 class Detached(dist.Normal):
@@ -164,10 +162,8 @@ class DetachedGuide(AntiCausalGuide):
         return Detached(q.mean, q.stddev).to_event(2)
 
 
-def wrong_gradient(programs: Programs) -> None:
-    programs.guide = DetachedGuide(
-        SPEC, programs.model.prior, features=6, channels=(6,), row_blocks=(1,), pixel_blocks=1
-    )
+def wrong_gradient(vae: VAE) -> None:
+    vae.guide = DetachedGuide(SPEC, vae.model.prior, features=6, channels=(6,), row_blocks=(1,), pixel_blocks=1)
 
 
 class MixedScales(StructuredGuide):
@@ -179,29 +175,29 @@ class MixedScales(StructuredGuide):
         return GaussianSequence(q.mean, factor @ q.scale_tril @ torch.linalg.inv(factor))
 
 
-def mixed_scales(programs: Programs) -> None:
+def mixed_scales(vae: VAE) -> None:
     network = {"features": 6, "channels": (6, 4), "row_blocks": (1, 1), "pixel_blocks": 1}
-    programs.guide = MixedScales(SPEC, programs.model.prior, block=4, **network)
+    vae.guide = MixedScales(SPEC, vae.model.prior, block=4, **network)
 
 
-def looks_up(programs: Programs) -> None:
+def looks_up(vae: VAE) -> None:
     """Brightness of the whole image, by a comparison: it has no derivative."""
-    programs.guide.encoder = Around(
-        programs.guide.encoder,
+    vae.guide.encoder = Around(
+        vae.guide.encoder,
         before=lambda x: (x,),
         after=lambda out, x: out + (x > 2).double().mean((2, 3))[:, :, None],
     )
 
 
-def bright_rows_alone(programs: Programs) -> None:
+def bright_rows_alone(vae: VAE) -> None:
     """A leak of the highest values alone, which random images never show."""
-    programs.guide.encoder = Around(
-        programs.guide.encoder, after=lambda out, x: out + (x[:, :, 0] == 4).all(-1).to(out)[..., None]
+    vae.guide.encoder = Around(
+        vae.guide.encoder, after=lambda out, x: out + (x[:, :, 0] == 4).all(-1).to(out)[..., None]
     )
 
 
-def decoder_that_looks_up(programs: Programs) -> None:
-    trunk = programs.model.likelihood.network.trunk
+def decoder_that_looks_up(vae: VAE) -> None:
+    trunk = vae.model.likelihood.network.trunk
     trunk.head = Around(trunk.head, after=lambda out, h: out + (h > 0).to(h).mean((2, 3), keepdim=True))
 
 
@@ -219,10 +215,10 @@ class OfTheBatch(GatedPixelCNNLikelihood):
         return super().forward(z if self.training else z - z.mean(0, keepdim=True))
 
 
-def replaced_likelihood(cls: type[GatedPixelCNNLikelihood]) -> Callable[[Programs], None]:
-    def spoil(programs: Programs) -> None:
+def replaced_likelihood(cls: type[GatedPixelCNNLikelihood]) -> Callable[[VAE], None]:
+    def spoil(vae: VAE) -> None:
         network = {"channels": (6, 4), "row_blocks": (1, 1), "pixel_blocks": 1, "mixtures": 2}
-        programs.model = DeltaVAE(programs.model.prior, cls(SPEC, programs.model.prior, **network))
+        vae.model = DeltaVAE(vae.model.prior, cls(SPEC, vae.model.prior, **network))
 
     return spoil
 
@@ -232,8 +228,8 @@ class Density(PyroModule):
         return dist.Normal(z.mean((-2, -1))[..., None, None, None].expand(*z.shape[:-2], *SPEC.shape), 1.0).to_event(3)
 
 
-def density(programs: Programs) -> None:
-    programs.model = DeltaVAE(programs.model.prior, Density())
+def density(vae: VAE) -> None:
+    vae.model = DeltaVAE(vae.model.prior, Density())
 
 
 class SaysAnother(AntiCausalGuide):
@@ -242,8 +238,8 @@ class SaysAnother(AntiCausalGuide):
             return pyro.sample("z", dist.Normal(self.posterior(x).mean + 1, 1.0).to_event(2))
 
 
-def another_site(programs: Programs) -> None:
-    programs.guide = SaysAnother(SPEC, programs.model.prior, features=6, channels=(6,), row_blocks=(1,), pixel_blocks=1)
+def another_site(vae: VAE) -> None:
+    vae.guide = SaysAnother(SPEC, vae.model.prior, features=6, channels=(6,), row_blocks=(1,), pixel_blocks=1)
 
 
 class TwoFaced(PyroModule):
@@ -251,14 +247,14 @@ class TwoFaced(PyroModule):
 
     def __init__(self) -> None:
         super().__init__()
-        self.register_buffer("first_row", torch.arange(4))
+        self.register_buffer("starts", torch.arange(4))
 
     def forward(self) -> GaussianAR1:
         return GaussianAR1(torch.full((2,), 0.1 if self.training else 0.9), 4)
 
 
-def two_faced(programs: Programs) -> None:
-    programs.model = DeltaVAE(TwoFaced(), programs.model.likelihood)
+def two_faced(vae: VAE) -> None:
+    vae.model = DeltaVAE(TwoFaced(), vae.model.likelihood)
 
 
 class Free(PyroModule):
@@ -266,16 +262,16 @@ class Free(PyroModule):
 
     def __init__(self) -> None:
         super().__init__()
-        self.register_buffer("first_row", torch.arange(4))
+        self.register_buffer("starts", torch.arange(4))
         self.correlation = nn.Parameter(torch.ones(2))
 
     def forward(self) -> GaussianAR1:
         return GaussianAR1(torch.tanh(self.correlation), 4)
 
 
-def false_floor(programs: Programs) -> None:
-    programs.model = DeltaVAE(Free(), programs.model.likelihood)
-    programs.model.prior.floor_nats = 1.0
+def false_floor(vae: VAE) -> None:
+    vae.model = DeltaVAE(Free(), vae.model.likelihood)
+    vae.model.prior.floor_nats = 1.0
 
 
 class InPlace(AntiCausalGuide):
@@ -287,11 +283,11 @@ class InPlace(AntiCausalGuide):
         return dist.Normal(q.mean, scale.mul_(scale)).to_event(2)
 
 
-def in_place(programs: Programs) -> None:
-    programs.guide = InPlace(SPEC, programs.model.prior, features=6, channels=(6,), row_blocks=(1,), pixel_blocks=1)
+def in_place(vae: VAE) -> None:
+    vae.guide = InPlace(SPEC, vae.model.prior, features=6, channels=(6,), row_blocks=(1,), pixel_blocks=1)
 
 
-BROKEN: dict[str, tuple[Callable[[Programs], None], str, str]] = {
+BROKEN: dict[str, tuple[Callable[[VAE], None], str, str]] = {
     "a leaking mask": (leaking_mask, "causality of the network", r"pixel \(0, 0\) sees pixel \(0, 0\)"),
     "a mean over the image": (leaking_far, "causality of the network", r"pixel \(0, 0\) sees pixel \(0, 0\)"),
     "a batch-norm decoder": (batch_norm_decoder, "causality of the network", "sees other images"),
@@ -317,11 +313,11 @@ BROKEN: dict[str, tuple[Callable[[Programs], None], str, str]] = {
 
 
 @pytest.mark.parametrize(("spoil", "name", "words"), BROKEN.values(), ids=BROKEN)
-def test_broken_programs_are_caught(spoil: Callable[[Programs], None], name: str, words: str) -> None:
-    programs = made()
+def test_broken_programs_are_caught(spoil: Callable[[VAE], None], name: str, words: str) -> None:
+    vae = made()
     with local_parameters():
-        spoil(programs)
-    certificate = verify(programs, SPEC)
+        spoil(vae)
+    certificate = verify(vae, SPEC)
     passed, found = finding(certificate, name)
     assert passed is False
     assert re.search(words, found), found
@@ -333,29 +329,29 @@ def test_a_prior_that_learns_is_certified_by_its_floor_alone() -> None:
     certificate = verify(made(("prior.program", "ar1_learned"), ("prior.floor_nats", 4.0)), SPEC)
     assert certificate.delta_nats == 4.0
     assert "the floor of a prior that learns" in finding(certificate, "committed rate")[1]
-    programs = made()
-    certificate = verify(Programs(DeltaVAE(Free(), programs.model.likelihood), programs.guide), SPEC)
+    vae = made()
+    certificate = verify(VAE(DeltaVAE(Free(), vae.model.likelihood), vae.guide), SPEC)
     assert certificate.delta_nats is None
     assert finding(certificate, "committed rate")[0] is None
 
 
 def test_the_floor_is_not_that_of_other_posteriors() -> None:
     """Blocks of steps come nearer to the prior than the floor, which is for independent steps."""
-    programs = made(("prior.program", "ar1_learned"), ("prior.floor_nats", 4.0), ("guide.program", "structured"))
+    vae = made(("prior.program", "ar1_learned"), ("prior.floor_nats", 4.0), ("guide.program", "structured"))
     images = torch.zeros(1, *SPEC.shape, dtype=torch.uint8)
-    assert delta_of(programs, images) < 4
-    assert floor_of(programs, images) is None
-    assert verify(programs, SPEC).delta_nats is None
+    assert delta_of(vae, images) < 4
+    assert floor_of(vae, images) is None
+    assert verify(vae, SPEC).delta_nats is None
 
 
 def test_moments_that_are_missing_are_named() -> None:
     flat = dist.TransformedDistribution(
         dist.MultivariateNormal(torch.zeros(8), torch.eye(8)), [dist.transforms.ReshapeTransform((8,), (4, 2))]
     )
-    programs = made()
+    vae = made()
     prior = Heavy()
     prior.forward = lambda: flat  # type: ignore[method-assign]
-    certificate = verify(Programs(DeltaVAE(prior, programs.model.likelihood), programs.guide), SPEC)
+    certificate = verify(VAE(DeltaVAE(prior, vae.model.likelihood), vae.guide), SPEC)
     found = finding(certificate, "distribution of the prior")
     assert found == (False, "TransformedDistribution lacks rsample, mean or variance")
 
@@ -367,19 +363,19 @@ def test_a_claim_against_a_prior_known_by_its_density_alone() -> None:
         def committed_rate(self, prior: object) -> float:
             return 1e6
 
-    programs = made()
+    vae = made()
 
     class Same(GaussianAR1):
         """Unknown to the KL's registry."""
 
     class Prior(WrongPrior):
         def forward(self) -> Same:
-            return Same(self.alpha, len(self.first_row))
+            return Same(self.alpha, len(self.starts))
 
     with local_parameters():
-        prior = Prior(programs.model.prior)
+        prior = Prior(vae.model.prior)
         guide = Claims(SPEC, prior, features=6, channels=(6,), row_blocks=(1,), pixel_blocks=1)
-        certificate = verify(Programs(DeltaVAE(prior, programs.model.likelihood), guide), SPEC)
+        certificate = verify(VAE(DeltaVAE(prior, vae.model.likelihood), guide), SPEC)
     assert "the guide claims δ = 1e+06 nats, but a KL of" in finding(certificate, "committed rate")[1]
 
 
@@ -400,7 +396,7 @@ def test_a_false_claim_is_refuted() -> None:
     assert certificate.delta_nats == 4.0
     with local_parameters():
         guide = NoSquareRoot(SPEC, honest.model.prior, features=6, channels=(6,), row_blocks=(1,), pixel_blocks=1)
-        certificate = verify(Programs(honest.model, guide), SPEC)
+        certificate = verify(VAE(honest.model, guide), SPEC)
     passed, found = finding(certificate, "committed rate")
     assert passed is False
     assert "the guide claims δ = 4 nats, but a KL of" in found
@@ -412,15 +408,15 @@ class Heavy(PyroModule):
 
     def __init__(self) -> None:
         super().__init__()
-        self.register_buffer("first_row", torch.arange(4))
+        self.register_buffer("starts", torch.arange(4))
 
     def forward(self) -> dist.Independent:
         return dist.StudentT(torch.full((4, 2), 9.0)).to_event(2)
 
 
 def test_other_families_are_not_certified() -> None:
-    programs = made()
-    certificate = verify(Programs(DeltaVAE(Heavy(), programs.model.likelihood), programs.guide), SPEC)
+    vae = made()
+    certificate = verify(VAE(DeltaVAE(Heavy(), vae.model.likelihood), vae.guide), SPEC)
     assert finding(certificate, "committed rate") == (None, "no closed form of the KL, nothing is certified")
     assert certificate.delta_nats is None
 

@@ -20,14 +20,15 @@ COMMANDS = {
     "verify": "What a prior, a likelihood and a guide commit, and whether they are causal.",
     "evaluate": "Bounds on the likelihood, rate and distortion of a run.",
     "check": "Does the KL stay above δ, and do the latents carry information?",
+    "doctor": "What is wrong, or right, with a VAE of your own?",
     "crosscheck": "Does NumPyro find the same numbers for a run?",
-    "sample": "Draw images from a run into a picture.",
-    "encode": "Latents of images, for ArviZ.",
-    "reconstruct": "Images and what the decoder makes of their latents.",
-    "interpolate": "Decodings between the latents of images.",
+    "sample": "Draw data from a run.",
+    "encode": "Latents of data, for ArviZ.",
+    "reconstruct": "Data and what the decoder makes of their latents.",
+    "interpolate": "Decodings between the latents of data.",
     "inpaint": "Images completed from the pixels that are kept.",
     "delta": "The rate that an AR(1) prior commits, or the α that commits a rate.",
-    "list": "Data sets, presets, priors, likelihoods and guides.",
+    "list": "Data sets, presets, priors, likelihoods, guides and objectives.",
 }
 """Name → its line of help. The command `train` is `pyro_delta.cli.train.train`, and so on."""
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)

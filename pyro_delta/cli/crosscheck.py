@@ -10,7 +10,6 @@ import click
 
 from pyro_delta.cli.options import (
     json_option,
-    load_data_of,
     print_json,
     root_option,
     run_argument,
@@ -27,7 +26,9 @@ if TYPE_CHECKING:
 @click.command()
 @run_argument
 @split_option
-@click.option("--images", type=click.IntRange(min=1), default=32, show_default=True, help="The first of the split.")
+@click.option(
+    "--images", type=click.IntRange(min=1), default=32, show_default=True, help="Data, the first of the split."
+)
 @click.option("--float64", is_flag=True, help="In double precision, to 1e-9 rather than 1e-4.")
 @with_prior_option
 @seed_option
@@ -58,15 +59,15 @@ def crosscheck(
     import torch
 
     from pyro_delta.inference.run import load
+    from pyro_delta.twin.build import twin_of_run
     from pyro_delta.twin.crosscheck import crosscheck as compare
-    from pyro_delta.twin.programs import twin_of_run
 
     loaded = load(run, "cpu", with_prior)
-    data = load_data_of(loaded, data_root).split(split)
+    data = getattr(loaded.data(data_root), split)
     found = compare(
-        loaded.programs,
-        twin_of_run(loaded, run, weights=False),
-        data.images[:images],
+        loaded.vae,
+        twin_of_run(loaded, weights=False),
+        data.take(slice(images)),
         elbo=loaded.config.training.elbo if with_prior == "model" else "trace",
         dtype=torch.float64 if float64 else torch.float32,
         seed=seed,
@@ -74,7 +75,7 @@ def crosscheck(
     if as_json:
         print_json({"split": split, **found.asdict()})
     else:
-        _print(f"{run}: {found.images} images of the {split} split, {found.precision}", found)
+        _print(f"{run}: {found.images} data of the {split} split, {found.precision}", found)
     if found.failure:
         hint = "" if float64 else " --float64 tells a mistake from rounding, as at a clamp."
         raise CheckFailed(found.failure + hint)

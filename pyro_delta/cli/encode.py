@@ -7,10 +7,9 @@ from pathlib import Path
 import click
 
 from pyro_delta.cli.options import (
-    choose_device,
+    data_argument,
     device_option,
-    images_argument,
-    read_images,
+    read_given,
     root_option,
     run_argument,
     seed_option,
@@ -19,34 +18,36 @@ from pyro_delta.cli.options import (
 
 @click.command()
 @run_argument
-@images_argument
+@data_argument
 @click.option("--out", type=click.Path(path_type=Path), required=True, metavar="FILE.nc", help="The NetCDF file.")
-@click.option("--num", type=click.IntRange(min=1), help="The first so many images (default: all).")
+@click.option("--num", type=click.IntRange(min=1), help="The first so many data (default: all).")
 @click.option("--draws", type=click.IntRange(min=1), default=1, show_default=True, help="Samples of each posterior.")
 @seed_option
 @device_option
 @root_option
 def encode(
-    run: Path, images: str, out: Path, num: int | None, draws: int, seed: int, device: str, data_root: str | None
+    run: Path, given: str, out: Path, num: int | None, draws: int, seed: int, device: str, data_root: str | None
 ) -> None:
-    """Latents of IMAGES under the guide of RUN: means, scales and samples, in a NetCDF file that ArviZ reads.
+    """Latents of DATA under the guide of RUN: means, scales and samples, in a NetCDF file that ArviZ reads.
 
-    IMAGES: a picture, a folder of pictures, or train, validation or test.
+    DATA: train, validation or test, or a file or folder of the same kind, such as a folder of pictures.
 
     \b
     pyro-delta encode runs/first test --draws 10 --out z.nc
     python -c "import arviz; print(arviz.from_netcdf('z.nc').posterior['z'])"
     """  # noqa: D301 (click wants the backspace itself)
+    from pyro_delta.api.train import choose_device
+    from pyro_delta.diagnostics.posterior import posterior_data, save_netcdf
     from pyro_delta.errors import UserError
-    from pyro_delta.evaluation.latents import posterior_data, save_netcdf
     from pyro_delta.inference.run import load
     from pyro_delta.report.progress import counting
 
     if out.suffix != ".nc":
         raise UserError(f"{str(out)!r} is no NetCDF file; give a name that ends in .nc.")
     loaded = load(run, choose_device(device))
-    found, names = read_images(loaded, images, num, data_root)
+    found, names = read_given(loaded, given, num, data_root)
+    starts = loaded.vae.model.prior.starts
     with counting("encoding", len(found)) as advance:
-        data = posterior_data(loaded.programs, found, draws=draws, names=names, seed=seed, advance=advance)
+        data = posterior_data(loaded.vae, found, draws=draws, names=names, starts=starts, seed=seed, advance=advance)
     save_netcdf(data, out)
     click.echo(str(out))

@@ -7,10 +7,8 @@ from pathlib import Path
 import click
 
 from pyro_delta.cli.options import (
-    choose_device,
     device_option,
     json_option,
-    load_data_of,
     print_json,
     root_option,
     run_argument,
@@ -48,17 +46,20 @@ def evaluate(
     """  # noqa: D301 (click wants the backspace itself)
     if images is not None and particles == 1:
         raise UserError(f"--images {images} goes with --particles K, K > 1; the rest always takes the whole split.")
-    from pyro_delta.evaluation.importance import evaluate as evaluate_split
+    from pyro_delta.api.train import choose_device
+    from pyro_delta.diagnostics.bounds import evaluate as evaluate_split
     from pyro_delta.inference.run import load
     from pyro_delta.report.progress import counting
     from pyro_delta.report.tables import print_table
 
     loaded = load(run, choose_device(device), with_prior)
-    part = load_data_of(loaded, data_root).split(split)
+    part = getattr(loaded.data(data_root), split)
     total = len(part) + (0 if particles == 1 else min(images or len(part), len(part)))
     with counting("evaluating", total) as advance:
-        numbers = evaluate_split(loaded.programs, part, particles=particles, images=images, advance=advance)
+        numbers = evaluate_split(
+            loaded.vae, part, spec=loaded.spec, particles=particles, images=images, advance=advance
+        )
     if as_json:
-        print_json({"split": split, **numbers})
+        print_json({"split": split, "unit": loaded.spec.unit, **numbers})
     else:
-        print_table(f"{run}: {split} split", numbers)
+        print_table(f"{run}: {split} split", numbers, loaded.spec.unit)

@@ -10,7 +10,7 @@ import click
 
 from pyro_delta.errors import UserError, unknown_name
 
-KINDS = ("datasets", "presets", "priors", "likelihoods", "guides")
+KINDS = ("datasets", "presets", "priors", "likelihoods", "guides", "objectives")
 
 
 @click.command(name="list")
@@ -38,12 +38,6 @@ def _mark(entry: dict[str, Any]) -> str:
 
 
 def _entries(kind: str) -> list[dict[str, Any]]:
-    if kind == "datasets":
-        from pyro_delta.data import DATASETS
-
-        return [
-            {"name": name, "description": info.description, "preset": info.preset} for name, info in DATASETS.items()
-        ]
     if kind == "presets":
         from pyro_delta.config import preset_names, preset_text
 
@@ -51,14 +45,21 @@ def _entries(kind: str) -> list[dict[str, Any]]:
     from pyro_delta.programs import find, names, twin_of
 
     entries: list[dict[str, Any]] = []
-    for name, place in names(kind.removesuffix("s")).items():
-        twin = None
+    of = "data" if kind == "datasets" else kind.removesuffix("s")
+    for name, place in names(of).items():
+        more: dict[str, Any] = {}
         try:
-            program = find(kind.removesuffix("s"), name)
-            description, twin = _first_line(program.__doc__ or ""), twin_of(program)
+            program = find(of, name)
+            description = _first_line(program.__doc__ or "")
+            if of == "data":
+                more["preset"] = getattr(program, "preset", "default")
+            elif of != "objective":
+                twin = twin_of(program)
+                more["twin"] = twin and str(twin)
         except UserError as error:  # somebody's installed program must not take the list away
             description = f"({place}: {error})"
-        entries.append({"name": name, "description": description, "twin": twin and str(twin)})
+        if name != "given":
+            entries.append({"name": name, "description": description, **more})
     return entries
 
 

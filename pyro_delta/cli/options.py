@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,11 +14,9 @@ from pyro_delta.files import finite
 from pyro_delta.limits import LARGEST_SEED
 
 if TYPE_CHECKING:
-    import torch
-
-    from pyro_delta.config import Config
-    from pyro_delta.data import ImageData
-    from pyro_delta.inference.run import Loaded
+    from pyro_delta.data import Split
+    from pyro_delta.inference.run import Run
+    from pyro_delta.protocol import Spec
 
 Settings = list[tuple[str, Any]]
 
@@ -26,7 +25,7 @@ device_option = click.option(
     "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", help="auto: CUDA if there is a device."
 )
 root_option = click.option(
-    "--data-root", metavar="DIR", help="Where data sets live, or the folder of folder:PATH (default: as in training)."
+    "--data-root", metavar="DIR", help="Where data live, or the folder of folder:PATH (default: as in training)."
 )
 split_option = click.option(
     "--split", type=click.Choice(["test", "validation", "train"]), default="test", show_default=True
@@ -44,9 +43,14 @@ with_prior_option = click.option(
 )
 backend_option = click.option("--backend", type=click.Choice(["pyro", "numpyro"]), default="pyro", show_default=True)
 dataset_option = click.option(
-    "--dataset", metavar="NAME", help="digits, photos, cifar10, mnist or folder:PATH (default: digits)."
+    "--dataset",
+    metavar="NAME",
+    help="A name of `pyro-delta list`, folder:PATH, package.module:Object or file.py:Object (default: digits).",
 )
 preset_option = click.option("--preset", metavar="NAME", help="Default: the data set's own; see `pyro-delta list`.")
+objective_option = click.option(
+    "--objective", metavar="PROGRAM", help="What is minimised (default: elbo); the others are baselines."
+)
 set_option = click.option(
     "--set", "pairs", multiple=True, metavar="KEY=VALUE", help="Any other setting, such as prior.dims=4."
 )
@@ -81,87 +85,44 @@ def settings_of(pairs: tuple[str, ...], options: dict[str, Any]) -> Settings:
     return settings
 
 
-def chosen_config(preset: str | None, settings: Settings) -> tuple[Config, str]:
-    """A preset with settings laid over it, and its name; without one, the default preset of the data set."""
-    from pyro_delta.config import load_preset
-    from pyro_delta.data.spec import dataset_info
-
-    if preset is None:
-        dataset = str(dict(settings).get("data.name", "digits"))
-        preset = dataset_info(dataset).preset
-        settings = [("data.name", dataset), *(pair for pair in settings if pair[0] != "data.name")]
-    return load_preset(preset, settings), preset
+data_argument = click.argument("given", metavar="DATA")
 
 
-def choose_device(name: str) -> torch.device:
-    """The device of `auto`, `cpu` or `cuda`.
-
-    Raises:
-        UserError: if CUDA is asked for and absent.
-    """
-    import torch
-
-    from pyro_delta.errors import UserError
-
-    if name == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device cuda: torch finds no CUDA device here; use --device cpu.")
-    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
-
-
-def load_data(config: Config, root: str | None = None) -> ImageData:
-    """The images of a configuration, from another root if one is given; that of `folder:PATH` is PATH itself."""
-    from pyro_delta.data import load
-
-    name, place = config.data.name, root or config.data.root
-    if root is not None and name.startswith("folder:"):
-        name = f"folder:{root}"
-    return load(name, root=place, validation=config.data.validation, seed=config.data.seed)
-
-
-def load_data_of(loaded: Loaded, root: str | None) -> ImageData:
-    """The images that a run was trained on.
-
-    Raises:
-        UserError: if they are not of the kind that the run was made for.
-    """
-    from pyro_delta.errors import UserError
-
-    data = load_data(loaded.config, root)
-    if data.spec != loaded.spec:
-        name = loaded.config.data.name
-        raise UserError(f"{name} now holds {data.spec}, but the run was made for {loaded.spec}; restore them.")
-    return data
-
-
-images_argument = click.argument("images", metavar="IMAGES")
-
-
-def read_images(loaded: Loaded, images: str, count: int | None, root: str | None) -> tuple[torch.Tensor, list[str]]:
-    """Images for a run and their names, uint8 (N, C, H, W).
+def read_given(run: Run, given: str, count: int | None, root: str | None) -> tuple[Split, list[str]]:
+    """Data for a run and their names.
 
     Args:
-        loaded: the run.
-        images: train, validation or test for images of its data set, or a picture, or a folder of pictures.
+        run: trained on data of the same kind.
+        given: train, validation or test for its own data, or a file or folder that its kind of data opens.
         count: the first so many (all if None).
         root: where data sets live.
 
     Raises:
-        UserError: if there are none, or they are not of the run's size and kind.
+        UserError: if there are none, or they are not of the run's kind.
     """
-    from pyro_delta.data.folder import read_pictures
+    from pyro_delta.data.splits import SPLITS, Split
+
+    if given in SPLITS:
+        split = getattr(run.data(root), given).take(slice(count))
+        return split, [f"{given}/{i}" for i in range(len(split))]
+    x, names = run.spec.open(Path(given), count)
+    return Split(x), names
+
+
+def check_out(out: Path, spec: Spec) -> None:
+    """Refuses, before any work is done, a path that what is drawn cannot be written to.
+
+    Raises:
+        UserError: if it does not end as files of the run's kind of data do, or cannot be written.
+    """
     from pyro_delta.errors import UserError
 
-    if images in ("train", "validation", "test"):
-        found = load_data_of(loaded, root).split(images).images[:count]
-        return found, [f"{images}/{i}" for i in range(len(found))]
-    pictures, names = read_pictures(Path(images), count)
-    if pictures.shape[1:] != loaded.spec.shape or loaded.spec.levels != 256:
-        shape, spec = tuple(pictures.shape[1:]), loaded.spec
-        raise UserError(
-            f"the pictures of {images} are {shape} with 256 levels, the run's images {spec.shape} with {spec.levels}; "
-            "bring them to its size, or name a split: test."
-        )
-    return pictures, names
+    if out.suffix.lower() != spec.suffix:
+        raise UserError(f"{str(out)!r} is no {spec.suffix} file; give a name that ends in {spec.suffix}.")
+    if not out.parent.is_dir():
+        raise UserError(f"there is no folder {out.parent} for {out.name}; make it or give another.")
+    if out.is_dir() or not os.access(out.parent, os.W_OK):
+        raise UserError(f"cannot write {out}; give a path that can be written.")
 
 
 def print_json(numbers: dict[str, Any]) -> None:

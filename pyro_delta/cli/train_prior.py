@@ -8,10 +8,8 @@ from pathlib import Path
 import click
 
 from pyro_delta.cli.options import (
-    choose_device,
     device_option,
     json_option,
-    load_data_of,
     print_json,
     root_option,
     run_argument,
@@ -54,6 +52,7 @@ def train_prior(
     """  # noqa: D301 (click wants the backspace itself)
     import torch
 
+    from pyro_delta.api.train import choose_device
     from pyro_delta.config import AuxiliaryConfig
     from pyro_delta.inference.auxiliary import AuxiliaryTraining
     from pyro_delta.inference.auxiliary import train_prior as fit
@@ -64,10 +63,10 @@ def train_prior(
     if not math.isfinite(lr):  # nan passes every range
         raise UserError(f"--lr {lr} is no learning rate; give a finite number above 0.")
     loaded = load(run, choose_device(device))
-    data = load_data_of(loaded, data_root)
+    data = loaded.data(data_root)
     torch.manual_seed(seed)
     settings = AuxiliaryConfig(enabled=True, hidden=hidden, mixtures=mixtures, lr=lr)
-    training = AuxiliaryTraining.of(settings, loaded.programs.model.prior)
+    training = AuxiliaryTraining.of(settings, loaded.vae.model.prior)
     lines: list[dict[str, float]] = []
     with counting("training the prior", steps) as advance:
 
@@ -75,7 +74,7 @@ def train_prior(
             advance(int(line["step"] - (lines[-1]["step"] if lines else 0)))
             lines.append(line)
 
-        fit(training, loaded.programs, data.train, steps, batch=batch, seed=seed, log=log)
+        fit(training, loaded.vae, data.train, steps, batch=batch, seed=seed, log=log)
     save_auxiliary(run, settings, training)
     if as_json:
         print_json(lines[-1])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import click
 
 from pyro_delta.cli.options import (
-    chosen_config,
     dataset_option,
     json_option,
     preset_option,
@@ -32,28 +31,34 @@ def verify(
     pairs: tuple[str, ...],
     as_json: bool,
 ) -> None:
-    """What does a combination of prior, likelihood and guide commit, and is it causal? No training, no data.
+    """What does a combination of prior, likelihood and guide commit, and is it causal? No training, and no data
+    if their kind is known before.
 
-    Exits with 1 if a check fails. The data set gives the shape of the images; their values are random.
+    Exits with 1 if a check fails. The data give shape and order; their values are random.
 
     \b
     pyro-delta verify --prior ar1 --guide anti_causal
     pyro-delta verify --prior my_prior.py:Prior --set prior.alpha=0.9
     """  # noqa: D301 (click wants the backspace itself)
     settings = settings_of(
-        pairs, {"data.name": dataset, "prior.program": prior, "likelihood.program": likelihood, "guide.program": guide}
+        pairs,
+        {"data.program": dataset, "prior.program": prior, "likelihood.program": likelihood, "guide.program": guide},
     )
-    config, _ = chosen_config(preset, settings)
     import torch
 
-    from pyro_delta.build import build
-    from pyro_delta.cli.options import load_data
-    from pyro_delta.data.spec import dataset_info
-    from pyro_delta.evaluation.verify import verify as certify
+    from pyro_delta.build import build, load_data
+    from pyro_delta.config import choose
+    from pyro_delta.data.named import spec_before_data
+    from pyro_delta.diagnostics.verify import COUNT
+    from pyro_delta.diagnostics.verify import verify as certify
 
-    spec = dataset_info(config.data.name).spec or load_data(config).spec
+    config, _ = choose(settings, preset)
+    spec, extras, example = spec_before_data(config.data.program), None, None
+    if spec is None:
+        data = load_data(config)
+        spec, extras, example = data.spec, data.train.take(slice(COUNT)).extras, data.train.batch(slice(COUNT))
     torch.manual_seed(config.training.seed)
-    certificate = certify(build(config, spec), spec)
+    certificate = certify(build(config, spec, example=example), spec, extras=extras)
     if as_json:
         checks = [{"name": f.name, "passed": f.passed, "found": f.found} for f in certificate.findings]
         print_json({"passed": certificate.failure is None, "delta_nats": certificate.delta_nats, "checks": checks})

@@ -1,26 +1,43 @@
-"""Datasets as uint8 tensors in memory, with the specification that models are built from.
+"""Data as programs: a spec and three splits in memory, of a shipped name, an installed one, or your own.
 
-`ImageSpec` and `DATASETS` cost nothing to import; torch is loaded with the first of the other names.
+`Spec`, `ArraySpec`, `ImageSpec` and `TokenSpec` cost nothing to import; torch is loaded with the first of the others.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from pyro_delta.data.spec import DATASETS, ImageSpec
+from pyro_delta.data.images.spec import ImageSpec
+from pyro_delta.data.sequences.spec import TokenSpec
+from pyro_delta.data.spec import ArraySpec, Spec
 
 if TYPE_CHECKING:
     from pyro_delta.data.batches import Batches, epoch_order
-    from pyro_delta.data.datasets import load
-    from pyro_delta.data.splits import ImageData, Split
+    from pyro_delta.data.named import load
+    from pyro_delta.data.splits import Split, Splits
+    from pyro_delta.data.tensors import from_dataset, from_tensors
 
-__all__ = ["DATASETS", "Batches", "ImageData", "ImageSpec", "Split", "epoch_order", "load"]
+__all__ = [
+    "ArraySpec",
+    "Batches",
+    "ImageSpec",
+    "Spec",
+    "Split",
+    "Splits",
+    "TokenSpec",
+    "epoch_order",
+    "from_dataset",
+    "from_tensors",
+    "load",
+]
 
 _NEEDS_TORCH = {
     "Batches": "batches",
     "epoch_order": "batches",
-    "load": "datasets",
-    "ImageData": "splits",
+    "from_dataset": "tensors",
+    "from_tensors": "tensors",
+    "load": "named",
     "Split": "splits",
+    "Splits": "splits",
 }
 
 

@@ -6,12 +6,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_delta.data.splits import Split
 from pyro_delta.errors import UserError
+from pyro_delta.protocol import Batch, Split
 
 
 def epoch_order(count: int, epoch: int, seed: int) -> Tensor:
-    """The order in which an epoch visits the images: a function of its arguments alone, so that a resumed run agrees.
+    """The order in which an epoch visits the data: a function of its arguments alone, so that a resumed run agrees.
 
     Returns:
         A permutation of 0 … count−1, int64 of shape (count,), on the CPU.
@@ -23,44 +23,41 @@ def epoch_order(count: int, epoch: int, seed: int) -> Tensor:
 class Batches:
     """An endless stream of training batches, addressed by the global step.
 
-    Each epoch is a new permutation of the split cut into full batches; the N mod B images left over wait for a later
+    Each epoch is a new permutation of the split cut into full batches; the N mod B data left over wait for a later
     epoch.
 
     Args:
-        split: the images, moved to the device once, here.
+        split: the data, moved to the device once, here.
         batch_size: B.
         seed: of the permutations.
         device: where the batches live.
 
     Raises:
-        UserError: if `batch_size` is below 1 or exceeds the number of images.
+        UserError: if `batch_size` is below 1 or exceeds the number of data.
     """
 
     def __init__(self, split: Split, batch_size: int, seed: int, device: torch.device | str) -> None:
         if not 1 <= batch_size <= len(split):
             raise UserError(
-                f"batch size {batch_size} does not fit {len(split)} training images; choose 1 to {len(split)}."
+                f"batch size {batch_size} does not fit {len(split)} training data; choose 1 to {len(split)}."
             )
-        self.images = split.images.to(device)
+        self.split = split.to(device)
         self.batch_size = batch_size
         self.seed = seed
         self.batches_per_epoch = len(split) // batch_size
         self._epoch = -1
         self._order = torch.empty(0, dtype=torch.int64)
 
-    def batch(self, step: int) -> Tensor:
-        """The batch of global step 0, 1, 2, …
-
-        Returns:
-            uint8 of shape (B, C, H, W), on the device.
+    def batch(self, step: int) -> Batch:
+        """The batch of global step 0, 1, 2, …: B data, on the device.
 
         Raises:
             ValueError: if `step` is negative.
         """
-        return self.images[self.indices(step)]
+        return self.split.batch(self.indices(step))
 
     def indices(self, step: int) -> Tensor:
-        """Which images the batch of a step holds, int64 of shape (B,), on the device.
+        """Which data the batch of a step holds, int64 of shape (B,), on the device.
 
         Raises:
             ValueError: if `step` is negative.
@@ -69,9 +66,9 @@ class Batches:
             raise ValueError(f"step {step} is negative; the first batch is that of step 0")
         epoch, position = divmod(step, self.batches_per_epoch)
         if epoch != self._epoch:
-            order = epoch_order(len(self.images), epoch, self.seed)
+            order, device = epoch_order(len(self.split), epoch, self.seed), self.split.x.device
             # From pinned memory, the copy to a GPU does not make the host wait for the steps under way.
-            self._order = order.pin_memory().to(self.images.device, non_blocking=True) if self.images.is_cuda else order
+            self._order = order.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else order
             self._epoch = epoch
         start = position * self.batch_size
         return self._order[start : start + self.batch_size]

@@ -1,80 +1,155 @@
-"""What a model must know of its images, and the table of datasets. Free of torch, so that both are cheap to import."""
+"""What must be known of data before there are any: the usual answers, and plain arrays. Free of torch."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import NamedTuple
+import math
+from dataclasses import asdict, dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from pyro_delta.errors import unknown_name
+from pyro_delta.errors import UserError
+from pyro_delta.limits import LARGEST_LEVELS
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor
+
+
+class Spec:
+    """The usual answers of a `pyro_delta.protocol.Spec`; a subclass is a frozen dataclass and says at least `shape`.
+
+    Positions are the places along the first axis, and numbers may depend on those at earlier positions.
+    """
+
+    levels: int | None = None
+    resolution: float | None = None
+    unit: ClassVar[str] = "bits/dim"
+    suffix: ClassVar[str] = ".txt"
+    what: ClassVar[str] = "data"
+    """the word for them in messages, …"""
+    datum: ClassVar[str] = "datum"
+    """… for one of them, …"""
+    place: ClassVar[str] = "position"
+    """… and for a position"""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Event shape of a datum."""
+        raise NotImplementedError
+
+    @property
+    def positions(self) -> int:
+        """Places along the first axis; 1 where there is none."""
+        return self.shape[0] if self.shape else 1
+
+    @property
+    def scored(self) -> int:
+        """Numbers of a datum that the likelihood scores."""
+        return math.prod(self.shape)
+
+    @property
+    def dtype(self) -> str:
+        """How data are held: the name of a torch type."""
+        if self.levels is None:
+            return "float32"
+        return "uint8" if self.levels <= 256 else "int64"
+
+    def places(self) -> np.ndarray:
+        """The position of every number, integers of the event shape."""
+        import numpy as np
+
+        if not self.shape:
+            return np.zeros((), int)
+        return np.indices(self.shape)[0] * self.positions // self.shape[0]
+
+    def order(self) -> np.ndarray:
+        """The rank of every number, integers of the event shape: here its place along the first axis."""
+        return self.places()
+
+    def group(self, rank: int) -> str:
+        """A group of numbers in words."""
+        return f"{self.place} {rank}"
+
+    def show(self, x: Tensor, path: Path, columns: int) -> None:
+        """Writes data as numbers, a line each."""
+        from pyro_delta.data.texts import save_text
+
+        lines = (" ".join(f"{value:.6g}" for value in datum.flatten().tolist()) for datum in x)
+        save_text("".join(f"{line}\n" for line in lines), path)
+
+    def open(self, path: Path, count: int | None = None) -> tuple[Tensor, list[str]]:
+        """Numbers of a text file as `show` writes them, or of a NumPy array (.npy).
+
+        Raises:
+            UserError: if they are not of this shape or outside the support.
+        """
+        from pyro_delta.data.values import read_numbers
+
+        return read_numbers(self, path, count)
 
 
 @dataclass(frozen=True)
-class ImageSpec:
-    """Size and range of the images of a dataset: integers 0 … levels−1 of shape (channels, height, width).
+class ArraySpec(Spec):
+    """Arrays of one shape: real numbers, or integers 0 … levels − 1.
+
+    Args:
+        event: shape of a datum.
+        levels: of integers; None for real numbers.
+        resolution: of real numbers: bounds are then those of data rounded to it, otherwise of a density.
+        ordered: whether the first axis is an order (time, rows). If not, there is one position, and all numbers of a
+            datum form one group.
 
     Raises:
-        ValueError: if a size is below 1, or `levels` is below 2 or above 256 (images are bytes).
+        UserError: if no data can be of that kind.
     """
 
-    channels: int
-    height: int
-    width: int
-    levels: int
+    event: tuple[int, ...]
+    levels: int | None = None
+    resolution: float | None = None
+    ordered: bool = True
 
     def __post_init__(self) -> None:
-        """Refuse sizes that no image has."""
-        if min(self.shape) < 1:
-            raise ValueError(f"image shape (C, H, W) = {self.shape}: every size must be at least 1")
-        if not 2 <= self.levels <= 256:
-            raise ValueError(f"levels = {self.levels}: an image of bytes has 2 to 256 levels")
+        """Refuse what no data are."""
+        object.__setattr__(self, "event", tuple(self.event))  # JSON knows lists alone
+        check_sizes(self.event, self.levels)
+        if self.resolution is not None and not (self.levels is None and 0 < self.resolution < math.inf):
+            raise UserError(f"resolution {self.resolution!r} is of real numbers, and finite and above 0; leave it out.")
 
     @property
-    def shape(self) -> tuple[int, int, int]:
-        """(C, H, W)."""
-        return self.channels, self.height, self.width
+    def shape(self) -> tuple[int, ...]:
+        """Event shape."""
+        return self.event
 
     @property
-    def dims(self) -> int:
-        """C·H·W, the number of integers in an image: the divisor of bits/dim."""
-        return self.channels * self.height * self.width
+    def positions(self) -> int:
+        """Places along the first axis, if it is an order."""
+        return self.event[0] if self.ordered and self.event else 1
 
 
-class DatasetInfo(NamedTuple):
-    """A line of the table of datasets."""
-
-    description: str
-    preset: str
-    spec: ImageSpec | None
-    """None where only the images tell"""
-
-
-DATASETS: dict[str, DatasetInfo] = {
-    "digits": DatasetInfo(
-        "handwritten digits, 8×8 grey, 17 levels, 1797 images (within scikit-learn)", "digits", ImageSpec(1, 8, 8, 17)
-    ),
-    "photos": DatasetInfo(
-        "32×32 colour crops of two photographs, 4400 images (within scikit-learn)", "photos", ImageSpec(3, 32, 32, 256)
-    ),
-    "cifar10": DatasetInfo(
-        "CIFAR-10, 32×32 colour, 60 000 images (downloaded unless there)", "cifar10-small", ImageSpec(3, 32, 32, 256)
-    ),
-    "mnist": DatasetInfo(
-        "MNIST, 28×28 grey, 70 000 images (downloaded unless there)", "mnist", ImageSpec(1, 28, 28, 256)
-    ),
-    "folder:PATH": DatasetInfo(
-        "your own images: PATH/train and PATH/test, with or without class folders", "photos", None
-    ),
-}
-"""Name → description, default preset and specification, in the order in which a list of datasets should show them."""
-
-
-def dataset_info(name: str) -> DatasetInfo:
-    """The line of the table for a dataset's name.
+def check_sizes(shape: tuple[int, ...], levels: int | None) -> None:
+    """Refuse sizes that no data have.
 
     Raises:
-        UserError: if there is none; the nearest name is given.
+        UserError: if one is below 1, or `levels` is below 2 or above 2³¹.
     """
-    line = "folder:PATH" if name.startswith("folder:") and name != "folder:" else name
-    if line not in DATASETS:
-        raise unknown_name("dataset", name, DATASETS)
-    return DATASETS[line]
+    if any(size < 1 for size in shape):
+        raise UserError(f"data of shape {tuple(shape)} hold nothing; every size must be at least 1.")
+    if levels is not None and not 2 <= levels <= LARGEST_LEVELS:
+        raise UserError(f"levels = {levels} is out of range; integers have 2 to {LARGEST_LEVELS} levels.")
+
+
+def spec_as_dict(spec: Any) -> dict[str, Any]:
+    """A spec as plain values: its class as `module:Class`, and its fields."""
+    return {"kind": f"{type(spec).__module__}:{type(spec).__qualname__}", **asdict(spec)}
+
+
+def spec_of_dict(values: dict[str, Any]) -> Any:
+    """The spec that `spec_as_dict` took apart; its module must be one that can be imported.
+
+    Raises:
+        ValueError, KeyError, TypeError, AttributeError, ImportError: if it cannot be put together again.
+    """
+    fields = dict(values)
+    module, _, name = fields.pop("kind").partition(":")
+    return getattr(import_module(module), name)(**fields)

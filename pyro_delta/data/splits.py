@@ -1,76 +1,129 @@
-"""Splits of a dataset, and the orders they are drawn in."""
+"""Data in memory: splits of it, and the orders they are drawn in."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_delta.data.spec import ImageSpec
 from pyro_delta.errors import UserError
+from pyro_delta.protocol import Batch, Spec
 
 TEST_SEED = 0
-"""Seeds the order of every test split: runs with different seeds are compared on the same test images."""
+"""Seeds the order of every test split: runs with different seeds are compared on the same test data."""
+SPLITS = ("train", "validation", "test")
 
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """Images of one split.
+    """Data of one split.
 
     Attributes:
-        images: uint8 of shape (N, C, H, W).
-        labels: int64 of shape (N,), or None for images without classes.
+        x: the data, (N, *shape).
+        labels: int64 of shape (N,), or None for data without classes.
+        extras: what goes with x in every batch, by name, each of N entries: lengths, masks, covariates.
+        key: the name of x itself in a batch that is a dict.
     """
 
-    images: Tensor
-    labels: Tensor | None
+    x: Tensor
+    labels: Tensor | None = None
+    extras: Mapping[str, Tensor] = field(default_factory=dict)
+    key: str = "x"
 
     def __len__(self) -> int:
-        """The number of images, N."""
-        return len(self.images)
+        """The number of data, N."""
+        return len(self.x)
 
     def take(self, order: Tensor | slice) -> Split:
-        """The images at the indices `order`, a slice or int64 of shape (M,), in that order."""
-        return Split(self.images[order], None if self.labels is None else self.labels[order])
+        """The data at the indices `order`, a slice or int64 of shape (M,), in that order."""
+        extras = {name: values[order] for name, values in self.extras.items()}
+        return Split(self.x[order], None if self.labels is None else self.labels[order], extras, self.key)
+
+    def batch(self, order: Tensor | slice = slice(None)) -> Batch:
+        """The data at the indices as programs take them: x, or a dict of x and the extras."""
+        if not self.extras and self.key == "x":
+            return self.x[order]
+        return {self.key: self.x[order]} | {name: values[order] for name, values in self.extras.items()}
+
+    def to(self, device: torch.device | str) -> Split:
+        """The same data on a device."""
+        labels = None if self.labels is None else self.labels.to(device)
+        extras = {name: values.to(device) for name, values in self.extras.items()}
+        return Split(self.x.to(device), labels, extras, self.key)
 
 
 @dataclass(frozen=True, eq=False)
-class ImageData:
-    """A dataset in memory.
+class Splits:
+    """Data in memory, and a base class for programs of data.
 
     Every split comes in a shuffled, class-balanced order, so that any prefix of it is a fair sample.
 
     Attributes:
-        spec: shape and levels of the images.
+        spec: of every datum. A program whose spec is known before any file is read has it as a class attribute, too.
         train: what the model learns from.
-        validation: held out of the training images, for choosing settings.
-        test: the same images in the same order for every seed.
-        name: the name the data was loaded by.
-        classes: the name of each label, or None for images without classes.
+        validation: held out of the training data, for choosing settings.
+        test: the same data in the same order for every seed.
+        classes: the name of each label, or None for data without classes.
     """
 
-    spec: ImageSpec
+    spec: Spec
     train: Split
     validation: Split
     test: Split
-    name: str
-    classes: tuple[str, ...] | None
+    classes: tuple[str, ...] | None = None
+
+    preset: ClassVar[str] = "default"
+    """Settings that the data are trained with when nothing else is said."""
 
     def split(self, name: str) -> Split:
         """The split called `train`, `validation` or `test`."""
         return {"train": self.train, "validation": self.validation, "test": self.test}[name]
 
 
-def split_of(images_bchw: np.ndarray, labels: np.ndarray | None) -> Split:
-    """A `Split` that shares the memory of uint8 images (N, C, H, W) and copies the integer labels (N,)."""
+class Given(Splits):
+    """(data that were handed to a training in Python)"""
+
+    def __init__(self, *, root: str = "data", validation: int | None = None, seed: int = 0) -> None:
+        raise UserError(
+            "the data of this run were given in Python and are not kept with it; give them again, as in "
+            "pyro_delta.check(run, data=…), or train with data that have a name."
+        )
+
+
+def split_of(x: np.ndarray, labels: np.ndarray | None) -> Split:
+    """A `Split` that shares the memory of an array (N, *shape) and copies the integer labels (N,)."""
     labels_b = None if labels is None else torch.from_numpy(labels.astype(np.int64))
-    return Split(torch.from_numpy(np.ascontiguousarray(images_bchw)), labels_b)
+    return Split(torch.from_numpy(np.ascontiguousarray(x)), labels_b)
+
+
+def assembled(spec: Spec, train: Split, test: Split, validation: int, seed: int) -> tuple[Spec, Split, Split, Split]:
+    """What `Splits` is made of, from a training and a test split as they were read.
+
+    Args:
+        spec: of the data.
+        train: of which the validation data are held out.
+        test: reordered alike for every seed.
+        validation: number of validation data.
+        seed: of their choice.
+
+    Raises:
+        UserError: as `hold_out`.
+    """
+    left, held_out = hold_out(train, validation, seed)
+    return spec, left, held_out, reordered(test, TEST_SEED)
+
+
+def reordered(split: Split, seed: int) -> Split:
+    """The data in a `balanced_order`."""
+    return split.take(balanced_order(split, seed))
 
 
 def balanced_order(split: Split, seed: int) -> Tensor:
-    """A random order of the images in which every prefix holds the classes in proportion, to about one image each.
+    """A random order of the data in which every prefix holds the classes in proportion, to about one datum each.
 
     Without classes it is a plain random permutation.
 
@@ -84,26 +137,38 @@ def balanced_order(split: Split, seed: int) -> Tensor:
         quantile = np.empty(len(order))
         for label in np.unique(shuffled):
             (members,) = np.nonzero(shuffled == label)
-            # The i-th of m images of a class falls at random into the i-th of m equal parts of [0, 1).
+            # The i-th of m data of a class falls at random into the i-th of m equal parts of [0, 1).
             quantile[members] = (np.arange(len(members)) + rng.random(len(members))) / len(members)
         order = order[np.argsort(quantile, kind="stable")]
     return torch.from_numpy(order)
 
 
 def hold_out(split: Split, count: int, seed: int) -> tuple[Split, Split]:
-    """Divide a split into the images that are left, in a new order, and `count` held-out ones.
+    """Divide a split into the data that are left, in a new order, and `count` held-out ones.
 
     Raises:
         UserError: if either part would be empty.
     """
     if len(split) < 2:
         raise UserError(
-            f"{len(split)} training image cannot be divided, and one at least is held out for validation; add images."
+            f"{len(split)} training datum cannot be divided, and one at least is held out for validation; add data."
         )
     if not 1 <= count < len(split):
         raise UserError(
-            f"cannot hold {count} validation images out of {len(split)} training images; "
+            f"cannot hold {count} validation data out of {len(split)} training data; "
             f"ask for at least 1 and fewer than {len(split)}."
         )
     order = balanced_order(split, seed)
     return split.take(order[count:]), split.take(order[:count])
+
+
+def size_of(batch: Any) -> int:
+    """Number of data in a batch."""
+    return len(next(iter(batch.values()))) if isinstance(batch, Mapping) else len(batch)
+
+
+def mapped(batch: Batch, change: Any) -> Batch:
+    """A batch of which every tensor has gone through a function."""
+    if isinstance(batch, Mapping):
+        return {name: change(value) for name, value in batch.items()}
+    return change(batch)

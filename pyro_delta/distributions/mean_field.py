@@ -61,3 +61,11 @@ def mean_field_parameters(q: Any, event_shape: Size, prior: str) -> tuple[Tensor
         )
     check_same_event(q, event_shape)
     return base.loc, base.scale
+
+
+def normal_parameters(q: Any) -> tuple[Tensor, Tensor] | None:
+    """μ and σ of a distribution that is exactly Normal and independent over all its coordinates; None for others."""
+    base = q
+    while type(base) in _INDEPENDENT:
+        base = base.base_dist
+    return (base.loc, base.scale) if type(base) in _NORMAL else None

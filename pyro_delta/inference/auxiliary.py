@@ -8,16 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pyro.nn import PyroModule
-from torch import Tensor
+from torch import Tensor, nn
 
-from pyro_delta.build import Programs, local_parameters
 from pyro_delta.config import AuxiliaryConfig
-from pyro_delta.data import Batches, Split
-from pyro_delta.evaluation.bound import evaluating
+from pyro_delta.data.batches import Batches
+from pyro_delta.diagnostics.trace import evaluating, posterior
 from pyro_delta.inference.checkpoint import load_weights
 from pyro_delta.inference.optim import GuardedStep, MovingAverage
 from pyro_delta.models import LSTMPrior
+from pyro_delta.protocol import Prior, Split
+from pyro_delta.vae import VAE
 
 
 class AuxiliaryTraining:
@@ -38,7 +38,7 @@ class AuxiliaryTraining:
         cross_entropy: −E log p_aux(z) of the newest step in nats (a tensor, on the device).
     """
 
-    def __init__(self, prior: PyroModule, *, lr: float = 3e-3, ema: float = 0.999) -> None:
+    def __init__(self, prior: nn.Module, *, lr: float = 3e-3, ema: float = 0.999) -> None:
         self.prior, self.lr = prior.train(), lr
         self.average = MovingAverage(prior, ema)
         self.optimizer = torch.optim.Adam([{"params": list(prior.parameters()), "factor": 1.0}], lr=lr, fused=True)
@@ -47,12 +47,12 @@ class AuxiliaryTraining:
         self.cross_entropy = torch.zeros((), device=self.device)
 
     @classmethod
-    def of(cls, settings: AuxiliaryConfig, prior: PyroModule) -> AuxiliaryTraining:
+    def of(cls, settings: AuxiliaryConfig, prior: Prior) -> AuxiliaryTraining:
         """A fresh auxiliary prior beside a model's prior, on its device, as the settings say."""
         # The model's random stream stays as it is without an auxiliary prior.
-        with local_parameters(), torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]):
             auxiliary = LSTMPrior(prior, hidden=settings.hidden, mixtures=settings.mixtures)
-        return cls(auxiliary.to(prior.first_row.device), lr=settings.lr, ema=settings.ema)
+        return cls(auxiliary.to(prior.starts.device), lr=settings.lr, ema=settings.ema)
 
     def step(self, z: Tensor, part: float = 1.0) -> None:
         """One step of maximum likelihood on samples z (…, n, d) of the posterior, which get no gradient.
@@ -87,7 +87,7 @@ class AuxiliaryTraining:
 
 def train_prior(
     training: AuxiliaryTraining,
-    programs: Programs,
+    vae: VAE,
     split: Split,
     steps: int,
     *,
@@ -102,7 +102,7 @@ def train_prior(
 
     Args:
         training: of the auxiliary prior.
-        programs: of which the guide is used.
+        vae: of which the guide is used.
         split: images to draw z for.
         steps: number of steps.
         batch: images of a step.
@@ -116,14 +116,13 @@ def train_prior(
     """
     batches = Batches(split, batch, seed, training.device)
     cross_entropies, rates = [], []
-    with evaluating(programs, seed):
+    with evaluating(vae, seed):
         for step in range(steps):
             part = 0.5 * (1 + math.cos(math.pi * step / steps))
             with torch.no_grad():
-                q = programs.guide.posterior(batches.batch(step))
-                z_bnd = q.sample()
-                log_q = q.log_prob(z_bnd).mean()
-            training.step(z_bnd, part)
+                drawn = posterior(vae, batches.batch(step))
+                log_q = drawn.log_q.mean()
+            training.step(drawn.z, part)
             cross_entropies.append(training.cross_entropy)
             rates.append(log_q + training.cross_entropy)
             if (step + 1) % log_every == 0 or step + 1 == steps:

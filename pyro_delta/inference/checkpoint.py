@@ -13,7 +13,9 @@ import torch
 from pyro_delta.errors import UserError
 from pyro_delta.files import written_whole
 
-FORMAT = "pyro-delta checkpoint 1"
+FORMAT = "pyro-delta checkpoint 2"
+BEFORE = {"pyro-delta checkpoint 1"}
+"""Formats that this version does not read any more."""
 
 
 def save_atomically(state: dict[str, Any], path: Path) -> None:
@@ -41,6 +43,10 @@ def load_checkpoint(path: Path, device: torch.device | str = "cpu", *, keys: Col
         raise UserError(f"{path} cannot be read ({error.strerror}); give a file of a run, readable to you.") from None
     except Exception:  # damaged bytes make torch raise IndexError, AssertionError, struct.error, … as well
         raise UserError(f"{path} is truncated or no checkpoint; restore it or train the run again.") from None
+    if isinstance(state, dict) and state.get("format") in BEFORE:
+        raise UserError(
+            f"{path} was written by an older pyro-delta, whose names have changed since; train the run again."
+        )
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise UserError(f"{path} is not a checkpoint of pyro-delta ({FORMAT!r}); give a run that `train` wrote.")
     for key in keys:

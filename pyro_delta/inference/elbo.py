@@ -12,44 +12,48 @@ from pyro.poutine import Trace
 from torch import Tensor
 from torch.distributions import kl_divergence
 
+from pyro_delta.distributions.dimensions import dimensions_of, per_dimension
 from pyro_delta.errors import UserError
+from pyro_delta.protocol import Objective
+
+Site = dict[str, Any]
 
 
 class RateDistortionELBO(Trace_ELBO):
     """`Trace_ELBO` or `TraceMeanField_ELBO` as rate + distortion, all on the device.
 
     Equal to Pyro's estimators for reparametrised guides, value and gradient, but no `.item()` stalls a GPU. After each
-    call `latent` holds the distributions of guide and prior at every latent site, `analytic` its KL per image where it
+    call `latent` holds the distributions of guide and prior at every latent site, `analytic` its KL per datum where it
     was used, `drawn` the guide's sample, without gradient, and `distortion` −log p(x | z), summed over plates and
     particles and divided by the number of particles.
 
-    The baselines' objectives (`pyro_delta.inference.objectives`) are subclasses that weigh the halves otherwise. For
-    them, too, the attributes above are those of the true ELBO; `loss` is what was minimised. `varying` holds the
-    numbers that an objective changes while training: they are logged, and saved in checkpoints.
+    With an objective (`pyro_delta.inference.objectives`) the two halves are weighed otherwise. Then, too, the
+    attributes above are those of the true ELBO; `loss` is what was minimised.
 
     Args:
+        objective: joins rate and distortion; None for their sum, the negative ELBO.
         analytic_kl: the rate in closed form (`TraceMeanField_ELBO`) rather than from the sample (`Trace_ELBO`).
         kwargs: as for `Trace_ELBO`.
     """
 
-    def __init__(self, *, analytic_kl: bool = False, **kwargs: Any) -> None:
+    def __init__(self, objective: Objective | None = None, *, analytic_kl: bool = False, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.analytic_kl = analytic_kl
+        self.objective, self.analytic_kl = objective, analytic_kl
         self.latent: dict[str, tuple[Any, Any]] = {}
         self.analytic: dict[str, Tensor] = {}
         self.drawn: dict[str, Tensor] = {}
         self.distortion = torch.zeros(())
         self.loss = torch.zeros(())
-        self.varying: dict[str, float | Tensor] = {}
 
     def differentiable_loss(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> Tensor:
-        """What is minimised, here the negative ELBO, in nats summed over plates.
+        """What is minimised, by default the negative ELBO, in nats summed over plates.
 
         Raises:
             UserError: if model and guide do not sample the same sites, if a guide's site has no reparametrised sampler,
                 or, with `analytic_kl`, no closed form (Pyro would fall back to sampling without a word).
         """
         rates: dict[str, Tensor] = {}
+        counts: dict[str, Tensor] = {}
         distortion = torch.zeros(())
         for model_trace, guide_trace in self._get_traces(model, guide, args, kwargs):
             _check_sites(model_trace, guide_trace)
@@ -60,20 +64,26 @@ class RateDistortionELBO(Trace_ELBO):
                     distortion = distortion - site["log_prob_sum"]
                 else:
                     rates[name] = rates.get(name, 0.0) + self._rate(name, site, guide_trace.nodes[name])
+                    if self.objective is not None:
+                        counts[name] = counts.get(name, 0.0) + _count(guide_trace.nodes[name])
         distortion = distortion / self.num_particles
-        loss = self._objective({name: rate / self.num_particles for name, rate in rates.items()}, distortion)
+        loss = self._joined(rates, counts, distortion)
         self.distortion, self.loss = distortion.detach(), loss.detach()
         return loss
 
-    def advance(self, step: int) -> None:
-        """To be called after each step of training with the number of steps made; the ELBO itself does not vary."""
+    def _joined(self, rates: dict[str, Tensor], counts: dict[str, Tensor], distortion: Tensor) -> Tensor:
+        averaged = {name: rate / self.num_particles for name, rate in rates.items()}
+        if self.objective is None or not averaged:
+            return sum(averaged.values()) + distortion
+        if getattr(self.objective, "per_dimension", False):
+            rate = torch.cat([part.reshape(-1) for part in averaged.values()])
+        else:
+            rate = torch.stack(list(averaged.values())).sum()
+        data = torch.stack([count / self.num_particles for count in counts.values()]).amax()
+        return self.objective(rate, distortion, data)
 
-    def _objective(self, rates: dict[str, Tensor], distortion: Tensor) -> Tensor:
-        """Joins the rates of the latent sites and the distortion, each in nats, averaged over particles."""
-        return sum(rates.values()) + distortion
-
-    def _rate(self, name: str, prior: dict[str, Any], posterior: dict[str, Any]) -> Tensor:
-        """Rate at one site of one trace, summed over plates."""
+    def _rate(self, name: str, prior: Site, posterior: Site) -> Tensor:
+        """Rate at one site of one trace, summed over plates; of each dimension, (d,), if the objective asks for that."""
         q, p = posterior["fn"], prior["fn"]
         if not q.has_rsample:
             raise UserError(
@@ -81,17 +91,45 @@ class RateDistortionELBO(Trace_ELBO):
             )
         self.latent[name] = (q, p)
         self.drawn[name] = posterior["value"].detach()
+        apart = getattr(self.objective, "per_dimension", False)
         if not self.analytic_kl:
-            return posterior["log_prob_sum"] - prior["log_prob_sum"]
+            return (
+                _rate_of_dimensions(prior, posterior, False)
+                if apart
+                else (posterior["log_prob_sum"] - prior["log_prob_sum"])
+            )
         try:
             kl = kl_divergence(q, p)
-            self.analytic[name] = kl.detach()
-            return scale_and_mask(kl, posterior["scale"], posterior["mask"]).sum()
         except NotImplementedError:
             raise UserError(
                 f"site {name!r} has no closed-form KL from {type(q).__name__} to {type(p).__name__}; "
                 "register one or train with --elbo trace."
             ) from None
+        self.analytic[name] = kl.detach()
+        if apart:
+            return _rate_of_dimensions(prior, posterior, True)
+        return scale_and_mask(kl, posterior["scale"], posterior["mask"]).sum()
+
+
+def _rate_of_dimensions(prior: Site, posterior: Site, analytic: bool) -> Tensor:
+    """Rate of each latent dimension, (d,)."""
+    q, p = per_dimension(posterior["fn"]), per_dimension(prior["fn"])
+    if analytic:
+        return _sum_over_batch(kl_divergence(q, p), posterior)
+    z_bdn1 = dimensions_of(posterior["value"])
+    return _sum_over_batch(q.log_prob(z_bdn1), posterior) - _sum_over_batch(p.log_prob(z_bdn1), prior)
+
+
+def _sum_over_batch(value_bd: Tensor, site: Site) -> Tensor:
+    """(..., d) → (d,), scaled and masked as Pyro does at this site."""
+    value_db = value_bd.movedim(-1, 0)
+    return scale_and_mask(value_db, site["scale"], site["mask"]).reshape(len(value_db), -1).sum(1)
+
+
+def _count(posterior: Site) -> Tensor:
+    """Number of data that a site's rate is a sum over, scaled and masked as the site is."""
+    ones_b = posterior["value"].new_ones(posterior["fn"].batch_shape)
+    return scale_and_mask(ones_b, posterior["scale"], posterior["mask"]).sum()
 
 
 def _check_sites(model_trace: Trace, guide_trace: Trace) -> None:

@@ -1,19 +1,23 @@
-"""What the baselines minimise in place of −ELBO: the same rate and distortion, weighed otherwise.
+"""What is minimised: the negative ELBO, and what baselines make of the same rate and distortion.
 
 With D the distortion and R the rate, each in nats, a mean over the minibatch:
 
     =================  =====================================  ============================
-    elbo               D + R                                  `RateDistortionELBO`
-    beta               D + β R                                `BetaELBO` [1]
-    annealed           D + min(1, step / anneal_steps) R      `AnnealedELBO` [2]
-    free_bits          D + max(R, λ)                          `FreeBitsELBO` [3]
-    free_bits_per_dim  D + Σ_k max(R_k, λ / d)                `FreeBitsELBO(per_dim=True)` [3]
-    target_rate        D + R + m (target − R), m ≥ 0 learned  `TargetRateELBO` [4]
+    elbo               D + R                                  `NegativeELBO`
+    beta               D + β R                                `Beta` [1]
+    annealed           D + min(1, step / anneal_steps) R      `Annealed` [2]
+    free_bits          D + max(R, λ)                          `FreeBits` [3]
+    free_bits_per_dim  D + Σ_k max(R_k, λ / d)                `FreeBitsPerDimension` [3]
+    target_rate        D + R + m (target − R), m ≥ 0 learned  `TargetRate` [4]
     =================  =====================================  ============================
 
 Only the first is read as a bound. Of the others some lie below it (β < 1, annealing; m > 0 with R > target), some above
 it (β > 1, free bits). So the loop logs what was minimised as `loss_bpd`, beside rate, distortion and `neg_elbo_bpd`,
 which are always the true ones.
+
+An objective is any object with the protocol `pyro_delta.protocol.Objective`: called with the rate, the distortion
+(nats, summed over the data of a minibatch and averaged over particles) and the number of data, it gives what is
+minimised. One of your own, from a file: `--objective mine.py:Mine --set objective.weight=2`.
 
 References:
     [1] I. Higgins et al., "β-VAE: Learning Basic Visual Concepts with a Constrained Variational Framework", ICLR 2017.
@@ -25,64 +29,58 @@ References:
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from typing import Annotated, ClassVar
 
 import torch
-from pyro.distributions.util import scale_and_mask
+from pydantic import Field
 from torch import Tensor
-from torch.distributions import kl_divergence
 
-from pyro_delta.config import TrainingConfig
-from pyro_delta.distributions.dimensions import dimensions_of, per_dimension
-from pyro_delta.inference.elbo import RateDistortionELBO
-
-Site = dict[str, Any]
+Positive = Annotated[float, Field(gt=0)]
 
 
-def make_objective(settings: TrainingConfig) -> RateDistortionELBO:
-    """The objective of a configuration."""
-    common: dict[str, Any] = {"analytic_kl": settings.elbo == "mean_field", "max_plate_nesting": 1}
-    match settings:
-        case TrainingConfig(objective="beta", beta=float(beta)):
-            return BetaELBO(beta=beta, **common)
-        case TrainingConfig(objective="annealed", anneal_steps=int(steps)):
-            return AnnealedELBO(anneal_steps=steps, **common)
-        case TrainingConfig(objective="free_bits" | "free_bits_per_dim" as kind, free_nats=float(nats)):
-            return FreeBitsELBO(free_nats=nats, per_dim=kind == "free_bits_per_dim", **common)
-        case TrainingConfig(objective="target_rate", target_nats=float(nats)):
-            return TargetRateELBO(target_nats=nats, multiplier_lr=settings.multiplier_lr, **common)
-    return RateDistortionELBO(**common)
+class NegativeELBO:
+    """Distortion + rate, the negative ELBO; the base class of the others, whose `advance` does nothing."""
+
+    per_dimension: ClassVar[bool] = False
+
+    def __init__(self) -> None:
+        self.varying: dict[str, float | Tensor] = {}
+
+    def __call__(self, rate: Tensor, distortion: Tensor, data: Tensor) -> Tensor:
+        """What is minimised, in nats, for rate and distortion summed over `data` data."""
+        return rate + distortion
+
+    def advance(self, step: int) -> None:
+        """To be called after each step of training with the number of steps made."""
 
 
-class BetaELBO(RateDistortionELBO):
+class Beta(NegativeELBO):
     """Distortion + β · rate.
 
     Args:
         beta: β ≥ 0; below 1 the latents are used more, above 1 less, than the ELBO asks.
-        kwargs: as for `RateDistortionELBO`.
     """
 
-    def __init__(self, *, beta: float, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
+    def __init__(self, *, beta: Annotated[float, Field(ge=0)]) -> None:
+        super().__init__()
         self.beta = beta
 
-    def _objective(self, rates: dict[str, Tensor], distortion: Tensor) -> Tensor:
-        return distortion + self.beta * sum(rates.values())
+    def __call__(self, rate: Tensor, distortion: Tensor, data: Tensor) -> Tensor:
+        """See the class."""
+        return distortion + self.beta * rate
 
 
-class AnnealedELBO(RateDistortionELBO):
+class Annealed(NegativeELBO):
     """Distortion + β · rate, β rising linearly from 0 at the first step to 1 after `anneal_steps`, and 1 from then on.
 
     NOTE: [2] anneals along a sigmoid too; this is the line.
 
     Args:
         anneal_steps: steps until the objective is the ELBO.
-        kwargs: as for `RateDistortionELBO`.
     """
 
-    def __init__(self, *, anneal_steps: int, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
+    def __init__(self, *, anneal_steps: Annotated[int, Field(ge=1)]) -> None:
+        super().__init__()
         self.anneal_steps = anneal_steps
         self.advance(0)
 
@@ -90,69 +88,44 @@ class AnnealedELBO(RateDistortionELBO):
         """Sets β for the next step."""
         self.varying["beta"] = min(1.0, step / self.anneal_steps)
 
-    def _objective(self, rates: dict[str, Tensor], distortion: Tensor) -> Tensor:
-        return distortion + self.varying["beta"] * sum(rates.values())
+    def __call__(self, rate: Tensor, distortion: Tensor, data: Tensor) -> Tensor:
+        """See the class."""
+        return distortion + self.varying["beta"] * rate
 
 
-class PerImageELBO(RateDistortionELBO):
-    """Counts the images, for objectives that hold the rate of an image against a number of nats."""
-
-    def differentiable_loss(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> Tensor:
-        """As `RateDistortionELBO`."""
-        self._images: dict[str, Tensor] = {}
-        return super().differentiable_loss(model, guide, *args, **kwargs)
-
-    def _rate(self, name: str, prior: Site, posterior: Site) -> Tensor:
-        ones_b = posterior["value"].new_ones(posterior["fn"].batch_shape)
-        count = scale_and_mask(ones_b, posterior["scale"], posterior["mask"]).sum() / self.num_particles
-        self._images[name] = self._images.get(name, 0.0) + count
-        return super()._rate(name, prior, posterior)
-
-    @property
-    def images(self) -> Tensor:
-        """Number of images that the newest loss is a sum over (not a mean), scaled and masked as its sites are."""
-        return torch.stack(list(self._images.values())).amax()
-
-
-class FreeBitsELBO(PerImageELBO):
+class FreeBits(NegativeELBO):
     """Distortion + rate, where a rate below a floor counts as the floor: it is free, and has no gradient.
 
-    The floor holds for the mean rate over minibatch and particles, as in [3], not for that of each image.
-
-    NOTE: [3] gives λ to each group of latents. Here λ is the total for an image, so that the two variants compare: with
-    `per_dim`, each of the d dimensions (a group: all n steps of one dimension) has λ/d.
+    The floor holds for the mean rate over minibatch and particles, as in [3], not for that of each datum.
 
     Args:
-        free_nats: λ in nats per image.
-        per_dim: floors for the dimensions rather than for their sum; posterior and prior must be known to
-            `pyro_delta.distributions.per_dimension`.
-        kwargs: as for `RateDistortionELBO`.
+        free_nats: λ in nats per datum.
     """
 
-    def __init__(self, *, free_nats: float, per_dim: bool = False, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.free_nats, self.per_dim = free_nats, per_dim
+    def __init__(self, *, free_nats: Positive) -> None:
+        super().__init__()
+        self.free_nats = free_nats
 
-    def _objective(self, rates: dict[str, Tensor], distortion: Tensor) -> Tensor:
-        rate_g = torch.cat([rate.reshape(-1) for rate in rates.values()])
-        if not self.per_dim:
-            rate_g = rate_g.sum(0, keepdim=True)
-        return distortion + torch.maximum(rate_g, self.images * self.free_nats / len(rate_g)).sum()
-
-    def _rate(self, name: str, prior: Site, posterior: Site) -> Tensor:
-        rate = super()._rate(name, prior, posterior)
-        return self._rate_d(prior, posterior) if self.per_dim else rate
-
-    def _rate_d(self, prior: Site, posterior: Site) -> Tensor:
-        """The same rate by dimension, (d,)."""
-        q, p = per_dimension(posterior["fn"]), per_dimension(prior["fn"])
-        if self.analytic_kl:
-            return _sum_over_batch(kl_divergence(q, p), posterior)
-        z_bdn1 = dimensions_of(posterior["value"])
-        return _sum_over_batch(q.log_prob(z_bdn1), posterior) - _sum_over_batch(p.log_prob(z_bdn1), prior)
+    def __call__(self, rate: Tensor, distortion: Tensor, data: Tensor) -> Tensor:
+        """See the class; `rate` is the total, or one of each group."""
+        rate_g = rate.reshape(-1)
+        return distortion + torch.maximum(rate_g, data * self.free_nats / len(rate_g)).sum()
 
 
-class TargetRateELBO(PerImageELBO):
+class FreeBitsPerDimension(FreeBits):
+    """Free bits for each of the d latent dimensions, a group of all n steps, rather than for their sum.
+
+    NOTE: [3] gives λ to each group. Here λ is the total for a datum, so that the two variants compare: each group has
+    λ/d. Posterior and prior must be known to `pyro_delta.distributions.per_dimension`.
+
+    Args:
+        free_nats: λ in nats per datum, shared evenly by the dimensions.
+    """
+
+    per_dimension = True
+
+
+class TargetRate(NegativeELBO):
     """The ELBO under the constraint rate ≥ target, by the method of Lagrange multipliers.
 
     min over programs, max over m ≥ 0, of distortion + rate + m · (target − rate), so the weight of the rate is 1 − m.
@@ -164,14 +137,13 @@ class TargetRateELBO(PerImageELBO):
     parameter, starts at the plain ELBO and leaves 0 at full speed.
 
     Args:
-        target_nats: least mean rate over the minibatch, in nats per image, > 0.
+        target_nats: least mean rate over the minibatch, in nats per datum, > 0.
         multiplier_lr: what m gains in a step whose rate is 0. If m moves faster than the programs it passes 1, where
             any rate is rewarded, and swings before it settles.
-        kwargs: as for `RateDistortionELBO`.
     """
 
-    def __init__(self, *, target_nats: float, multiplier_lr: float = 0.002, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
+    def __init__(self, *, target_nats: Positive, multiplier_lr: Positive = 0.002) -> None:
+        super().__init__()
         self.target_nats, self.multiplier_lr = target_nats, multiplier_lr
         self.varying["multiplier"] = torch.zeros(())
         self._shortfall = torch.zeros(())
@@ -181,13 +153,8 @@ class TargetRateELBO(PerImageELBO):
         gain = self.multiplier_lr * self._shortfall.nan_to_num(0.0, 0.0, 0.0)
         self.varying["multiplier"] = (self.varying["multiplier"] + gain).clamp_min(0.0)
 
-    def _objective(self, rates: dict[str, Tensor], distortion: Tensor) -> Tensor:
-        rate, target = torch.stack(list(rates.values())).sum(), self.images * self.target_nats
+    def __call__(self, rate: Tensor, distortion: Tensor, data: Tensor) -> Tensor:
+        """See the class."""
+        target = data * self.target_nats
         self._shortfall = 1 - rate.detach() / target
         return distortion + rate + self.varying["multiplier"] * (target - rate)
-
-
-def _sum_over_batch(value_bd: Tensor, site: Site) -> Tensor:
-    """(..., d) → (d,), scaled and masked as Pyro does at this site."""
-    value_db = value_bd.movedim(-1, 0)
-    return scale_and_mask(value_db, site["scale"], site["mask"]).reshape(len(value_db), -1).sum(1)

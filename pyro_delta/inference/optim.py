@@ -8,19 +8,19 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from pyro_delta.build import Programs
 from pyro_delta.config import TrainingConfig
 from pyro_delta.errors import CheckFailed
+from pyro_delta.vae import VAE
 
 MAX_STREAK = 20
 """Non-finite steps in a row after which a run stops."""
 
 
-def make_optimizer(programs: Programs, config: TrainingConfig) -> torch.optim.Optimizer:
+def make_optimizer(vae: VAE, config: TrainingConfig) -> torch.optim.Optimizer:
     """Adam or AdamW, fused: one kernel a step, and it knows how to skip one. Model and guide are its two groups."""
     groups = [
         {"params": [p for p in program.parameters() if p.requires_grad], "factor": factor}
-        for program, factor in ((programs.model, 1.0), (programs.guide, config.guide_lr))
+        for program, factor in ((vae.model, 1.0), (vae.guide, config.guide_lr))
     ]
     kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[config.optimizer]
     return kind(

@@ -13,39 +13,17 @@ from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
 
-from pyro_delta.errors import UserError
+from pyro_delta.diagnostics.drawing import draw
 from pyro_delta.files import finite, named
 from pyro_delta.inference.checkpoint import save_atomically
-from pyro_delta.inference.run import CHECKPOINT, EVENTS, METRICS, SAMPLES, write_text
+from pyro_delta.inference.run import CHECKPOINT, EVENTS, METRICS, SAMPLES, read_metrics, write_text
 from pyro_delta.inference.training import Training
-from pyro_delta.report.pictures import draw, grid, save_png
 
-GRID = 16
-"""Images in a sample grid."""
+SHOWN = 16
+"""Data that are drawn and shown at each validation."""
+COLUMNS = 8
 
 Line = dict[str, Any]
-
-
-def read_metrics(folder: Path) -> list[Line]:
-    """The lines of metrics of a run; a last one cut short by a crash is left out.
-
-    Raises:
-        UserError: if another line is damaged, naming it.
-    """
-    path = folder / METRICS
-    content = path.read_bytes() if path.exists() else b""
-    texts, lines = content.splitlines(), []
-    for number, text in enumerate(texts, 1):
-        try:
-            line = json.loads(text.decode())
-        except ValueError:
-            if number == len(texts) and not content.endswith(b"\n"):
-                break
-            line = None
-        if not (isinstance(line, dict) and isinstance(line.get("step"), int) and isinstance(line.get("split"), str)):
-            raise UserError(f"{path} is damaged: line {number} is no line of metrics; mend it or take it out.")
-        lines.append(line)
-    return lines
 
 
 class Recorder:
@@ -90,13 +68,12 @@ class Recorder:
         self.saved = time.monotonic()
 
     def draw(self, trainer: Training) -> None:
-        """Writes a grid of samples, of the same noise each time, unless this step has one."""
+        """Shows samples, of the same noise each time, unless this step has some."""
         if self.drawn == trainer.step:
             return
         self.drawn = trainer.step
-        images = draw(trainer.averaged(), GRID)
-        picture = grid(images, trainer.data.spec.levels, columns=8)
-        save_png(picture, self.folder / SAMPLES / f"step_{trainer.step:06d}.png")
+        spec, name = trainer.data.spec, f"step_{trainer.step:06d}"
+        spec.show(draw(trainer.averaged(), SHOWN), self.folder / SAMPLES / f"{name}{spec.suffix}", COLUMNS)
 
     def finish(self, trainer: Training) -> None:
         """The last checkpoint; of a training that came to its end, the last picture too."""

@@ -3,13 +3,13 @@
 ::
 
     config.json      the whole configuration
-    run.json         preset, data specification, versions of packages, digests of programs that are not shipped
+    run.json         format, preset, spec of the data, versions of packages, digests of programs that are not shipped
     programs/        copies of programs that came from files
     auxiliary.pt     an auxiliary prior, trained afterwards
     metrics.jsonl    one line of numbers per logging step and validation
     events/          the same for TensorBoard
     checkpoint.pt    the newest state
-    samples/         grids of generated images
+    samples/         what the model drew in training
 """
 
 from __future__ import annotations
@@ -17,25 +17,28 @@ from __future__ import annotations
 import json
 import os
 import platform
-from dataclasses import asdict
+import re
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from pyro.nn import PyroModule
+from torch import nn
 
 from pyro_delta import __version__
 from pyro_delta import config as configuration
-from pyro_delta.build import Programs, build
+from pyro_delta.build import build, load_data
 from pyro_delta.config import AuxiliaryConfig, Config
-from pyro_delta.data.spec import ImageSpec
+from pyro_delta.data.named import spec_before_data
+from pyro_delta.data.spec import spec_as_dict, spec_of_dict
 from pyro_delta.errors import UserError
-from pyro_delta.evaluation.bound import with_prior
 from pyro_delta.files import written_whole
 from pyro_delta.inference.auxiliary import AuxiliaryTraining
 from pyro_delta.inference.checkpoint import load_checkpoint, load_weights, save_atomically
-from pyro_delta.programs import KINDS, check_copies, keep_copies
+from pyro_delta.programs import KINDS, check_copies, find, keep_copies
+from pyro_delta.protocol import Data, Prior, Spec
+from pyro_delta.vae import VAE, with_prior
 
 CONFIG, INFO, METRICS, EVENTS, CHECKPOINT, SAMPLES, PROGRAMS, AUXILIARY = (
     "config.json",
@@ -52,18 +55,66 @@ EXTENSIBLE = {"training.steps", "training.minutes", "data.root"}
 """Settings that may change when a run is resumed."""
 
 
-class Loaded(NamedTuple):
-    """A run that was read back: its programs carry the averaged weights, in float32 and evaluation mode."""
+FORMAT = 2
+"""Of a run folder; others are refused."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A trained model and its guide, with the averaged weights, in float32 and evaluation mode.
+
+    Attributes:
+        config: all settings.
+        spec: of the data.
+        vae: model and guide.
+        folder: that it was read from; None if it was trained without one.
+        given: the data, where they were handed over rather than named.
+        lines: of metrics, where there is no folder.
+    """
 
     config: Config
-    spec: ImageSpec
-    programs: Programs
+    spec: Spec
+    vae: VAE
+    folder: Path | None = None
+    given: Data | None = None
+    lines: tuple[dict[str, Any], ...] = ()
+
+    def __repr__(self) -> str:
+        """In a line."""
+        names = ", ".join(f"{kind} {getattr(self.config, kind).program}" for kind in KINDS[:4])
+        return f"<Run {self.folder or 'in memory'}: {names}>"
+
+    @property
+    def metrics(self) -> tuple[dict[str, Any], ...]:
+        """The lines of metrics of its training."""
+        if self.folder is None:
+            return self.lines
+        return tuple(read_metrics(self.folder))
+
+    def data(self, root: str | None = None) -> Data:
+        """The data that it was trained on, read again.
+
+        Args:
+            root: where they live now.
+
+        Raises:
+            UserError: if they are not of the kind that the run was made for.
+        """
+        if self.given is not None:
+            return self.given
+        data = load_data(self.config, root, None if self.folder is None else self.folder / PROGRAMS)
+        if data.spec != self.spec:
+            name = self.config.data.program
+            raise UserError(f"{name} now holds {data.spec}, but the run was made for {self.spec}; restore them.")
+        return data
 
 
 def default_folder(config: Config, preset: str) -> Path:
     """`runs/<dataset>-<preset>-<seed>`, with the first free number behind it if that is taken."""
-    kind, _, path = config.data.name.partition(":")
-    dataset = f"{kind}-{Path(path).name}" if path else kind
+    name, root = config.data.program, config.data.options.get("root")
+    if spec_before_data(name) is None and root is not None:
+        name = f"{name}-{Path(str(root)).name}"
+    dataset = re.sub(r"[^\w.-]+", "-", name.removeprefix("/")).strip("-") or "data"
     first = Path("runs") / f"{dataset}-{preset}-{config.training.seed}"
     folder, number = first, 2
     while folder.exists():
@@ -89,7 +140,7 @@ def check_free(folder: Path) -> None:
         raise UserError(f"cannot write {folder}: no permission in {parent}; give another --out.")
 
 
-def create(folder: Path, config: Config, spec: ImageSpec, preset: str) -> None:
+def create(folder: Path, config: Config, spec: Spec, preset: str) -> None:
     """Makes the folder of a new run, with copies of the files that its programs came from.
 
     Raises:
@@ -98,8 +149,9 @@ def create(folder: Path, config: Config, spec: ImageSpec, preset: str) -> None:
     check_free(folder)
     chosen = {kind: getattr(config, kind).program for kind in KINDS}
     info: dict[str, Any] = {
+        "format": FORMAT,
         "preset": preset,
-        "spec": asdict(spec),
+        "spec": spec_as_dict(spec),
         "versions": {
             "pyro-delta": __version__,
             "python": platform.python_version(),
@@ -115,17 +167,50 @@ def create(folder: Path, config: Config, spec: ImageSpec, preset: str) -> None:
         raise UserError(f"cannot write {folder} ({error.strerror}); give another --out.") from None
 
 
-def read_info(folder: Path) -> tuple[str, ImageSpec, dict[str, dict[str, str]]]:
-    """Preset and data specification of a run, and name and digest of its programs that are not shipped.
+@dataclass(frozen=True)
+class Info:
+    """What run.json says: preset, spec of the data as plain values, and the programs that are not shipped."""
+
+    preset: str
+    spec: dict[str, Any]
+    programs: dict[str, dict[str, str]]
+
+
+def read_info(folder: Path) -> Info:
+    """What run.json says.
 
     Raises:
-        UserError: if the file that holds them is missing or damaged.
+        UserError: if it is missing, damaged or of another version.
     """
+    path = folder / INFO
     try:
-        info = json.loads((folder / INFO).read_text(encoding="utf-8"))
-        return str(info["preset"]), ImageSpec(**info["spec"]), dict(info.get("programs", {}))
+        info = json.loads(path.read_text(encoding="utf-8"))
+        found = Info(str(info["preset"]), dict(info["spec"]), dict(info.get("programs", {})))
     except (OSError, ValueError, KeyError, TypeError):
-        raise UserError(f"{folder / INFO} is missing or damaged; give a folder that `train` wrote.") from None
+        raise UserError(f"{path} is missing or damaged; give a folder that `train` wrote.") from None
+    if info.get("format", 1) != FORMAT:
+        raise UserError(
+            f"{folder} was written by {'an older' if info.get('format', 1) < FORMAT else 'a newer'} pyro-delta (format "
+            f"{info.get('format', 1)}, this one reads {FORMAT}); train the run again, or use the version in its run.json."
+        )
+    return found
+
+
+def read_spec(folder: Path, config: Config) -> Spec:
+    """The spec of a run's data.
+
+    Raises:
+        UserError: if run.json does not hold one.
+    """
+    values = read_info(folder).spec
+    find("data", config.data.program, folder / PROGRAMS)  # a spec of a program's own is known from then on
+    try:
+        spec = spec_of_dict(values)
+    except (ValueError, KeyError, TypeError, AttributeError, ImportError):
+        spec = None
+    if not isinstance(spec, Spec):
+        raise UserError(f"{folder / INFO} is damaged: {values!r} is no spec of data; restore it.")
+    return spec
 
 
 def read_config(folder: Path) -> Config:
@@ -137,12 +222,12 @@ def read_config(folder: Path) -> Config:
     if folder.is_file():
         raise UserError(f"{folder} is a file, no run; give a folder that `pyro-delta train` wrote.")
     if (folder / CONFIG).exists():  # if not, the configuration's own words say what is wrong
-        check_copies(read_info(folder)[2], folder / PROGRAMS)
+        check_copies(read_info(folder).programs, folder / PROGRAMS)
     return configuration.load(folder / CONFIG, folder / PROGRAMS)
 
 
-def load(folder: Path, device: torch.device | str = "cpu", prior: str = "model") -> Loaded:
-    """Reads a run's averaged weights into its programs. Torch's random state stays as it is.
+def load(folder: Path | str, device: torch.device | str = "cpu", prior: str = "model") -> Run:
+    """Reads a run: its averaged weights in its programs. Torch's random state stays as it is.
 
     Args:
         folder: of the run.
@@ -153,18 +238,41 @@ def load(folder: Path, device: torch.device | str = "cpu", prior: str = "model")
         UserError: if the folder is no run, it has no such prior, its checkpoint is missing, damaged or of another
             configuration, or a program is missing or has changed.
     """
+    folder = Path(folder)
     config = read_config(folder)
-    _, spec, _ = read_info(folder)
+    spec = read_spec(folder, config)
     state = load_checkpoint(folder / CHECKPOINT, device, keys=("config", "average"))
     check_made_with(state, config, folder)
     with torch.random.fork_rng(devices=[]):
-        programs = build(config, spec, folder / PROGRAMS).to(device)
-    load_weights(programs, averaged_weights(state), folder / CHECKPOINT)
+        vae = build(config, spec, folder / PROGRAMS, check=False).to(device)
+    load_weights(vae, averaged_weights(state), folder / CHECKPOINT)
     if config.training.channels_last:  # as it was trained: up to three times as fast
-        programs.to(memory_format=torch.channels_last)
+        vae.to(memory_format=torch.channels_last)
     if prior == "auxiliary":
-        programs = with_prior(programs, _auxiliary(folder, config, programs.model.prior, state, device))
-    return Loaded(config, spec, programs.eval())
+        vae = with_prior(vae, _auxiliary(folder, config, vae.model.prior, state, device))
+    return Run(config, spec, vae.eval(), folder)
+
+
+def read_metrics(folder: Path) -> list[dict[str, Any]]:
+    """The lines of metrics of a run; a last one cut short by a crash is left out.
+
+    Raises:
+        UserError: if another line is damaged, naming it.
+    """
+    path = folder / METRICS
+    content = path.read_bytes() if path.exists() else b""
+    texts, lines = content.splitlines(), []
+    for number, text in enumerate(texts, 1):
+        try:
+            line = json.loads(text.decode())
+        except ValueError:
+            if number == len(texts) and not content.endswith(b"\n"):
+                break
+            line = None
+        if not (isinstance(line, dict) and isinstance(line.get("step"), int) and isinstance(line.get("split"), str)):
+            raise UserError(f"{path} is damaged: line {number} is no line of metrics; mend it or take it out.")
+        lines.append(line)
+    return lines
 
 
 def save_auxiliary(folder: Path, settings: AuxiliaryConfig, training: AuxiliaryTraining) -> None:
@@ -173,8 +281,8 @@ def save_auxiliary(folder: Path, settings: AuxiliaryConfig, training: AuxiliaryT
 
 
 def _auxiliary(
-    folder: Path, config: Config, prior: PyroModule, state: dict[str, Any], device: torch.device | str
-) -> PyroModule:
+    folder: Path, config: Config, prior: Prior, state: dict[str, Any], device: torch.device | str
+) -> nn.Module:
     """The auxiliary prior of a run: one trained afterwards, or else beside the model."""
     settings, weights, path = config.auxiliary, state.get("auxiliary"), folder / CHECKPOINT
     if (folder / AUXILIARY).exists():

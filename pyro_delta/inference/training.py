@@ -10,18 +10,19 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Self
 
-from pyro_delta.build import Programs
 from pyro_delta.config import Config
-from pyro_delta.data import ImageData
-from pyro_delta.evaluation.bound import delta_of, encode, floor_of, summarise
+from pyro_delta.diagnostics.bounds import Unit, encode, summarise
+from pyro_delta.diagnostics.trace import committed
+from pyro_delta.protocol import Data
+from pyro_delta.vae import VAE
 
 STATE = (
-    "config", "programs", "average", "optimizer", "objective", "auxiliary", "skipped", "streak", "step", "train_s",
+    "config", "vae", "average", "optimizer", "objective", "auxiliary", "skipped", "streak", "step", "train_s",
     "wall_s", "validated", "rng",
 )  # fmt: skip
 """Keys of `Training.state`."""
-START_IMAGES = 256
-"""Training images by which a guide is initialised."""
+START_DATA = 256
+"""Training data that a guide takes its initial weights from."""
 
 
 class Clock:
@@ -49,26 +50,24 @@ class Training(ABC):
 
     Args:
         config: the run's settings.
-        data: images.
-        programs: model and guide in Pyro.
+        data: spec and splits.
+        vae: model and guide in Pyro.
         log: called with each line of metrics.
 
     Attributes:
         step: steps made so far.
         lr: learning rate of the newest step.
+        committed: what the guide's family commits, with the weights at the start and throughout.
         delta: what is committed throughout the training, in nats; None if no formula says it.
+        unit: of bounds.
         interrupted: set it to end `run` early.
     """
 
-    def __init__(
-        self, config: Config, data: ImageData, programs: Programs, log: Callable[[dict[str, Any]], None]
-    ) -> None:
-        self.config, self.data, self.programs, self.log = config, data, programs, log
-        # A prior that learns moves its rate in training; what holds throughout is its floor.
-        self.learned_rate = any(p.requires_grad for p in programs.model.prior.parameters())
-        self.delta = delta_of(programs, data.train.images)
-        if self.learned_rate:
-            self.delta = floor_of(programs, data.train.images)
+    def __init__(self, config: Config, data: Data, vae: VAE, log: Callable[[dict[str, Any]], None]) -> None:
+        self.config, self.data, self.vae, self.log = config, data, vae, log
+        self.committed = committed(vae, data.train)
+        self.delta = self.committed.throughout
+        self.unit = Unit.of(data.spec)
         self.clock, self.step, self.wall = Clock(), 0, time.time()
         self.lr = config.training.lr
         self.validated = 0
@@ -128,8 +127,13 @@ class Training(ABC):
             CheckFailed: if non-finite steps persist.
         """
 
+    @property
+    def learned_rate(self) -> bool:
+        """Whether training moves the rate that the prior commits."""
+        return self.committed.learns
+
     @abstractmethod
-    def averaged(self) -> Programs:
+    def averaged(self) -> VAE:
         """Pyro's programs with the averaged weights: those to evaluate and to sample from."""
 
     def state(self) -> dict[str, Any]:
@@ -168,6 +172,5 @@ class Training(ABC):
     def _validate_if_due(self) -> None:
         if (due := self._due()) > self.validated:
             self.validated = due
-            images = self.data.validation.images[: self.config.training.validation_images]
-            encoding = encode(self.averaged(), images)
-            self.line("validation", summarise(encoding, self.data.spec.dims, self.delta))
+            split = self.data.validation.take(slice(self.config.training.validation_images))
+            self.line("validation", summarise(encode(self.averaged(), split), self.unit, self.delta))

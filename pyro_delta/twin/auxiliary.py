@@ -202,7 +202,7 @@ class LSTMPrior(nnx.Module):
     """A prior that is learned from samples of q(z | x), in place of one that commits a rate.
 
     Args:
-        prior: the module that it stands in for; gives n, d and `first_row`.
+        prior: the module that it stands in for; gives n, d and `starts`.
         hidden: h.
         mixtures: K.
         rngs: of the initial weights.
@@ -215,7 +215,7 @@ class LSTMPrior(nnx.Module):
         for name, size in (("hidden", hidden), ("mixtures", mixtures)):
             if size < 1:
                 raise UserError(f"{name} = {size}: give at least 1.")
-        self.first_row = Buffer(prior.first_row[...])
+        self.starts = Buffer(prior.starts[...])
         self.network = LSTMNetwork(prior().event_shape[1], hidden=hidden, mixtures=mixtures, rngs=rngs)
 
     @classmethod
@@ -234,4 +234,4 @@ class LSTMPrior(nnx.Module):
             out_weight=out.weight[...],
             out_bias=out.bias[...],
         )
-        return SequentialGaussian(weights, self.first_row.shape[0])
+        return SequentialGaussian(weights, self.starts.shape[0])

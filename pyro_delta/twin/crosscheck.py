@@ -18,16 +18,17 @@ import pyro
 import torch
 from flax import nnx
 from numpyro.distributions.kl import kl_divergence as numpyro_kl
-from pyro import poutine
 from torch import Tensor
 from torch.distributions import Independent, Normal, kl_divergence
 
-from pyro_delta import build
+from pyro_delta import vae as in_pyro
+from pyro_delta.data.tensors import as_split
+from pyro_delta.diagnostics.trace import committed, posterior, trace
 from pyro_delta.errors import UserError
-from pyro_delta.evaluation.bound import delta_of
-from pyro_delta.twin.programs import Programs
+from pyro_delta.twin.build import VAE
 from pyro_delta.twin.rate import committed_rate
 from pyro_delta.twin.weights import load_weights, torch_weights
+from pyro_delta.vae import parameters_of
 
 Array = np.ndarray[Any, Any]
 
@@ -93,9 +94,9 @@ class Crosscheck:
 
 
 def crosscheck(
-    programs: build.Programs,
-    twin: Programs,
-    images: Tensor,
+    vae: in_pyro.VAE,
+    twin: VAE,
+    data: Any,
     *,
     elbo: Literal["trace", "mean_field"] = "trace",
     dtype: torch.dtype = torch.float64,
@@ -104,9 +105,9 @@ def crosscheck(
     """Compares Pyro programs with their NumPyro twins, on the CPU.
 
     Args:
-        programs: with the weights to compare; they stay as they are.
+        vae: with the weights to compare; they stay as they are.
         twin: of the same configuration; takes over the weights.
-        images: (N, C, H, W) uint8.
+        data: a split, or a tensor (N, …).
         elbo: how the rate enters −ELBO: from the sample, or in closed form.
         dtype: float64 or float32, of everything on both sides.
         seed: of the noise that z is drawn with.
@@ -114,28 +115,31 @@ def crosscheck(
     Raises:
         UserError: if weights do not match, or a posterior does not say how a sample comes from noise.
     """
-    programs = copy.deepcopy(programs).cpu().to(dtype).eval()
-    noise = np.random.default_rng(seed).standard_normal((len(images), *_event_shape(programs)))
+    vae = copy.deepcopy(vae).cpu().to(dtype).eval()
+    x = as_split(data).x
+    noise = np.random.default_rng(seed).standard_normal((len(x), *_event_shape(vae, x[:1])))
     with ExitStack() as stack:
         stack.enter_context(jax.enable_x64(dtype == torch.float64))
         stack.enter_context(jax.default_device(jax.devices("cpu")[0]))
         own = torch_weights(twin)
-        weights = programs.state_dict()
+        weights = vae.state_dict()
         load_weights(twin, weights)
         buffers = {
             name: _relative(_array(weights[name]), own[name])
-            for name in sorted(weights.keys() - dict(programs.named_parameters()).keys())
+            for name in sorted(weights.keys() - dict(vae.named_parameters()).keys())
         }
-        given = [(images[i : i + 1], noise[i : i + 1]) for i in range(len(images))]
-        ours = (_pyro(programs, x, torch.from_numpy(eps).to(dtype), elbo) for x, eps in given)
-        theirs = (_numpyro(twin, x.numpy(), eps.astype(str(dtype).removeprefix("torch.")), elbo) for x, eps in given)
+        given = [(x[i : i + 1], noise[i : i + 1]) for i in range(len(x))]
+        ours = (_pyro(vae, one, torch.from_numpy(eps).to(dtype), elbo) for one, eps in given)
+        theirs = (
+            _numpyro(twin, one.numpy(), eps.astype(str(dtype).removeprefix("torch.")), elbo) for one, eps in given
+        )
         terms, gradients = _compared(zip(ours, theirs, strict=True))
-        if (delta := delta_of(programs, images)) is None:
+        if (delta := committed(vae, x).nats) is None:
             terms.append(Agreement("δ", None, None, 0.0))
         else:
             terms.append(_agreement("δ", np.array([delta]), np.array([_delta_of(twin)], np.float64)))
     precision = str(dtype).removeprefix("torch.")
-    return Crosscheck(tuple(terms), gradients, buffers, TOLERANCE[dtype], len(images), precision)
+    return Crosscheck(tuple(terms), gradients, buffers, TOLERANCE[dtype], len(x), precision)
 
 
 def _compared(images: Iterable[tuple[Side, Side]]) -> tuple[list[Agreement], dict[str, float]]:
@@ -161,25 +165,23 @@ class Side:
     gradients: Mapping[str, Array]
 
 
-def _pyro(programs: build.Programs, images: Tensor, noise: Tensor, elbo: str) -> Side:
-    with build.parameters_of(programs), pyro.validation_enabled(False):
-        q = poutine.trace(programs.guide).get_trace(images).nodes["z"]["fn"]
-        z = _drawn(q, noise)
-        model = poutine.trace(poutine.condition(programs.model, {"z": z})).get_trace(images)
-        p, image = model.nodes["z"]["fn"], model.nodes["x"]["fn"]
-        log_p, log_px, log_q = p.log_prob(z), image.log_prob(images), q.log_prob(z)
-        kl = _or_none(lambda: kl_divergence(q, p))
-        loss = (kl if elbo == "mean_field" else log_q - log_p) - log_px
-        programs.zero_grad(set_to_none=True)
+def _pyro(vae: in_pyro.VAE, x: Tensor, noise: Tensor, elbo: str) -> Side:
+    with parameters_of(vae), pyro.validation_enabled(False):
+        z = _drawn(posterior(vae, x).q, noise)
+        seen = trace(vae, x, {"z": z})
+        (latent,) = seen.latents.values()
+        kl = _or_none(lambda: kl_divergence(latent.q, latent.p))
+        loss = (kl if elbo == "mean_field" else seen.log_q - seen.log_p) - seen.log_px
+        vae.zero_grad(set_to_none=True)
         loss.sum().backward()
     gradients = {
         name: _array(torch.zeros_like(weight) if weight.grad is None else weight.grad)
-        for name, weight in programs.named_parameters()
+        for name, weight in vae.named_parameters()
     }
-    return Side(_terms(log_p, log_px, log_q, kl, loss), gradients)
+    return Side(_terms(seen.log_p, seen.log_px, seen.log_q, kl, loss), gradients)
 
 
-def _numpyro(twin: Programs, images: Array, noise: Array, elbo: str) -> Side:
+def _numpyro(twin: VAE, images: Array, noise: Array, elbo: str) -> Side:
     graph, weights, rest = nnx.split(twin, nnx.Param, ...)
     gradients, terms = _numpyro_gradient(graph, elbo, weights, rest, images, noise)
     return Side(_terms(*terms), torch_weights(nnx.merge(graph, gradients, rest)))
@@ -189,10 +191,10 @@ def _numpyro(twin: Programs, images: Array, noise: Array, elbo: str) -> Side:
 @partial(jax.jit, static_argnums=(0, 1))
 def _numpyro_gradient(graph: Any, elbo: str, weights: Any, rest: Any, images: Any, noise: Any) -> Any:
     def loss_of(weights: Any) -> tuple[jax.Array, tuple[Any, ...]]:
-        programs = nnx.merge(graph, weights, rest)
-        q = _sites(programs.guide, images, {})["z"]["fn"]
+        vae = nnx.merge(graph, weights, rest)
+        q = _sites(vae.guide, images, {})["z"]["fn"]
         z = _drawn(q, noise)
-        model = _sites(programs.model, images, {"z": z})
+        model = _sites(vae.model, images, {"z": z})
         p, image = model["z"]["fn"], model["x"]["fn"]
         log_p, log_px, log_q = p.log_prob(z), image.log_prob(images), q.log_prob(z)
         kl = _or_none(lambda: numpyro_kl(q, p))
@@ -220,12 +222,12 @@ def _drawn(q: Any, noise: Any) -> Any:
     )
 
 
-def _event_shape(programs: build.Programs) -> tuple[int, ...]:
-    with build.parameters_of(programs), torch.no_grad():
-        return tuple(programs.model.prior().event_shape)
+def _event_shape(vae: in_pyro.VAE, x: Tensor) -> tuple[int, ...]:
+    with parameters_of(vae), torch.no_grad():
+        return tuple(posterior(vae, x).q.event_shape)
 
 
-def _delta_of(twin: Programs) -> float:
+def _delta_of(twin: VAE) -> float:
     """δ of a guide's family in nats, not a number if there is none.
 
     A guide without a formula of its own is independent over steps and dimensions.

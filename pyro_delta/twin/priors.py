@@ -1,7 +1,7 @@
 """A twin of every shipped prior, with its options and its names, as Flax (nnx) modules.
 
 Written from `docs/architecture.md`. A prior returns its NumPyro distribution, of event shape (n, d), when it is called.
-`first_row` (n,) holds the row of the image from which each latent step belongs to it. Buffers are computed in float64
+`starts` (n,) holds the position of the data from which each latent step belongs to them. Buffers are computed in float64
 and held in JAX's default precision.
 """
 
@@ -17,14 +17,13 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from pyro_delta.data.spec import ImageSpec
 from pyro_delta.errors import UserError, unknown_name
+from pyro_delta.protocol import Spec
 from pyro_delta.twin.distributions import GaussianAR1, GaussianSequence
 from pyro_delta.twin.rate import (
     Array,
     alpha_of_rate,
     alpha_of_spelling,
-    ar1_rate,
     factor_rate,
     solve_for_rate,
 )
@@ -41,9 +40,9 @@ class AR1Prior(nnx.Module):
     """Stationary AR(1) over the steps, α fixed.
 
     Args:
-        spec: the images.
+        spec: of the data.
         dims: d.
-        length: n, a divisor of the image's rows; None is one step for each row.
+        length: n, a divisor of the positions of the data or a multiple; None is one step for each.
         alpha: one number, `LO:HI` for a linear spread over the dimensions, or d numbers with commas.
         rate_nats: the committed rate from which one shared α is solved, in place of `alpha`.
 
@@ -53,61 +52,61 @@ class AR1Prior(nnx.Module):
 
     def __init__(
         self,
-        spec: ImageSpec,
+        spec: Spec,
         *,
         dims: int = 8,
         length: int | None = None,
         alpha: str | float | None = None,
         rate_nats: float | None = None,
     ) -> None:
-        first_row = _first_rows(spec, length)
-        n = len(first_row)
-        alpha_d = _alphas(alpha, rate_nats, dims, n, lambda rate: float(alpha_of_rate(rate / dims, n)))
-        self.first_row = Buffer(jnp.asarray(first_row))
+        starts = even_starts(spec.positions, length)
+        n = len(starts)
+        alpha_d = alphas(alpha, rate_nats, dims, n, lambda rate: float(alpha_of_rate(rate / dims, n)))
+        self.starts = Buffer(jnp.asarray(starts))
         self.alpha = Buffer(jnp.asarray(alpha_d))
 
     def __call__(self) -> GaussianAR1:
         """The process."""
-        return GaussianAR1(self.alpha[...], self.first_row.shape[0])
+        return GaussianAR1(self.alpha[...], self.starts.shape[0])
 
 
 class StandardNormalPrior(nnx.Module):
     """N(0, 1) everywhere, as AR(1) with α = 0. Options are those of `AR1Prior`, without a rate."""
 
-    def __init__(self, spec: ImageSpec, *, dims: int = 8, length: int | None = None) -> None:
-        self.first_row = Buffer(jnp.asarray(_first_rows(spec, length)))
+    def __init__(self, spec: Spec, *, dims: int = 8, length: int | None = None) -> None:
+        self.starts = Buffer(jnp.asarray(even_starts(spec.positions, length)))
         self.alpha = Buffer(jnp.zeros(dims))
 
     def __call__(self) -> GaussianAR1:
         """The process."""
-        return GaussianAR1(self.alpha[...], self.first_row.shape[0])
+        return GaussianAR1(self.alpha[...], self.starts.shape[0])
 
 
 class LearnedAR1Prior(nnx.Module):
     """AR(1) that learns its rate above a floor, and how the dimensions share it.
 
     Args:
-        spec: the images.
+        spec: of the data.
         dims: d.
-        length: n ≥ 2, a divisor of the image's rows; None is one step for each row.
+        length: n ≥ 2, a divisor of the positions of the data or a multiple; None is one step for each.
         floor_nats: δ₀, which every value of the parameters commits.
 
     Raises:
         UserError: if an option does not fit.
     """
 
-    def __init__(self, spec: ImageSpec, *, dims: int = 8, length: int | None = None, floor_nats: float = 8.0) -> None:
-        first_row = _first_rows(spec, length)
-        self.floor_nats = _rate(floor_nats, len(first_row))
-        self.first_row = Buffer(jnp.asarray(first_row))
+    def __init__(self, spec: Spec, *, dims: int = 8, length: int | None = None, floor_nats: float = 8.0) -> None:
+        starts = even_starts(spec.positions, length)
+        self.floor_nats = checked_rate(floor_nats, len(starts))
+        self.starts = Buffer(jnp.asarray(starts))
         self.excess = nnx.Param(jnp.zeros(()))
         self.shares = nnx.Param(jnp.zeros(dims))
         start = (np.asarray(parameter[...]) for parameter in (self.excess, self.shares))
-        _below_one(_learned_alpha_in_float64(*start, floor=self.floor_nats, length=len(first_row)), floor_nats)
+        _below_one(_learned_alpha_in_float64(*start, floor=self.floor_nats, length=len(starts)), floor_nats)
 
     def __call__(self) -> GaussianAR1:
         """The process at the parameters' present values."""
-        length = self.first_row.shape[0]
+        length = self.starts.shape[0]
         return GaussianAR1(learned_alpha(self.excess[...], self.shares[...], self.floor_nats, length), length)
 
 
@@ -164,12 +163,12 @@ class DensePrior(nnx.Module):
     Args:
         scale_tril: (d, n, n) or (1, n, n), float64.
         dims: d.
-        first_row: (n,).
+        starts: (n,).
     """
 
-    def __init__(self, scale_tril: Array, dims: int, first_row: Array) -> None:
+    def __init__(self, scale_tril: Array, dims: int, starts: Array) -> None:
         self.dims = dims
-        self.first_row = Buffer(jnp.asarray(first_row))
+        self.starts = Buffer(jnp.asarray(starts))
         self.scale_tril = Buffer(jnp.asarray(scale_tril))
 
     def __call__(self) -> GaussianSequence:
@@ -182,9 +181,9 @@ class ARPrior(DensePrior):
     """Stationary AR(p), the same for every dimension.
 
     Args:
-        spec: the images.
+        spec: of the data.
         dims: d.
-        length: n, a divisor of the image's rows; None is one step for each row.
+        length: n, a divisor of the positions of the data or a multiple; None is one step for each.
         pacf: partial autocorrelations π_1 … π_p, each in (−1, 1).
 
     Raises:
@@ -193,7 +192,7 @@ class ARPrior(DensePrior):
 
     def __init__(
         self,
-        spec: ImageSpec,
+        spec: Spec,
         *,
         dims: int = 8,
         length: int | None = None,
@@ -201,8 +200,8 @@ class ARPrior(DensePrior):
     ) -> None:
         if not pacf or not all(abs(pi) < 1 for pi in pacf):
             raise UserError(f"pacf {tuple(pacf)} is not a list of numbers between -1 and 1; give at least one.")
-        first_row = _first_rows(spec, length)
-        super().__init__(ar_factor(pacf, len(first_row))[None], dims, first_row)
+        starts = even_starts(spec.positions, length)
+        super().__init__(ar_factor(pacf, len(starts))[None], dims, starts)
 
 
 def ar_factor(pacf: Sequence[float], length: int) -> Array:
@@ -218,58 +217,13 @@ def ar_factor(pacf: Sequence[float], length: int) -> Array:
     return factor
 
 
-class LatticePrior(DensePrior):
-    """R × C blocks of the image, flattened row-major: the Kronecker product of two AR(1) for each dimension.
-
-    Args:
-        spec: the images.
-        dims: d.
-        rows: R, a divisor of the image's rows.
-        columns: C, a divisor of the image's columns.
-        alpha: one number, `LO:HI` for a linear spread over the dimensions, or d numbers with commas.
-        rate_nats: the committed rate from which one shared α is solved, in place of `alpha`.
-
-    Raises:
-        UserError: if an option does not fit.
-    """
-
-    def __init__(
-        self,
-        spec: ImageSpec,
-        *,
-        dims: int = 8,
-        rows: int = 4,
-        columns: int = 4,
-        alpha: str | float | None = None,
-        rate_nats: float | None = None,
-    ) -> None:
-        if rows < 1 or columns < 1 or spec.height % rows or spec.width % columns:
-            raise UserError(
-                f"{rows} × {columns} blocks do not divide an image of {spec.height} × {spec.width}; give divisors."
-            )
-
-        def solve(rate: float) -> float:
-            return solve_for_rate(lambda value: lattice_rate(np.full(dims, value), rows, columns), rate, 1.0)
-
-        alpha_d = _alphas(alpha, rate_nats, dims, rows * columns, solve)
-        factor = np.stack([np.kron(ar_factor([alpha], rows), ar_factor([alpha], columns)) for alpha in alpha_d])
-        first_row = np.arange(rows * columns) // columns * (spec.height // rows)
-        super().__init__(factor, dims, first_row)
-        self.columns = columns
-
-
-def lattice_rate(alpha_d: Array, rows: int, columns: int) -> float:
-    """δ in nats: Λ is a Kronecker product, so each of its C columns (R rows) is a chain of R (C) steps."""
-    return float(columns * ar1_rate(alpha_d, rows) + rows * ar1_rate(alpha_d, columns))
-
-
 class MaternPrior(DensePrior):
     """Matérn process over the steps, the same for every dimension.
 
     Args:
-        spec: the images.
+        spec: of the data.
         dims: d.
-        length: n, a divisor of the image's rows; None is one step for each row.
+        length: n, a divisor of the positions of the data or a multiple; None is one step for each.
         smoothness: ν: '1/2', '3/2' or '5/2'.
         length_scale: ℓ ≥ 0 in latent steps.
         rate_nats: the committed rate from which ℓ is solved, in place of `length_scale`.
@@ -280,7 +234,7 @@ class MaternPrior(DensePrior):
 
     def __init__(
         self,
-        spec: ImageSpec,
+        spec: Spec,
         *,
         dims: int = 8,
         length: int | None = None,
@@ -290,10 +244,10 @@ class MaternPrior(DensePrior):
     ) -> None:
         if smoothness not in _MATERN:
             raise unknown_name("smoothness", smoothness, _MATERN)
-        first_row = _first_rows(spec, length)
-        n = len(first_row)
-        if _given("length_scale", length_scale, "rate_nats", rate_nats) == "rate_nats":
-            scale = _matern_scale_for_rate(_rate(rate_nats, n) / dims, smoothness, n)
+        starts = even_starts(spec.positions, length)
+        n = len(starts)
+        if given("length_scale", length_scale, "rate_nats", rate_nats) == "rate_nats":
+            scale = _matern_scale_for_rate(checked_rate(rate_nats, n) / dims, smoothness, n)
         else:
             scale = float(length_scale)  # type: ignore[arg-type]
         if not 0 <= scale < math.inf:
@@ -302,7 +256,7 @@ class MaternPrior(DensePrior):
         if factor is None:
             longest = _longest_scale(smoothness, n)
             raise UserError(f"length_scale {scale:g} leaves no exact factor; give a shorter one, of up to {longest:g}.")
-        super().__init__(factor[None], dims, first_row)
+        super().__init__(factor[None], dims, starts)
 
 
 def matern_factor(smoothness: str, length_scale: float, length: int) -> Array | None:
@@ -346,29 +300,31 @@ def _matern_scale_for_rate(rate: float, smoothness: str, length: int) -> float:
 # --- Options ---
 
 
-def _first_rows(spec: ImageSpec, length: int | None) -> Array:
-    """first_row[t] = t·H/n."""
-    n = spec.height if length is None else length
-    if n < 1 or spec.height % n:
-        raise UserError(f"length = {n} does not divide the {spec.height} rows of the image; give a divisor.")
-    return np.arange(n) * (spec.height // n)
+def even_starts(positions: int, length: int | None = None) -> Array:
+    """starts[t] = ⌊t · P / n⌋ for n steps and P positions of the data, of which one number divides the other."""
+    n = positions if length is None else length
+    if n < 1 or min(positions % n, n % positions):
+        raise UserError(
+            f"length = {n} does not divide the {positions} positions of the data; give a divisor or multiple."
+        )
+    return np.arange(n) * positions // n
 
 
-def _given(first: str, first_value: Any, second: str, second_value: Any) -> str:
+def given(first: str, first_value: Any, second: str, second_value: Any) -> str:
     """Which of two options is given."""
     if (first_value is None) == (second_value is None):
         raise UserError(f"give exactly one of {first} and {second}.")
     return first if second_value is None else second
 
 
-def _alphas(
+def alphas(
     alpha: str | float | None, rate_nats: float | None, dims: int, length: int, solve: Callable[[float], float]
 ) -> Array:
     """α of each dimension, as it is spelt, or one for all of them that `solve` finds for a rate."""
-    _given("alpha", alpha, "rate_nats", rate_nats)
+    given("alpha", alpha, "rate_nats", rate_nats)
     if alpha is not None:
         return alpha_of_spelling(alpha, dims)
-    rate = _rate(rate_nats, length)
+    rate = checked_rate(rate_nats, length)
     return _below_one(np.full(dims, solve(rate)), rate)
 
 
@@ -378,7 +334,7 @@ def _below_one(alpha_d: Array, rate: float) -> Array:
     return alpha_d
 
 
-def _rate(nats: float | None, length: int) -> float:
+def checked_rate(nats: float | None, length: int) -> float:
     """A rate that a sequence can commit."""
     if nats is None or not 0 <= nats < math.inf or length < 2:
         raise UserError(f"{length} latent steps cannot commit {nats} nats; at least two commit a rate from 0 up.")

@@ -11,13 +11,13 @@ import torch
 from flax import nnx
 from torch import Tensor
 
+from pyro_delta.diagnostics.bounds import ignore
 from pyro_delta.errors import UserError
-from pyro_delta.evaluation.bound import ignore
-from pyro_delta.twin.programs import Programs
+from pyro_delta.twin.build import VAE
 
 
 def draw(
-    programs: Programs,
+    vae: VAE,
     count: int,
     *,
     decodings: int | None = None,
@@ -25,7 +25,7 @@ def draw(
     batch: int = 64,
     advance: Callable[[int], None] = ignore,
 ) -> Tensor:
-    """Images from the model, as `pyro_delta.report.pictures.draw` draws them: of the same noise, pixel after pixel.
+    """Images from the model, as `pyro_delta.diagnostics.drawing.draw` draws them: of the same noise, pixel after pixel.
 
     Takes the arguments of that function and returns images of the same shape. In double precision they are Pyro's; in
     single precision a rounding may tip a pixel, and with it all after it.
@@ -33,18 +33,18 @@ def draw(
     Raises:
         UserError: if prior or likelihood do not say how a sample comes from noise.
     """
-    programs.eval()
+    vae.eval()
     generator = torch.Generator().manual_seed(seed)
-    p = programs.model.prior()
+    p = vae.model.prior()
     _check(p, "prior", "transform")
     noise = torch.randn((count, *getattr(p, "noise_shape", p.event_shape)), dtype=_dtype(p), generator=generator)
     z_bnd = p.transform(jnp.asarray(noise.numpy()))
     if decodings is not None:
         z_bnd = jnp.tile(z_bnd, (decodings, 1, 1))
-    image = programs.model.likelihood(z_bnd[:1])
+    image = vae.model.likelihood(z_bnd[:1])
     _check(image, "likelihood", "from_uniforms")
     channels, height, width = image.event_shape
-    graph, state = nnx.split(programs.model.likelihood)
+    graph, state = nnx.split(vae.model.likelihood)
 
     @jax.jit
     def decode(state: Any, z_bnd: Any, uniforms: Any) -> Any:

@@ -1,0 +1,113 @@
+"""What the shipped guides share: the image encoder, a start from data, and the site `z`."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import pyro
+import torch
+from torch import Tensor, nn
+from torch.distributions import Distribution
+
+from pyro_delta.data.images.spec import require_image
+from pyro_delta.errors import UserError
+from pyro_delta.guides.images.encoder import ImageEncoder, deviation, regions
+from pyro_delta.protocol import Prior, Spec
+from pyro_delta.svi import offer_parameters
+
+
+class ImageGuide(nn.Module):
+    """An amortised guide: an image encoder gives each latent step d means and whatever else its family asks for.
+
+    A family derives from it, says by `extra` how many numbers beside the mean each coordinate takes, and gives
+    `posterior`. With all of them 0 it should have the scale with which the posterior attains its δ.
+
+    Args:
+        spec: shape and levels of the images.
+        prior: of the latents; `starts`, the event shape and, if it has them, `columns` are read, and nothing of it
+            is kept.
+        extra: numbers beside the mean that each coordinate takes.
+        features: features averaged over the region of each step.
+        channels: width of each level of the rows-above stream, finest first; each level halves the resolution.
+        row_blocks: gated blocks of each level.
+        pixel_blocks: gated blocks of the within-row stream.
+        row_kernel: (rows, columns) of the rows-above stream's convolutions.
+        pixel_kernel: columns of the within-row stream's convolutions.
+
+    Raises:
+        UserError: if the data are no images, or for sizes that make no network.
+
+    References:
+        1. T. Salimans and D. Kingma, "Weight Normalization", NeurIPS 2016, §3 (initialisation by a batch of data).
+    """
+
+    causality: ClassVar[str] = "anti_causal"
+
+    def __init__(
+        self,
+        spec: Spec,
+        prior: Prior,
+        extra: int,
+        *,
+        features: int = 64,
+        channels: tuple[int, ...] = (32, 48),
+        row_blocks: tuple[int, ...] = (1, 2),
+        pixel_blocks: int = 2,
+        row_kernel: tuple[int, int] = (2, 3),
+        pixel_kernel: int = 3,
+    ) -> None:
+        super().__init__()
+        image = require_image(spec, f"the guide {type(self).__name__}")
+        self.dims = prior().event_shape[-1]
+        self.encoder = ImageEncoder(
+            image,
+            regions(prior.starts, getattr(prior, "columns", 1), image.height, image.width),
+            (1 + extra) * self.dims,
+            anti_causal=self.causality == "anti_causal",
+            features=features,
+            channels=channels,
+            row_blocks=row_blocks,
+            pixel_blocks=pixel_blocks,
+            row_kernel=row_kernel,
+            pixel_kernel=pixel_kernel,
+        )
+
+    def posterior(self, x: Tensor) -> Distribution:
+        """q(z | x) for images (…, C, H, W), event shape (n, d)."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Writes the site `z` for images x (B, C, H, W), a tensor or an array.
+
+        Raises:
+            UserError: if x is one image without its batch axis.
+        """
+        offer_parameters(self)
+        x = torch.as_tensor(x)
+        if x.dim() == 3:
+            raise UserError(
+                f"x has shape {tuple(x.shape)}, that of one image; give it a batch axis, as x[None] has one."
+            )
+        with pyro.plate("data", x.shape[0]):
+            return pyro.sample("z", self.posterior(x))
+
+    def encode(self, x: Tensor) -> tuple[Tensor, ...]:
+        """The mean and the extra numbers of each coordinate, each (…, n, d), for images (…, C, H, W)."""
+        raw = self.encoder(x.reshape((-1, *x.shape[-3:])))
+        return raw.reshape((*x.shape[:-3], *raw.shape[-2:])).split(self.dims, dim=-1)
+
+    @torch.no_grad()
+    def start_from(self, x: Tensor) -> None:
+        """Takes its initial weights from images (B, C, H, W) [1]: means of mean 0 and deviation 1 over them, all else 0.
+
+        A random causal network says nearly the same of every image. A guide that starts like that carries no
+        information, the decoder learns to do without z, and nothing calls it back.
+        """
+        encoder = self.encoder
+        encoder.standardise(x)
+        out, d = encoder.out, self.dims
+        out.weight[d:], out.bias[d:] = 0.0, 0.0
+        mean_kd = encoder(x)[..., :d].flatten(0, 1)
+        deviation_d = deviation(mean_kd)
+        out.weight[:d] /= deviation_d.unsqueeze(1)
+        out.bias[:d] = (out.bias[:d] - mean_kd.mean(0)) / deviation_d

@@ -1,0 +1,183 @@
+"""What image likelihoods share: pixels in, z as a context, mixtures out, cached generation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, Protocol, get_args
+
+import torch
+from torch import Tensor, nn
+
+from pyro_delta.data.images.spec import ImageSpec, require_image
+from pyro_delta.distributions import AutoregressiveImage, DiscretizedLogisticMixture
+from pyro_delta.errors import unknown_name
+from pyro_delta.nn.images.causal import PixelState
+from pyro_delta.nn.images.embedding import embed_pixels
+from pyro_delta.nn.latents import LatentMap
+from pyro_delta.nn.precision import Network, autocast_inside
+from pyro_delta.protocol import Prior, Spec
+
+Conditioning = Literal["causal", "full"]
+"""Which latent steps a row sees: those that begin at or above it, or all of them."""
+
+
+class Trunk(Protocol):
+    """A causal network over features, its arguments as of `GatedPixelCNN` and `PixelSNAIL`."""
+
+    out: nn.Conv2d
+
+    def __init__(
+        self, channels_in: int, channels_out: int, *, height: int, width: int, context_channels: int, **network: Any
+    ) -> None:
+        """Builds it for images of one size."""
+
+    def __call__(self, x_bchw: Tensor, context_bchw: Tensor | None) -> Tensor:
+        """All positions at once."""
+
+    def step_row(self, row_bcw: Tensor, context_bcw: Tensor | None, index: int, state: PixelState) -> None:
+        """Prepares a row, given the one before it."""
+
+    def step_pixel(self, x_bc: Tensor, column: int, state: PixelState) -> Tensor:
+        """One position of the prepared row, given the pixel before it."""
+
+
+@dataclass
+class SamplingState:
+    """What one cached generation carries along: the network's state and the latents' map."""
+
+    pixels: PixelState
+    context_bchw: Tensor | None
+    batch: int
+
+
+class ConditionalNetwork(Network):
+    """Parameters of a mixture of discretised logistics at every pixel, given earlier pixels and z.
+
+    Row r uses {z_t : starts[t] ≤ r} (all of z with full conditioning), all earlier rows, and earlier pixels of its
+    own row. `forward` gives all positions in one teacher-forced pass; `start`, `step_row` and `step_pixel` give them
+    one by one from a cache. A subclass names its trunk, the causal network in between.
+
+    Args:
+        spec: shape and levels of the images.
+        starts: (n,) the row from which on each latent step may be used.
+        dims: d, size of a latent step.
+        use_latents: False gives the latent-free control: z is ignored.
+        conditioning: "full" lets every row see all of z: the ablation that goes with a guide that is not anti-causal.
+        mixtures: components of the mixture.
+        latent_channels: channels of the map that carries z to the pixels.
+        network: the remaining arguments of the trunk.
+
+    Raises:
+        UserError: for an unknown conditioning, and whatever the trunk or the mixture raises.
+    """
+
+    trunk_class: ClassVar[type[Trunk]]
+
+    def __init__(
+        self,
+        spec: ImageSpec,
+        starts: Tensor,
+        dims: int,
+        *,
+        use_latents: bool = True,
+        conditioning: Conditioning = "causal",
+        mixtures: int = 10,
+        latent_channels: int = 16,
+        **network: object,
+    ) -> None:
+        super().__init__()
+        if conditioning not in get_args(Conditioning):
+            raise unknown_name("likelihood.conditioning", conditioning, get_args(Conditioning))
+        self.spec = spec
+        self.latents: LatentMap | None = None
+        if use_latents:
+            seen_from = starts if conditioning == "causal" else torch.zeros_like(starts)
+            self.latents = LatentMap(dims, seen_from, positions=spec.height, outputs=latent_channels * spec.width)
+        self.trunk = self.trunk_class(
+            spec.channels + 1,
+            DiscretizedLogisticMixture.parameter_count(spec.channels, mixtures),
+            height=spec.height,
+            width=spec.width,
+            context_channels=latent_channels if use_latents else 0,
+            **network,
+        )
+
+    @autocast_inside
+    def forward(self, x_bchw: Tensor, z_bnd: Tensor) -> Tensor:
+        """Images (B, C, H, W) of integers and z (B, n, d) → mixture parameters (B, P, H, W)."""
+        return self.trunk(self._embed(x_bchw), self._context(z_bnd))
+
+    def start(self, z_bnd: Tensor) -> SamplingState:
+        """Begins a cached generation."""
+        return SamplingState(PixelState(), self._context(z_bnd), len(z_bnd))
+
+    def step_row(self, state: SamplingState, row: int, previous_bcw: Tensor | None) -> None:
+        """Prepares `row`, given the finished row before it (integers; None at the first)."""
+        if previous_bcw is None:
+            inputs_bcw = self.trunk.out.weight.new_zeros(state.batch, self.spec.channels + 1, self.spec.width)
+        else:
+            inputs_bcw = self._embed(previous_bcw)
+        context_bcw = None if state.context_bchw is None else state.context_bchw[:, :, row]
+        self.trunk.step_row(inputs_bcw, context_bcw, row, state.pixels)
+
+    def step_pixel(self, state: SamplingState, column: int, previous_bc: Tensor | None) -> Tensor:
+        """Mixture parameters (B, P) at `column`, given the pixel before it (integers; None at the first)."""
+        if previous_bc is None:
+            inputs_bc = self.trunk.out.weight.new_zeros(state.batch, self.spec.channels + 1)
+        else:
+            inputs_bc = self._embed(previous_bc)
+        return self.trunk.step_pixel(inputs_bc, column, state.pixels)
+
+    def _embed(self, x: Tensor) -> Tensor:
+        return embed_pixels(x, self.spec.levels, self.trunk.out.weight.dtype)
+
+    def _context(self, z_bnd: Tensor) -> Tensor | None:
+        if self.latents is None:
+            return None
+        rows_bhc = self.latents(z_bnd)  # all columns of a channel, then the next channel
+        return rows_bhc.unflatten(-1, (-1, self.spec.width)).transpose(1, 2)
+
+
+class ImageLikelihood(nn.Module):
+    """p(x | z) over images from a `ConditionalNetwork`; a subclass names that, and the options of its trunk.
+
+    Args:
+        spec: shape and levels of the images.
+        prior: of the latents; its `starts` and event shape (n, d) are read, and nothing of it is kept.
+        use_latents: False gives the latent-free control: z is ignored.
+        conditioning: "causal": row r sees {z_t : starts[t] ≤ r}; "full": every row sees all of z, the ablation that
+            goes with a guide that is not anti-causal.
+        latent_channels: channels of the map that carries z to the pixels.
+        network: mixtures, and the options of the trunk.
+
+    Raises:
+        UserError: if the data are no images, or for sizes that make no network.
+    """
+
+    network_class: ClassVar[type[ConditionalNetwork]]
+
+    def __init__(
+        self,
+        spec: Spec,
+        prior: Prior,
+        *,
+        use_latents: bool = True,
+        conditioning: Conditioning = "causal",
+        latent_channels: int = 16,
+        **network: Any,
+    ) -> None:
+        super().__init__()
+        self.conditioning = conditioning
+        self.network = self.network_class(
+            require_image(spec, f"the likelihood {type(self).__name__}"),
+            prior.starts,
+            prior().event_shape[-1],
+            use_latents=use_latents,
+            conditioning=conditioning,
+            latent_channels=latent_channels,
+            **network,
+        )
+
+    def forward(self, z: Tensor) -> AutoregressiveImage:
+        """Z (…, n, d) → a distribution over images (…, C, H, W)."""
+        return AutoregressiveImage(self.network, z)

@@ -1,0 +1,64 @@
+"""The Gated PixelCNN likelihood: an autoregressive image distribution conditioned on the latent sequence."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pyro_delta.models.images.conditional import ConditionalNetwork, ImageLikelihood
+from pyro_delta.nn.images.gated_pixelcnn import GatedPixelCNN
+from pyro_delta.protocol import Prior, Spec
+
+
+class ConditionalGatedPixelCNN(ConditionalNetwork):
+    """A `ConditionalNetwork` whose trunk is a `GatedPixelCNN`."""
+
+    trunk_class = GatedPixelCNN
+
+
+class GatedPixelCNNLikelihood(ImageLikelihood):
+    """Gated PixelCNN: two causal streams, the rows above with coarser levels for reach, conditioned on z.
+
+    `forward(z)` returns an `AutoregressiveImage`.
+
+    Args:
+        spec: shape and levels of the images.
+        prior: of the latents.
+        mixtures: components of the mixture of discretised logistics.
+        channels: width of each level of the rows-above stream, finest first; each level halves the resolution.
+        row_blocks: gated blocks of each level.
+        pixel_blocks: gated blocks of the within-row stream.
+        row_kernel: (rows, columns) of the rows-above stream's convolutions.
+        pixel_kernel: columns of the within-row stream's convolutions.
+        latents: use_latents, conditioning and latent_channels, as for `ImageLikelihood`.
+
+    Raises:
+        UserError: if the data are no images, or for sizes that make no network.
+    """
+
+    twin = "pyro_delta.twin.images.likelihoods:GatedPixelCNNLikelihood"
+    network_class = ConditionalGatedPixelCNN
+
+    def __init__(
+        self,
+        spec: Spec,
+        prior: Prior,
+        *,
+        mixtures: int = 5,
+        channels: tuple[int, ...] = (32, 48),
+        row_blocks: tuple[int, ...] = (1, 2),
+        pixel_blocks: int = 2,
+        row_kernel: tuple[int, int] = (2, 3),
+        pixel_kernel: int = 3,
+        **latents: Any,
+    ) -> None:
+        super().__init__(
+            spec,
+            prior,
+            mixtures=mixtures,
+            channels=channels,
+            row_blocks=row_blocks,
+            pixel_blocks=pixel_blocks,
+            row_kernel=row_kernel,
+            pixel_kernel=pixel_kernel,
+            **latents,
+        )

@@ -1,0 +1,191 @@
+"""AR(1) priors as programs: with a fixed α, with a learned one above a floor, and without any correlation."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pyro_delta.distributions import GaussianAR1
+from pyro_delta.errors import UserError
+from pyro_delta.protocol import Spec
+from pyro_delta.rate import (
+    alpha_for_rate,
+    alpha_of_rates,
+    check_invertible,
+    check_whole,
+    parse_alpha,
+)
+
+
+def even_starts(positions: int, length: int | None = None) -> Tensor:
+    """`starts` of n = `length` latent steps that share the positions of the data evenly, (n,): ⌊t · positions / n⌋.
+
+    One step for each position where `length` is None. With more steps than positions, several belong to each.
+
+    Raises:
+        UserError: if neither number divides the other.
+    """
+    steps = positions if length is None else length
+    if steps < 1 or (positions % steps and steps % positions):
+        raise UserError(
+            f"prior.length={steps} does not divide the {positions} positions of the data; choose a divisor of them, or "
+            "a multiple."
+        )
+    return torch.arange(steps) * positions // steps
+
+
+def check_one_given(**options: float | str | None) -> None:
+    """Refuse anything but one of the options.
+
+    Raises:
+        UserError: naming them.
+    """
+    given = sum(value is not None for value in options.values())
+    if given != 1:
+        names = " and ".join(f"prior.{name}" for name in options)
+        raise UserError(f"{'none' if given == 0 else 'both'} of {names} given; give just one.")
+
+
+class AR1Prior(nn.Module):
+    """Stationary AR(1) Gaussian process over the latent sequence, its α fixed [1].
+
+    `forward()` returns `GaussianAR1(alpha, length)` of event shape (n, d).
+
+    Args:
+        spec: of the data.
+        dims: d, size of one latent step.
+        length: n, latent steps, a divisor of the positions of the data or a multiple; None is one for each.
+        alpha: one number, `LO:HI` for a linear spread over the dimensions, or d numbers with commas.
+        rate_nats: committed rate from which one shared α is solved (eq. 3 of [1]), in place of `alpha`.
+
+    Raises:
+        UserError: an option cannot be read, or no α commits the rate.
+
+    References:
+        [1] A. Razavi et al., "Preventing Posterior Collapse with δ-VAEs", ICLR 2019.
+    """
+
+    twin = "pyro_delta.twin.priors:AR1Prior"
+
+    alpha: Tensor
+    starts: Tensor
+
+    def __init__(
+        self,
+        spec: Spec,
+        *,
+        dims: int = 8,
+        length: int | None = None,
+        alpha: str | float | None = None,
+        rate_nats: float | None = None,
+    ) -> None:
+        super().__init__()
+        check_one_given(alpha=alpha, rate_nats=rate_nats)
+        starts = even_starts(spec.positions, length)
+        if rate_nats is not None:
+            alpha = alpha_for_rate(rate_nats, starts.numel(), dims)
+        assert alpha is not None  # one of the two is given
+        self.length = starts.numel()
+        self.register_buffer("alpha", torch.tensor(parse_alpha(alpha, dims), dtype=torch.get_default_dtype()))
+        self.register_buffer("starts", starts)
+
+    def forward(self) -> GaussianAR1:
+        """The prior over z, event shape (n, d)."""
+        return GaussianAR1(self.alpha, self.length)
+
+
+class StandardNormalPrior(nn.Module):
+    """N(0, 1) for every step and dimension: δ = 0, the baseline that may collapse.
+
+    `forward()` returns `GaussianAR1` with α = 0, which has that density, and a closed-form KL from every guide.
+
+    Args:
+        spec: of the data.
+        dims: d, size of one latent step.
+        length: n, latent steps, a divisor of the positions of the data or a multiple; None is one for each.
+    """
+
+    twin = "pyro_delta.twin.priors:StandardNormalPrior"
+
+    alpha: Tensor
+    starts: Tensor
+
+    def __init__(self, spec: Spec, *, dims: int = 8, length: int | None = None) -> None:
+        super().__init__()
+        check_whole("dims", dims)
+        starts = even_starts(spec.positions, length)
+        self.length = starts.numel()
+        self.register_buffer("alpha", torch.zeros(dims))
+        self.register_buffer("starts", starts)
+
+    def forward(self) -> GaussianAR1:
+        """The prior over z, event shape (n, d)."""
+        return GaussianAR1(self.alpha, self.length)
+
+
+class LearnedAR1Prior(nn.Module):
+    """AR(1) process whose α is learned, and whose committed rate cannot fall below a floor δ₀.
+
+    The total rate is δ₀ + softplus(`excess`), dimension k commits the share softmax(`shares`)_k of it, and α_k is the
+    inverse of eq. 3 of [1]. So KL ≥ δ₀ holds for every value of the parameters, by construction.
+
+    NOTE: [1] fixes α.
+
+    NOTE: a share that needs an α nearer to 1 than the parameters' type can hold (in float32, above 18 nats at n = 32)
+    gives α = 1, which is no process: an error with validation on, a loss that is not finite without.
+
+    Args:
+        spec: of the data.
+        dims: d, size of one latent step.
+        length: n ≥ 2, latent steps, a divisor of the positions of the data or a multiple; None is one for each.
+        floor_nats: δ₀ in nats.
+
+    Attributes:
+        floor_nats: δ₀, which no step of training can undercut.
+        rate_nats: the rate committed now, which training moves: log it apart from the floor.
+
+    Raises:
+        UserError: no α commits the floor in the parameters' type.
+
+    References:
+        [1] A. Razavi et al., "Preventing Posterior Collapse with δ-VAEs", ICLR 2019.
+    """
+
+    twin = "pyro_delta.twin.priors:LearnedAR1Prior"
+
+    starts: Tensor
+
+    def __init__(self, spec: Spec, *, dims: int = 8, length: int | None = None, floor_nats: float = 8.0) -> None:
+        super().__init__()
+        starts = even_starts(spec.positions, length)
+        self.length = starts.numel()
+        self.register_buffer("starts", starts)
+        check_invertible(floor_nats, self.length, dims)
+        self.floor_nats = float(floor_nats)
+        self.excess = nn.Parameter(torch.zeros(()))
+        self.shares = nn.Parameter(torch.zeros(dims))
+        if not (self.alpha < 1).all():
+            raise UserError(
+                f"prior.floor_nats={floor_nats:g} over {dims} dimensions of {self.length} steps needs an "
+                f"alpha nearer to 1 than {self.shares.dtype} can hold; ask for less or more dimensions."
+            )
+
+    @property
+    def rate_nats(self) -> Tensor:
+        """The total rate committed now, δ₀ + softplus(excess), float64."""
+        return self.floor_nats + F.softplus(self.excess.double())
+
+    @property
+    def alpha(self) -> Tensor:
+        """(d,) correlations in the parameters' type, rounded up: rounded down they would commit less than the floor."""
+        exact_d = alpha_of_rates(self.rate_nats * self.shares.double().softmax(0), self.length)
+        alpha_d = exact_d.to(self.shares.dtype)
+        with torch.no_grad():
+            step_d = torch.nextafter(alpha_d, torch.ones_like(alpha_d)) - alpha_d
+            step_d = torch.where(alpha_d.double() < exact_d, step_d, 0)
+        return alpha_d + step_d
+
+    def forward(self) -> GaussianAR1:
+        """The prior over z, event shape (n, d)."""
+        return GaussianAR1(self.alpha, self.length)

@@ -1,0 +1,1 @@
+"""What Python and the command line call: train, resume, check, evaluate, diagnose."""

@@ -1,0 +1,153 @@
+"""Judgement: `check` and `evaluate` of a run, `diagnose` of anybody's VAE."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from pyro_delta.data.splits import SPLITS, Split
+from pyro_delta.data.tensors import as_split
+from pyro_delta.diagnostics import bounds
+from pyro_delta.diagnostics.diagnose import Diagnosis, diagnosed
+from pyro_delta.errors import UserError, unknown_name
+from pyro_delta.inference.run import Run, load
+from pyro_delta.protocol import Advance, Data, Spec
+from pyro_delta.vae import VAE
+
+
+def check(
+    run: Run | str | Path,
+    *,
+    data: Data | None = None,
+    split: str = "test",
+    root: str | None = None,
+    seed: int = 0,
+    advance: Advance = bounds.ignore,
+    **options: Any,
+) -> Diagnosis:
+    """Does the KL of a run keep above δ for every datum, and do its latents carry information?
+
+    Args:
+        run: a run, or its folder.
+        data: in the place of those that it was trained on.
+        split: train, validation or test.
+        root: where the data live now.
+        seed: of posterior samples and of the shuffle.
+        advance: called with the number of data just done; all are seen twice.
+        options: particles and weighed, as for `pyro_delta.diagnose`.
+
+    Raises:
+        UserError: if the data cannot be read, or the split has fewer than two.
+    """
+    run, data, part = _parts(run, data, split, root)
+    fit = None if split == "train" else data.train
+    return diagnosed(run.vae, part, fit=fit, spec=data.spec, seed=seed, advance=advance, **options)
+
+
+def evaluate(
+    run: Run | str | Path,
+    *,
+    data: Data | None = None,
+    split: str = "test",
+    root: str | None = None,
+    seed: int = 0,
+    advance: Advance = bounds.ignore,
+    **options: Any,
+) -> dict[str, Any]:
+    """Bounds on the likelihood, rate and distortion of a run over a whole split, with standard errors.
+
+    Arguments as for `check`; options are particles and images, as for `pyro_delta.diagnostics.bounds.evaluate`.
+    """
+    run, data, part = _parts(run, data, split, root)
+    return bounds.evaluate(run.vae, part, spec=data.spec, seed=seed, advance=advance, **options)
+
+
+def diagnose(
+    model: Callable[..., Any] | VAE,
+    guide: Callable[..., Any] | None = None,
+    data: Any = None,
+    *,
+    labels: Any = None,
+    fit: Any = None,
+    spec: Spec | None = None,
+    params: Mapping[str, Any] | None = None,
+    particles: int = 25,
+    weighed: int = 200,
+    seed: int = 0,
+    advance: Advance = bounds.ignore,
+) -> Diagnosis:
+    """Looks at any VAE in Pyro or NumPyro: does it use its latents, and does a floor keep it from collapsing?
+
+    Model and guide are run as they are, by their traces: latent and observed sites may have any names, in plates of the
+    batch's size. They are not changed.
+
+    Args:
+        model: a Pyro model (a module, a function, or a method of a module), a `VAE`, or a NumPyro model.
+        guide: its guide.
+        data: what both are called with: a tensor or an array (N, …); a dict of them, whose keys model and guide name in
+            their signatures; a torch data set; a split; or data with splits (`pyro_delta.data`), of which the test split
+            is looked at and the probe is fitted to the training split.
+        labels: (N,), for a linear probe on samples of z; those of `data`, if it has some, where None.
+        fit: data with labels that the probe is fitted to; without it, the first half of `data`.
+        spec: of the data; without it bits are per number that the model observes.
+        params: of a NumPyro model and guide that are functions, such as `svi.get_params(state)`.
+        particles: K of the importance-weighted bound, and of k̂; 1 leaves them out.
+        weighed: data, from the start, that this bound is of.
+        seed: of posterior samples and of the shuffle.
+        advance: called with the number of data just done; all data are seen twice.
+
+    Raises:
+        UserError: if the programs cannot be run on the data, or there are fewer than two data.
+    """
+    vae = _pair(model, guide, params)
+    if hasattr(data, "test") and hasattr(data, "train"):
+        spec, fit, data = spec or data.spec, data.train if fit is None else fit, data.test
+    if data is None:
+        raise UserError("diagnose(model, guide, data) needs data; give what both are called with.")
+    split = _split(data, labels)
+    return diagnosed(
+        vae, split, fit=None if fit is None else as_split(fit), spec=spec, particles=particles, weighed=weighed, seed=seed,
+        advance=advance,
+    )  # fmt: skip
+
+
+def _pair(model: Any, guide: Any, params: Mapping[str, Any] | None) -> Any:
+    if params is not None or type(model).__module__.partition(".")[0] == "flax" or _is_flax(model):
+        from pyro_delta.twin import require
+
+        require()
+        from pyro_delta.twin.diagnose import NumPyroVAE
+
+        return NumPyroVAE(model, guide, params)
+    if guide is not None:
+        return VAE(model, guide)
+    if hasattr(model, "model") and hasattr(model, "guide"):
+        return model if isinstance(model, VAE) else VAE(model.model, model.guide)
+    raise UserError("diagnose(model, guide, data) needs a guide; give the one that the model is trained with.")
+
+
+def _is_flax(model: Any) -> bool:
+    return any(cls.__module__.partition(".")[0] == "flax" for cls in type(model).__mro__)
+
+
+def _split(data: Any, labels: Any) -> Split:
+    split = as_split(data, named=True)
+    if labels is None:
+        return split
+    labels = torch.as_tensor(np.asarray(labels)).long()
+    if len(labels) != len(split):
+        raise UserError(f"{len(labels)} labels do not fit {len(split)} data; give one for each.")
+    return replace(split, labels=labels)
+
+
+def _parts(run: Run | str | Path, data: Data | None, split: str, root: str | None) -> tuple[Run, Data, Split]:
+    if split not in SPLITS:
+        raise unknown_name("split", split, SPLITS)
+    run = run if isinstance(run, Run) else load(run)
+    data = run.data(root) if data is None else data
+    return run, data, getattr(data, split)

@@ -1,0 +1,239 @@
+"""Training from beginning to end: `train`, `resume`, and the pieces of them that the command line shows at work."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pyro_delta import config as configuration
+from pyro_delta.build import build, load_data
+from pyro_delta.config import Config
+from pyro_delta.errors import UserError
+from pyro_delta.inference.checkpoint import load_checkpoint
+from pyro_delta.inference.pyro_training import PyroTraining
+from pyro_delta.inference.recorder import Recorder, stopping
+from pyro_delta.inference.run import (
+    CHECKPOINT,
+    CONFIG,
+    PROGRAMS,
+    Run,
+    check_free,
+    check_made_with,
+    create,
+    default_folder,
+    read_config,
+    read_info,
+    read_metrics,
+    read_spec,
+    resumed_config,
+)
+from pyro_delta.inference.training import STATE, Training
+from pyro_delta.protocol import Data
+
+Show = Callable[[dict[str, Any]], None]
+Settings = Mapping[str, Any]
+
+
+def train(
+    settings: Config | Settings | None = None,
+    *,
+    data: str | Data | None = None,
+    preset: str | None = None,
+    out: str | Path | None = None,
+    device: str = "auto",
+    show: Show = lambda line: None,
+) -> Run:
+    """Trains a δ-VAE, as `pyro-delta train` does.
+
+        run = train({"prior.rate_nats": 4.0, "training.steps": 500}, data="digits", out="runs/first")
+
+    Args:
+        settings: dotted names and values, laid over the preset; or a whole configuration.
+        data: by name, such as digits or folder:PATH; or data themselves (`pyro_delta.data.from_tensors`), which are not
+            kept with the run.
+        preset: by name; by default the one that the data ask for.
+        out: a new folder for the run; None to keep nothing on disk.
+        device: auto, cpu or cuda.
+        show: called with each line of metrics.
+
+    Returns:
+        The run, with averaged weights, in evaluation mode.
+
+    Raises:
+        UserError: for settings, data or a folder that do not do.
+        CheckFailed: if training diverges.
+    """
+    given = data if data is not None and not isinstance(data, str) else None
+    if isinstance(settings, Config):
+        if preset is not None or isinstance(data, str):
+            raise UserError("a whole configuration names its own data and has no preset; leave data and preset out.")
+        config, preset = settings, "none"
+    else:
+        pairs = dict(settings or {})
+        if data is not None:
+            pairs["data.program"] = data if isinstance(data, str) else "given"
+        if given is not None and preset is None:
+            preset = getattr(given, "preset", "default")
+        config, preset = configuration.choose(list(pairs.items()), preset)
+    folder = None if out is None else Path(out)
+    if folder is not None:
+        check_free(folder)
+    training = prepare(config, device, data=given)
+    if folder is not None:
+        create(folder, config, training.data.spec, preset)
+    return _run(training, folder, show, given, resumed=False)
+
+
+def resume(
+    out: str | Path,
+    settings: Settings | None = None,
+    *,
+    data: Data | None = None,
+    device: str = "auto",
+    show: Show = lambda line: None,
+) -> Run:
+    """Goes on with a run that was interrupted, or makes a finished one longer.
+
+    Args:
+        out: folder of the run.
+        settings: training.steps or training.minutes to extend it, data.root if the data have moved.
+        data: again, if the run was given data rather than their name.
+        device: auto, cpu or cuda.
+        show: called with each line of metrics.
+
+    Raises:
+        UserError: if there is nothing to go on from, or a setting contradicts the run's.
+        CheckFailed: if training diverges.
+    """
+    training, _ = reopen(Path(out), list((settings or {}).items()), device, data=data)
+    return _run(training, Path(out), show, data, resumed=True)
+
+
+def begin(
+    out: Path | None, preset: str | None, settings: list[tuple[str, Any]], device: str
+) -> tuple[Training, Path, str]:
+    """A new training, its folder and its preset.
+
+    Raises:
+        UserError: as `train`.
+    """
+    config, preset = configuration.choose(settings, preset)
+    if out is not None:
+        check_free(out)
+    training = prepare(config, device)
+    folder = out or default_folder(config, preset)
+    create(folder, config, training.data.spec, preset)
+    return training, folder, preset
+
+
+def reopen(
+    out: Path, settings: list[tuple[str, Any]], device: str, *, preset: str | None = None, data: Data | None = None
+) -> tuple[Training, str]:
+    """A training that goes on from the checkpoint of a run, and the preset of the run.
+
+    Raises:
+        UserError: as `resume`.
+    """
+    config = resumed_config(out, settings)
+    info = read_info(out)
+    if preset not in (None, info.preset):
+        raise UserError(
+            f"{out} was made with the preset {info.preset!r}, not {preset!r}; leave --preset out to resume."
+        )
+    if not (out / CHECKPOINT).exists():
+        raise UserError(f"{out} has no checkpoint to go on from; the same command without --resume starts it again.")
+    state = load_checkpoint(out / CHECKPOINT, keys=STATE)
+    check_made_with(state, config, out)
+    read_metrics(out)  # refuses damaged lines before anything is written
+    _check_extension(config, state["step"], state["train_s"], given=dict(settings))
+    training = prepare(config, device, out / PROGRAMS, data)
+    spec = read_spec(out, config)
+    if training.data.spec != spec:
+        raise UserError(f"{config.data.program} now holds {training.data.spec}, but the run was made for {spec}.")
+    training.restore(state, out / CHECKPOINT)
+    if config != read_config(out):
+        configuration.save(config, out / CONFIG)
+    return training, info.preset
+
+
+def prepare(config: Config, device: str, folder: Path | None = None, data: Data | None = None) -> Training:
+    """A training of a configuration at its beginning: data loaded, programs built.
+
+    Args:
+        config: all settings.
+        device: auto, cpu or cuda.
+        folder: of the run's own programs.
+        data: in the place of those that the configuration names.
+    """
+    numpyro = config.training.backend == "numpyro"
+    if numpyro:
+        from pyro_delta.twin import require
+
+        require()
+    place = torch.device("cpu") if numpyro else choose_device(device)  # where Pyro's programs are evaluated
+    data = load_data(config, folder=folder) if data is None else data
+    torch.manual_seed(config.training.seed)
+    example = data.train.batch(slice(2)) if len(data.train) > 1 else None
+    vae = build(config, data.spec, folder, example=example).to(place)
+    if not numpyro:
+        return PyroTraining(config, data, vae, log=lambda line: None)
+    from pyro_delta.twin.build import build as build_twin
+    from pyro_delta.twin.build import compute_on
+    from pyro_delta.twin.numpyro_training import NumPyroTraining
+
+    compute_on(device)
+    twin = build_twin(config, data.spec, folder, seed=config.training.seed)
+    return NumPyroTraining(config, data, vae, twin, log=lambda line: None)
+
+
+def carry_out(training: Training, folder: Path, show: Show, *, resumed: bool) -> dict[str, Any]:
+    """Trains to the end or to the first interrupt, and writes the run's folder; returns the newest judgement."""
+    recorder = Recorder(folder, show, training.step)
+    training.log = recorder.log
+    try:
+        with stopping(training):
+            if not resumed:
+                recorder.save(training)  # from here on the folder can be resumed whatever happens
+            training.run(recorder.every)
+            recorder.finish(training)
+    finally:
+        recorder.close()
+    return recorder.summary()
+
+
+def _run(training: Training, folder: Path | None, show: Show, given: Data | None, *, resumed: bool) -> Run:
+    lines: list[dict[str, Any]] = []
+    if folder is None:
+
+        def log(line: dict[str, Any]) -> None:
+            lines.append(line)
+            show(line)
+
+        training.log = log
+        training.run()
+    else:
+        carry_out(training, folder, show, resumed=resumed)
+    vae = training.averaged().eval()
+    return Run(training.config, training.data.spec, vae, folder, given or training.data, tuple(lines))
+
+
+def choose_device(name: str) -> torch.device:
+    """The device of `auto`, `cpu` or `cuda`.
+
+    Raises:
+        UserError: if CUDA is asked for and absent.
+    """
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device cuda: torch finds no CUDA device here; use --device cpu.")
+    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def _check_extension(config: Config, step: int, train_s: float, given: dict[str, Any]) -> None:
+    steps, minutes = config.training.steps, config.training.minutes
+    if "training.steps" in given and steps is not None and steps <= step:
+        raise UserError(f"--steps {steps}: the run is at step {step} already; give more to go on.")
+    if "training.minutes" in given and minutes is not None and 60 * minutes <= train_s:
+        raise UserError(f"--minutes {minutes:g}: the run has had {train_s / 60:.3g} already; give more to go on.")

@@ -1,0 +1,207 @@
+"""Data sets of images, as programs."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from pyro_delta.data.images.folder import read_folder
+from pyro_delta.data.images.spec import ImageSpec
+from pyro_delta.data.splits import TEST_SEED, Split, Splits, assembled, hold_out, reordered, split_of
+from pyro_delta.errors import UserError
+
+TEN_DIGITS = tuple("0123456789")
+CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+
+PHOTOS = ("china", "flower")
+SIDE, STRIDE = 32, 8
+# Each photograph is cut into upright bands of these columns, over and over; no crop crosses the edge of its band.
+PERIOD = 160
+BANDS = {"train": (0, 96), "validation": (96, 128), "test": (128, 160)}
+
+
+class Digits(Splits):
+    """handwritten digits, 8×8 grey, 17 levels, 1797 images (within scikit-learn)
+
+    Args:
+        root: not read; the images are embedded.
+        validation: number of validation images.
+        seed: of their choice. The test images are the same for every seed.
+    """
+
+    preset = "digits"
+    spec = ImageSpec(1, 8, 8, 17)
+
+    def __init__(self, *, root: str = "data", validation: int | None = None, seed: int = 0) -> None:
+        from sklearn.datasets import load_digits  # slow to import, and the other data sets do without
+
+        images_bhw, labels_b = load_digits(return_X_y=True)
+        everything = split_of(images_bhw.astype(np.uint8).reshape(-1, 1, 8, 8), labels_b)
+        train, test = hold_out(everything, 360, TEST_SEED)
+        super().__init__(*assembled(self.spec, train, test, _or(validation, 180), seed), TEN_DIGITS)
+
+
+class Photos(Splits):
+    """32×32 colour crops of two photographs, 4400 images (within scikit-learn)
+
+    Args:
+        root: not read; the photographs are embedded.
+        validation: number of validation images, up to 400.
+        seed: of the order of training and validation images.
+    """
+
+    preset = "photos"
+    spec = ImageSpec(3, SIDE, SIDE, 256)
+
+    def __init__(self, *, root: str = "data", validation: int | None = None, seed: int = 0) -> None:
+        from sklearn.datasets import load_sample_image
+
+        photos = [load_sample_image(f"{photo}.jpg") for photo in PHOTOS]
+
+        def crops(split: str, split_seed: int) -> Split:
+            by_photo = [photo_crops(photo, split) for photo in photos]
+            labels_b = np.repeat(np.arange(len(photos)), [len(crops_of_photo) for crops_of_photo in by_photo])
+            return reordered(split_of(np.concatenate(by_photo), labels_b), split_seed)
+
+        held_out = crops("validation", seed)
+        count = _or(validation, len(held_out))
+        if not 1 <= count <= len(held_out):
+            raise UserError(f"photos has {len(held_out)} validation images, not {count}; ask for 1 to {len(held_out)}.")
+        held_out = held_out.take(slice(count))
+        super().__init__(self.spec, crops("train", seed), held_out, crops("test", TEST_SEED), PHOTOS)
+
+
+class CIFAR10(Splits):
+    """CIFAR-10, 32×32 colour, 60 000 images (downloaded unless there)
+
+    Args:
+        root: the folder that holds `cifar10`, as image files or as torchvision has it, and to which it is downloaded.
+        validation: number of validation images.
+        seed: of their choice.
+    """
+
+    preset = "cifar10-small"
+    spec = ImageSpec(3, 32, 32, 256)
+
+    def __init__(self, *, root: str = "data", validation: int | None = None, seed: int = 0) -> None:
+        home = Path(root).expanduser()
+        train, test = _cifar10_folder(home) or _cifar10_archive(home)
+        super().__init__(*assembled(self.spec, train, test, _or(validation, 5000), seed), CIFAR10_CLASSES)
+
+
+class MNIST(Splits):
+    """MNIST, 28×28 grey, 70 000 images (downloaded unless there)
+
+    Args:
+        root: the folder that holds `mnist`, and to which it is downloaded.
+        validation: number of validation images.
+        seed: of their choice.
+    """
+
+    preset = "mnist"
+    spec = ImageSpec(1, 28, 28, 256)
+
+    def __init__(self, *, root: str = "data", validation: int | None = None, seed: int = 0) -> None:
+        train, test = _mnist(Path(root).expanduser())
+        super().__init__(*assembled(self.spec, train, test, _or(validation, 5000), seed), TEN_DIGITS)
+
+
+class Folder(Splits):
+    """your own images, folder:PATH: PATH/train and PATH/test, with or without class folders
+
+    Args:
+        root: PATH itself.
+        validation: number of validation images; a tenth of the training images if None.
+        seed: of their choice.
+    """
+
+    preset = "photos"
+
+    def __init__(self, *, root: str, validation: int | None = None, seed: int = 0) -> None:
+        train, test, classes = read_folder(Path(root).expanduser())
+        _, channels, height, width = train.x.shape
+        spec = ImageSpec(channels, height, width, 256)
+        count = _or(validation, max(1, len(train) // 10))
+        super().__init__(*assembled(spec, train, test, count, seed), classes)
+
+
+def _or(count: int | None, default: int) -> int:
+    return default if count is None else count
+
+
+def photo_crops(photo_hwc: np.ndarray, split: str) -> np.ndarray:
+    """The crops of a photograph (H, W, 3) that belong to a split, (N, 3, 32, 32), one every 8 rows and columns.
+
+    Neighbouring crops of a split overlap; crops of different splits share no pixel.
+    """
+    windows = np.lib.stride_tricks.sliding_window_view(photo_hwc, (SIDE, SIDE), axis=(0, 1))
+    height, width = photo_hwc.shape[:2]
+    first, last = BANDS[split]
+    tops = np.arange(0, height - SIDE + 1, STRIDE)
+    bands = [(band + first, min(band + last, width)) for band in range(0, width, PERIOD)]
+    lefts = np.concatenate([np.arange(begin, end - SIDE + 1, STRIDE) for begin, end in bands])
+    return windows[np.ix_(tops, lefts)].reshape(-1, photo_hwc.shape[2], SIDE, SIDE)
+
+
+def _cifar10_folder(root: Path) -> tuple[Split, Split] | None:
+    """CIFAR-10 as image files, if there are any."""
+    if (root / "cifar10" / "train").is_dir():
+        folder = root / "cifar10"
+    elif (root / "train" / CIFAR10_CLASSES[0]).is_dir():
+        folder = root
+    else:
+        return None
+    train, test, classes = read_folder(folder)
+    shape = tuple(train.x.shape[1:])
+    if classes != CIFAR10_CLASSES or shape != (3, 32, 32):
+        raise UserError(
+            f"{folder} does not hold CIFAR-10, which has 32×32 RGB images in the class folders "
+            f"{', '.join(CIFAR10_CLASSES)}; load other images as folder:{folder}."
+        )
+    return train, test
+
+
+def _cifar10_archive(root: Path) -> tuple[Split, Split]:
+    from torchvision.datasets import CIFAR10
+
+    def split(train: bool) -> Split:
+        with warnings.catch_warnings():
+            # The archive was pickled by a NumPy of 2009, which wrote `align` as 0; NumPy 2.4.0 to 2.4.4 warn of that.
+            warnings.filterwarnings("ignore", message=".*align should be passed as Python or NumPy boolean")
+            data = CIFAR10(home, train=train, download=True)  # only what is missing or fails its checksum
+        return split_of(data.data.transpose(0, 3, 1, 2), np.asarray(data.targets))
+
+    home = _home(root, "cifar10", CIFAR10.base_folder, CIFAR10.filename)
+    mend = f"put {CIFAR10.filename}, or train/<class>/*.png and test/<class>/*.png, into {home}"
+    return _torchvision(split, "CIFAR-10", home, mend)
+
+
+def _mnist(root: Path) -> tuple[Split, Split]:
+    from torchvision.datasets import MNIST
+
+    def split(train: bool) -> Split:
+        data = MNIST(home, train=train, download=True)
+        return split_of(data.data.unsqueeze(1).numpy(), data.targets.numpy())
+
+    home = _home(root, "mnist", "MNIST")
+    mend = f"put the four *-ubyte.gz files of MNIST, and nothing else, into {home / 'MNIST' / 'raw'}"
+    return _torchvision(split, "MNIST", home, mend)
+
+
+def _home(root: Path, name: str, *signs: str) -> Path:
+    """Where torchvision is to look: the root itself if a sign of the dataset is there, else the folder `name` in it."""
+    in_root = any((root / sign).exists() for sign in signs)
+    in_folder = any((root / name / sign).exists() for sign in signs)
+    return root if in_root and not in_folder else root / name
+
+
+def _torchvision(split: Callable[[bool], Split], title: str, home: Path, mend: str) -> tuple[Split, Split]:
+    try:
+        return split(True), split(False)
+    except Exception as error:  # no network, no space, a damaged archive: torchvision raises a dozen kinds
+        reason = next(iter(str(error).splitlines()), "") or type(error).__name__
+        message = f"{title} could be neither read from {home} nor downloaded ({reason.rstrip('.:')}); {mend}."
+        raise UserError(message) from error

@@ -1,0 +1,56 @@
+"""Grids of images as PNG files, written whole."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from pyro_delta.errors import UserError
+from pyro_delta.files import written_whole
+
+LEAST_SIDE = 64
+"""Pixels to which small images are enlarged."""
+FRAME = 2
+"""White pixels around every image."""
+
+
+def grid(images_bchw: Tensor, levels: int, columns: int) -> Tensor:
+    """One picture (3, H', W') uint8 of integers 0 … levels−1, enlarged without smoothing where they are small."""
+    from torchvision.utils import make_grid  # here, because it takes seconds to import
+
+    scale = max(1, -(-LEAST_SIDE // max(images_bchw.shape[-2:])))
+    bytes_bchw = (images_bchw.double() * (255 / (levels - 1))).round().to(torch.uint8)
+    large_bchw = bytes_bchw.repeat_interleave(scale, -2).repeat_interleave(scale, -1)
+    return make_grid(list(large_bchw), nrow=columns, padding=FRAME, pad_value=255)
+
+
+def save_png(picture_chw: Tensor, path: Path) -> None:
+    """Writes a picture; a reader sees the old file or the new one, never a part.
+
+    Raises:
+        UserError: if the path does not end in .png or cannot be written.
+    """
+    check_png(path)
+    try:
+        with written_whole(path) as file:
+            Image.fromarray(picture_chw.permute(1, 2, 0).numpy()).save(file, format="PNG")
+    except OSError as error:
+        raise UserError(f"cannot write the picture {path} ({error.strerror}); give another path.") from None
+
+
+def check_png(path: Path) -> None:
+    """Refuses, before any work is done, a path that no picture can be written to.
+
+    Raises:
+        UserError: if it does not end in .png or its folder is missing.
+    """
+    if path.suffix.lower() != ".png":
+        raise UserError(f"the picture {str(path)!r} is no .png file; give a name that ends in .png.")
+    if not path.parent.is_dir():
+        raise UserError(f"there is no folder {path.parent} for the picture {path.name}; make it or give another.")
+    if path.is_dir() or not os.access(path.parent, os.W_OK):
+        raise UserError(f"cannot write the picture {path}; give a path that can be written.")

@@ -1,0 +1,137 @@
+"""Data of one's own: tensors, arrays and torch data sets."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sized
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from pyro_delta.data.spec import ArraySpec
+from pyro_delta.data.splits import TEST_SEED, Split, Splits, hold_out, size_of
+from pyro_delta.data.values import checked
+from pyro_delta.errors import UserError
+from pyro_delta.protocol import Spec
+
+Array = Tensor | np.ndarray
+Given = Array | Mapping[str, Array] | Dataset | Split
+"""What a split is made of: x itself; x and what goes with it (labels, lengths, masks, covariates) by name; a torch
+data set whose items are x, (x, label) or such a dict; or a split."""
+
+
+def from_tensors(
+    train: Given,
+    *,
+    validation: Given | int | None = None,
+    test: Given | None = None,
+    spec: Spec | None = None,
+    levels: int | None = None,
+    resolution: float | None = None,
+    ordered: bool = True,
+    classes: tuple[str, ...] | None = None,
+    seed: int = 0,
+) -> Splits:
+    """Data of one's own, held in memory.
+
+    Args:
+        train: (N, *shape), or one of the other kinds of `Given`; the key `x` of a dict names the data, `labels` the
+            labels.
+        validation: the same, or the number of data to hold out of `train` (a tenth if None).
+        test: the same; a tenth of `train` if None.
+        spec: of a datum; without it an `ArraySpec` is made of the shape and the three following arguments.
+        levels: integers 0 … levels − 1; None for real numbers, or if data are integers for 1 + the largest in `train`.
+        resolution: of real numbers, see `ArraySpec`.
+        ordered: whether the first axis is an order, see `ArraySpec`.
+        classes: the name of each label.
+        seed: of what is held out of `train`.
+
+    Raises:
+        UserError: if shapes or values do not fit, or too few data are given.
+    """
+    first = as_split(train)
+    if spec is None:
+        if levels is None and not first.x.is_floating_point():
+            levels = max(2, int(first.x.max()) + 1)
+        spec = ArraySpec(tuple(first.x.shape[1:]), levels, resolution, ordered)
+    first = _checked(spec, first, "train")
+    if test is None:
+        first, last = hold_out(first, max(1, len(first) // 10), TEST_SEED)
+    else:
+        last = _checked(spec, as_split(test), "test")
+    if validation is None or isinstance(validation, int):
+        first, held_out = hold_out(first, max(1, len(first) // 10) if validation is None else validation, seed)
+    else:
+        held_out = _checked(spec, as_split(validation), "validation")
+    return Splits(spec, first, held_out, last, classes)
+
+
+def from_dataset(train: Dataset, **options: Any) -> Splits:
+    """A torch data set, read once into memory; arguments as for `from_tensors`."""
+    return from_tensors(train, **options)
+
+
+def as_split(given: Given, *, named: bool = False) -> Split:
+    """Whatever holds data as a split in memory.
+
+    Args:
+        given: data.
+        named: whether a dict may lack the key `x`: its keys are then names that programs take, and the first is x.
+
+    Raises:
+        UserError: if it is none of the kinds of `Given`, or what is in it has different lengths.
+    """
+    if isinstance(given, Split):
+        return given
+    if isinstance(given, Dataset):
+        given = _read(given)
+    if isinstance(given, Mapping):
+        parts = {name: torch.as_tensor(np.asarray(v) if not isinstance(v, Tensor) else v) for name, v in given.items()}
+        labels = parts.pop("labels", None)
+        key = next(iter(parts), "x") if named and "x" not in parts else "x"
+        if key not in parts:
+            raise UserError(f"a dict of data has the keys {sorted(given)}; name the data themselves 'x'.")
+        split = Split(parts.pop(key), None if labels is None else labels.long(), parts, key)
+    else:
+        split = Split(torch.as_tensor(given))
+    if split.x.dim() < 1:
+        raise UserError(f"{split.x!r} is no data; give a tensor (N, *shape).")
+    for name, values in {"labels": split.labels, **split.extras}.items():
+        if values is not None and len(values) != len(split.x):
+            raise UserError(f"{name!r} has {len(values)} entries for {len(split.x)} data; give one for each.")
+    return split
+
+
+def _read(items: Dataset) -> dict[str, Tensor]:
+    """Every item of a torch data set, stacked."""
+    if not isinstance(items, Sized):
+        raise UserError(f"the data set {type(items).__name__} has no length; give one that has.")
+    found = [_as_dict(items[index]) for index in range(len(items))]
+    if not found:
+        raise UserError(f"the data set {type(items).__name__} is empty; give one with data.")
+    try:
+        return {name: torch.stack([torch.as_tensor(item[name]) for item in found]) for name in found[0]}
+    except (RuntimeError, KeyError) as error:
+        raise UserError(
+            f"items of the data set {type(items).__name__} differ in shape or names ({error}); bring them to one shape, "
+            "with a mask or lengths beside them."
+        ) from None
+
+
+def _as_dict(item: Any) -> Mapping[str, Any]:
+    if isinstance(item, Mapping):
+        return item
+    if isinstance(item, Iterable) and not isinstance(item, Tensor | np.ndarray):
+        parts = tuple(item)
+        if len(parts) in (1, 2):
+            return dict(zip(("x", "labels"), parts, strict=False))
+        raise UserError(f"an item of the data set has {len(parts)} parts; give x, (x, label) or a dict.")
+    return {"x": item}
+
+
+def _checked(spec: Spec, split: Split, name: str) -> Split:
+    if size_of(split.x) == 0:
+        raise UserError(f"{name} holds no data; give some.")
+    return Split(checked(spec, split.x, name), split.labels, split.extras)

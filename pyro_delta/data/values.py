@@ -1,0 +1,70 @@
+"""Values that a spec admits: made up, put in the place of others, and read from files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pyro_delta.errors import UserError
+from pyro_delta.protocol import Spec
+
+
+def dtype_of(spec: Spec) -> torch.dtype:
+    """The type that data of a spec are held in."""
+    return getattr(torch, getattr(spec, "dtype", "float32" if spec.levels is None else "int64"))
+
+
+def blank(spec: Spec, count: int) -> Tensor:
+    """`count` data of zeros."""
+    return torch.zeros(count, *spec.shape, dtype=dtype_of(spec))
+
+
+def random_values(spec: Spec, count: int) -> Tensor:
+    """`count` data of any values: integers all alike, real numbers from N(0, 1), from torch's random state."""
+    if spec.levels is None:
+        return torch.randn(count, *spec.shape)
+    return torch.randint(spec.levels, (count, *spec.shape))
+
+
+def checked(spec: Spec, x: Any, name: str) -> Tensor:
+    """Data (N, *shape) as a tensor of the spec's type.
+
+    Raises:
+        UserError: if shape or values are others than the spec's.
+    """
+    x = torch.as_tensor(x)
+    if tuple(x.shape[1:]) != tuple(spec.shape) or x.dim() != 1 + len(spec.shape):
+        raise UserError(f"{name} has shape {tuple(x.shape)}; it must be (N, {', '.join(map(str, spec.shape))}).")
+    if spec.levels is None:
+        if not x.is_floating_point():
+            x = x.float()
+        if not x.isfinite().all():
+            raise UserError(f"{name} holds a number that is not finite; take it out, or mask it.")
+        return x.to(dtype_of(spec))
+    if x.numel() and (x.is_floating_point() or x.dtype == torch.bool) and (x != x.round()).any():
+        raise UserError(f"{name} holds {x[x != x.round()][0].item():g}, which is no integer 0 to {spec.levels - 1}.")
+    if x.numel() and not 0 <= int(x.min()) <= int(x.max()) < spec.levels:
+        raise UserError(
+            f"{name} holds integers {int(x.min())} to {int(x.max())}; they must lie in 0 to {spec.levels - 1}."
+        )
+    return x.to(dtype_of(spec))
+
+
+def read_numbers(spec: Spec, path: Path, count: int | None) -> tuple[Tensor, list[str]]:
+    """Data of a text file, a datum a line, or of a NumPy array (.npy), and their names.
+
+    Raises:
+        UserError: if the file cannot be read, or holds other data.
+    """
+    try:
+        found = np.load(path, allow_pickle=False) if path.suffix == ".npy" else np.loadtxt(path, ndmin=2)
+        found = found.reshape(-1, *spec.shape)[:count]
+    except OSError as error:
+        raise UserError(f"cannot read {path} ({error.strerror or error}); give a file of numbers.") from None
+    except ValueError as error:
+        raise UserError(f"{path} does not hold data of shape {spec.shape}: {error}.") from None
+    return checked(spec, found, str(path)), [f"{path.name}/{number}" for number in range(len(found))]

@@ -1,0 +1,253 @@
+"""Rate, distortion and the bounds they make, datum by datum."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributions import Distribution
+
+from pyro_delta.data.tensors import as_split
+from pyro_delta.diagnostics.importance import (
+    FEWEST_FOR_K_HAT,
+    K_HAT_LIMIT,
+    importance_bound,
+    importance_weights,
+    k_hat,
+)
+from pyro_delta.diagnostics.trace import ClosedForm, batches, committed, depend_on_one_another, evaluating, trace
+from pyro_delta.distributions.mean_field import normal_parameters
+from pyro_delta.errors import UserError
+from pyro_delta.protocol import Advance, Spec
+from pyro_delta.vae import VAE
+
+LN2 = math.log(2.0)
+
+Line = dict[str, Any]
+
+
+def ignore(data: int) -> None:
+    """Does nothing with the number of data just done."""
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """What evaluation keeps of N data, on the CPU.
+
+    Attributes:
+        rate: (N,) KL(q(z|x) ‖ p(z)) in nats: closed form in float64, or log q − log p of the sample where
+            there is none.
+        closed_form: whether `rate` is the closed form.
+        distortion: (N,) −log p(x | z) in nats for the sampled z, float64.
+        mean, scale: of the posterior, by site, (N, …); a site whose posterior has no moments is left out.
+        z: one sample each, by site, (N, …).
+        mean_field: whether posteriors are Normal, independent over coordinates, and sites independent of one another,
+            so that mean and scale are all.
+        apart: whether sites do not depend on one another.
+        scored: numbers of a datum that were scored.
+    """
+
+    rate: Tensor
+    closed_form: bool
+    distortion: Tensor
+    mean: dict[str, Tensor]
+    scale: dict[str, Tensor]
+    z: dict[str, Tensor]
+    mean_field: bool
+    apart: bool
+    scored: int
+
+
+def flat(values: dict[str, Tensor]) -> Tensor:
+    """All sites' coordinates in a row, (N, K)."""
+    return torch.cat([value.flatten(1) for value in values.values()], dim=1)
+
+
+@torch.no_grad()
+def encode(
+    vae: VAE,
+    data: Any,
+    *,
+    batch: int = 100,
+    seed: int = 0,
+    advance: Advance = ignore,
+) -> Encoding:
+    """Rate and distortion of every datum with one posterior sample, in evaluation mode.
+
+    Args:
+        vae: model and guide.
+        data: a split, a tensor (N, …), or anything that `pyro_delta.data.from_tensors` takes.
+        batch: data at a time.
+        seed: of the posterior samples.
+        advance: called with the number of data just done.
+    """
+    rates, distortions = [], []
+    parts: dict[str, dict[str, list[Tensor]]] = {"mean": {}, "scale": {}, "z": {}}
+    closed = mean_field = True
+    apart: bool | None = None
+    scored = 0
+    closed_form = ClosedForm()
+    with evaluating(vae, seed):
+        for x in batches(data, batch, vae):
+            seen = trace(vae, x)
+            scored = seen.scored
+            if apart is None:
+                apart = not depend_on_one_another(vae, x, seen)
+            rate = closed_form(vae, x, seen) if apart else None
+            if rate is None:
+                closed = False
+                rate = (seen.log_q - seen.log_p).double()
+            rates.append(rate.cpu())
+            distortions.append(-seen.log_px.double().cpu())
+            for name, latent in seen.latents.items():
+                mean_field = mean_field and apart and normal_parameters(latent.q) is not None
+                kept = {"z": latent.z, **_moments(latent.q)}
+                for what, value in kept.items():
+                    parts[what].setdefault(name, []).append(value.cpu())
+            advance(len(seen.log_px))
+    mean, scale, z = ({name: torch.cat(part) for name, part in parts[what].items()} for what in ("mean", "scale", "z"))
+    return Encoding(torch.cat(rates), closed, torch.cat(distortions), mean, scale, z, mean_field, bool(apart), scored)
+
+
+def _moments(q: Distribution) -> dict[str, Tensor]:
+    try:
+        return {"mean": q.mean, "scale": q.stddev}
+    except NotImplementedError:
+        return {}
+
+
+def evaluate(
+    vae: VAE,
+    data: Any,
+    *,
+    spec: Spec | None = None,
+    particles: int = 1,
+    images: int | None = None,
+    seed: int = 0,
+    advance: Advance = ignore,
+) -> Line:
+    """Bounds, rate and distortion over a whole split, each mean with its standard error over the data.
+
+    Args:
+        vae: model and guide.
+        data: as for `encode`; every datum counts.
+        spec: of the data; without it bounds are per number that the model observes.
+        particles: K; above 1 the importance-weighted bound is added.
+        images: number of data, from the start of the split, for that bound (all if None).
+        seed: of the posterior samples.
+        advance: called with the number of data just done, first for the ELBO, then for the bound.
+
+    Raises:
+        UserError: if there are fewer data than `images`.
+    """
+    split = as_split(data)
+    if images is not None and not 1 <= images <= len(split):
+        raise UserError(f"{images} data are asked for, but the split has {len(split)}; give 1 to {len(split)}.")
+    encoding = encode(vae, split, seed=seed, advance=advance)
+    unit = Unit.of(spec, encoding.scored)
+    numbers = summarise(encoding, unit, committed(vae, split).nats) | standard_errors(encoding, unit)
+    if particles > 1:
+        log_weights = importance_weights(vae, split.take(slice(images)), particles, seed=seed, advance=advance)
+        numbers |= importance_line(log_weights, unit)
+    return numbers
+
+
+def importance_line(log_weights: Tensor, unit: Unit) -> Line:
+    """The importance-weighted bound of log weights (N, K), with its error, and k̂."""
+    bound = importance_bound(log_weights)
+    numbers: Line = {
+        "iw_bpd": unit.bits(bound.mean().item()),
+        "iw_bpd_se": standard_error(bound) * unit.per_number,
+        "iw_images": len(bound),
+        "particles": log_weights.shape[1],
+    }
+    if log_weights.shape[1] >= FEWEST_FOR_K_HAT:
+        k = k_hat(log_weights)
+        numbers |= {"k_hat_median": k.median().item(), "k_hat_bad": (k > K_HAT_LIMIT).double().mean().item()}
+    return numbers
+
+
+@dataclass(frozen=True)
+class Unit:
+    """How nats of a datum become bits per scored number.
+
+    Attributes:
+        scored: numbers of a datum.
+        shift: nats of a datum that a stated resolution adds to −log p(x): −scored · ln(resolution).
+    """
+
+    scored: int
+    shift: float = 0.0
+
+    @classmethod
+    def of(cls, spec: Spec | None, scored: int = 1) -> Unit:
+        """That of a spec, or of `scored` numbers where there is none."""
+        if spec is None:
+            return cls(scored)
+        shift = 0.0 if spec.resolution is None else -spec.scored * math.log(spec.resolution)
+        return cls(spec.scored, shift)
+
+    @property
+    def per_number(self) -> float:
+        """Bits per scored number in a nat."""
+        return 1 / (self.scored * LN2)
+
+    def bits(self, nats: float) -> float:
+        """−log p(x) in nats, or a bound on it, as bits per scored number."""
+        return (nats + self.shift) * self.per_number
+
+
+def summarise(encoding: Encoding, unit: Unit, delta: float | None) -> Line:
+    """The numbers that a run is judged by: means over all data, rate and distortion apart."""
+    return line_of(
+        encoding.rate.mean().item(),
+        encoding.distortion.mean().item(),
+        encoding.rate.min().item(),
+        active_units(flat(encoding.mean)) if encoding.mean else None,
+        len(encoding.rate),
+        unit,
+        delta,
+    )
+
+
+def standard_errors(encoding: Encoding, unit: Unit) -> dict[str, float]:
+    """Standard errors, over the data, of the means that `summarise` gives, under `<key>_se`."""
+    return {
+        "neg_elbo_bpd_se": standard_error(encoding.rate + encoding.distortion) * unit.per_number,
+        "distortion_bpd_se": standard_error(encoding.distortion) * unit.per_number,
+        "rate_bpd_se": standard_error(encoding.rate) * unit.per_number,
+        "rate_nats_mean_se": standard_error(encoding.rate),
+    }
+
+
+def standard_error(values: Tensor) -> float:
+    """Standard error of the mean of values (N,); 0 for a single one."""
+    return values.std().item() / math.sqrt(len(values)) if len(values) > 1 else 0.0
+
+
+def line_of(
+    rate: float, distortion: float, least_rate: float, active: int | None, data: int, unit: Unit, delta: float | None
+) -> Line:
+    """A line of metrics from nats per datum; `_bpd` is bits per scored number."""
+    return {
+        "neg_elbo_bpd": unit.bits(rate + distortion),
+        "distortion_bpd": unit.bits(distortion),
+        "rate_bpd": rate * unit.per_number,
+        "rate_nats_mean": rate,
+        "rate_nats_min": least_rate,
+        "delta_nats": delta,
+        "active_units": active,
+        "n_images": data,
+    }
+
+
+def active_units(mean_bk: Tensor, threshold: float = 0.01) -> int:
+    """Latent coordinates whose posterior mean varies over the data, Var > 0.01 [1].
+
+    References:
+        1. Y. Burda et al., "Importance Weighted Autoencoders", ICLR 2016, §5.2.
+    """
+    return int((mean_bk.double().var(0, correction=0) > threshold).sum())

@@ -1,0 +1,288 @@
+"""What is wrong, or right, with a VAE: rate, floor, evidence that the latents are used, and one sentence of advice."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.distributions import kl_divergence
+
+from pyro_delta.diagnostics import table
+from pyro_delta.diagnostics.bounds import (
+    Encoding,
+    Line,
+    Unit,
+    encode,
+    flat,
+    ignore,
+    importance_line,
+    standard_error,
+    standard_errors,
+    summarise,
+)
+from pyro_delta.diagnostics.importance import importance_bound, importance_weights
+from pyro_delta.diagnostics.trace import Latent, batches, committed, evaluating, trace
+from pyro_delta.diagnostics.usage import (
+    floor_holds,
+    information,
+    least_gap,
+    needed_gap,
+    probe,
+    shuffled_gap,
+)
+from pyro_delta.distributions.dimensions import per_dimension
+from pyro_delta.distributions.float64 import as_float64
+from pyro_delta.distributions.mean_field import normal_parameters
+from pyro_delta.errors import UserError
+from pyro_delta.protocol import Advance, Spec, Split
+from pyro_delta.rate import ar1_committed_rate
+from pyro_delta.vae import VAE
+
+Verdict = Literal["diverged", "floor broken", "collapsed", "nothing told", "guide fits badly", "used"]
+
+SMALL_FLOOR = 0.1
+"""Nats: a floor below it is none."""
+LARGE_GAP = 0.1
+"""Part of the rate by which −ELBO may exceed the importance-weighted bound before the guide is said to fit badly."""
+ADVICE: dict[Verdict, str] = {
+    "diverged": "The numbers are not finite: training diverged; train again with a lower learning rate, or clip gradients.",
+    "floor broken": (
+        "The floor is broken: a datum has a KL of {least:.4g} nats, below δ = {delta:.4g}; the formula is not that of "
+        "this guide's family, or the prior is not the one that it is of."
+    ),
+    "collapsed": "The posterior has collapsed and no floor prevents it: {mend}.",
+    "nothing told": (
+        "The floor of {delta:.4g} nats is met, but the latents tell nothing of the data: start the guide from data (means "
+        "of deviation 1), let it learn more slowly than the model, or take a prior with fewer dimensions and a larger α."
+    ),
+    "guide fits badly": (
+        "The latents are used, but the guide fits the model's posterior badly (k̂ {k_hat:.2f}, −ELBO {gap:.3g} nats above "
+        "the importance-weighted bound): stop earlier if it overfits, or give it a richer network or family."
+    ),
+    "used": "The latents are used{floor}.",
+}
+"""Verdict → the sentence of advice, the first whose case is met."""
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """What `diagnose` found.
+
+    Attributes:
+        numbers: by name, as `pyro-delta check --json` prints them; nats, and bits per scored number (`_bpd`).
+        verdict: in a word.
+        advice: in a sentence.
+        unit: of the `_bpd` numbers.
+    """
+
+    numbers: Line
+    verdict: Verdict
+    advice: str
+    unit: str = "bits/dim"
+
+    def asdict(self) -> dict[str, Any]:
+        """Plain values."""
+        return {**self.numbers, "unit": self.unit, "verdict": self.verdict, "advice": self.advice}
+
+    def rows(self) -> list[table.Row]:
+        """Words, value and unit of each number."""
+        return table.rows(self.numbers, self.unit)
+
+    def __str__(self) -> str:
+        """A plain table, and the advice."""
+        return f"{table.plain(self.verdict, self.rows())}\n{self.advice}"
+
+    def __repr__(self) -> str:
+        """In a line."""
+        return f"<Diagnosis: {self.verdict}, rate {table.text(self.numbers['rate_nats_mean'])} nats>"
+
+    def _repr_html_(self) -> str:
+        return table.html(self.verdict, self.rows(), self.advice)
+
+    def __rich__(self) -> Any:
+        """A table for `rich.print`."""
+        from rich.table import Table
+
+        found = Table(title=self.verdict, caption=self.advice, title_justify="left", show_header=False)
+        for row in self.rows():
+            found.add_row(*row)
+        return found
+
+    @property
+    def failure(self) -> str | None:
+        """Why `pyro-delta check` fails, in a sentence, or None if it passes."""
+        return failure(self.numbers)
+
+
+def diagnosed(
+    vae: VAE,
+    split: Split,
+    *,
+    fit: Split | None = None,
+    spec: Spec | None = None,
+    particles: int = 25,
+    weighed: int = 200,
+    seed: int = 0,
+    advance: Advance = ignore,
+) -> Diagnosis:
+    """Looks at a model and its guide on a split: numbers, a verdict and advice.
+
+    Args:
+        vae: model and guide, or whatever else `pyro_delta.diagnostics.trace` knows how to run.
+        split: data.
+        fit: data with labels that the probe is fitted to; without it, the first half of `split`.
+        spec: of the data; without it bits are per number that the model observes.
+        particles: K of the importance-weighted bound, and of k̂; 1 leaves them out.
+        weighed: data, from the start, that this bound is of.
+        seed: of posterior samples and of the shuffle.
+        advance: called with the number of data just done; all data are seen twice.
+
+    Raises:
+        UserError: if the programs cannot be run on the data, or there are fewer than two data.
+    """
+    if len(split) < 2:
+        raise UserError(f"there is {len(split)} datum; to shuffle latents takes 2 or more.")
+    encoding = encode(vae, split, seed=seed, advance=advance)
+    known, unit = committed(vae, split), Unit.of(spec, encoding.scored)
+    numbers: Line = summarise(encoding, unit, known.nats) | standard_errors(encoding, unit)
+    numbers["neg_elbo_nats"] = (encoding.rate + encoding.distortion).mean().item()
+    numbers["distortion_nats"] = encoding.distortion.mean().item()
+    numbers["delta_known_by"] = known.known_by
+    numbers["floor_holds"] = floor_holds(encoding, known.nats)
+    numbers["rate_closed_form"] = encoding.closed_form
+    numbers["rate_nats_per_dim"] = rate_per_dimension(vae, split, encoding)
+    numbers["latent_units"] = flat(encoding.z).shape[1]
+    if particles > 1:
+        numbers |= _importance(vae, split, encoding, unit, particles, weighed, seed)
+    gap = shuffled_gap(vae, split, encoding, seed=seed, advance=advance)
+    numbers["shuffled_gap_nats"], numbers["shuffled_gap_se"] = gap.mean().item(), standard_error(gap)
+    numbers["mutual_information_nats"], numbers["mutual_information_cap_nats"] = information(vae, split, encoding)
+    numbers["probe_accuracy"] = probe(vae, split, encoding, fit, seed)
+    numbers["latents_used"] = least_gap(numbers) > needed_gap(numbers)
+    verdict = judge(numbers)
+    advice = advise(verdict, numbers, {name: tuple(value.shape[1:]) for name, value in encoding.z.items()})
+    return Diagnosis(numbers, verdict, advice, getattr(spec, "unit", "bits/number"))
+
+
+def _importance(
+    vae: VAE, split: Split, encoding: Encoding, unit: Unit, particles: int, weighed: int, seed: int
+) -> Line:
+    """The importance-weighted bound, and how far −ELBO of the same data is above it."""
+    log_weights = importance_weights(vae, split.take(slice(weighed)), particles, seed=seed)
+    bound = importance_bound(log_weights)
+    gap = (encoding.rate + encoding.distortion)[: len(bound)] - bound
+    return importance_line(log_weights, unit) | {
+        "iw_nats": bound.mean().item(),
+        "iw_gap_nats": gap.mean().item(),
+        "iw_gap_nats_se": standard_error(gap),
+    }
+
+
+@torch.no_grad()
+def rate_per_dimension(vae: VAE, split: Split, encoding: Encoding, data: int = 1000) -> list[float] | None:
+    """Mean KL of each latent dimension (the last axis of the event), nats; None where the rate has no such parts.
+
+    Args:
+        vae: model and guide.
+        split: data.
+        encoding: of `split`, which tells whether there is one site with a closed form.
+        data: of the split, from its start.
+    """
+    if len(encoding.z) != 1 or not isinstance(vae, VAE):
+        return None
+    total, count = torch.zeros(()), 0
+    with evaluating(vae, 0):
+        for x in batches(split.take(slice(data)), 100, vae):
+            (latent,) = trace(vae, x).latents.values()
+            part = _rate_of_dimensions(latent)
+            if part is None:
+                return None
+            total, count = total + part.cpu(), count + len(latent.z)
+    return (total / count).tolist()
+
+
+def _rate_of_dimensions(latent: Latent) -> Tensor | None:
+    """(d,) nats, summed over a batch."""
+    q, p = as_float64(latent.q), as_float64(latent.p)
+    if normal_parameters(q) is not None and normal_parameters(p) is not None and len(latent.q.event_shape):
+        (q_loc, q_scale), (p_loc, p_scale) = normal_parameters(q), normal_parameters(p)  # type: ignore[misc]
+        normal = torch.distributions.Normal
+        kl = kl_divergence(normal(q_loc, q_scale), normal(p_loc, p_scale))
+    else:
+        try:
+            kl = kl_divergence(per_dimension(q), per_dimension(p))
+        except (UserError, NotImplementedError):
+            return None
+    return kl.reshape(-1, kl.shape[-1]).sum(0)
+
+
+# --- Verdict and advice ---
+
+
+def judge(numbers: Mapping[str, Any]) -> Verdict:
+    """The first verdict of `ADVICE` whose case is met."""
+    if not all(math.isfinite(numbers[key]) for key in ("rate_nats_mean", "distortion_nats", "shuffled_gap_nats")):
+        return "diverged"
+    if numbers["floor_holds"] is False:
+        return "floor broken"
+    if not numbers["latents_used"]:
+        return "collapsed" if (numbers["delta_nats"] or 0.0) < SMALL_FLOOR else "nothing told"
+    bad_tail = (numbers.get("k_hat_median") or 0.0) > 0.7
+    if bad_tail and numbers["iw_gap_nats"] > LARGE_GAP * max(numbers["rate_nats_mean"], 1.0):
+        return "guide fits badly"
+    return "used"
+
+
+def advise(verdict: Verdict, numbers: Mapping[str, Any], events: Mapping[str, tuple[int, ...]]) -> str:
+    """The sentence of advice, with the numbers in it; `events` holds the shape of each latent site."""
+    delta = numbers["delta_nats"]
+    floor = "" if not delta else f", and no posterior of this family can fall below {delta:.4g} nats"
+    return ADVICE[verdict].format(
+        least=numbers["rate_nats_min"],
+        delta=delta or 0.0,
+        k_hat=numbers.get("k_hat_median", math.nan),
+        gap=numbers.get("iw_gap_nats", math.nan),
+        mend=_floors(events) if verdict == "collapsed" else "",
+        floor=floor,
+    )
+
+
+def _floors(events: Mapping[str, tuple[int, ...]]) -> str:
+    """Which α gives which δ for a latent of this shape, as a prior in place of the model's own."""
+    name, event = max(events.items(), key=lambda pair: math.prod(pair[1]))
+    total = math.prod(event)
+    if total < 2:
+        return f"one latent number at {name!r} cannot be given a floor by a sequence; use a sequence of 2 steps or more"
+    if len(event) == 2 and event[0] >= 2:
+        (steps, dims), change = event, ""
+    else:
+        dims = next(d for d in range(math.isqrt(total), 0, -1) if total % d == 0)
+        steps = total // dims
+        change = f" and its {total} numbers in shape ({steps}, {dims})"
+    rates = [f"α = {a:g} commits δ = {ar1_committed_rate([a] * dims, steps).item():.3g}" for a in (0.5, 0.8, 0.95)]
+    return (
+        f"with GaussianAR1(α, {steps}) as the prior of {name!r}{change}, and the guide Normal and independent, "
+        f"{', '.join(rates)} nats"
+    )
+
+
+def failure(numbers: Mapping[str, Any]) -> str | None:
+    """Why a `check` fails, in a sentence, or None if it passes."""
+    reasons = []
+    if numbers["floor_holds"] is None:
+        reasons.append("the KL or δ has no closed form, so the floor cannot be certified")
+    elif not numbers["floor_holds"]:
+        reasons.append(
+            f"the floor is broken: a datum has KL {numbers['rate_nats_min']:.6g} nats, "
+            f"below δ = {numbers['delta_nats']:.6g}"
+        )
+    if not numbers["latents_used"]:
+        reasons.append(
+            f"the latents are not used: another datum's latents cost at least {least_gap(dict(numbers)):.3g} nats "
+            f"(99 % bound), not more than {needed_gap(dict(numbers)):.3g}"
+        )
+    return f"check failed: {'; and '.join(reasons)}." if reasons else None

@@ -1,0 +1,120 @@
+"""Latents of given data: posteriors for ArviZ, and paths between two latent sequences."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributions import Distribution
+
+from pyro_delta.data.splits import size_of
+from pyro_delta.data.tensors import as_split
+from pyro_delta.diagnostics.bounds import ignore
+from pyro_delta.diagnostics.quiet_arviz import load_arviz
+from pyro_delta.diagnostics.trace import batches, evaluating, posteriors
+from pyro_delta.distributions.any_gaussian import as_gaussian
+from pyro_delta.files import written_whole
+from pyro_delta.protocol import Advance
+from pyro_delta.vae import VAE
+
+
+@torch.no_grad()
+def posterior_data(
+    vae: VAE,
+    data: Any,
+    *,
+    draws: int = 1,
+    names: Sequence[str] | None = None,
+    starts: Tensor | None = None,
+    batch: int = 100,
+    seed: int = 0,
+    advance: Advance = ignore,
+) -> Any:
+    """Posterior means, scales and samples of data as an ArviZ `InferenceData`.
+
+    Args:
+        vae: of which the guide is used.
+        data: a split, or a tensor (N, …).
+        draws: samples of each posterior.
+        names: of the data, as a coordinate.
+        starts: (n,) of the prior, kept beside the latents.
+        batch: data at a time.
+        seed: of the samples.
+        advance: called with the number of data just done.
+
+    Returns:
+        group `posterior` with each latent site, such as `z` (chain 1, draw, datum, step, dim); group `constant_data` with
+        its `z_mean` and `z_scale` (datum, step, dim), and `starts` (step).
+    """
+    split = as_split(data)
+    parts: dict[str, list[tuple[Tensor, Tensor, Tensor]]] = {}
+    with evaluating(vae, seed):
+        for x in batches(split, batch, vae):
+            for name, site in posteriors(vae, x).items():
+                z = site.q.rsample((draws,)) if site.q.has_rsample else site.q.sample((draws,))
+                parts.setdefault(name, []).append((z.cpu(), site.q.mean.cpu(), site.q.stddev.cpu()))
+            advance(size_of(x))
+    posterior, constant, dims = {}, {}, {}
+    for name, part in parts.items():
+        posterior[name] = torch.cat([z for z, _, _ in part], dim=1)[None].numpy()
+        axes = ["datum", *(("step", "dim") if posterior[name].ndim == 5 else _axes(name, posterior[name].ndim - 3))]
+        dims[name] = axes
+        for number, what in enumerate(("mean", "scale"), 1):
+            constant[f"{name}_{what}"] = torch.cat([values[number] for values in part]).numpy()
+            dims[f"{name}_{what}"] = axes
+    if starts is not None:
+        constant["starts"], dims["starts"] = starts.cpu().numpy(), ["step"]
+    return load_arviz().from_dict(
+        posterior=posterior,
+        constant_data=constant,
+        coords={"datum": list(names or [str(i) for i in range(len(split))])},
+        dims=dims,
+    )
+
+
+def _axes(name: str, count: int) -> list[str]:
+    return [f"{name}_axis_{i}" for i in range(count)]
+
+
+def save_netcdf(data: Any, path: Path) -> None:
+    """Writes an `InferenceData`, whole or not at all."""
+    # By way of memory, for HDF5 does not survive a full disk: it crashes when it closes what it could not write.
+    whole, tree = io.BytesIO(), data.to_datatree()
+    compressed = {node.path: {name: {"zlib": True} for name in node.data_vars} for node in tree.leaves}
+    tree.to_netcdf(whole, engine="h5netcdf", encoding=compressed)
+    with written_whole(path) as file:
+        file.write(whole.getbuffer())
+
+
+@torch.no_grad()
+def interpolate(prior: Distribution, start_nd: Tensor, end_nd: Tensor, steps: int) -> Tensor:
+    """Spherical interpolation between two latent sequences in the prior's whitened noise, (steps, n, d).
+
+    With Λ = L Lᵀ, ε = Lᵀ(z − m) is standard normal; the path keeps to the shells that prior samples lie on, which a
+    straight line leaves. Which root L is taken makes no difference: it turns ε, and angles with it, as a whole.
+
+    Args:
+        prior: Gaussian, event shape (n, d).
+        start_nd: where the path begins.
+        end_nd: where it ends.
+        steps: points of the path, both ends included, 2 or more.
+
+    Raises:
+        UserError: if the prior is not Gaussian.
+    """
+    gaussian = as_gaussian(prior)
+    root = torch.linalg.cholesky(gaussian.precision)
+    ends = torch.stack((start_nd, end_nd)).double().flatten(1) - gaussian.mean
+    a, b = ends @ root
+    angle = torch.acos(torch.clamp(a @ b / (a.norm() * b.norm()), -1.0, 1.0))
+    part = torch.linspace(0, 1, steps, dtype=torch.float64, device=a.device)[:, None]
+    if angle < 1e-6:  # as good as a straight line, which has no 0/0
+        path = (1 - part) * a + part * b
+    else:
+        path = (torch.sin((1 - part) * angle) * a + torch.sin(part * angle) * b) / torch.sin(angle)
+    z = torch.linalg.solve_triangular(root.mT, path.mT, upper=True).mT + gaussian.mean
+    return z.reshape(steps, *start_nd.shape).to(start_nd.dtype)

@@ -1,0 +1,81 @@
+"""Numbers as rows for people: what they are called, and in which unit they are."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from html import escape
+from typing import Any
+
+LABELS = {
+    "neg_elbo_bpd": ("−ELBO", "bits"),
+    "distortion_bpd": ("distortion −log p(x|z)", "bits"),
+    "rate_bpd": ("rate KL(q‖p)", "bits"),
+    "neg_elbo_nats": ("−ELBO", "nats"),
+    "distortion_nats": ("distortion −log p(x|z)", "nats"),
+    "rate_nats_mean": ("rate, mean", "nats"),
+    "rate_nats_min": ("rate, smallest of any datum", "nats"),
+    "delta_nats": ("committed rate δ", "nats"),
+    "delta_known_by": ("δ is known by", ""),
+    "floor_holds": ("rate ≥ δ for every datum", ""),
+    "rate_nats_per_dim": ("rate of each latent dimension", "nats"),
+    "active_units": ("active latent coordinates", ""),
+    "latent_units": ("latent coordinates", ""),
+    "iw_bpd": ("importance-weighted bound", "bits"),
+    "iw_nats": ("importance-weighted bound", "nats"),
+    "iw_gap_nats": ("−ELBO above it, of the same data", "nats"),
+    "iw_images": ("data of that bound", ""),
+    "particles": ("particles of that bound", ""),
+    "k_hat_median": ("k̂ of its weights, median", ""),
+    "k_hat_bad": ("part of the data with k̂ above 0.7", ""),
+    "shuffled_gap_nats": ("cost of another datum's z", "nats"),
+    "mutual_information_nats": ("mutual information of z and x", "nats"),
+    "mutual_information_cap_nats": ("the most it could show, ln N", "nats"),
+    "probe_accuracy": ("linear probe on z, accuracy", ""),
+    "latents_used": ("latents used", ""),
+    "n_images": ("data", ""),
+    "step": ("steps", ""),
+    "train_s": ("training time", "s"),
+    "cross_entropy_nats": ("cross entropy of the prior", "nats"),
+    "run": ("run", ""),
+}
+"""Key → (words, unit), in the order of the table; `bits` stands for the unit of the data's bounds."""
+
+ERRORS = {"shuffled_gap_nats": "shuffled_gap_se"}
+"""Keys whose standard error is not simply `<key>_se`."""
+
+Row = tuple[str, str, str]
+
+
+def rows(numbers: Mapping[str, Any], unit: str = "bits/dim") -> list[Row]:
+    """What `LABELS` knows of `numbers`: words, value with its standard error where there is one, and unit."""
+    found = []
+    for key, (words, of) in LABELS.items():
+        if key in numbers:
+            error = numbers.get(ERRORS.get(key, f"{key}_se"))
+            value = text(numbers[key]) + ("" if error is None else f" ± {error:.2g}")
+            found.append((words, value, unit if of == "bits" else of))
+    return found
+
+
+def text(value: Any) -> str:
+    """A value as it stands in a table."""
+    if value is None:
+        return "—"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, list | tuple):
+        return " ".join(f"{part:.3g}" for part in value)
+    return f"{value:.4f}" if isinstance(value, float) else str(value)
+
+
+def plain(title: str, table: list[Row]) -> str:
+    """Rows as lines of text, in columns."""
+    words, values = (max((len(row[i]) for row in table), default=0) for i in (0, 1))
+    lines = [f"{row[0]:{words}}  {row[1]:{values}}  {row[2]}".rstrip() for row in table]
+    return "\n".join([title, *lines])
+
+
+def html(title: str, table: list[Row], note: str = "") -> str:
+    """Rows as an HTML table, with a sentence below."""
+    body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in table)
+    return f"<table><caption>{escape(title)}</caption>{body}</table><p>{escape(note)}</p>"

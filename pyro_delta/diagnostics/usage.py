@@ -1,0 +1,213 @@
+"""Are the latents used? The floor, the cost of another datum's latents, mutual information, and a linear probe."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pyro_delta.data.splits import size_of
+from pyro_delta.diagnostics.bounds import Encoding, flat, ignore
+from pyro_delta.diagnostics.trace import batches, device_of, evaluating, posteriors, score
+from pyro_delta.protocol import Advance, Split
+from pyro_delta.vae import VAE
+
+PROBE_DATA = 10_000
+PAIRWISE_DATA = 1000
+"""Of a split, for the mutual information where the posterior is not mean-field: it costs their square."""
+DEPENDENT_DATA = 64
+"""The same where the guide must run for every pair, since its sites depend on one another."""
+QUANTILE_99 = 2.326
+"""One-sided 99 % quantile of the standard normal."""
+LEAST_GAP = 0.1
+"""Nats that the gap must exceed, and …"""
+LEAST_GAP_OF_RATE = 0.05
+"""… the part of the mean rate."""
+ROUNDING = 1e-10
+"""Nats: at δ = 0 a posterior equal to the prior may come out a rounding error below zero."""
+
+
+def least_gap(numbers: dict[str, Any]) -> float:
+    """Lower 99 % bound of the shuffled gap in nats."""
+    return numbers["shuffled_gap_nats"] - QUANTILE_99 * numbers["shuffled_gap_se"]
+
+
+def needed_gap(numbers: dict[str, Any]) -> float:
+    """The gap in nats above which latents count as used."""
+    return max(LEAST_GAP, LEAST_GAP_OF_RATE * numbers["rate_nats_mean"])
+
+
+def floor_holds(encoding: Encoding, delta: float | None) -> bool | None:
+    """Whether every datum has KL ≥ δ(1 − 1e-9); None without a closed form."""
+    if delta is None or not encoding.closed_form:
+        return None
+    return bool((encoding.rate >= delta * (1 - 1e-9) - ROUNDING).all())
+
+
+@torch.no_grad()
+def shuffled_gap(
+    vae: VAE,
+    data: Any,
+    encoding: Encoding,
+    *,
+    batch: int = 100,
+    seed: int = 0,
+    advance: Advance = ignore,
+) -> Tensor:
+    """−log p(x_i | z_j) + log p(x_i | z_i) of every datum i with the latents of another one j, (N,) nats.
+
+    Args:
+        vae: model and guide.
+        data: of which `encoding` is.
+        encoding: latents and distortions.
+        batch: as it was for `encode`, so that a decoder which ignores z gives exactly 0.
+        seed: of the shuffle.
+        advance: called with the number of data just done.
+    """
+    order = partners(len(encoding.rate), seed)
+    parts, start, device = [], 0, device_of(vae)
+    with evaluating(vae, seed):
+        for x in batches(data, batch, vae):
+            other = order[start : start + size_of(x)]
+            z = {name: value[other].to(device) for name, value in encoding.z.items()}
+            parts.append(-score(vae, x, z).double().cpu())
+            start += size_of(x)
+            advance(size_of(x))
+    return torch.cat(parts) - encoding.distortion
+
+
+def partners(count: int, seed: int) -> Tensor:
+    """Another datum for every datum, each once: a random order, rolled by a random shift. int64 (count,)."""
+    rng = np.random.default_rng(seed)
+    order = rng.permutation(count)
+    partner = np.empty(count, dtype=np.int64)
+    partner[order] = np.roll(order, rng.integers(1, count))
+    return torch.from_numpy(partner)
+
+
+def information(vae: VAE, data: Split, encoding: Encoding) -> tuple[float, float]:
+    """I(z; x) in nats under the aggregate posterior of the data, and the most that it could show, ln N.
+
+    Of all data where the posterior is mean-field; of the first `PAIRWISE_DATA`, or `DEPENDENT_DATA`, where it is not.
+    """
+    if encoding.mean_field:
+        return mutual_information(encoding), math.log(len(data))
+    count = min(len(data), PAIRWISE_DATA if encoding.apart else DEPENDENT_DATA)
+    z = {name: value[:count] for name, value in encoding.z.items()}
+    return pairwise_mutual_information(vae, data.take(slice(count)), z, apart=encoding.apart), math.log(count)
+
+
+def mutual_information(encoding: Encoding, chunk: int = 256) -> float:
+    """I(z; x) in nats under the aggregate posterior of these N data: mean of log q(z_i|x_i) − log 1/N Σ_j q(z_i|x_j).
+
+    One sample z_i of each datum; at most ln N. Costs O(N²·n·d), in float64.
+
+    Args:
+        encoding: of the N data; q is Normal and independent over coordinates.
+        chunk: rows of the N×N matrix of log densities held at a time.
+    """
+    z_bk, mean_bk, scale_bk = (flat(part).double() for part in (encoding.z, encoding.mean, encoding.scale))
+    precision_bk = scale_bk.pow(-2)
+    # log N(z; μ, σ) summed over k = −½ z²·σ⁻² + z·(μσ⁻²) + what depends on j alone; what depends on i alone cancels.
+    linear_bk = mean_bk * precision_bk
+    constant_b = -0.5 * (mean_bk * linear_bk).sum(1) - scale_bk.log().sum(1)
+    total = 0.0
+    for start in range(0, len(z_bk), chunk):
+        z = z_bk[start : start + chunk]
+        log_q = (-0.5 * z.square()) @ precision_bk.T + z @ linear_bk.T + constant_b
+        total += (log_q.diagonal(start) - log_q.logsumexp(1)).sum().item()
+    return total / len(z_bk) + math.log(len(z_bk))
+
+
+@torch.no_grad()
+def pairwise_mutual_information(
+    vae: VAE, data: Any, z: dict[str, Tensor], *, apart: bool = True, batch: int = 50
+) -> float:
+    """`mutual_information` for a posterior of any family, by the density of every sample under every posterior.
+
+    Args:
+        vae: of which the guide is used.
+        data: N data.
+        z: samples of them, by site, (N, …).
+        apart: whether sites do not depend on one another; if they do, the guide runs for every pair.
+        batch: posteriors at a time.
+    """
+    columns, device = [], device_of(vae)
+    samples = {name: value.to(device) for name, value in z.items()}
+    count = len(next(iter(samples.values())))
+    with evaluating(vae, 0):
+        for x in batches(data, batch, vae):
+            if apart:
+                of_site = (
+                    drawn.q.log_prob(samples[name].unsqueeze(1)).reshape(count, size_of(x), -1).sum(-1)
+                    for name, drawn in posteriors(vae, x).items()
+                )
+                columns.append(torch.stack(list(of_site)).sum(0).double())
+            else:
+                rows = [
+                    sum(drawn.log_q for drawn in posteriors(vae, x, _same_for_all(samples, i, size_of(x))).values())
+                    for i in range(count)
+                ]
+                columns.append(torch.stack(rows).double())  # type: ignore[arg-type]
+    log_q = torch.cat(columns, 1)
+    return (log_q.diagonal() - log_q.logsumexp(1)).mean().item() + math.log(count)
+
+
+def _same_for_all(samples: dict[str, Tensor], i: int, count: int) -> dict[str, Tensor]:
+    return {name: value[i].expand(count, *value.shape[1:]) for name, value in samples.items()}
+
+
+def sample_latents(vae: VAE, data: Any, *, batch: int = 100, seed: int = 0) -> Tensor:
+    """One posterior sample of each datum, on the CPU: (N, n, d), or all sites in a row, (N, K), where there are several."""
+    parts: list[dict[str, Tensor]] = []
+    with evaluating(vae, seed), torch.no_grad():
+        for x in batches(data, batch, vae):
+            parts.append({name: drawn.z.cpu() for name, drawn in posteriors(vae, x).items()})
+    if len(parts[0]) > 1:
+        return torch.cat([flat(part) for part in parts])
+    return torch.cat([next(iter(part.values())) for part in parts])
+
+
+def probe_accuracy(z_fit: Tensor, labels_fit: Tensor, z: Tensor, labels: Tensor) -> float | None:
+    """Accuracy of a logistic regression from standardised latents to labels; None with one class or infinite values."""
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    if len(labels_fit.unique()) < 2 or not (z_fit.isfinite().all() and z.isfinite().all()):
+        return None
+    probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=300))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # 300 rounds are part of the measure
+        probe.fit(z_fit.double().flatten(1).numpy(), labels_fit.numpy())
+    return float(probe.score(z.double().flatten(1).numpy(), labels.numpy()))
+
+
+def probe(vae: VAE, data: Split, encoding: Encoding, fit: Split | None, seed: int) -> float | None:
+    """Accuracy of a linear probe on samples of z, or None without labels.
+
+    Args:
+        vae: model and guide.
+        data: of which `encoding` is.
+        encoding: of `data`.
+        fit: training data that the probe is fitted to; None to fit it to the first half of `data` and judge the rest.
+        seed: of the samples.
+    """
+    z, labels = flat(encoding.z), data.labels
+    if labels is None:
+        return None
+    if fit is None:
+        half = min(PROBE_DATA, len(data) // 2)
+        z_fit = sample_latents(vae, data.take(slice(half)), seed=seed + 1)
+        return probe_accuracy(z_fit, labels[:half], z[half:], labels[half:])
+    if fit.labels is None:
+        return None
+    first = fit.take(slice(PROBE_DATA))
+    z_fit = sample_latents(vae, first, seed=seed + 1)
+    assert first.labels is not None
+    return probe_accuracy(z_fit, first.labels, z, labels)

@@ -1,0 +1,204 @@
+"""From image and z to the parameters of each pixel, in Flax, written from `docs/architecture.md`: at once, or in turn.
+
+B images, C channels, H rows, W columns; n latent steps of d dimensions, of which step t belongs to the image from row
+starts[t] on; P parameters per pixel of a mixture of K logistics.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax import Array
+
+from pyro_delta.data.images.spec import ImageSpec
+from pyro_delta.twin.images.causal import embed_pixels, linear, masked_softmax
+from pyro_delta.twin.images.gated_pixelcnn import GatedPixelCNN
+from pyro_delta.twin.images.pixelsnail import PixelSNAIL
+
+
+class LatentMap(nnx.Module):
+    """Attention over the latent steps that a row may see: row r of the map depends on {z_t : starts[t] ≤ r} alone.
+
+    Args:
+        dims: d.
+        starts: of each step.
+        channels: of the map.
+        height: H.
+        width: W.
+        rngs: of the initial values.
+    """
+
+    TOKENS = 64
+    HEADS = 4
+
+    def __init__(
+        self, dims: int, starts: Sequence[int], *, channels: int, height: int, width: int, rngs: nnx.Rngs
+    ) -> None:
+        """See the class."""
+        self.starts = tuple(int(row) for row in starts)
+        self.height, self.width = height, width
+        self.embed = nnx.List(
+            [linear(dims, self.TOKENS, rngs=rngs), jax.nn.silu, linear(self.TOKENS, self.TOKENS, rngs=rngs)]
+        )
+        self.position = nnx.Param(jax.random.normal(rngs.params(), (len(self.starts), self.TOKENS), float) / 8)
+        self.query = nnx.Param(jax.random.normal(rngs.params(), (height, self.TOKENS), float) / 8)
+        self.key_value = linear(self.TOKENS, 2 * self.TOKENS, rngs=rngs)
+        self.mix = linear(2 * self.TOKENS, self.TOKENS, rngs=rngs)
+        self.spread = linear(self.TOKENS, channels * width, rngs=rngs)
+
+    def __call__(self, z_bnd: Array) -> Array:
+        """(B, n, d) → (B, H, W, channels)."""
+        token = z_bnd
+        for layer in self.embed:
+            token = layer(token)
+        token = token + self.position[...]
+        seen = jnp.concatenate([self._attend(token), self._newest(token)], axis=-1)
+        row_bhf = jax.nn.silu(self.mix(seen))
+        return self.spread(row_bhf).reshape(len(z_bnd), self.height, -1, self.width).swapaxes(2, 3)
+
+    def _visible(self) -> np.ndarray[Any, np.dtype[np.bool_]]:
+        """(H, n), which steps a row may see."""
+        return np.asarray(self.starts) <= np.arange(self.height)[:, None]
+
+    def _attend(self, token_bnf: Array) -> Array:
+        """What each row's query finds among the visible steps, (B, H, 64); 0 where there is none."""
+        batch, length, _ = token_bnf.shape
+        key, value = jnp.split(self.key_value(token_bnf), 2, axis=-1)
+        key, value = (part.reshape(batch, length, self.HEADS, -1) for part in (key, value))
+        query = self.query[...].reshape(self.height, self.HEADS, -1)
+        scores = jnp.einsum("has,bnas->bahn", query, key) / query.shape[-1] ** 0.5
+        weights = masked_softmax(scores, self._visible())
+        return jnp.einsum("bahn,bnas->bhas", weights, value).reshape(batch, self.height, self.TOKENS)
+
+    def _newest(self, token_bnf: Array) -> Array:
+        """The token of the newest step that each row may see, (B, H, 64); 0 where there is none.
+
+        That is the last of the visible steps with the largest starts.
+        """
+        visible_hn = self._visible()
+        # (starts, t) as one number, whose largest among the visible is wanted.
+        age_n = np.asarray(self.starts) * len(self.starts) + np.arange(len(self.starts))
+        newest_h = np.where(visible_hn, age_n, -1).argmax(axis=1)
+        return jnp.where(visible_hn.any(axis=1, keepdims=True), token_bnf[:, newest_h], 0.0)
+
+
+class ConditionalNetwork(nnx.Module):
+    """The parameters of each pixel's mixture from the pixels before it and z: a trunk, told of z by a `LatentMap`.
+
+    Args:
+        spec: of the images.
+        starts: of each latent step.
+        dims: d.
+        use_latents: if false, z is ignored.
+        conditioning: `causal`, where row r sees the steps with starts ≤ r, or `full`, where it sees all.
+        mixtures: K.
+        latent_channels: of the map made from z.
+        rngs: of the initial values.
+        network: settings of the trunk.
+    """
+
+    Trunk: type[GatedPixelCNN] | type[PixelSNAIL]
+
+    def __init__(
+        self,
+        spec: ImageSpec,
+        starts: Sequence[int],
+        dims: int,
+        *,
+        use_latents: bool = True,
+        conditioning: Literal["causal", "full"] = "causal",
+        mixtures: int = 10,
+        latent_channels: int = 16,
+        rngs: nnx.Rngs,
+        **network: Any,
+    ) -> None:
+        """See the class."""
+        self.spec, self.use_latents = spec, use_latents
+        if use_latents:
+            rows = [0] * len(starts) if conditioning == "full" else starts
+            self.latents = LatentMap(
+                dims, rows, channels=latent_channels, height=spec.height, width=spec.width, rngs=rngs
+            )
+        self.trunk = self.Trunk(
+            spec.channels + 1,
+            mixtures * {1: 3, 3: 10}[spec.channels],
+            height=spec.height,
+            width=spec.width,
+            context_channels=latent_channels if use_latents else 0,
+            rngs=rngs,
+            **network,
+        )
+
+    def __call__(self, x_bchw: Array, z_bnd: Array, rngs: nnx.Rngs | None = None) -> Array:
+        """Integers (B, C, H, W) and z (B, n, d) → (B, P, H, W). Features are dropped only if `rngs` are given."""
+        return self.trunk(self.embed(x_bchw.transpose(0, 2, 3, 1)), self.context(z_bnd), rngs).transpose(0, 3, 1, 2)
+
+    def embed(self, x: Array) -> Array:
+        """Integers (..., C) as the trunk wants them, (..., C + 1)."""
+        return embed_pixels(x, self.spec.levels, self.trunk.out.bias[...].dtype)
+
+    def context(self, z_bnd: Array) -> Array | None:
+        """The map of z, (B, H, W, ctx), if z is used."""
+        return self.latents(z_bnd) if self.use_latents else None
+
+
+class ConditionalGatedPixelCNN(ConditionalNetwork):
+    """A Gated PixelCNN told of z; settings of the trunk are those of `GatedPixelCNN`."""
+
+    Trunk = GatedPixelCNN
+
+
+class ConditionalPixelSNAIL(ConditionalNetwork):
+    """A PixelSNAIL told of z; settings of the trunk are those of `PixelSNAIL`."""
+
+    Trunk = PixelSNAIL
+
+
+Choose = Callable[[Array, Any], Array]
+"""(B, P) parameters of a pixel, and the inputs at that pixel, → its levels, integers (B, C)."""
+
+
+def generate(network: ConditionalNetwork, z_bnd: Array, choose: Choose, inputs: Any) -> tuple[Array, Array]:
+    """Write images pixel by pixel in raster order, each by `choose` from its parameters given the pixels before.
+
+    A scan over rows with a scan over columns inside; nothing is computed twice, and no dropout applies. The parameters
+    are those that `network` gives for the finished images. Under `jit`, a result that is not used costs nothing.
+
+    Args:
+        network: whose parameters the pixels are drawn from.
+        z_bnd: (B, n, d); its batch is that of the images, even if z is ignored.
+        choose: draws a pixel (or copies a given one).
+        inputs: arrays (H, W, …), in any nesting: what `choose` is given at (row, column), such as noise.
+
+    Returns:
+        The images, integers (B, C, H, W), and the parameters, (B, P, H, W).
+    """
+    trunk, spec, batch = network.trunk, network.spec, len(z_bnd)
+    nothing_bwc = jnp.zeros((batch, spec.width, spec.channels + 1), trunk.out.bias[...].dtype)
+    columns = jnp.arange(spec.width)
+
+    def write_pixel(carry: Any, here: Any) -> Any:
+        state, before_bc = carry
+        position, column, links, inputs = here
+        left_bc = jnp.where(column > 0, before_bc, 0.0)
+        state, parameters_bp, notes = trunk.step_pixel(state, position, left_bc, before_bc, links)
+        levels_bc = choose(parameters_bp, inputs)
+        return (state, network.embed(levels_bc)), (levels_bc, parameters_bp, notes)
+
+    def write_row(carry: Any, here: Any) -> Any:
+        state, above_bwc, notes = carry
+        row, row_inputs, inputs = here
+        state, links = trunk.step_row(state, row, above_bwc, notes, row_inputs)
+        along = (row * spec.width + columns, columns, links, inputs)
+        (state, _), (levels_wbc, parameters_wbp, notes) = jax.lax.scan(write_pixel, (state, above_bwc[:, -1]), along)
+        return (state, network.embed(levels_wbc.swapaxes(0, 1)), notes), (levels_wbc, parameters_wbp)
+
+    start = (trunk.start(batch), nothing_bwc, trunk.start_notes(batch))
+    rows = (jnp.arange(spec.height), trunk.row_inputs(network.context(z_bnd)), inputs)
+    _, (levels_hwbc, parameters_hwbp) = jax.lax.scan(write_row, start, rows)
+    return levels_hwbc.transpose(2, 3, 0, 1), parameters_hwbp.transpose(2, 3, 0, 1)

@@ -1,0 +1,270 @@
+"""The Gated PixelCNN trunk in Flax, written from `docs/architecture.md`: for whole images, or one pixel at a time.
+
+B images, H rows, W columns. The stream of the rows above [1] is a strided U-net of c_0, c_1, … channels from fine to
+coarse; the stream within the row has c_0 channels at full resolution.
+
+References:
+    [1] A. van den Oord et al., "Conditional Image Generation with PixelCNN Decoders", NIPS 2016.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+
+from pyro_delta.twin.images.causal import PixelBlock, PixelConv, Pointwise, RowBlock, RowConv, shift_down, shift_right
+
+
+def pixel_shuffle(v_bhwc: Array) -> Array:
+    """(B, h, w, 4c) → (B, 2h, 2w, c): channel 4k + 2p + q at (i, j) is channel k at (2i + p, 2j + q)."""
+    b, h, w, channels = v_bhwc.shape
+    v = v_bhwc.reshape(b, h, w, channels // 4, 2, 2).transpose(0, 1, 4, 2, 5, 3)
+    return v.reshape(b, 2 * h, 2 * w, channels // 4)
+
+
+class CoarserState(NamedTuple):
+    """What a coarser level remembers between fine rows."""
+
+    window: Array
+    """the last k_r − 1 fine rows"""
+    stream: RowsState
+    fine: Array
+    """(B, 2, W, c_0), the two fine rows that the last coarse row gave"""
+
+
+class RowsState(NamedTuple):
+    """What a level of the rows-above stream remembers between its rows."""
+
+    coarser: CoarserState | None
+    windows: list[Array]
+    """one of each block"""
+
+
+class Coarser(nnx.Module):
+    """The coarser levels, seen from the finest: down by 2, their stream, up by 2."""
+
+    def __init__(
+        self,
+        fine: int,
+        channels: tuple[int, ...],
+        blocks: tuple[int, ...],
+        kernel: tuple[int, int],
+        *,
+        causal: bool,
+        rngs: nnx.Rngs,
+    ) -> None:
+        """`fine` is the number of channels of the finer level."""
+        self.down = RowConv(fine, channels[0], kernel, stride=2, causal=causal, rngs=rngs)
+        self.stream = RowsAbove(channels, blocks, kernel, causal=causal, rngs=rngs)
+        self.up = Pointwise(channels[0], 4 * fine, rngs=rngs)
+
+    def __call__(self, v_bhwc: Array) -> Array:
+        """(B, H, W, fine) → (B, H, W, fine)."""
+        _, height, width, _ = v_bhwc.shape
+        return pixel_shuffle(self.up(self.stream(self.down(v_bhwc))))[:, :height, :width]
+
+    def start(self, batch: int, width: int, dtype: Any) -> CoarserState:
+        """What is known before fine row 0."""
+        return CoarserState(
+            self.down.start(batch, width, dtype),
+            self.stream.start(batch, (width + 1) // 2, dtype),
+            jnp.zeros((batch, 2, width, self.up.out_features // 4), dtype),
+        )
+
+    def step(self, state: CoarserState, row: Array, row_bwc: Array) -> tuple[CoarserState, Array]:
+        """One fine row; coarse rows are computed at even fine rows, and last for two."""
+        width = row_bwc.shape[1]
+        rows_bkwc = jnp.concatenate([state.window, row_bwc[:, None]], axis=1)
+
+        def coarse_row(stream: RowsState, fine: Array) -> tuple[RowsState, Array]:
+            stream, u_bwc = self.stream.step(stream, row // 2, self.down.row(rows_bkwc))
+            return stream, pixel_shuffle(self.up(u_bwc)[:, None])[:, :, :width]
+
+        def keep(stream: RowsState, fine: Array) -> tuple[RowsState, Array]:
+            return stream, fine
+
+        stream, fine = jax.lax.cond(row % 2 == 0, coarse_row, keep, state.stream, state.fine)
+        result = jax.lax.dynamic_index_in_dim(fine, row % 2, axis=1, keepdims=False)
+        return CoarserState(rows_bkwc[:, 1:], stream, fine), result
+
+
+class RowsAbove(nnx.Module):
+    """The rows-above stream: gated blocks on rows, over as many levels as there are widths.
+
+    Args:
+        channels: c_0, c_1, …, finest first.
+        blocks: the number of blocks at each level.
+        kernel: (k_r, k_c) of all of them.
+        causal: if false, rows below are seen as well.
+        rngs: of the initial values.
+    """
+
+    def __init__(
+        self,
+        channels: tuple[int, ...],
+        blocks: tuple[int, ...],
+        kernel: tuple[int, int],
+        *,
+        causal: bool = True,
+        rngs: nnx.Rngs,
+    ) -> None:
+        """See the class."""
+        self.has_coarser = len(channels) > 1
+        if self.has_coarser:
+            self.coarser = Coarser(channels[0], channels[1:], blocks[1:], kernel, causal=causal, rngs=rngs)
+        self.blocks = nnx.List([RowBlock(channels[0], kernel, causal=causal, rngs=rngs) for _ in range(blocks[0])])
+
+    def __call__(self, v_bhwc: Array, context_bhwc: Array | None = None) -> Array:
+        """(B, H, W, c_0), and a context of the same shape, → (B, H, W, c_0)."""
+        if self.has_coarser:
+            v_bhwc = v_bhwc + self.coarser(v_bhwc)
+        if context_bhwc is not None:
+            v_bhwc = v_bhwc + context_bhwc
+        for block in self.blocks:
+            v_bhwc = block(v_bhwc)
+        return v_bhwc
+
+    def start(self, batch: int, width: int, dtype: Any) -> RowsState:
+        """What is known before row 0."""
+        coarser = self.coarser.start(batch, width, dtype) if self.has_coarser else None
+        return RowsState(coarser, [block.start(batch, width, dtype) for block in self.blocks])
+
+    def step(
+        self, state: RowsState, row: Array, row_bwc: Array, context_bwc: Array | None = None
+    ) -> tuple[RowsState, Array]:
+        """The result for the next row."""
+        coarser = state.coarser
+        v_bwc = row_bwc
+        if coarser is not None:
+            coarser, u_bwc = self.coarser.step(coarser, row, v_bwc)
+            v_bwc = v_bwc + u_bwc
+        if context_bwc is not None:
+            v_bwc = v_bwc + context_bwc
+        windows = []
+        for block, window in zip(self.blocks, state.windows, strict=True):
+            next_window, v_bwc = block.step(window, v_bwc)
+            windows.append(next_window)
+        return RowsState(coarser, windows), v_bwc
+
+
+class State(NamedTuple):
+    """What `GatedPixelCNN` remembers from pixel to pixel."""
+
+    stem_rows: Array
+    rows: RowsState
+    stem_pixels: Array
+    windows: list[Array]
+    """one of each block within the row"""
+
+
+class GatedPixelCNN(nnx.Module):
+    """The causal trunk: a result knows the pixels before it in raster order, and the context up to its row.
+
+    Args:
+        channels_in: of the input.
+        channels_out: of the result.
+        height: H.
+        width: W.
+        channels: c_0, c_1, … of the rows-above stream, finest first.
+        row_blocks: blocks of that stream at each level.
+        pixel_blocks: b, blocks within the row.
+        row_kernel: (k_r, k_c) of the rows-above stream.
+        pixel_kernel: width of the kernels within the row.
+        context_channels: of the context; 0 if there is none.
+        causal: if false, there are neither masks nor shifts: every pixel sees all around it.
+        rngs: of the initial values.
+    """
+
+    STEM_KERNEL = (3, 9)
+    STEM_WIDTH = 5
+
+    def __init__(
+        self,
+        channels_in: int,
+        channels_out: int,
+        *,
+        height: int,
+        width: int,
+        channels: tuple[int, ...],
+        row_blocks: tuple[int, ...],
+        pixel_blocks: int,
+        row_kernel: tuple[int, int] = (2, 3),
+        pixel_kernel: int = 3,
+        context_channels: int = 0,
+        causal: bool = True,
+        rngs: nnx.Rngs,
+    ) -> None:
+        """See the class."""
+        c = channels[0]
+        self.causal, self.splits = causal, tuple(2 * c * (i + 1) for i in range(pixel_blocks))
+        self.stem_rows = RowConv(channels_in, c, self.STEM_KERNEL, causal=causal, rngs=rngs)
+        self.stem_pixels = PixelConv(channels_in, c, self.STEM_WIDTH, causal=causal, rngs=rngs)
+        self.position = nnx.Param(jnp.zeros((c, height, width), float))
+        if context_channels:
+            self.context = Pointwise(context_channels, c, rngs=rngs)
+        self.rows_above = RowsAbove(tuple(channels), tuple(row_blocks), row_kernel, causal=causal, rngs=rngs)
+        self.link = Pointwise(c, 2 * c * pixel_blocks + c, rngs=rngs)
+        self.within_row = nnx.List([PixelBlock(c, pixel_kernel, causal=causal, rngs=rngs) for _ in range(pixel_blocks)])
+        self.head = Pointwise(c, c, rngs=rngs)
+        self.out = Pointwise(c, channels_out, rngs=rngs)
+
+    def __call__(self, x_bhwc: Array, context_bhwc: Array | None = None, rngs: nnx.Rngs | None = None) -> Array:
+        """(B, H, W, in), and a context (B, H, W, ctx), → (B, H, W, out). There is no dropout that needs `rngs`."""
+        above, left = (shift_down(x_bhwc), shift_right(x_bhwc)) if self.causal else (x_bhwc, x_bhwc)
+        v = self.stem_rows(above) + self._positions()
+        v = self.rows_above(v, None if context_bhwc is None else self.context(context_bhwc))
+        *links, link = jnp.split(self.link(v), self.splits, axis=-1)
+        h = self.stem_pixels(left)
+        for block, block_link in zip(self.within_row, links, strict=True):
+            h = block(h, block_link)
+        return self.out(jax.nn.silu(self.head(h) + link))
+
+    def start(self, batch: int) -> State:
+        """What is known before the first pixel."""
+        position_chw = self.position[...]
+        width, dtype = position_chw.shape[2], position_chw.dtype
+        return State(
+            self.stem_rows.start(batch, width, dtype),
+            self.rows_above.start(batch, width, dtype),
+            self.stem_pixels.start(batch, dtype),
+            [block.start(batch, dtype) for block in self.within_row],
+        )
+
+    def row_inputs(self, context_bhwc: Array | None) -> tuple[Array, Array | None]:
+        """What `step_row` wants of each row, rows first: position (H, W, c_0) and context (H, B, W, c_0)."""
+        context = None if context_bhwc is None else jnp.swapaxes(self.context(context_bhwc), 0, 1)
+        return self._positions(), context
+
+    def start_notes(self, batch: int) -> None:
+        """Nothing is noted down at pixels for the next row."""
+
+    def step_row(
+        self, state: State, row: Array, above_bwc: Array, notes: None, inputs: tuple[Array, Array | None]
+    ) -> tuple[State, list[Array]]:
+        """Begin a row, given the row above (zero for row 0); returns the links of its pixels, columns first."""
+        position_wc, context_bwc = inputs
+        stem_rows, v_bwc = self.stem_rows.step(state.stem_rows, above_bwc)
+        rows, v_bwc = self.rows_above.step(state.rows, row, v_bwc + position_wc, context_bwc)
+        links = jnp.split(jnp.swapaxes(self.link(v_bwc), 0, 1), self.splits, axis=-1)
+        fresh = self.start(above_bwc.shape[0])
+        return State(stem_rows, rows, fresh.stem_pixels, fresh.windows), links
+
+    def step_pixel(
+        self, state: State, position: Array, left_bc: Array, before_bc: Array, links: list[Array]
+    ) -> tuple[State, Array, None]:
+        """The result (B, out) at the next pixel of the row, given the pixel to its left (zero at column 0)."""
+        *block_links, link = links
+        stem_pixels, h_bc = self.stem_pixels.step(state.stem_pixels, left_bc)
+        windows = []
+        for block, window, block_link in zip(self.within_row, state.windows, block_links, strict=True):
+            next_window, h_bc = block.step(window, h_bc, block_link)
+            windows.append(next_window)
+        result = self.out(jax.nn.silu(self.head(h_bc) + link))
+        return State(state.stem_rows, state.rows, stem_pixels, windows), result, None
+
+    def _positions(self) -> Array:
+        return self.position[...].transpose(1, 2, 0)

@@ -1,0 +1,83 @@
+"""A model and its guide, together."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import pyro
+from pyro.nn import PyroModule
+from torch import nn
+
+
+class VAE(nn.Module):
+    """A model and its guide: what is trained, averaged, saved and evaluated together.
+
+    Args:
+        model: a `DeltaVAE`, or any Pyro model: a module, a function, or a method of a module.
+        guide: any Pyro guide, likewise.
+    """
+
+    def __init__(self, model: Callable[..., Any], guide: Callable[..., Any]) -> None:
+        super().__init__()
+        self.model: Any = model
+        self.guide: Any = guide
+        # Methods bring the module that they belong to, so that it is moved, copied and switched to evaluation, too.
+        owners = {id(owner): owner for program in (model, guide) if (owner := _owner(program)) is not None}
+        if owners:
+            self.owners = nn.ModuleList(owners.values())
+
+
+def _owner(program: Callable[..., Any]) -> nn.Module | None:
+    owner = getattr(program, "__self__", None)
+    return owner if inspect.ismethod(program) and isinstance(owner, nn.Module) else None
+
+
+def with_prior(vae: VAE, prior: nn.Module) -> VAE:
+    """The same model and guide, sharing their weights, with another prior in the model.
+
+    With an auxiliary prior `evaluate` gives the tighter bound D + E_q[log q − log p_aux] [1]: from the same seed
+    come the same z, so the distortion is the same, the rate is sampled, and no δ is committed.
+
+    Args:
+        vae: a `DeltaVAE` and its guide; they stay as they are.
+        prior: of the same event shape and `starts` as the model's own.
+
+    References:
+        1. A. Razavi et al., "Preventing Posterior Collapse with δ-VAEs", ICLR 2019.
+    """
+    model = copy.copy(vae.model)
+    model._modules = {**vae.model._modules, "prior": prior}
+    return VAE(model, vae.guide).train(vae.training)
+
+
+def local_parameters() -> Any:
+    """The context in which programs that are `PyroModule`s are built: their parameters live in them, not in the store.
+
+    Ordinary modules do not need it, and are not changed by it.
+    """
+    return pyro.settings.context(module_local_params=True)
+
+
+def localise(vae: nn.Module) -> None:
+    """Makes every `PyroModule` one whose parameters live in it, wherever it was built: to train it as a torch module."""
+    for part in _pyro_modules(vae):
+        if not hasattr(part._pyro_context, "param_state"):
+            part._pyro_context.param_state = {"params": {}, "constraints": {}}
+
+
+def parameters_of(vae: nn.Module) -> AbstractContextManager[Any]:
+    """The context that a model and guide run in: `local_parameters` if their `PyroModule`s were built in it, or localised.
+
+    Others, of a user's own, have parameters in Pyro's store, where `SVI` has trained them.
+    """
+    parts = _pyro_modules(vae)
+    local = parts and all(hasattr(part._pyro_context, "param_state") for part in parts)
+    return local_parameters() if local else nullcontext()
+
+
+def _pyro_modules(vae: nn.Module) -> list[PyroModule]:
+    return [part for part in vae.modules() if isinstance(part, PyroModule)]
