@@ -10,6 +10,8 @@ References:
 from __future__ import annotations
 
 import math
+import sys
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
@@ -32,6 +34,9 @@ _CLOSED_FORMS: dict[type, ClosedForm] = {}
 
 # Some ln n steps to come near, and five to converge; a fixed number, for a test of convergence would stall a GPU.
 _NEWTON_STEPS = 24
+
+# The least that Brent's method admits.
+_LEAST_RTOL = 4 * sys.float_info.epsilon
 
 
 # --- AR(1): the rate, its inverse, and the spelling of α ---
@@ -197,7 +202,7 @@ def _spread(first: float, last: float, dims: int) -> list[float]:
 def solve_for_rate(
     rate_of: Callable[[float], float], rate: float, what: str, *, most: float = math.nextafter(1.0, 0.0)
 ) -> float:
-    """Solve rate_of(x) = rate for an increasing function on [0, most], by bisection down to neighbouring floats.
+    """Solve rate_of(x) = rate for an increasing function on [0, most], by Brent's method to the nearest float.
 
     Args:
         rate_of: δ in nats as a function of the one parameter x of a prior.
@@ -208,20 +213,23 @@ def solve_for_rate(
     Raises:
         UserError: no x in [0, most] commits `rate`; the message names the reachable range.
     """
-    low, high = 0.0, most
-    lowest, highest = rate_of(low), rate_of(high)
+    from scipy.optimize import brentq  # here, because it takes a while to import
+
+    lowest, highest = rate_of(0.0), rate_of(most)
     # A spread that starts just below 1 sums some rounding: leave 1e-9 at the ends.
     if not lowest * (1 - 1e-9) <= rate <= highest * (1 + 1e-9):
         raise UserError(
             f"a rate of {_in_units(rate)} is out of reach; {what} can commit "
             f"{_in_units(lowest)} to {_in_units(highest)}."
         )
-    while (middle := low + (high - low) / 2) not in (low, high):
-        if rate_of(middle) < rate:
-            low = middle
-        else:
-            high = middle
-    best = min(low, high, key=lambda x: abs(rate_of(x) - rate))
+    if not lowest < rate < highest:
+        return 0.0 if rate <= lowest else most
+    found = brentq(lambda x: rate_of(x) - rate, 0.0, most, xtol=math.ulp(0.0), rtol=_LEAST_RTOL, maxiter=10_000)
+    near = [found]  # it ends within a few floats of the root
+    for _ in range(8):
+        near = [math.nextafter(near[0], 0.0), *near, math.nextafter(near[-1], most)]
+    reached = bisect_left(near, rate, key=rate_of)
+    best = min(near[max(reached - 1, 0) : reached + 1], key=lambda x: abs(rate_of(x) - rate))
     if abs(rate_of(best) - rate) > 1e-6 * rate:
         if best < most / 2:
             raise UserError(f"a rate of {_in_units(rate)} is too small for float64; ask for 0 or for a higher rate.")

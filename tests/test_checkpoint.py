@@ -42,7 +42,7 @@ def path(tmp_path: Path) -> Path:
 
 def test_what_is_saved_comes_back(path: Path) -> None:
     state = {
-        "programs": torch.nn.Linear(3, 2).state_dict(),
+        "vae": torch.nn.Linear(3, 2).state_dict(),
         "channels_last": torch.randn(2, 3, 4, 4, dtype=torch.float64).to(memory_format=torch.channels_last),
         "step": 7,
         "nested": {"numbers": [1, 2.5, None, "text"], "pair": (0.9, 0.999)},
@@ -53,7 +53,7 @@ def test_what_is_saved_comes_back(path: Path) -> None:
     assert loaded.pop("format") == FORMAT
     assert loaded["nested"] == state["nested"]
     assert loaded["step"] == 7
-    torch.testing.assert_close(loaded["programs"], state["programs"], rtol=0, atol=0)
+    torch.testing.assert_close(loaded["vae"], state["vae"], rtol=0, atol=0)
     assert torch.equal(loaded["channels_last"], state["channels_last"])
     assert loaded["channels_last"].stride() == state["channels_last"].stride()
     assert torch.equal(loaded["rng"]["cpu"], state["rng"]["cpu"])

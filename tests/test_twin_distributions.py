@@ -32,14 +32,16 @@ from numpyro.infer import TraceMeanField_ELBO
 import pyro_delta.distributions as pyro_distributions
 import pyro_delta.rate as pyro_rate
 from pyro_delta import twin
-from pyro_delta.data.spec import ImageSpec
+from pyro_delta.data.images import ImageSpec
 from pyro_delta.errors import UserError
 from pyro_delta.models.priors.auxiliary import LSTMPrior as PyroLSTMPrior
 from pyro_delta.programs import SHIPPED, find
 from pyro_delta.twin import priors as twin_priors
 from pyro_delta.twin.auxiliary import LSTMPrior, SequentialGaussian, Weights
-from pyro_delta.twin.distributions import DiscretizedLogisticMixture, GaussianAR1, GaussianSequence
-from pyro_delta.twin.priors import lattice_rate, learned_alpha
+from pyro_delta.twin.distributions import GaussianAR1, GaussianSequence
+from pyro_delta.twin.images.lattice import lattice_rate
+from pyro_delta.twin.images.logistic_mixture import DiscretizedLogisticMixture
+from pyro_delta.twin.priors import learned_alpha
 from pyro_delta.twin.rate import (
     alpha_of_rate,
     alpha_of_spelling,

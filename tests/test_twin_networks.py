@@ -10,7 +10,7 @@ import torch
 from networks import StepsPrior, random_images, random_normal, randomise
 from torch import Tensor
 
-from pyro_delta.data.spec import ImageSpec
+from pyro_delta.data.images import ImageSpec
 from pyro_delta.errors import UserError
 from pyro_delta.guides import AntiCausalGuide, BidirectionalGuide
 from pyro_delta.models import GatedPixelCNNLikelihood, LatticePrior, PixelSNAILLikelihood
@@ -21,7 +21,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from pyro_delta.twin import causal, conditional, gated_pixelcnn, pixelsnail
+from pyro_delta.twin import latents
+from pyro_delta.twin.images import causal, conditional, gated_pixelcnn, pixelsnail
 from pyro_delta.twin.images.conditional import ConditionalGatedPixelCNN, ConditionalPixelSNAIL, generate
 from pyro_delta.twin.images.encoder import ImageEncoder
 from pyro_delta.twin.weights import load_weights, torch_weights
@@ -315,7 +316,7 @@ PLANTS: dict[str, tuple[str, Any, str, Any]] = {
     ),
     "steps seen a row too late": (
         "gated, grey, strides, odd size, rows without a step",
-        conditional.LatentMap,
+        latents.LatentMap,
         "_visible",
         lambda self: np.asarray(self.starts) < np.arange(self.height)[:, None],
     ),

@@ -27,7 +27,7 @@ from flax import nnx
 from numpyro.contrib.module import nnx_module
 
 from pyro_delta.twin import build as twins
-from pyro_delta.twin import training
+from pyro_delta.twin import numpyro_training
 from pyro_delta.twin.build import VAE
 from pyro_delta.twin.numpyro_training import NumPyroTraining, Rule, make_optimizer, negative_elbo
 from pyro_delta.twin.weights import load_weights, torch_weights
@@ -80,7 +80,7 @@ def trainer_of(data: Any, lines: list[dict[str, Any]] | None = None, **options: 
 
 
 def weights_of(trainer: NumPyroTraining) -> dict[str, np.ndarray[Any, Any]]:
-    return {name: value.numpy() for name, value in trainer.state()["programs"].items()}
+    return {name: value.numpy() for name, value in trainer.state()["vae"].items()}
 
 
 def assert_equal(found: Any, expected: Any, **tolerance: float) -> None:
@@ -96,7 +96,7 @@ def assert_equal(found: Any, expected: Any, **tolerance: float) -> None:
 def test_a_step_is_one_of_numpyro_s_svi(data: Any, elbo: str) -> None:
     """With parameters in NumPyro's store, and its own step."""
     twin = twin_of(settings(steps=1), data)
-    x_bchw = jnp.asarray(data.train.images[:5].numpy())
+    x_bchw = jnp.asarray(data.train.x[:5].numpy())
 
     def model(x: Any) -> None:
         nnx_module("model", twin.model)(x)
@@ -225,14 +225,14 @@ def test_steps_that_are_not_finite_are_skipped_and_end_a_run(data: Any, monkeypa
     bad = jax.tree.map(lambda g: g * jnp.nan, gradient)
     changes, state = optimizer.update(bad, optimizer.init(gradient), gradient)
     assert all(not leaf.any() for leaf in jax.tree.leaves(changes))
-    assert training._skips(state) == (1, 1)
+    assert numpyro_training._skips(state) == (1, 1)
     assert before
 
 
 @pytest.mark.parametrize(
     ("pairs", "message"),
     [
-        ([("training.objective", "beta"), ("training.beta", 2.0)], "objective=beta is trained by --backend pyro alone"),
+        ([("objective.program", "beta"), ("objective.beta", 2.0)], "objective.program=beta is trained by --backend pyro alone"),
         ([("auxiliary.enabled", True)], "auxiliary.enabled goes with --backend pyro"),
         ([("training.batch", 10**6)], "batch size 1000000 does not fit"),
     ],
@@ -257,16 +257,16 @@ def test_a_run_has_pyro_s_fixed_numbers(data: Any) -> None:
     alpha = vae.model.prior.alpha.clone()
     trainer = NumPyroTraining(made, data, vae, twins.build(other, data.spec), lambda line: None)
     trainer.run()
-    assert torch.equal(trainer.state()["programs"]["model.prior.alpha"], alpha)
+    assert torch.equal(trainer.state()["vae"]["model.prior.alpha"], alpha)
     assert torch.equal(trainer.averaged().model.prior.alpha, alpha)
 
 
 def test_a_posterior_without_a_closed_form_is_not_sampled_in_silence(
     data: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(training, "kl_divergence", lambda q, p: (_ for _ in ()).throw(NotImplementedError))
+    monkeypatch.setattr(numpyro_training, "kl_divergence", lambda q, p: (_ for _ in ()).throw(NotImplementedError))
     twin = twin_of(settings(steps=1), data)
-    x_bchw = jnp.asarray(data.train.images[:2].numpy())
+    x_bchw = jnp.asarray(data.train.x[:2].numpy())
     with pytest.raises(UserError, match="has no closed-form KL from Independent to GaussianAR1"):
         negative_elbo(twin, x_bchw, jax.random.key(0), "mean_field")
     assert jnp.isfinite(negative_elbo(twin, x_bchw, jax.random.key(0), "trace")[0])

@@ -14,14 +14,15 @@ from pyro.nn import PyroModule
 from test_cli import call
 from torch import Tensor, nn
 
-from pyro_delta.build import VAE, build, local_parameters
+from pyro_delta.build import build
 from pyro_delta.config import load_preset
-from pyro_delta.data.spec import ImageSpec
-from pyro_delta.diagnostics.bounds import delta_of, floor_of
+from pyro_delta.data.images import ImageSpec
+from pyro_delta.diagnostics.trace import committed
 from pyro_delta.diagnostics.verify import Certificate, verify
 from pyro_delta.distributions import AutoregressiveImage, GaussianAR1, GaussianSequence
 from pyro_delta.guides import AntiCausalGuide, IndependentDeltaGuide, StructuredGuide
 from pyro_delta.models import DeltaVAE, GatedPixelCNNLikelihood
+from pyro_delta.vae import VAE, local_parameters
 
 SPEC = ImageSpec(1, 4, 5, 5)
 SMALL = [
@@ -291,16 +292,16 @@ BROKEN: dict[str, tuple[Callable[[VAE], None], str, str]] = {
     "a leaking mask": (leaking_mask, "causality of the network", r"pixel \(0, 0\) sees pixel \(0, 0\)"),
     "a mean over the image": (leaking_far, "causality of the network", r"pixel \(0, 0\) sees pixel \(0, 0\)"),
     "a batch-norm decoder": (batch_norm_decoder, "causality of the network", "sees other images"),
-    "scales that mix rows": (mixed_scales, "causality of the guide", "z_2 sees row 0, above its first row 1"),
-    "z too early": (eager_conditioning, "causality of the conditioning", "row 0 sees z_2, whose first row is 1"),
-    "a causal guide": (causal_guide, "causality of the guide", "z_2 sees row 0, above its first row 1"),
+    "scales that mix rows": (mixed_scales, "causality of the guide", "z_2 sees row 0, before its start at row 1"),
+    "z too early": (eager_conditioning, "causality of the conditioning", "row 0 sees z_2, which starts at row 1"),
+    "a causal guide": (causal_guide, "causality of the guide", "z_2 sees row 0, before its start at row 1"),
     "a guide that mixes images": (shared_across_the_batch, "causality of the guide", "sees other images"),
     "variance for deviation": (variance_for_deviation, "distribution of the prior", "disagrees with variance"),
-    "a guide's look-up": (looks_up, "causality of the guide", "z_2 changes with rows above its first row 1"),
-    "bright rows": (bright_rows_alone, "causality of the guide", "z_2 changes with rows above its first row 1"),
-    "a decoder's look-up": (decoder_that_looks_up, "causality of the network", "changes with itself or later pixels"),
+    "a guide's look-up": (looks_up, "causality of the guide", "z_2 changes with rows before its start at row 1"),
+    "bright rows": (bright_rows_alone, "causality of the guide", "z_2 changes with rows before its start at row 1"),
+    "a decoder's look-up": (decoder_that_looks_up, "causality of the network", r"pixel \(0, 0\) changes with itself or later ones"),
     "z of later rows before the network": (
-        replaced_likelihood(Uphill), "causality of the conditioning", "row 0 sees z_2, whose first row is 1"),
+        replaced_likelihood(Uphill), "causality of the conditioning", "row 0 sees z_2, which starts at row 1"),
     "z of other images in evaluation": (
         replaced_likelihood(OfTheBatch), "causality of the conditioning", "latents of other images .evaluation mode"),
     "a density of integers": (density, "support", "images are integers, but Independent is a density"),
@@ -339,8 +340,8 @@ def test_the_floor_is_not_that_of_other_posteriors() -> None:
     """Blocks of steps come nearer to the prior than the floor, which is for independent steps."""
     vae = made(("prior.program", "ar1_learned"), ("prior.floor_nats", 4.0), ("guide.program", "structured"))
     images = torch.zeros(1, *SPEC.shape, dtype=torch.uint8)
-    assert delta_of(vae, images) < 4
-    assert floor_of(vae, images) is None
+    assert committed(vae, images).nats < 4
+    assert committed(vae, images).throughout is None
     assert verify(vae, SPEC).delta_nats is None
 
 

@@ -150,6 +150,11 @@ def spec_of_dict(values: dict[str, Any]) -> Any:
     Raises:
         ValueError, KeyError, TypeError, AttributeError, ImportError: if it cannot be put together again.
     """
-    fields = dict(values)
+    fields = {name: _tuples(value) for name, value in values.items()}
     module, _, name = fields.pop("kind").partition(":")
     return getattr(import_module(module), name)(**fields)
+
+
+def _tuples(value: Any) -> Any:
+    """Lists as tuples, which JSON does not know and a frozen spec holds."""
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value

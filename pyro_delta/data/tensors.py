@@ -88,20 +88,28 @@ def as_split(given: Given, *, named: bool = False) -> Split:
     if isinstance(given, Dataset):
         given = _read(given)
     if isinstance(given, Mapping):
-        parts = {name: torch.as_tensor(np.asarray(v) if not isinstance(v, Tensor) else v) for name, v in given.items()}
+        parts = {name: tensor_of(v if isinstance(v, Tensor) else np.asarray(v)) for name, v in given.items()}
         labels = parts.pop("labels", None)
         key = next(iter(parts), "x") if named and "x" not in parts else "x"
         if key not in parts:
             raise UserError(f"a dict of data has the keys {sorted(given)}; name the data themselves 'x'.")
         split = Split(parts.pop(key), None if labels is None else labels.long(), parts, key)
     else:
-        split = Split(torch.as_tensor(given))
+        split = Split(tensor_of(given))
     if split.x.dim() < 1:
         raise UserError(f"{split.x!r} is no data; give a tensor (N, *shape).")
     for name, values in {"labels": split.labels, **split.extras}.items():
         if values is not None and len(values) != len(split.x):
             raise UserError(f"{name!r} has {len(values)} entries for {len(split.x)} data; give one for each.")
     return split
+
+
+def tensor_of(values: Any) -> Tensor:
+    """As a tensor, which shares the values' memory, unless that must not be written to, as that of JAX's arrays."""
+    if isinstance(values, Tensor) or not hasattr(values, "__array__"):
+        return torch.as_tensor(values)
+    array = np.asarray(values)
+    return torch.from_numpy(array if array.flags.writeable else array.copy())
 
 
 def _read(items: Dataset) -> dict[str, Tensor]:
@@ -115,8 +123,8 @@ def _read(items: Dataset) -> dict[str, Tensor]:
         return {name: torch.stack([torch.as_tensor(item[name]) for item in found]) for name in found[0]}
     except (RuntimeError, KeyError) as error:
         raise UserError(
-            f"items of the data set {type(items).__name__} differ in shape or names ({error}); bring them to one shape, "
-            "with a mask or lengths beside them."
+            f"items of the data set {type(items).__name__} differ in shape or names ({error}); bring them to one "
+            "shape, with a mask or lengths beside them."
         ) from None
 
 

@@ -1,8 +1,8 @@
 """How a model and a guide are run: from their traces, what each datum of a batch gives. The only place that runs them.
 
-Any Pyro model and guide will do: sites of any names, several latent ones included, observed and latent ones in plates of
-the batch's size or with a batch shape of it, events of any shape. Programs of another backend join in by registering
-`trace`, `score`, `evaluating` and `committed` for their own kind of pair (see `pyro_delta.twin.diagnose`).
+Any Pyro model and guide will do: sites of any names, several latent ones included, observed and latent ones in plates
+of the batch's size or with a batch shape of it, events of any shape. Programs of another backend join in by registering
+`sites`, `evaluating`, `device_of` and `committed` for their own kind of pair (see `pyro_delta.twin.diagnose`).
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import singledispatch
-from typing import Any
+from typing import Any, Literal
 
 import pyro
 import torch
@@ -31,10 +31,33 @@ from pyro_delta.errors import UserError
 from pyro_delta.protocol import Batch
 from pyro_delta.vae import VAE, parameters_of
 
+Pair = Any
+"""A model and its guide: a `VAE`, or what another backend has registered."""
 Latents = Mapping[str, Tensor]
 """Latent site → values, (B, …)."""
 SAME = 1e-6
 """Change of a density, relative to its size, that counts as none."""
+
+
+@dataclass(frozen=True)
+class Site:
+    """What a program wrote at a sample site for B data.
+
+    Attributes:
+        value: drawn, given or observed, (B, …).
+        log_prob: (B,) nats of the value, with the site's mask and without its scale.
+        observed: whether it is data.
+        fn: its distribution; None at an observed site of another backend.
+        mask: of the site.
+        scale: that its log-probability is multiplied by in training.
+    """
+
+    value: Tensor
+    log_prob: Tensor
+    observed: bool
+    fn: Any
+    mask: Any = None
+    scale: Any = 1.0
 
 
 @dataclass(frozen=True)
@@ -73,13 +96,11 @@ class Traced:
 
     Attributes:
         latents: by site.
-        observed: distribution at each observed site.
         log_px: (B,) log p(x | z) in nats, over all observed sites.
         scored: numbers of a datum that were scored.
     """
 
     latents: dict[str, Latent]
-    observed: dict[str, Distribution]
     log_px: Tensor
     scored: int
 
@@ -102,8 +123,34 @@ class Traced:
 # --- Running ---
 
 
+def runs(pair: Any) -> bool:
+    """Whether it is a model and its guide that `sites` knows how to run, rather than a program."""
+    return isinstance(pair, VAE) or sites.dispatch(type(pair)) is not sites.dispatch(object)
+
+
 @singledispatch
-def trace(vae: VAE, batch: Batch, z: Latents | None = None) -> Traced:
+def sites(vae: Pair, part: Literal["model", "guide"], batch: Batch, given: Latents) -> dict[str, Site]:
+    """Runs one of the two programs on a batch: what it writes at its sample sites, those of plates left out.
+
+    Args:
+        vae: model and guide.
+        part: which of them.
+        batch: B data.
+        given: values of latent sites, in the place of what the program draws.
+
+    Raises:
+        UserError: if a site has no batch of B.
+    """
+    count = size_of(batch)
+    return {
+        name: Site(
+            site["value"], _log_prob(name, site, count), site["is_observed"], site["fn"], site["mask"], site["scale"]
+        )
+        for name, site in _sites(getattr(vae, part), batch, given).items()
+    }
+
+
+def trace(vae: Pair, batch: Batch, z: Latents | None = None) -> Traced:
     """Runs guide and model on a batch.
 
     Args:
@@ -114,47 +161,36 @@ def trace(vae: VAE, batch: Batch, z: Latents | None = None) -> Traced:
     Raises:
         UserError: if the programs do not sample the same sites, or a site has no batch of B.
     """
-    count = size_of(batch)
-    guide = _sites(vae.guide, batch, z or {})
-    given = {name: site["value"] for name, site in guide.items()}
-    model = _sites(vae.model, batch, given)
-    latents, observed, log_px, scored = {}, {}, torch.zeros(()), 0
-    for name, site in model.items():
-        if site["is_observed"]:
-            observed[name] = site["fn"]
-            log_px = log_px + _log_prob(name, site, count)
-            scored += site["value"].numel() // count
+    guide = sites(vae, "guide", batch, z or {})
+    model = sites(vae, "model", batch, {name: site.value for name, site in guide.items()})
+    latents, log_px, scored = {}, torch.zeros(()), 0
+    for name, p in model.items():
+        if p.observed:
+            log_px = log_px + p.log_prob
+            scored += p.value.numel() // size_of(batch)
         elif name in guide:
             q = guide[name]
-            latents[name] = Latent(
-                q["fn"], site["fn"], q["value"], _log_prob(name, q, count), _log_prob(name, site, count), q["mask"],
-                q["scale"],
-            )  # fmt: skip
+            latents[name] = Latent(q.fn, p.fn, q.value, q.log_prob, p.log_prob, q.mask, q.scale)
         else:
             raise UserError(f"the model samples {name!r}, which the guide does not; sample it in the guide, too.")
     if missing := sorted(guide.keys() - latents.keys()):
         raise UserError(f"the guide samples {missing[0]!r}, which the model does not; take it out or add its prior.")
-    if not observed:
+    if not any(p.observed for p in model.values()):
         raise UserError("the model observes nothing; give it data with obs=x in a sample statement.")
     if not latents:
         raise UserError("model and guide have no latent site in common; a VAE has one at least.")
-    return Traced(latents, observed, log_px, scored)
+    return Traced(latents, log_px, scored)
 
 
-@singledispatch
-def score(vae: VAE, batch: Batch, z: Latents) -> Tensor:
+def score(vae: Pair, batch: Batch, z: Latents) -> Tensor:
     """(B,) log p(x | z) in nats of a batch, given latents."""
-    count = size_of(batch)
-    sites = _sites(vae.model, batch, z)
-    return sum(_log_prob(name, site, count) for name, site in sites.items() if site["is_observed"])  # type: ignore
+    return sum(site.log_prob for site in sites(vae, "model", batch, z).values() if site.observed)  # type: ignore
 
 
-@singledispatch
-def posteriors(vae: VAE, batch: Batch, z: Latents | None = None) -> dict[str, Drawn]:
+def posteriors(vae: Pair, batch: Batch, z: Latents | None = None) -> dict[str, Drawn]:
     """Runs the guide alone: its latent sites, by name; `z` are values in the place of what it draws."""
-    count = size_of(batch)
-    sites = _sites(vae.guide, batch, z or {})
-    return {name: Drawn(site["fn"], site["value"], _log_prob(name, site, count)) for name, site in sites.items()}
+    found = sites(vae, "guide", batch, z or {})
+    return {name: Drawn(site.fn, site.value, site.log_prob) for name, site in found.items()}
 
 
 def posterior(vae: VAE, batch: Batch) -> Drawn:
@@ -184,21 +220,26 @@ def observed(vae: VAE, batch: Batch, z: Latents) -> Distribution:
     return next(iter(sites.values()))
 
 
-def prior(vae: VAE, count: int = 1) -> Distribution:
-    """The distribution of `count` latents of a model that generates without data, of batch shape (count,)."""
-    return _next_site(lambda: vae.model(batch=count), {})
+def prior(vae: VAE, count: int = 1, extras: Mapping[str, Any] | None = None) -> Distribution:
+    """The distribution of `count` latents of a model that generates without data, of batch shape (count,).
+
+    Args:
+        vae: of which the model is used.
+        count: number of latents.
+        extras: what goes with as many data, by name, for programs that ask for it.
+    """
+    return _reach(vae, count, extras, {}).distribution
 
 
 def decoder(vae: VAE, z: Tensor, extras: Mapping[str, Any] | None = None) -> Distribution:
-    """The distribution of data given latents z (B, …), of a model with one latent site."""
-    given: dict[str, Tensor] = {}
-    name = _next_name(vae)
-    given[name] = z
-    return _next_site(lambda: vae.model(batch=len(z), **(extras or {})), given)
+    """The distribution of data given latents z (B, …), of a model with one latent site; `extras` as for `prior`."""
+    one = {name: values[:1] for name, values in (extras or {}).items()}
+    latent = _reach(vae, 1, one, {}).name
+    return _reach(vae, len(z), extras, {latent: z}).distribution
 
 
 @singledispatch
-def evaluating(vae: VAE, seed: int) -> AbstractContextManager[None]:
+def evaluating(vae: Pair, seed: int) -> AbstractContextManager[None]:
     """Evaluation mode, no validation, and parameters and random state of its own; all put back afterwards."""
     return _evaluating(vae, seed)
 
@@ -221,14 +262,15 @@ def _evaluating(vae: VAE, seed: int) -> Iterator[None]:
                 module.training = training
 
 
-def device_of(vae: VAE) -> torch.device:
+@singledispatch
+def device_of(vae: Pair) -> torch.device:
     """Where the programs' parameters are."""
     for parameter in (*vae.parameters(), *(value for _, value in pyro.get_param_store().items())):
         return parameter.device
     return torch.device("cpu")
 
 
-def batches(data: Any, batch: int, vae: VAE) -> Iterator[Batch]:
+def batches(data: Any, batch: int, vae: Pair) -> Iterator[Batch]:
     """The data in order, every one, on the programs' device; `data` is a split or what `as_split` takes."""
     split = data if isinstance(data, Split) else as_split(data)
     device = device_of(vae)
@@ -245,7 +287,7 @@ def tiled(batch: Batch, count: int) -> Batch:
 
 
 @singledispatch
-def committed(vae: VAE, data: Any) -> Commitment:
+def committed(vae: Pair, data: Any) -> Commitment:
     """What the guide's family commits against the prior; the families are read off the first of the data."""
     with evaluating(vae, 0), torch.enable_grad():
         (first, *_) = batches(as_split(data).take(slice(1)), 1, vae)
@@ -271,36 +313,38 @@ class ClosedForm:
     def __init__(self) -> None:
         self._gaussians: dict[str, Gaussian | None] = {}
 
-    def __call__(self, vae: VAE, batch: Batch, seen: Traced) -> Tensor | None:
+    def __call__(self, vae: Pair, batch: Batch, seen: Traced) -> Tensor | None:
         """(B,) nats, or None if a site has none, or sites depend on one another."""
         total = torch.zeros((), dtype=torch.float64)
-        for name, latent in seen.latents.items():
-            rate = self._rate(vae, batch, name, latent)
+        for name in seen.latents:
+            rate = self._rate(vae, batch, name, seen)
             if rate is None:
                 return None
             total = total + rate
         return total
 
-    def _rate(self, vae: VAE, batch: Batch, name: str, latent: Latent) -> Tensor | None:
-        count = size_of(batch)
+    def _rate(self, vae: Pair, batch: Batch, name: str, seen: Traced) -> Tensor | None:
+        count, latent = size_of(batch), seen.latents[name]
         wide_q, wide_p = as_float64(latent.q), as_float64(latent.p)
         try:
             kl = kl_divergence(wide_q, wide_p)
         except NotImplementedError:
             if name not in self._gaussians:
-                self._gaussians[name] = _gaussian_of(vae, batch, name, latent)
+                self._gaussians[name] = _gaussian_of(vae, batch, name, seen)
             if (gaussian := self._gaussians[name]) is None:
                 return None
             try:
                 kl = gaussian_kl(latent.q, gaussian)
             except NotImplementedError:
                 return None
-        return _per_datum(name, scale_and_mask(kl, 1.0, latent.mask), count)
+        return per_datum(name, scale_and_mask(kl, 1.0, latent.mask), count)
 
 
-def _gaussian_of(vae: VAE, batch: Batch, name: str, latent: Latent) -> Gaussian | None:
-    """The prior of one datum as a Gaussian, if it is one and that of every datum."""
-    one = trace(vae, mapped(batch, lambda values: values[:1])).latents[name].p
+def _gaussian_of(vae: Pair, batch: Batch, name: str, seen: Traced) -> Gaussian | None:
+    """The prior of one datum as a Gaussian, if it is one and that of every datum; nothing is drawn for it."""
+    latent = seen.latents[name]
+    given = {site: z[:1] for site, z in seen.z.items()}
+    one = trace(vae, mapped(batch, lambda values: values[:1]), given).latents[name].p
     try:
         alike = torch.allclose(one.log_prob(latent.z), latent.p.log_prob(latent.z), rtol=SAME, atol=SAME)
         return as_gaussian(one) if alike else None
@@ -308,7 +352,7 @@ def _gaussian_of(vae: VAE, batch: Batch, name: str, latent: Latent) -> Gaussian 
         return None
 
 
-def depend_on_one_another(vae: VAE, batch: Batch, seen: Traced) -> bool:
+def depend_on_one_another(vae: Pair, batch: Batch, seen: Traced) -> bool:
     """Whether posterior or prior of a site is another one once other sites have drawn something else."""
     if len(seen.latents) == 1:
         return False
@@ -354,18 +398,11 @@ class _Stop(Messenger):
             raise _Reached(msg["name"], msg["fn"])
 
 
-def _next_site(generate: Callable[[], Any], given: Latents) -> Distribution:
-    return _reach(generate, given).distribution
-
-
-def _next_name(vae: VAE) -> str:
-    return _reach(lambda: vae.model(batch=1), {}).name
-
-
-def _reach(generate: Callable[[], Any], given: Latents) -> _Reached:
+def _reach(vae: VAE, count: int, extras: Mapping[str, Any] | None, given: Latents) -> _Reached:
+    """The first site, on the way of generating `count` data, that is given no value."""
     try:
         with _Stop(), _Given(given):
-            generate()
+            vae.model(batch=count, **(extras or {}))
     except _Reached as reached:
         return reached
     except TypeError as error:
@@ -389,10 +426,10 @@ def _sites(program: Callable[..., Any], batch: Batch, given: Latents) -> dict[st
 def _log_prob(name: str, site: dict[str, Any], count: int) -> Tensor:
     """(B,) nats of a site's value: masked as the site is, but not scaled."""
     log_prob = site["fn"].log_prob(site["value"], *site["args"], **site["kwargs"])
-    return _per_datum(name, scale_and_mask(log_prob, 1.0, site["mask"]), count)
+    return per_datum(name, scale_and_mask(log_prob, 1.0, site["mask"]), count)
 
 
-def _per_datum(name: str, values: Tensor, count: int) -> Tensor:
+def per_datum(name: str, values: Tensor, count: int) -> Tensor:
     """Sums over all but the first batch dimension, which must be that of the data."""
     if values.dim() == 0 or values.shape[0] != count:
         if count == 1 and values.dim() == 0:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import singledispatch
 from typing import Any
 
 import pyro.distributions as dist
@@ -63,8 +64,12 @@ def mean_field_parameters(q: Any, event_shape: Size, prior: str) -> tuple[Tensor
     return base.loc, base.scale
 
 
+@singledispatch
 def normal_parameters(q: Any) -> tuple[Tensor, Tensor] | None:
-    """μ and σ of a distribution that is exactly Normal and independent over all its coordinates; None for others."""
+    """μ and σ of a distribution that is exactly Normal and independent over all its coordinates; None for others.
+
+    Distributions of another backend join in by `@normal_parameters.register`.
+    """
     base = q
     while type(base) in _INDEPENDENT:
         base = base.base_dist

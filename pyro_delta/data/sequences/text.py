@@ -11,6 +11,7 @@ from torch import Tensor
 from pyro_delta.data.sequences.spec import TokenSpec
 from pyro_delta.data.splits import TEST_SEED, Split, Splits, reordered
 from pyro_delta.errors import UserError
+from pyro_delta.validation import Seed
 
 ALPHABET = "\n !\"#$%&'()*+,-./0123456789:;<=>?@[\\]^_`abcdefghijklmnopqrstuvwxyz{|}~"
 """Characters of `Descriptions`: printable ASCII in lower case, and the line break."""
@@ -32,7 +33,7 @@ class Descriptions(Splits):
     preset = "descriptions"
     spec = TokenSpec(LENGTH, len(ALPHABET), ALPHABET)
 
-    def __init__(self, *, root: str = "data", validation: int | None = None, seed: int = 0) -> None:
+    def __init__(self, *, root: str = "data", validation: int | None = None, seed: Seed = 0) -> None:
         names, texts = zip(*_descriptions(), strict=True)
         parts: dict[str, list[tuple[Tensor, int]]] = {"train": [], "validation": [], "test": []}
         for label, text in enumerate(texts):
