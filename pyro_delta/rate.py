@@ -13,6 +13,7 @@ import math
 import sys
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import pyro.distributions as dist
@@ -369,6 +370,64 @@ def minimising_posterior(prior: Distribution, blocks: int | None = None) -> dist
     within = (block[:, None] == block).double()
     factor = torch.linalg.cholesky(torch.linalg.inv(precision_dnn * within)) * within
     return GaussianSequence(mean, factor.to(mean.dtype))
+
+
+@dataclass(frozen=True)
+class Modes:
+    """Directions in which a posterior of a family can speak against a Gaussian prior, and what that costs.
+
+    With Λ the prior's precision and B its diagonal blocks, the eigenvalues m of B⁻¹Λ sum to their number, and
+    δ = −½ Σ ln m. A posterior that attains δ has precision B. Where m < 1 its mean may move as far as the prior does:
+    that tells ½ ln 1/m nats, for ½(1 − m) nats above δ. Where m > 1 nothing is told, and ½(m − 1 − ln m) nats are paid.
+
+    Attributes:
+        values: the eigenvalues m, float64, of batch shape + (N,), smallest first.
+    """
+
+    values: Tensor
+
+    @property
+    def least(self) -> Tensor:
+        """The smallest m: a decoder must turn more than this part of a mode's nats into distortion to learn it."""
+        return self.values[..., 0]
+
+    @property
+    def ideal_nats(self) -> Tensor:
+        """The most that posteriors at the prior's own variance tell, in all modes that can speak."""
+        return 0.5 * self._speaking(-self.values.log())
+
+    @property
+    def excess_nats(self) -> Tensor:
+        """What the KL is above δ there."""
+        return 0.5 * self._speaking(1 - self.values)
+
+    @property
+    def waste_nats(self) -> Tensor:
+        """Part of δ that no posterior of the family can make anything of."""
+        return 0.5 * torch.where(self.values > 1, self.values - 1 - self.values.log(), 0.0).sum(-1)
+
+    def _speaking(self, nats: Tensor) -> Tensor:
+        return torch.where(self.values < 1, nats, 0.0).sum(-1)
+
+
+def modes(prior: Distribution, blocks: int | None = None) -> Modes:
+    """How useful the rate that a Gaussian prior commits can be, before training.
+
+    Args:
+        prior: any Gaussian.
+        blocks: as for `committed_rate`.
+
+    Raises:
+        UserError: the prior is not Gaussian, `blocks` does not fit its event shape, or there are more than 512 steps.
+    """
+    steps = _block_steps(prior, blocks)
+    _, precision_dnn = _mean_and_precision(prior)
+    block = torch.arange(precision_dnn.shape[-1], device=precision_dnn.device) // steps
+    factor = torch.linalg.cholesky(precision_dnn * (block[:, None] == block).double())
+    # The eigenvalues of L⁻¹ Λ L⁻ᵀ are those of B⁻¹Λ, and the matrix is symmetric.
+    half = torch.linalg.solve_triangular(factor, precision_dnn, upper=False)
+    symmetric = torch.linalg.solve_triangular(factor, half.mT, upper=False)
+    return Modes(torch.linalg.eigvalsh(symmetric).flatten(-2).sort(-1).values)
 
 
 def _mean_and_precision(prior: Distribution) -> tuple[Tensor, Tensor]:
