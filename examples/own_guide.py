@@ -59,7 +59,7 @@ def main(steps: int = 1500, out: Path = Path("own_guide.png")) -> None:
     config = load_preset("digits", list(settings.items()))
     data = pyro_delta.load_data("digits")
     for finding in pyro_delta.verify(build(config, data.spec), data.spec).findings:
-        print(f"{finding.name:28}  {finding.found}")
+        print(f"{finding.name:30}  {finding.found}")
     run = pyro_delta.train(config)
     numbers = pyro_delta.check(run).numbers
     print(f"−ELBO {numbers['neg_elbo_bpd']:.3f} bits/dim, KL {numbers['rate_nats_mean']:.2f} nats on average,")

@@ -38,7 +38,9 @@ def arrows(root: Path | None = None) -> dict[str, dict[str, list[str]]]:
     """
     root = root or Path(__file__).parent
     found: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
-    for path in sorted((*root.glob("*.py"), *(p for folder in root.iterdir() if folder.is_dir() for p in _files(folder)))):
+    for path in sorted(
+        (*root.glob("*.py"), *(p for folder in root.iterdir() if folder.is_dir() for p in _files(folder)))
+    ):
         parts = path.relative_to(root).with_suffix("").parts
         module = ".".join(part for part in parts if part != "__init__")
         room = module.partition(".")[0]

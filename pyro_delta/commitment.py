@@ -41,18 +41,28 @@ class Commitment:
     claimed: bool = False
 
 
-def commitment(pairs: Pairs, *, learns: bool, formula: Formula | None = None, floor: float | None = None) -> Commitment:
+def commitment(
+    pairs: Pairs,
+    *,
+    learns: bool,
+    formula: Formula | None = None,
+    floor: float | None = None,
+    unless: str | None = None,
+) -> Commitment:
     """What posteriors of the families of `pairs` commit against their priors.
 
     Args:
-        pairs: of one datum, or of data that share the prior.
+        pairs: of one datum.
         learns: whether training moves the density of the prior.
         formula: the guide's own `committed_rate(prior)`, for a family of its own.
         floor: nats that a prior which learns commits whatever it learns, against independent posteriors.
+        unless: why no formula holds, if there is a reason that the pairs do not show.
 
     Raises:
         UserError: if the formula gives what is no rate.
     """
+    if unless is not None:
+        return Commitment(None, None, unless, learns)
     if formula is not None and len(pairs) == 1:
         ((_, p),) = pairs.values()
         claimed = claimed_rate(formula, p)
@@ -65,8 +75,11 @@ def commitment(pairs: Pairs, *, learns: bool, formula: Formula | None = None, fl
             return Commitment(
                 None, None, f"posteriors of {name!r} are {_title(q)}, of which no formula is known", learns
             )
+        if normal_parameters(p) is not None:
+            ways.add(f"the independence of {_title(p)}")
+            continue
         try:
-            total += committed_rate(p).min().item()
+            total += committed_rate(p).sum().item()
         except UserError as error:
             return Commitment(None, None, str(error), learns)
         ways.add(f"a formula of {_title(p)}" if has_closed_form(p) else f"the density of {_title(p)}, a Gaussian")

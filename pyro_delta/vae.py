@@ -26,12 +26,13 @@ class VAE(nn.Module):
         self.model: Any = model
         self.guide: Any = guide
         # Methods bring the module that they belong to, so that it is moved, copied and switched to evaluation, too.
-        owners = {id(owner): owner for program in (model, guide) if (owner := _owner(program)) is not None}
+        owners = {id(owner): owner for program in (model, guide) if (owner := owner_of(program)) is not None}
         if owners:
             self.owners = nn.ModuleList(owners.values())
 
 
-def _owner(program: Callable[..., Any]) -> nn.Module | None:
+def owner_of(program: Callable[..., Any]) -> nn.Module | None:
+    """The module that a program is a method of; None if it is none."""
     owner = getattr(program, "__self__", None)
     return owner if inspect.ismethod(program) and isinstance(owner, nn.Module) else None
 

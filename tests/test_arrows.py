@@ -65,6 +65,10 @@ def test_nothing_outside_a_folder_of_images_knows_of_images() -> None:
     found = {}
     for path in PACKAGE.rglob("*.py"):
         name = path.relative_to(PACKAGE).as_posix()
-        if "/images/" not in name and name not in COMMANDS and (seen := OF_IMAGES.findall(path.read_text(encoding="utf-8"))):
+        if (
+            "/images/" not in name
+            and name not in COMMANDS
+            and (seen := OF_IMAGES.findall(path.read_text(encoding="utf-8")))
+        ):
             found[name] = seen
     assert found == {}

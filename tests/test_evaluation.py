@@ -384,3 +384,10 @@ def test_delta_is_that_of_the_prior() -> None:
     alpha_d = np.array([0.5, 0.6, 0.7, 0.8], dtype=np.float32).astype(np.float64)
     expected = 0.5 * (2 * np.log1p(alpha_d**2) - np.log1p(-(alpha_d**2))).sum()
     assert committed(readable_programs(), random_images(1)).nats == pytest.approx(expected, abs=1e-12)
+
+
+def test_k_hat_of_weights_that_are_alike() -> None:
+    alike, tied = torch.full((2, 25), 3.0).double(), torch.tensor([0.0, 1.0]).double().repeat(1, 25)
+    assert k_hat(alike).tolist() == [0, 0]
+    assert k_hat(tied).item() == 0
+    assert not k_hat(torch.full((1, 25), math.nan).double()).item() < math.inf

@@ -98,7 +98,8 @@ BROKEN = {
     "raises inside": ("mine.py:Mine", TEN_LINES.replace("torch.full", "torch.fall"), r"at mine\.py, line 9: Attr"),
     "raises in forward": (
         "mine.py:Mine", HEAD + "    def forward(self):\n        return 1 / 0\n", r"mine\.py, line 12: ZeroDivision"),
-    "not a program": ("mine.py:Mine", "def Mine(spec):\n    return 3\n", r"makes a int; it must make a torch\.nn\.Module"),
+    "not a program": (
+        "mine.py:Mine", "def Mine(spec):\n    return 3\n", r"makes a int; it must make a torch\.nn\.Module"),
     "not a distribution": (
         "mine.py:Mine", HEAD + "    def forward(self):\n        return 0.0\n", r"returns a float; it must return"),
     "wrong event shape": (
@@ -108,7 +109,8 @@ BROKEN = {
         "len(self.starts)", "4"), r"starts \(3,\); it must be 4 integers"),
     "a batch of priors": ("mine.py:Mine", TEN_LINES.replace("len(self.starts))", "len(self.starts)).expand([3])"),
         r"batch shape \(3,\); it must be one distribution"),
-    "rows that are not there": ("mine.py:Mine", TEN_LINES.replace("arange(", "arange(1 + "), r"positions of the data are 0 to 7"),
+    "rows that are not there": (
+        "mine.py:Mine", TEN_LINES.replace("arange(", "arange(1 + "), r"positions of the data are 0 to 7"),
 }  # fmt: skip
 
 

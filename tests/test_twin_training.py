@@ -232,7 +232,10 @@ def test_steps_that_are_not_finite_are_skipped_and_end_a_run(data: Any, monkeypa
 @pytest.mark.parametrize(
     ("pairs", "message"),
     [
-        ([("objective.program", "beta"), ("objective.beta", 2.0)], "objective.program=beta is trained by --backend pyro alone"),
+        (
+            [("objective.program", "beta"), ("objective.beta", 2.0)],
+            "objective.program=beta is trained by --backend pyro alone",
+        ),
         ([("auxiliary.enabled", True)], "auxiliary.enabled goes with --backend pyro"),
         ([("training.batch", 10**6)], "batch size 1000000 does not fit"),
     ],

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pyro_delta.data.splits import SPLITS, Split
-from pyro_delta.data.tensors import as_split, tensor_of
+from pyro_delta.data.tensors import as_split, labels_of
 from pyro_delta.diagnostics import bounds
 from pyro_delta.diagnostics.diagnose import Diagnosis, diagnosed
 from pyro_delta.diagnostics.trace import runs
@@ -128,6 +128,11 @@ def _pair(model: Any, guide: Any, params: Mapping[str, Any] | None) -> Any:
         model, guide = model.model, model.guide
     if guide is None:
         raise UserError("diagnose(model, guide, data) needs a guide; give the one that the model is trained with.")
+    for name, program in (("model", model), ("guide", guide)):
+        if not callable(program):
+            raise UserError(
+                f"the {name} is a {type(program).__name__}, not callable; call diagnose(model, guide, data)."
+            )
     if params is None and not _is_flax(model) and not _is_flax(guide):
         return VAE(model, guide)
     from pyro_delta.twin import require
@@ -146,7 +151,7 @@ def _split(data: Any, labels: Any) -> Split:
     split = as_split(data, named=True)
     if labels is None:
         return split
-    labels = tensor_of(labels).long()
+    labels = labels_of(labels)
     if len(labels) != len(split):
         raise UserError(f"{len(labels)} labels do not fit {len(split)} data; give one for each.")
     return replace(split, labels=labels)

@@ -108,7 +108,7 @@ def read_given(run: Run, given: str, count: int | None, root: str | None) -> tup
         split = getattr(run.data(root), given).take(slice(count))
         return split, [f"{given}/{i}" for i in range(len(split))]
     if more := required(run.vae.guide, 1) + required(run.vae.model.likelihood, 1):
-        raise UserError(f"the run's programs take {more[0]!r} beside x, which no file holds; name a split, such as test.")
+        raise UserError(f"the run's programs take {more[0]!r} beside x, which no file holds; name a split: test.")
     x, names = run.spec.open(Path(given), count)
     return Split(x), names
 

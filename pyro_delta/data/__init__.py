@@ -1,7 +1,7 @@
 """Data as programs: a spec and three splits in memory, of a shipped name, an installed one, or your own.
 
-`Spec` and `ArraySpec` cost nothing to import; torch is loaded with the first of the others. `pyro_delta.data.images` and
-`pyro_delta.data.sequences` have the specs of their kinds.
+`Spec` and `ArraySpec` cost nothing to import; torch is loaded with the first of the others. `pyro_delta.data.images`
+and `pyro_delta.data.sequences` have the specs of their kinds.
 """
 
 from importlib import import_module

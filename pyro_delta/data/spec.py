@@ -72,10 +72,11 @@ class Spec:
         return f"{self.place} {rank}"
 
     def show(self, x: Tensor, path: Path, columns: int) -> None:
-        """Writes data as numbers, a line each."""
+        """Writes data as numbers, a line each, with as many digits as it takes."""
         from pyro_delta.data.texts import save_text
 
-        lines = (" ".join(f"{value:.6g}" for value in datum.flatten().tolist()) for datum in x)
+        values = x.detach().cpu() if self.levels is None else x.detach().cpu().long()
+        lines = (" ".join(map(str, datum.ravel())) for datum in values.numpy())
         save_text("".join(f"{line}\n" for line in lines), path)
 
     def open(self, path: Path, count: int | None = None) -> tuple[Tensor, list[str]]:

@@ -47,8 +47,8 @@ def posterior_data(
         advance: called with the number of data just done.
 
     Returns:
-        group `posterior` with each latent site, such as `z` (chain 1, draw, datum, step, dim); group `constant_data` with
-        its `z_mean` and `z_scale` (datum, step, dim), and `starts` (step).
+        group `posterior` with each latent site, such as `z` (chain 1, draw, datum, step, dim); group `constant_data`
+        with its `z_mean` and `z_scale` (datum, step, dim), and `starts` (step).
     """
     split = as_split(data)
     parts: dict[str, list[tuple[Tensor, Tensor, Tensor]]] = {}

@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import pyro
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.distributions import kl_divergence
 
 from pyro_delta.build import build_objective

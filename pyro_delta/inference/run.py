@@ -191,8 +191,8 @@ def read_info(folder: Path) -> Info:
         raise UserError(f"{path} is missing or damaged; give a folder that `train` wrote.") from None
     if written != FORMAT:
         raise UserError(
-            f"{folder} was written by {'an older' if written < FORMAT else 'a newer'} pyro-delta (format {written}, this "
-            f"one reads {FORMAT}); train the run again, or use the version in its run.json."
+            f"{folder} was written by {'an older' if written < FORMAT else 'a newer'} pyro-delta (format {written}, "
+            f"this one reads {FORMAT}); train the run again, or use the version in its run.json."
         )
     return found
 

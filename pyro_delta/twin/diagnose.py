@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any, Literal, NamedTuple
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +27,7 @@ from pyro_delta.diagnostics.trace import (
     Latents,
     Site,
     batches,
+    beyond_formulas,
     committed,
     device_of,
     evaluating,
@@ -63,15 +65,26 @@ class NumPyroVAE:
         return drawn
 
 
-class _Written(NamedTuple):
-    """What a program wrote at a site, in JAX."""
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class _Written:
+    """What a program wrote at a site, in JAX.
+
+    Attributes:
+        value: the data's axis first, where it is latent.
+        log_prob: of batch shape.
+        fn: without masks; None where it is observed, for it may hold a network.
+        mask: of batch shape; of the value's shape where it is observed.
+        scale: of the site.
+        dim: as for `Site`.
+    """
 
     value: Array
     log_prob: Array
     fn: Any
-    """unmasked; None where it is observed, for it may hold a network"""
     mask: Array | None
     scale: Any
+    dim: int | None = field(metadata={"static": True})
 
 
 class _Program:
@@ -83,23 +96,34 @@ class _Program:
     """
 
     def __init__(self, program: Callable[..., Any], params: Mapping[str, Any]) -> None:
-        self.weights: tuple[Any, Any] = (dict(params), None)
+        arrays = jax.tree.map(jnp.asarray, dict(params))
+        self.weights: tuple[Any, Any] = (arrays, None)
         self._program, self._rest = program, None
         if isinstance(program, nnx.Module):
             copied = nnx.clone(program)
             copied.eval()
             self._program, state, self._rest = nnx.split(copied, nnx.Param, ...)
-            self.weights = (dict(params), state)
+            self.weights = (arrays, state)
         self.run = jax.jit(self.write)
         self._checked = False
 
     def write(self, weights: tuple[Any, Any], batch: Any, given: Any, key: Array) -> dict[str, _Written]:
         """Runs the program: its sample sites, by name."""
         params, state = weights
+        count = size_of(batch)
         program: Any = self._program if state is None else nnx.merge(self._program, state, self._rest, copy=True)
-        with handlers.trace() as found, handlers.seed(rng_seed=key), handlers.substitute(data={**params, **given}):
+
+        def latent(site: Any) -> Array | None:
+            if site["type"] != "sample" or site["is_observed"] or site["name"] not in given:
+                return None
+            dim = _dim(site, count)
+            z = given[site["name"]]
+            return z if dim is None else jnp.moveaxis(z, 0, dim - site["fn"].event_dim)
+
+        known, drawn = handlers.substitute(data=params), handlers.substitute(substitute_fn=latent)
+        with handlers.trace() as found, handlers.seed(rng_seed=key), known, drawn:
             run(program, batch)
-        return {name: _written(site) for name, site in found.items() if site["type"] == "sample"}
+        return {name: _written(site, count) for name, site in found.items() if site["type"] == "sample"}
 
     def moves_latents(self, batch: Any, given: Any, key: Array) -> bool:
         """Whether the density of given latents depends on the weights: whether one of its gradients is not 0."""
@@ -132,13 +156,32 @@ class _Program:
         self._checked = True
 
 
-def _written(site: Mapping[str, Any]) -> _Written:
-    fn, value = site["fn"], site["value"]
-    log_prob = fn.log_prob(value)
+def _written(site: Mapping[str, Any], count: int) -> _Written:
+    fn, value, dim = site["fn"], site["value"], _dim(site, count)
+    log_prob, scale = fn.log_prob(value), site["scale"]
     if site["is_observed"]:
-        return _Written(value, log_prob, None, None, site["scale"])
+        return _Written(value, log_prob, None, _kept(fn, jnp.shape(value)), scale, dim)
     unmasked, mask = _unmasked(fn)
-    return _Written(value, log_prob, unmasked, mask, site["scale"])
+    first = value if dim is None else jnp.moveaxis(value, dim - fn.event_dim, 0)
+    return _Written(first, log_prob, unmasked, mask, scale, dim)
+
+
+def _dim(site: Mapping[str, Any], count: int) -> int | None:
+    """As in `pyro_delta.diagnostics.trace`; NumPyro writes down the outermost plate last."""
+    dims = [plate.dim for plate in site["cond_indep_stack"] if plate.size == count]
+    return None if not dims or -dims[-1] == len(site["fn"].batch_shape) else dims[-1]
+
+
+def _kept(fn: Distribution, shape: tuple[int, ...]) -> Array | None:
+    """Which numbers of a value no mask leaves out; None if there is no mask."""
+    kept = None
+    while fn is not None:
+        if isinstance(fn, MaskedDistribution) and fn._mask is not True:
+            mask = jnp.asarray(fn._mask)
+            mask = jnp.broadcast_to(mask.reshape(mask.shape + (1,) * fn.event_dim), shape)
+            kept = mask if kept is None else kept & mask
+        fn = getattr(fn, "base_dist", None)
+    return kept
 
 
 def _unmasked(fn: Distribution) -> tuple[Distribution, Array | None]:
@@ -170,11 +213,12 @@ def _sites(vae: NumPyroVAE, part: Literal["model", "guide"], batch: Batch, given
 def _site(name: str, written: _Written, count: int) -> Site:
     return Site(
         to_torch(written.value),
-        per_datum(name, to_torch(written.log_prob), count),
+        per_datum(name, to_torch(written.log_prob), count, written.dim),
         written.fn is None,
         None if written.fn is None else in_torch(written.fn),
         None if written.mask is None else to_torch(written.mask),
-        1.0 if written.scale is None else written.scale,
+        1.0 if written.scale is None else to_torch(written.scale),
+        written.dim,
     )
 
 
@@ -208,11 +252,13 @@ def _committed(vae: NumPyroVAE, data: Any) -> Commitment:
 
         def formula(prior: Any) -> Any:
             assert rate_of is not None
-            return rate_of(prior.own)
+            claimed = rate_of(prior.own)
+            return claimed.item() if getattr(claimed, "size", 0) == 1 else claimed
 
         return commitment(
             {name: (latent.q, latent.p) for name, latent in seen.latents.items()},
             learns=vae.programs["model"].moves_latents(mapped(first, to_jax), given, vae.draw_key()),
             formula=None if rate_of is None else formula,
             floor=getattr(getattr(vae.model, "prior", None), "floor_nats", None),
+            unless=beyond_formulas(vae, first, seen),
         )

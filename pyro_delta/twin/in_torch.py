@@ -65,7 +65,7 @@ class InTorch(Distribution):
     def support(self) -> Any:
         """Torch's real numbers where the support is that; otherwise NumPyro's own word for it."""
         support = self.own.support
-        while isinstance(support, type(numpyro_constraints.real_vector)):
+        while isinstance(support, numpyro_constraints.independent):
             support = support.base_constraint
         return constraints.real if isinstance(support, type(numpyro_constraints.real)) else support
 
@@ -80,6 +80,11 @@ class InTorch(Distribution):
         """The variance of each coordinate."""
         with _precision(self.wide):
             return to_torch(self.own.variance)
+
+    def entropy(self) -> Tensor:
+        """Differential entropy."""
+        with _precision(self.wide):
+            return to_torch(self.own.entropy())
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Log-density of values, with derivatives by them."""

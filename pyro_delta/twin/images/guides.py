@@ -89,7 +89,7 @@ class ImageGuide(nnx.Module):
 
     def committed_rate(self, prior: Distribution) -> float:
         """δ in nats of this family against a prior."""
-        return float(committed_rate(prior))
+        return committed_rate(prior).item()
 
     def encode(self, x: Array) -> list[Array]:
         """The mean and the extra numbers of each coordinate, each (B, n, d)."""
@@ -162,7 +162,7 @@ class IndependentDeltaGuide(ImageGuide):
 
     def committed_rate(self, prior: Distribution) -> float:
         """δ in nats of this family against a prior, which must be standard normal."""
-        if float(committed_rate(prior)) > 1e-12:
+        if committed_rate(prior).item() > 1e-12:
             raise UserError(f"the guide independent_delta needs a standard normal prior, not {type(prior).__name__}.")
         return self.rate_nats
 
@@ -196,7 +196,7 @@ class StructuredGuide(ImageGuide):
 
     def committed_rate(self, prior: Distribution) -> float:
         """δ in nats of this family against a prior."""
-        return float(committed_rate(prior, self.block))
+        return committed_rate(prior, self.block).item()
 
 
 def variances_without_mean(delta: float) -> tuple[float, float]:
