@@ -64,14 +64,14 @@ def local_parameters() -> Any:
 
 
 def localise(vae: nn.Module) -> None:
-    """Makes every `PyroModule` one whose parameters live in it, wherever it was built: to train it as a torch module."""
+    """Makes every `PyroModule` one whose parameters live in it, wherever it was built, so that it trains as a module."""
     for part in _pyro_modules(vae):
         if not hasattr(part._pyro_context, "param_state"):
             part._pyro_context.param_state = {"params": {}, "constraints": {}}
 
 
 def parameters_of(vae: nn.Module) -> AbstractContextManager[Any]:
-    """The context that a model and guide run in: `local_parameters` if their `PyroModule`s were built in it, or localised.
+    """The context that a model and guide run in: `local_parameters` if their `PyroModule`s were built so, or localised.
 
     Others, of a user's own, have parameters in Pyro's store, where `SVI` has trained them.
     """

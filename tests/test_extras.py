@@ -334,6 +334,7 @@ def refuse(here: Path, old: str, new: str) -> str:
     with pytest.raises(UserError) as caught:
         pyro_delta.train(SETTINGS, data="mine.py:walks", out="new", device="cpu")
     assert not (here / "new").exists()
+    print(str(caught.value))
     return str(caught.value)
 
 

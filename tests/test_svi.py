@@ -127,7 +127,7 @@ class Learned(PyroModule):
 
 
 def test_pyro_modules_train_wherever_they_were_built() -> None:
-    """Two of them, one built outside the library's context: each keeps its own parameters, and the store stays empty."""
+    """Each keeps its own parameters, also where one was built outside the library's context; the store stays empty."""
     _, guide, x = images()
     with local_parameters():
         inside = Learned()

@@ -299,7 +299,8 @@ BROKEN: dict[str, tuple[Callable[[VAE], None], str, str]] = {
     "variance for deviation": (variance_for_deviation, "distribution of the prior", "disagrees with variance"),
     "a guide's look-up": (looks_up, "causality of the guide", "z_2 changes with rows before its start at row 1"),
     "bright rows": (bright_rows_alone, "causality of the guide", "z_2 changes with rows before its start at row 1"),
-    "a decoder's look-up": (decoder_that_looks_up, "causality of the network", r"pixel \(0, 0\) changes with itself or later ones"),
+    "a decoder's look-up": (
+        decoder_that_looks_up, "causality of the network", r"pixel \(0, 0\) changes with itself or later ones"),
     "z of later rows before the network": (
         replaced_likelihood(Uphill), "causality of the conditioning", "row 0 sees z_2, which starts at row 1"),
     "z of other images in evaluation": (

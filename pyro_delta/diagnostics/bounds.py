@@ -126,8 +126,9 @@ def encode(
     for name in [name for name, values in mean.items() if values.isnan().all() and z[name].isfinite().all()]:
         del mean[name], scale[name]  # a Categorical has none, for one
     rate, per_dimension = torch.cat(rates), None
-    if closed and all(part is not None for part in dimensions):
-        per_dimension = torch.stack(dimensions).sum(0).cpu() / len(rate)
+    known = [part for part in dimensions if part is not None]
+    if closed and len(known) == len(dimensions):
+        per_dimension = torch.stack(known).sum(0).cpu() / len(rate)
     return Encoding(
         rate, closed, torch.cat(distortions), mean, scale, z, mean_field, bool(apart), scored / len(rate), masked,
         per_dimension,

@@ -214,7 +214,8 @@ def _learned_rate(title: str, case: _Case, start: float, floor: float) -> tuple[
     if least < floor * (1 - 1e-6):
         refuted = f"the prior claims floor_nats = {floor:.6g}, but commits {least:.6g} nats with other weights"
         return Finding(title, False, refuted), None
-    found = f"δ = {floor:.6g} nats, the floor of a prior that learns; {start:.6g} nats as it starts, least found {least:.6g}"
+    now = f"{start:.6g} nats as it starts, least found {least:.6g}"
+    found = f"δ = {floor:.6g} nats, the floor of a prior that learns; {now}"
     return Finding(title, True, found), floor
 
 
