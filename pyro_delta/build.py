@@ -71,12 +71,13 @@ def build(
     return vae
 
 
-def build_objective(config: Config, folder: Path | None = None) -> Objective:
+def build_objective(config: Config, folder: Path | None = None, *, dims: int = 1) -> Objective:
     """The objective of a configuration.
 
     Args:
         config: of a run.
         folder: of the run's own programs.
+        dims: d, of the rates that it is tried on if it asks for that of each latent dimension.
 
     Raises:
         UserError: if it cannot be made, or does not join rate and distortion to one number.
@@ -89,7 +90,7 @@ def build_objective(config: Config, folder: Path | None = None) -> Objective:
         raise UserError(f"the objective {section.program!r} makes a {type(objective).__name__}; it must be callable.")
     with blamed(section.program):  # another one, for a call may leave its mark
         apart = getattr(tried, "per_dimension", False)
-        joined = tried(torch.ones(2) if apart else torch.ones(()), torch.ones(()), torch.ones(()))
+        joined = tried(torch.ones(dims) if apart else torch.ones(()), torch.ones(()), torch.ones(()))
     if not isinstance(joined, Tensor) or joined.shape:
         found = f"a tensor of shape {tuple(joined.shape)}" if isinstance(joined, Tensor) else type(joined).__name__
         raise UserError(f"the objective {section.program!r} gives {found}; it must give one number, a tensor.")
@@ -180,7 +181,9 @@ def _extras(batch: Batch) -> dict[str, Tensor]:
 
 def _drawn(guide: nn.Module, batch: Batch, size: int, name: str) -> tuple[Tensor, Distribution]:
     """What a guide draws for data; it must be one site `z` in one plate, with all that training asks of it."""
-    sites = prune_subsample_sites(pyro.poutine.trace(lambda: run(guide, batch)).get_trace())
+    with pyro.poutine.trace() as tracer:  # as a context, it adds nothing to the words of an error
+        run(guide, batch)
+    sites = prune_subsample_sites(tracer.trace)
     latent = set(sites.stochastic_nodes)
     if "z" not in latent:
         raise UserError(f"{name} samples no site 'z'; its forward(x) must, in pyro.plate('data', len(x)).")

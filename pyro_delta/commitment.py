@@ -13,6 +13,7 @@ from typing import Any
 
 from torch.distributions import Distribution
 
+from pyro_delta.distributions.any_gaussian import title_of
 from pyro_delta.distributions.mean_field import normal_parameters
 from pyro_delta.errors import UserError
 from pyro_delta.rate import committed_rate, has_closed_form
@@ -73,16 +74,16 @@ def commitment(
     for name, (q, p) in pairs.items():
         if normal_parameters(q) is None:
             return Commitment(
-                None, None, f"posteriors of {name!r} are {_title(q)}, of which no formula is known", learns
+                None, None, f"posteriors of {name!r} are {title_of(q)}, of which no formula is known", learns
             )
         if normal_parameters(p) is not None:
-            ways.add(f"the independence of {_title(p)}")
+            ways.add(f"the independence of {title_of(p)}")
             continue
         try:
             total += committed_rate(p).sum().item()
         except UserError as error:
             return Commitment(None, None, str(error), learns)
-        ways.add(f"a formula of {_title(p)}" if has_closed_form(p) else f"the density of {_title(p)}, a Gaussian")
+        ways.add(f"a formula of {title_of(p)}" if has_closed_form(p) else f"the density of {title_of(p)}, a Gaussian")
     known_by = " and ".join(sorted(ways))
     if not learns:
         return Commitment(total, total, known_by)
@@ -108,8 +109,3 @@ def claimed_rate(formula: Formula, prior: Distribution) -> float | None:
             f"committed_rate of the guide gives {claimed!r}; it must be a finite number of nats, 0 or more."
         )
     return rate
-
-
-def _title(distribution: Distribution) -> str:
-    base = getattr(distribution, "base_dist", None)
-    return type(distribution).__name__ if base is None else f"{type(distribution).__name__}({_title(base)})"

@@ -64,7 +64,7 @@ def local_parameters() -> Any:
 
 
 def localise(vae: nn.Module) -> None:
-    """Makes every `PyroModule` one whose parameters live in it, wherever it was built, so that it trains as a module."""
+    """Makes every `PyroModule` one whose parameters live in it, wherever it was built; it then trains as a module."""
     for part in _pyro_modules(vae):
         if not hasattr(part._pyro_context, "param_state"):
             part._pyro_context.param_state = {"params": {}, "constraints": {}}

@@ -160,6 +160,16 @@ def test_torch_files_that_are_not_ours(path: Path, content: Any) -> None:
         load_checkpoint(path)
 
 
+def test_the_former_format_is_refused_as_such(path: Path) -> None:
+    state = {"format": "pyro-delta checkpoint 1", "programs": torch.nn.Linear(3, 2).state_dict(), "step": 3}
+    torch.save(state, path)
+    with pytest.raises(UserError) as caught:
+        load_checkpoint(path, keys=("vae",))
+    assert str(caught.value) == (
+        f"{path} was written by an older pyro-delta, whose names have changed since; train the run again."
+    )
+
+
 @pytest.mark.parametrize("how", ["pickle", "torch.save", "legacy torch.save"])
 def test_pickled_code_is_never_run(path: Path, tmp_path: Path, how: str) -> None:
     proof = tmp_path / "proof"

@@ -431,6 +431,39 @@ def foreign(here: Path, trained: Path) -> None:
     torch.save({"weight": torch.zeros(3)}, here / "run" / "checkpoint.pt")
 
 
+def of_format(number: Any) -> Callable[[Path, Path], None]:
+    """A run of another format: run.json says its number, the first one said none."""
+
+    def prepare(here: Path, trained: Path) -> None:
+        a_run(here, trained)
+        path = here / "run" / "run.json"
+        info = json.loads(path.read_text())
+        del info["format"]
+        path.write_text(json.dumps(info if number is None else {**info, "format": number}))
+
+    return prepare
+
+
+def of_the_former_version(here: Path, trained: Path) -> None:
+    """A run as it was written before formats had numbers."""
+    of_format(None)(here, trained)
+    run = here / "run"
+    info, config = (json.loads((run / name).read_text()) for name in ("run.json", "config.json"))
+    info["spec"] = {key: value for key, value in info["spec"].items() if key != "kind"}
+    config["data"]["name"] = config["data"].pop("program")
+    config["training"]["objective"] = config.pop("objective")["program"]
+    state = torch.load(run / "checkpoint.pt", weights_only=True)
+    state = {**state, "config": config, "programs": state.pop("vae"), "format": "pyro-delta checkpoint 1"}
+    (run / "run.json").write_text(json.dumps(info))
+    (run / "config.json").write_text(json.dumps(config))
+    torch.save(state, run / "checkpoint.pt")
+
+
+def former_checkpoint(here: Path, trained: Path) -> None:
+    a_run(here, trained)
+    torch.save({"format": "pyro-delta checkpoint 1"}, here / "run" / "checkpoint.pt")
+
+
 def edited(section: str, **settings: Any) -> Callable[[Path, Path], None]:
     """A run whose config.json was edited by hand."""
 
@@ -482,6 +515,14 @@ def setting(pair: str) -> list[str]:
     return [*TRAIN[:7], *sets, "--out", "new", "--steps", "1", "--set", pair]
 
 
+OLDER = (
+    "pyro-delta: run was written by an older pyro-delta (format 1, this one reads 2); train the run again, or use the "
+    "version in its run.json.\n"
+)
+OLDER_CHECKPOINT = (
+    "pyro-delta: run/checkpoint.pt was written by an older pyro-delta, whose names have changed since; train the run "
+    "again.\n"
+)
 BAD: dict[str, tuple[list[str], str, Callable[[Path, Path], None]]] = {
     "no such command": (["trian"], "did you mean 'train'?", nothing),
     "no such option": (["train", "--stepz", "3"], "--stepz", nothing),
@@ -566,6 +607,22 @@ BAD: dict[str, tuple[list[str], str, Callable[[Path, Path], None]]] = {
     "evaluate other rate": (["evaluate", "run"], "prior.rate_nats=5.0, but", edited("prior", rate_nats=5)),
     "resume other rate": (RESUME, "run/config.json has prior.rate_nats=5.0, but", edited("prior", rate_nats=5)),
     "resume other weight decay": (RESUME, "training.weight_decay=0.5, but", edited("training", weight_decay=0.5)),
+    "evaluate a run of format 1": (["evaluate", "run"], OLDER, of_format(None)),
+    "evaluate a former run": (["evaluate", "run"], OLDER, of_the_former_version),
+    "check a former run": (["check", "run"], OLDER, of_the_former_version),
+    "resume a former run": (RESUME, OLDER, of_the_former_version),
+    "sample a former run": (["sample", "run", "--num", "1", "--out", "a.png"], OLDER, of_the_former_version),
+    "encode a former run": (["encode", "run", "test", "--out", "a.nc"], OLDER, of_the_former_version),
+    "train-prior of a former run": (["train-prior", "run"], OLDER, of_the_former_version),
+    "crosscheck a former run": (["crosscheck", "run"], OLDER, of_the_former_version),
+    "evaluate a run of format 3": (
+        ["evaluate", "run"],
+        OLDER.replace("an older", "a newer").replace("1,", "3,"),
+        of_format(3),
+    ),
+    "evaluate a run of no format": (["evaluate", "run"], "run/run.json is missing or damaged", of_format("new")),
+    "evaluate a former checkpoint": (["evaluate", "run"], OLDER_CHECKPOINT, former_checkpoint),
+    "resume a former checkpoint": (RESUME, OLDER_CHECKPOINT, former_checkpoint),
     "resume metrics cut": (RESUME, "run/metrics.jsonl is damaged: line 3", damaged_metrics(b'{"step": 2')),
     "resume metrics 3": (RESUME, "run/metrics.jsonl is damaged: line 3", damaged_metrics(b"3")),
     "resume metrics {}": (RESUME, "run/metrics.jsonl is damaged: line 3", damaged_metrics(b"{}")),

@@ -243,9 +243,10 @@ def test_an_objective_that_fails_later_is_one_sentence(here: Path) -> None:
 
 def test_an_objective_may_ask_for_the_rate_of_each_dimension(here: Path) -> None:
     text = MINE.replace("class Lighter:", "class Lighter:\n    per_dimension = True\n")
-    text = text.replace('self.varying["weight"] * rate', "(torch.tensor([1.0, 0.0]) * rate).sum()")
+    text = text.replace('self.varying["weight"] * rate', "(torch.tensor([1.0, 0.0, 0.5]) * rate).sum()")
     (here / "mine.py").write_text(text)
-    code, _, err = call("train", *OPTIONS, "--steps", 2, "--out", "new")
+    options = [part.replace("prior.dims=2", "prior.dims=3") for part in OPTIONS]
+    code, _, err = call("train", *options, "--steps", 2, "--out", "new")
     assert code == 0, err
     (line, *_) = lines_of(here / "new")
     assert line["distortion_bpd"] < line["loss_bpd"] < line["neg_elbo_bpd"]

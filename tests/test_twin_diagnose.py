@@ -56,6 +56,7 @@ def same(found: Diagnosis, expected: Diagnosis, rtol: float = 1e-6) -> None:
     computed += ["mutual_information_cap_nats", "latents_used", "delta_nats", "rate_nats_per_dim"]
     if theirs["rate_closed_form"]:
         computed += ["rate_nats_mean", "rate_nats_min", "rate_bpd", "rate_nats_mean_se"]
+    assert abs(ours["rate_nats_mean"] - theirs["rate_nats_mean"]) < 4 * theirs["rate_nats_mean_se"]
     for key in computed:
         close = None if theirs[key] is None else pytest.approx(theirs[key], rel=rtol, abs=1e-9)
         assert ours[key] == close, key
@@ -65,7 +66,7 @@ def same(found: Diagnosis, expected: Diagnosis, rtol: float = 1e-6) -> None:
     if theirs["mutual_information_nats"] is None:
         assert ours["mutual_information_nats"] is None
     else:
-        assert ours["mutual_information_nats"] == pytest.approx(theirs["mutual_information_nats"], abs=0.3)
+        assert ours["mutual_information_nats"] == pytest.approx(theirs["mutual_information_nats"], abs=0.6)
     assert ours["k_hat_median"] == pytest.approx(theirs["k_hat_median"], abs=0.3)
 
 
@@ -456,6 +457,29 @@ def test_functions_find_the_modules_of_their_parameters() -> None:
     torch.testing.assert_close(mean, torch.from_numpy((X @ READ + 1).astype(np.float32)), rtol=1e-5, atol=1e-5)
 
 
+class OneWay(distributions.transforms.AffineTransform):
+    """A transform whose inverse nobody knows."""
+
+    def _inverse(self, y: Any) -> Any:
+        raise NotImplementedError
+
+
+def test_a_flow_without_an_inverse_is_known_by_what_it_draws() -> None:
+    model, guide = known_by_density(NUMPYRO)
+
+    def flow(x: Any) -> None:
+        base = distributions.Normal(jnp.zeros((len(x), 4)), 1.0).to_event(1)
+        transform = OneWay(x @ jnp.asarray(READ, float), 0.5, domain=distributions.constraints.real_vector)
+        numpyro.sample("z", distributions.TransformedDistribution(base, transform))
+
+    found = pyro_delta.diagnose(model, flow, X, params={}, weighed=40).numbers
+    same = pyro_delta.diagnose(model, guide, X, params={}, weighed=40).numbers
+    assert not found["rate_closed_form"]
+    assert found["mutual_information_nats"] is None
+    assert abs(found["rate_nats_mean"] - same["rate_nats_mean"]) < 4 * found["rate_nats_mean_se"]
+    assert found["iw_nats"] == pytest.approx(same["iw_nats"], abs=0.5)
+
+
 def test_a_prior_that_training_moves_commits_nothing_throughout() -> None:
     _, guide = one_site(NUMPYRO)
 
@@ -515,6 +539,15 @@ BATCHLESS = site("z", lambda x: distributions.Normal(jnp.zeros(4), 1).to_event(1
 def test_what_cannot_be_run_is_said_in_a_sentence(guide: Any, message: str) -> None:
     with pytest.raises(UserError, match=message):
         pyro_delta.diagnose(not_normal(NUMPYRO)[0], guide, X, params={})
+
+
+def test_functions_without_their_parameters_are_not_taken_for_untrained_ones() -> None:
+    with pytest.raises(UserError, match=r"functions of NumPyro; give their parameters, params=svi\.get_params"):
+        pyro_delta.diagnose(model, guide, X)
+    with pytest.raises(
+        UserError, match=r"no parameter 'encoder\$params' among 'decoder\$params'; give those that were"
+    ):
+        pyro_delta.diagnose(model, guide, np.ones((3, 64), np.float32), params={"decoder$params": {}})
 
 
 # --- Distributions seen from torch ---

@@ -134,6 +134,11 @@ def _pair(model: Any, guide: Any, params: Mapping[str, Any] | None) -> Any:
                 f"the {name} is a {type(program).__name__}, not callable; call diagnose(model, guide, data)."
             )
     if params is None and not _is_flax(model) and not _is_flax(guide):
+        if _names_numpyro(model) or _names_numpyro(guide):
+            raise UserError(
+                "model and guide are functions of NumPyro; give their parameters, params=svi.get_params(state), or {} "
+                "if there are none."
+            )
         return VAE(model, guide)
     from pyro_delta.twin import require
 
@@ -145,6 +150,10 @@ def _pair(model: Any, guide: Any, params: Mapping[str, Any] | None) -> Any:
 
 def _is_flax(program: Any) -> bool:
     return any(cls.__module__.partition(".")[0] == "flax" for cls in type(program).__mro__)
+
+
+def _names_numpyro(program: Any) -> bool:
+    return "numpyro" in getattr(getattr(program, "__code__", None), "co_names", ())
 
 
 def _split(data: Any, labels: Any) -> Split:

@@ -28,7 +28,7 @@ def random_values(spec: Spec, count: int) -> Tensor:
     """`count` data of any values: integers all alike, real numbers from N(0, 1), from torch's random state."""
     if spec.levels is None:
         return torch.randn(count, *spec.shape)
-    return torch.randint(spec.levels, (count, *spec.shape))
+    return torch.randint(spec.levels, (count, *spec.shape)).to(dtype_of(spec))
 
 
 def checked(spec: Spec, x: Any, name: str) -> Tensor:

@@ -84,6 +84,10 @@ class Drawn:
         log_prob = self.q.log_prob(placed(samples.unsqueeze(1), self.q, self.dim, axis=1))
         return _data_first(log_prob, None, self.dim, axis=1).flatten(2).sum(2) if log_prob.dim() > 2 else log_prob
 
+    def moments(self) -> dict[str, Tensor]:
+        """Mean and scale, (B, …), where the posterior has them."""
+        return _moments(self.q, self.dim)
+
 
 @dataclass(frozen=True)
 class Latent:
@@ -121,13 +125,14 @@ class Latent:
 
     def moments(self) -> dict[str, Tensor]:
         """Mean and scale of the posterior, (B, …), where it has them."""
-        try:
-            return {name: _data_first(getattr(self.q, of), self.q, self.dim) for name, of in _MOMENTS.items()}
-        except NotImplementedError:
-            return {}
+        return _moments(self.q, self.dim)
 
 
-_MOMENTS = {"mean": "mean", "scale": "stddev"}
+def _moments(q: Distribution, dim: int | None) -> dict[str, Tensor]:
+    try:
+        return {"mean": _data_first(q.mean, q, dim), "scale": _data_first(q.stddev, q, dim)}
+    except NotImplementedError:
+        return {}
 
 
 @dataclass(frozen=True)
@@ -243,16 +248,17 @@ def posterior(vae: VAE, batch: Batch) -> Drawn:
     return site
 
 
-def observed(vae: VAE, batch: Batch, z: Latents) -> Distribution:
-    """The distribution at the only observed site of a model that is given data and latents.
+def observed(vae: VAE, batch: Batch, z: Latents) -> tuple[Distribution, Tensor]:
+    """Distribution and data at the only observed site of a model that is given data and latents.
 
     Raises:
         UserError: if the model observes at none, or at several.
     """
-    sites = {name: site["fn"] for name, site in _sites(vae.model, batch, z).items() if site["is_observed"]}
+    sites = {name: site for name, site in _sites(vae.model, batch, z).items() if site["is_observed"]}
     if len(sites) != 1:
         raise UserError(f"the model observes {', '.join(map(repr, sites)) or 'nothing'}; one site is needed here.")
-    return next(iter(sites.values()))
+    (site,) = sites.values()
+    return site["fn"], site["value"]
 
 
 def prior(vae: VAE, count: int = 1, extras: Mapping[str, Any] | None = None) -> Distribution:

@@ -61,7 +61,9 @@ class PyroTraining(Training):
         self.auxiliary: AuxiliaryTraining | None = None
         if config.auxiliary.enabled:
             self.auxiliary = AuxiliaryTraining.of(config.auxiliary, vae.model.prior)
-        self.objective = build_objective(config, folder)
+        with parameters_of(vae):
+            dims = vae.model.prior().event_shape[-1]
+        self.objective = build_objective(config, folder, dims=dims)
         plain = type(self.objective) is NegativeELBO  # which needs no count of the data
         self.elbo = RateDistortionELBO(
             None if plain else self.objective, analytic_kl=settings.elbo == "mean_field", max_plate_nesting=1

@@ -7,7 +7,7 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any, Literal
 
@@ -24,7 +24,7 @@ from torch.distributions import Independent, Normal, kl_divergence
 
 from pyro_delta import vae as in_pyro
 from pyro_delta.call import run
-from pyro_delta.data.splits import mapped
+from pyro_delta.data.splits import Split, mapped
 from pyro_delta.data.tensors import as_split
 from pyro_delta.diagnostics.trace import committed, posterior, trace
 from pyro_delta.errors import UserError
@@ -120,7 +120,7 @@ def crosscheck(
         UserError: if weights do not match, or a posterior does not say how a sample comes from noise.
     """
     vae = copy.deepcopy(vae).cpu().to(dtype).eval()
-    split = as_split(data)
+    split = _in_precision(as_split(data), dtype)
     noise = np.random.default_rng(seed).standard_normal((len(split), *_event_shape(vae, split.batch(slice(1)))))
     with ExitStack() as stack:
         stack.enter_context(jax.enable_x64(dtype == torch.float64))
@@ -226,6 +226,15 @@ def _drawn(q: Any, noise: Any) -> Any:
     raise UserError(
         f"the posterior {type(q).__name__} does not say how noise becomes a sample; give it a method transform(noise)."
     )
+
+
+def _in_precision(split: Split, dtype: torch.dtype) -> Split:
+    """The data with all real numbers of one type."""
+
+    def changed(values: Tensor) -> Tensor:
+        return values.to(dtype) if values.is_floating_point() else values
+
+    return replace(split, x=changed(split.x), extras={name: changed(v) for name, v in split.extras.items()})
 
 
 def _event_shape(vae: in_pyro.VAE, batch: Batch) -> tuple[int, ...]:

@@ -108,7 +108,11 @@ class _Program:
         self._checked = False
 
     def write(self, weights: tuple[Any, Any], batch: Any, given: Any, key: Array) -> dict[str, _Written]:
-        """Runs the program: its sample sites, by name."""
+        """Runs the program: its sample sites, by name.
+
+        Raises:
+            UserError: if it asks for a parameter that was not given, and would begin with an untrained one.
+        """
         params, state = weights
         count = size_of(batch)
         program: Any = self._program if state is None else nnx.merge(self._program, state, self._rest, copy=True)
@@ -123,6 +127,12 @@ class _Program:
         known, drawn = handlers.substitute(data=params), handlers.substitute(substitute_fn=latent)
         with handlers.trace() as found, handlers.seed(rng_seed=key), known, drawn:
             run(program, batch)
+        for name, site in found.items():
+            if site["type"] == "param" and name not in params:
+                raise UserError(
+                    f"there is no parameter {name!r} among {', '.join(map(repr, params)) or 'none'}; give those that "
+                    "were trained, params=svi.get_params(state)."
+                )
         return {name: _written(site, count) for name, site in found.items() if site["type"] == "sample"}
 
     def moves_latents(self, batch: Any, given: Any, key: Array) -> bool:
@@ -148,6 +158,8 @@ class _Program:
         for name, site in {} if self._checked else written.items():
             try:
                 jax.eval_shape(site.fn.log_prob, site.value)
+            except NotImplementedError:  # a flow without an inverse, which knows what it drew itself alone
+                continue
             except AttributeError as error:
                 raise UserError(
                     f"the distribution {type(site.fn).__name__} at {name!r} is no pytree ({error}); name its "
@@ -158,7 +170,8 @@ class _Program:
 
 def _written(site: Mapping[str, Any], count: int) -> _Written:
     fn, value, dim = site["fn"], site["value"], _dim(site, count)
-    log_prob, scale = fn.log_prob(value), site["scale"]
+    noted, scale = site["intermediates"], site["scale"]
+    log_prob = fn.log_prob(value, noted) if noted else fn.log_prob(value)
     if site["is_observed"]:
         return _Written(value, log_prob, None, _kept(fn, jnp.shape(value)), scale, dim)
     unmasked, mask = _unmasked(fn)

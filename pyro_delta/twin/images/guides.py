@@ -87,10 +87,6 @@ class ImageGuide(nnx.Module):
         """q(z | x) for images (B, C, H, W), event shape (n, d)."""
         raise NotImplementedError
 
-    def committed_rate(self, prior: Distribution) -> float:
-        """δ in nats of this family against a prior."""
-        return committed_rate(prior).item()
-
     def encode(self, x: Array) -> list[Array]:
         """The mean and the extra numbers of each coordinate, each (B, n, d)."""
         raw = self.encoder(x)
