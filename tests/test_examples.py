@@ -18,6 +18,7 @@ def test_every_example_has_a_test() -> None:
     assert sorted(path.name for path in EXAMPLES.glob("*.py")) == [
         "latent_free.py",
         "lattice_prior.py",
+        "own_data.py",
         "own_guide.py",
         "own_prior.py",
         "plain_svi.py",
@@ -54,3 +55,11 @@ def test_examples_with_a_picture(name: str, tmp_path: Path, capsys: pytest.Captu
     assert "bits/dim" in shown
     for least, delta in re.findall(r"([\d.]+) at the least, δ ([\d.]+)", shown):
         assert float(least) >= float(delta) - 1e-4  # printed with four decimals
+
+
+def test_own_data(capsys: pytest.CaptureFixture[str]) -> None:
+    run("own_data.py", steps=3)
+    shown = capsys.readouterr().out
+    assert "δ = 4 nats, certified" in shown
+    assert "anti-causal; z_1 sees 24 of 24 positions" in shown
+    assert re.search(r"rate ≥ δ for every datum +yes", shown)

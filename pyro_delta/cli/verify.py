@@ -47,6 +47,7 @@ def verify(
     import torch
 
     from pyro_delta.build import build, load_data
+    from pyro_delta.call import required
     from pyro_delta.config import choose
     from pyro_delta.data.named import spec_before_data
     from pyro_delta.diagnostics.verify import COUNT
@@ -54,7 +55,8 @@ def verify(
 
     config, _ = choose(settings, preset)
     spec, extras, example = spec_before_data(config.data.program), None, None
-    if spec is None:
+    plain = None if spec is None else build(config, spec, check=False)
+    if plain is None or required(plain.guide, 1) + required(plain.model.likelihood, 1):  # what only data can give
         data = load_data(config)
         spec, extras, example = data.spec, data.train.take(slice(COUNT)).extras, data.train.batch(slice(COUNT))
     torch.manual_seed(config.training.seed)
