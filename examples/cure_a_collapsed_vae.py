@@ -1,10 +1,10 @@
 """A sentence VAE in plain Pyro collapses; another prior cures it, and nothing else is changed.
 
 Model and guide are GRUs, trained by SVI on windows of 32 characters: z has 8 steps of 2 numbers, one for every four
-characters. The decoder does well without z, and with the usual N(0, 1) prior it does: `diagnose` says so, and says which
-α of an AR(1) prior would commit how many nats. With that prior, and the same guide of independent Normals, no posterior
-can be nearer to the prior than δ, so the decoder pays for z in any case, and learns to use it. The price is in the
-table, too: −ELBO is higher by about what is committed.
+characters. The decoder does well without z, and with the usual N(0, 1) prior it does: `diagnose` says so, and which α
+of an AR(1) prior would commit how many nats. With that prior, and the same guide of independent Normals, no posterior
+can be nearer to the prior than δ: the decoder pays for z in any case, and learns to use it. The price is in the table,
+too: −ELBO is higher by about what is committed.
 
 Run it with `python examples/cure_a_collapsed_vae.py`; it takes about a minute.
 """

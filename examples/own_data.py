@@ -44,7 +44,7 @@ class Frames(nn.Module):
 
     def __init__(self, spec, prior, *, hidden: int = 64) -> None:
         super().__init__()
-        steps, dims = prior().event_shape
+        dims = prior().event_shape[1]
         self.newest = torch.searchsorted(prior.starts, torch.arange(spec.positions), right=True) - 1
         self.network = nn.Sequential(nn.Linear(dims, hidden), nn.SiLU(), nn.Linear(hidden, 2 * spec.shape[1]))
 

@@ -54,9 +54,11 @@ def verify(
     from pyro_delta.diagnostics.verify import verify as certify
 
     config, _ = choose(settings, preset)
-    spec, extras, example = spec_before_data(config.data.program), None, None
-    plain = None if spec is None else build(config, spec, check=False)
-    if plain is None or required(plain.guide, 1) + required(plain.model.likelihood, 1):  # what only data can give
+    extras, example = None, None
+    if spec := spec_before_data(config.data.program):
+        plain = build(config, spec, check=False)
+        more = required(plain.guide, 1) + required(plain.model.likelihood, 1)  # what only data can give
+    if spec is None or more:
         data = load_data(config)
         spec, extras, example = data.spec, data.train.take(slice(COUNT)).extras, data.train.batch(slice(COUNT))
     torch.manual_seed(config.training.seed)
