@@ -68,9 +68,10 @@ def main(steps: int = 450) -> None:
     print(f"{before.advice}\n")
     after = trained(pyro_delta.GaussianAR1(torch.full((DIMS,), 0.8), length), data, steps)
     print(f"{after.advice}\n")
-    print(f"{'':40} {'N(0, 1)':>12} {'AR(1), α 0.8':>12}\n{'verdict':40} {before.verdict:>12} {after.verdict:>12}")
+    print(f"{'':40} {'N(0, 1)':>16} {'AR(1), α = 0.8':>16}\n{'verdict':40} {before.verdict:>16} {after.verdict:>16}")
     for (words, one, unit), (_, other, _) in zip(before.rows(), after.rows(), strict=True):
-        print(f"{words:40} {one:>12} {other:>12} {unit}")
+        if unit == "nats":
+            print(f"{words:40} {one:>16} {other:>16} nats")
 
 
 if __name__ == "__main__":
