@@ -4,7 +4,7 @@ Model and guide are GRUs, trained by SVI on windows of 32 characters: z has 8 st
 characters. The decoder does well without z, and with the usual N(0, 1) prior it does: `diagnose` says so, and which α
 of an AR(1) prior would commit how many nats. With that prior, and the same guide of independent Normals, no posterior
 can be nearer to the prior than δ: the decoder pays for z in any case, and learns to use it. The price is in the table,
-too: −ELBO is higher by about what is committed.
+too: −ELBO is some two nats of 81 higher, the importance-weighted bound less than half a nat.
 
 Run it with `python examples/cure_a_collapsed_vae.py`; it takes about a minute.
 """
