@@ -17,6 +17,10 @@ class CheckFailed(Exception):  # noqa: N818 - it is a verdict, not a mishap
     """A check ran and failed (KL below δ, latents unused, …). The command line exits with 1."""
 
 
+class NothingCertified(Exception):  # noqa: N818 - it is a verdict, not a mishap
+    """No check failed, but one that a certificate rests on could not be made. The command line exits with 3."""
+
+
 def unknown_name(kind: str, name: str, known: Iterable[str], listed: str = "`pyro-delta list`") -> UserError:
     """The error for a name that is not in a table, with the nearest known ones, or all, or where they are `listed`."""
     names = list(known)

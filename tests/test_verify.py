@@ -66,7 +66,7 @@ def test_shipped_guides_pass(
     monkeypatch: pytest.MonkeyPatch, prior: str, guide: str, settings: list[tuple[str, object]]
 ) -> None:
     if prior != "ar1":  # one long descent is enough
-        monkeypatch.setattr("pyro_delta.diagnostics.verify.DESCENT", 20)
+        monkeypatch.setattr("pyro_delta.diagnostics.verify.rate.DESCENT", 20)
     needed = {"matern": [("prior.rate_nats", 4.0)], "lattice": [("prior.rows", 2), ("prior.columns", 5)]}.get(prior, [])
     certificate = verify(made(("prior.program", prior), ("guide.program", guide), *settings, *needed), SPEC)
     assert certificate.failure is None
@@ -317,8 +317,8 @@ BROKEN: dict[str, tuple[Callable[[VAE], None], str, str]] = {
     "z of other images in evaluation": (
         replaced_likelihood(OfTheBatch), "causality of the conditioning", "latents of other images .evaluation mode"),
     "a density of integers": (density, "support", r"images are integers, but Independent\(Normal\) is a density"),
-    "a site that is not the posterior": (another_site, "support", "another distribution than its posterior"),
-    "a prior with two faces": (two_faced, "distribution of the prior", "in training mode is another"),
+    "a site that is not the posterior": (another_site, "sites", "another distribution than its posterior"),
+    "a prior with two faces": (two_faced, "sites", "in training mode is another"),
     "a false floor": (false_floor, "committed rate", "claims floor_nats = 1, but commits 0"),
     "an operation in place": (in_place, "causality of the guide", "it cannot be checked: RuntimeError"),
     "a wrong gradient": (wrong_gradient, "gradient", "by finite differences"),
@@ -329,7 +329,7 @@ BROKEN: dict[str, tuple[Callable[[VAE], None], str, str]] = {
 def test_broken_programs_are_caught(
     monkeypatch: pytest.MonkeyPatch, spoil: Callable[[VAE], None], name: str, words: str
 ) -> None:
-    monkeypatch.setattr("pyro_delta.diagnostics.verify.DESCENT", 20)  # no claim of a guide is at stake
+    monkeypatch.setattr("pyro_delta.diagnostics.verify.rate.DESCENT", 20)  # no claim of a guide is at stake
     vae = made()
     with local_parameters():
         spoil(vae)

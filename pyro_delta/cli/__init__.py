@@ -12,7 +12,7 @@ from typing import NoReturn
 import click
 
 from pyro_delta import __version__
-from pyro_delta.errors import CheckFailed, UserError, is_out_of_memory, unknown_name
+from pyro_delta.errors import CheckFailed, NothingCertified, UserError, is_out_of_memory, unknown_name
 
 COMMANDS = {
     "train": "Train a δ-VAE; its folder holds all that the other commands need.",
@@ -75,7 +75,7 @@ def cli(ctx: click.Context) -> None:
 
 
 def main(args: Sequence[str] | None = None) -> NoReturn:
-    """Runs a command line and exits: 0 done, 1 a check failed, 2 a mistake in the input (one sentence), 130 stopped."""
+    """Runs a command line and exits: 0 done, 1 a check failed, 2 a mistake, 3 nothing certified, 130 stopped."""
     try:
         code = cli.main(args, prog_name="pyro-delta", standalone_mode=False)
         sys.stdout.flush()
@@ -85,6 +85,8 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
         code = _complain(str(error), 2)
     except CheckFailed as error:
         code = _complain(str(error), 1)
+    except NothingCertified as error:
+        code = _complain(str(error), 3)
     except (click.Abort, KeyboardInterrupt):
         code = _complain("stopped.", 130)
     except BrokenPipeError:  # the reader of our output went away, as in `pyro-delta list | head -1`

@@ -13,7 +13,7 @@ from pyro_delta.cli.options import (
     set_option,
     settings_of,
 )
-from pyro_delta.errors import CheckFailed
+from pyro_delta.errors import CheckFailed, NothingCertified
 
 
 @click.command()
@@ -34,7 +34,8 @@ def verify(
     """What does a combination of prior, likelihood and guide commit, and is it causal? No training, and no data
     if their kind is known before.
 
-    Exits with 1 if a check fails. The data give shape and order; their values are random.
+    Exits with 1 if a check fails, with 3 if none does but nothing is certified. The data give shape and order; what
+    they are filled with is random, blank and full.
 
     \b
     pyro-delta verify --prior ar1 --guide anti_causal
@@ -62,13 +63,15 @@ def verify(
         data = load_data(config)
         spec, extras, example = data.spec, data.train.take(slice(COUNT)).extras, data.train.batch(slice(COUNT))
     torch.manual_seed(config.training.seed)
-    certificate = certify(build(config, spec, example=example), spec, extras=extras)
+    vae = build(config, spec, example=example)
+    certificate = certify(vae, spec, extras=extras, batch=config.training.batch)
     if as_json:
-        checks = [{"name": f.name, "passed": f.passed, "found": f.found} for f in certificate.findings]
-        print_json({"passed": certificate.failure is None, "delta_nats": certificate.delta_nats, "checks": checks})
+        print_json(certificate.asdict())
     else:
         for finding in certificate.findings:
             mark = {True: "ok  ", False: "FAIL", None: "–   "}[finding.passed]
             click.echo(f"{mark}  {finding.name:30}  {finding.found}")
     if certificate.failure:
         raise CheckFailed(certificate.failure)
+    if certificate.lack:
+        raise NothingCertified(certificate.lack)

@@ -342,7 +342,7 @@ def committed(vae: Pair, data: Any) -> Commitment:
     with evaluating(vae, 0), torch.enable_grad():
         (first, *_) = batches(as_split(data).take(slice(1)), 1, vae)
         seen = trace(vae, first)
-        learns = any(latent.p.log_prob(latent.placed.detach()).requires_grad for latent in seen.latents.values())
+        learns = prior_learns(vae, first, seen)
         model_prior = getattr(vae.model, "prior", None)
         with torch.no_grad():
             return commitment(
@@ -352,6 +352,31 @@ def committed(vae: Pair, data: Any) -> Commitment:
                 floor=getattr(model_prior, "floor_nats", None),
                 unless=beyond_formulas(vae, first, seen),
             )
+
+
+def prior_learns(vae: VAE, batch: Batch, seen: Traced) -> bool:
+    """Whether the density of a prior depends on anything that training changes, whoever owns it.
+
+    By its gradient, and by what it is after all parameters of model and guide have moved: a gradient may be cut off.
+    """
+    if any(latent.p.log_prob(latent.placed.detach()).requires_grad for latent in seen.latents.values()):
+        return True
+    with torch.no_grad():
+        kept = [(parameter, parameter.clone()) for parameter in vae.parameters() if parameter.requires_grad]
+        z, device = {name: value.detach() for name, value in seen.z.items()}, [device_of(vae)]
+        with torch.random.fork_rng(device if device[0].type == "cuda" else []):
+            torch.manual_seed(0)  # the same weights for whoever asks
+            try:
+                for parameter, before in kept:
+                    parameter.add_(0.1 * torch.randn_like(before))
+                after = sites(vae, "model", batch, z)
+            finally:
+                for parameter, before in kept:
+                    parameter.copy_(before)
+    return any(
+        not torch.allclose(latent.log_p, after[name].log_prob, rtol=SAME, atol=SAME)
+        for name, latent in seen.latents.items()
+    )
 
 
 def beyond_formulas(vae: Pair, batch: Batch, seen: Traced) -> str | None:

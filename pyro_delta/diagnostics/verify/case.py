@@ -1,0 +1,221 @@
+"""What is verified: a copy of the programs in double precision, and data to try them on."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyro
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from pyro_delta.data.values import dtype_of, random_values
+from pyro_delta.diagnostics.trace import posteriors
+from pyro_delta.errors import UserError, is_out_of_memory
+from pyro_delta.protocol import Batch, Spec
+from pyro_delta.vae import VAE, parameters_of
+
+COUNT = 3
+"""Data in a batch, one random, one blank and one full: with more than one, a leak across the batch shows."""
+SAME = 1e-9
+"""Change, relative to the largest value, that counts as none: sums may be taken in another order."""
+SAME_IN_SINGLE = 1e-5
+"""The same in single precision."""
+_DROPOUT = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One check: its name, whether it passed (None: it could not be made), and what was found."""
+
+    name: str
+    passed: bool | None
+    found: str
+
+
+class Case:
+    """Programs, data, and who may see whom.
+
+    Args:
+        vae: model and guide, of which the case keeps copies.
+        spec: of the data.
+        extras: what goes with `COUNT` data.
+        sizes: data in a batch at which the programs are tried.
+        double: whether in double precision.
+
+    Attributes:
+        vae: in evaluation mode.
+        same: change, relative to the largest value, that counts as none.
+        x: `COUNT` data: random, blank and full.
+        starts: (n,) of the prior, or None if it says none.
+        place: position of every number, of the event shape.
+        order: rank of every number, of the event shape.
+        group_place: (G,) the first position of each group of numbers.
+    """
+
+    def __init__(
+        self, vae: VAE, spec: Spec, extras: Mapping[str, Tensor], sizes: tuple[int, ...], *, double: bool = True
+    ) -> None:
+        self.vae, self.spec, self.sizes = copy.deepcopy(vae).cpu().eval(), spec, sizes
+        self.x, self.extras, self.same = kinds_of_data(spec), dict(extras), SAME_IN_SINGLE
+        if double:
+            self.vae, self.x, self.same = self.vae.double(), widened(self.x), SAME
+            self.extras = {name: widened(values) for name, values in extras.items()}
+        starts = getattr(getattr(vae.model, "prior", None), "starts", None)
+        self.starts: Tensor | None = None if starts is None else starts.cpu()
+        self.place, self.order = torch.from_numpy(spec.places().copy()), torch.from_numpy(spec.order().copy())
+        groups = int(self.order.max()) + 1
+        self.group_place = torch.from_numpy(_least_place(self.place, self.order, groups))
+
+    def batch(self, x: Tensor) -> Batch:
+        """Data as programs take them; what goes with the first `COUNT` is used again for more."""
+        if not self.extras:
+            return x
+        again = torch.arange(len(x)) % COUNT
+        return {"x": x} | {name: values[again] for name, values in self.extras.items()}
+
+    def data(self, size: int) -> Tensor:
+        """`size` data, of which the first are those of `x`."""
+        return torch.cat((self.x, random_values(self.spec, max(size - COUNT, 0)).to(self.x.dtype)))[:size]
+
+    def latents(self, x: Tensor | None = None) -> dict[str, Tensor]:
+        """Latents drawn by the guide, with no gradient."""
+        x = self.x if x is None else x
+        with torch.no_grad():
+            return {name: drawn.z for name, drawn in posteriors(self.vae, self.batch(x)).items()}
+
+    def name(self, group: int) -> str:
+        """A group of numbers in words."""
+        name = getattr(self.spec, "group", None)
+        return name(group) if name else f"number {group}"
+
+    @property
+    def where(self) -> str:
+        """What a position is called."""
+        return getattr(self.spec, "place", "position")
+
+    @property
+    def what(self) -> str:
+        """What a datum is called."""
+        return getattr(self.spec, "datum", "datum")
+
+    @property
+    def others(self) -> str:
+        """What data are called."""
+        return getattr(self.spec, "what", "data")
+
+
+def kinds_of_data(spec: Spec) -> Tensor:
+    """`COUNT` data: random, blank (zeros) and full (the highest level, or 10)."""
+    x = random_values(spec, COUNT)
+    x[1], x[2] = 0, 10 if spec.levels is None else spec.levels - 1
+    return x
+
+
+def replacements(case: Case) -> list[Tensor]:
+    """`COUNT` data each to put in the place of what must not be seen: any values, the highest and the lowest."""
+    if case.spec.levels is None:
+        any_values = 3 * torch.randn(COUNT, *case.spec.shape)
+        return [any_values, torch.full_like(any_values, 10.0), torch.full_like(any_values, -10.0)]
+    any_values = torch.randint(case.spec.levels, (COUNT, *case.spec.shape)).to(dtype_of(case.spec))
+    return [any_values, torch.full_like(any_values, case.spec.levels - 1), torch.zeros_like(any_values)]
+
+
+def first(values: Mapping[str, Tensor], count: int) -> dict[str, Tensor]:
+    """The first `count` of all."""
+    return {name: value[:count] for name, value in values.items()}
+
+
+def moved(before: Tensor, after: Tensor, same: float = SAME) -> Tensor:
+    """Where two results differ by more than rounding, or are no numbers."""
+    known = before[before.isfinite()]
+    size = known.abs().max() if known.numel() else before.new_zeros(())
+    return ~(((before - after).abs() <= same * (1 + size)) | (before == after))
+
+
+def in_both_modes(case: Case, look: Callable[[VAE], Tensor]) -> Iterator[tuple[str, VAE]]:
+    """Copies at randomised weights, where the zeros of an initialisation hide nothing, in training and in evaluation.
+
+    The second is left out where it gives the same as the first: what leaks in one mode alone makes them differ.
+
+    Args:
+        case: whose programs are copied.
+        look: what the programs give for the data of the case.
+    """
+    vae = copy.deepcopy(case.vae)
+    shake(vae, 0.1)
+    quiet = look(without_dropout(copy.deepcopy(vae)))
+    yield "training mode", vae.train()
+    if moved(quiet, look(vae.eval()), case.same).any():
+        yield "evaluation mode", vae
+
+
+def without_dropout(vae: VAE) -> VAE:
+    """The programs in training mode, but for torch's dropout layers: their noise is known, and tells of no data."""
+    for module in vae.train().modules():
+        if isinstance(module, _DROPOUT):
+            module.eval()
+    return vae
+
+
+@torch.no_grad()
+def shake(module: nn.Module, size: float) -> None:
+    """Adds noise of a size to all parameters."""
+    for parameter in module.parameters():
+        parameter.add_(size * torch.randn_like(parameter))
+
+
+def widened(values: Tensor) -> Tensor:
+    """Real numbers in double precision."""
+    return values.double() if values.is_floating_point() else values
+
+
+class _Widened(TorchFunctionMode):
+    """Gives double precision where a program asks for single: it does the same, and rounding hides less."""
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Calls a function of torch."""
+        if function is Tensor.float:
+            return args[0].double()
+        if function in (Tensor.to, Tensor.type):
+            args = [torch.float64 if value is torch.float32 else value for value in args]
+        if kwargs and kwargs.get("dtype") is torch.float32:
+            kwargs = {**kwargs, "dtype": torch.float64}
+        return function(*args, **(kwargs or {}))
+
+
+@contextmanager
+def apart(vae: VAE, *, double: bool = True) -> Iterator[None]:
+    """Random state, parameters and Pyro's store of its own, and double precision; all put back afterwards."""
+    dtype = torch.get_default_dtype()
+    with ExitStack() as stack:
+        stack.enter_context(parameters_of(vae))
+        stack.enter_context(torch.random.fork_rng(devices=[]))
+        stack.enter_context(pyro.validation_enabled(False))
+        stack.enter_context(pyro.get_param_store().scope())
+        if double:
+            stack.callback(torch.set_default_dtype, dtype)
+            torch.set_default_dtype(torch.float64)
+            stack.enter_context(_Widened())
+        yield
+
+
+def reason(error: Exception) -> str:
+    """An error in a line."""
+    return f"{type(error).__name__}: {next(iter(str(error).splitlines()), '').rstrip('.')}"
+
+
+def passes_on(error: Exception) -> bool:
+    """Whether an error is not a program's: a user's mistake, said in a sentence, or a lack of memory."""
+    return isinstance(error, UserError) or is_out_of_memory(error)
+
+
+def _least_place(place: Tensor, order: Tensor, groups: int) -> np.ndarray:
+    least = np.full(groups, np.iinfo(np.int64).max)
+    np.minimum.at(least, order.numpy().reshape(-1), place.numpy().reshape(-1))
+    return least

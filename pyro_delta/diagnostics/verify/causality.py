@@ -1,0 +1,350 @@
+"""What may depend on what: the order of the data, the starts of the latents, and one datum apart from another.
+
+By derivatives in double precision, which see the smallest leak, and by what changes when what must not be seen is
+replaced: a look-up or a rounding has no derivative. After each replacement *all* outputs that must not move are
+compared.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+
+import torch
+from torch import Tensor
+from torch.distributions import Distribution, Independent
+
+from pyro_delta.diagnostics.trace import Drawn, observed, posteriors
+from pyro_delta.diagnostics.verify.case import (
+    COUNT,
+    Case,
+    Finding,
+    first,
+    in_both_modes,
+    moved,
+    replacements,
+)
+from pyro_delta.distributions.any_gaussian import title_of
+from pyro_delta.vae import VAE
+
+TARGETS = 12
+"""Groups of numbers (besides the corners), positions and latent steps whose derivatives are taken."""
+CUTS = 1024
+"""Groups of numbers from which on the data are replaced: all of them, if there are no more."""
+CHUNK = 64
+"""Data in a batch of those."""
+
+
+# --- The likelihood's network ---
+
+
+def check_network(title: str, case: Case, swept: str | None) -> Finding:
+    """What is said of a group of numbers does not depend on itself or later ones in their order, nor on other data.
+
+    Args:
+        title: of the finding.
+        case: in double precision.
+        swept: what `sweep` found in single precision, in which it is twice as fast.
+    """
+    if _outputs(case, case.vae, case.x, case.latents()) is None:
+        return Finding(title, None, _not_inside(case))
+    z = case.latents()
+    for mode, vae in in_both_modes(case, lambda vae: look(case, vae, case.x, z)[0]):
+        plain, strict = look(case, vae, case.x, z)
+        found = _derivatives_of_groups(case, vae, z, strict) or _other_data(case, vae, z, plain)
+        for base in range(COUNT):  # random, blank and full
+            found = found or _cut(case, vae, z, base, _targets(case), strict)
+        if found:
+            return Finding(title, False, f"{found} ({mode})")
+    if swept is not None:
+        return Finding(title, False, swept)
+    count, groups = len(_cuts(case)), len(case.group_place)
+    return Finding(title, True, f"strictly in the order of the data at {count} of {groups} places, both modes")
+
+
+@torch.no_grad()
+def sweep(case: Case) -> str | None:
+    """Replaces all that comes from a group on, for every group; the first fault, if there is one."""
+    z = case.latents()
+    if _outputs(case, case.vae, case.x, z) is None:
+        return None
+    for mode, vae in in_both_modes(case, lambda vae: look(case, vae, case.x, z)[0]):
+        _, strict = look(case, vae, case.x[:1], first(z, 1))
+        if found := _cut(case, vae, z, 0, _cuts(case), strict, fills=1):
+            return f"{found} ({mode})"
+    return None
+
+
+def _derivatives_of_groups(case: Case, vae: VAE, z: Mapping[str, Tensor], strict: bool) -> str | None:
+    """The first group, of some, that has a derivative by what it must not see."""
+    for group in _targets(case):
+        hidden = case.order >= group if strict else case.order > group
+        leaf = case.x.double().clone().requires_grad_()
+        grad = gradient_of(partial(_of_group, case, vae, z, group), leaf)
+        if grad is None:
+            return None
+        seen = grad != 0
+        if seen[1:].any():
+            return f"{case.name(group)} of one {case.what} sees other {case.others}"
+        late = case.order[seen[0] & hidden]
+        if late.numel():
+            return f"{case.name(group)} sees {case.name(int(late.min()))}"
+    return None
+
+
+def _other_data(case: Case, vae: VAE, z: Mapping[str, Tensor], plain: Tensor) -> str | None:
+    for fill in replacements(case):
+        mixed, _ = look(case, vae, torch.cat((case.x[:1], fill[1:])), z)
+        if moved(plain[0], mixed[0]).any():
+            return f"a {case.what} changes with other {case.others}"
+    return None
+
+
+def _cut(
+    case: Case, vae: VAE, z: Mapping[str, Tensor], base: int, cuts: list[int], strict: bool, fills: int = COUNT
+) -> str | None:
+    """Replaces all that comes from a group on, for each of the cuts; what is said up to there must not move."""
+    groups = torch.arange(len(case.group_place))
+    plain, _ = look(case, vae, case.x[base : base + 1], {name: value[base : base + 1] for name, value in z.items()})
+    for fill in replacements(case)[:fills]:
+        for start in range(0, len(cuts), CHUNK):
+            chosen = torch.tensor(cuts[start : start + CHUNK])
+            x = case.x[base].expand(len(chosen), *case.spec.shape)
+            latents = {name: value[base].expand(len(chosen), *value.shape[1:]) for name, value in z.items()}
+            after = case.order >= _like(chosen, case.order) if strict else case.order > _like(chosen, case.order)
+            changed, _ = look(case, vae, torch.where(after, fill[base].to(x.dtype), x), latents)
+            off = moved(plain.expand_as(changed), changed, case.same).any(-1) & (groups <= chosen[:, None])
+            if off.any():
+                row, group = (int(i) for i in off.nonzero()[0])
+                cut = int(chosen[row])
+                if group == cut:
+                    return f"{case.name(group)} changes with {'itself or later ones' if strict else 'later ones'}"
+                return f"{case.name(group)} changes with {case.name(cut)} or later ones"
+    return None
+
+
+def _like(cuts: Tensor, order: Tensor) -> Tensor:
+    return cuts.reshape(-1, *[1] * order.dim())
+
+
+def _cuts(case: Case) -> list[int]:
+    """Every group where there are no more than `CUTS`; else some at random, and those of `_targets`."""
+    count = len(case.group_place)
+    if count <= CUTS:
+        return list(range(count))
+    generator = torch.Generator().manual_seed(count)
+    return sorted({*torch.randperm(count, generator=generator)[:CUTS].tolist(), *_targets(case)})
+
+
+def _spread(count: int) -> set[int]:
+    """At most `TARGETS` of `count` things, the first and the last among them."""
+    return set(torch.linspace(0, count - 1, min(TARGETS, count)).long().tolist()) if count else set()
+
+
+def _targets(case: Case) -> list[int]:
+    """Groups spread over the datum, and the ends of its first and last position."""
+    count = len(case.group_place)
+    ends = []
+    for place in (int(case.group_place.min()), int(case.group_place.max())):
+        here = (case.group_place == place).nonzero()
+        ends += [int(here[0]), int(here[-1])]
+    return sorted(_spread(count) | set(ends))
+
+
+# --- What it makes of the latents ---
+
+
+def check_conditioning(title: str, case: Case) -> Finding:
+    """What is said at a position depends on z_t only if starts[t] ≤ position, unless conditioning is declared full.
+
+    What a likelihood does to z before its network sees it counts as well.
+    """
+    starts, z = case.starts, case.latents()
+    if starts is None:
+        return Finding(title, None, "not checked: the prior says no starts, so every position may use all of z")
+    if _outputs(case, case.vae, case.x, z) is None:
+        return Finding(title, None, _not_inside(case))
+    ((name, z_bnd),) = z.items()
+    full = getattr(getattr(case.vae.model, "likelihood", None), "conditioning", "causal") == "full"
+    used = torch.zeros(len(starts), dtype=torch.bool)
+    other = z_bnd + 3 * torch.randn_like(z_bnd)
+    derived = _spread(case.spec.positions)
+    for mode, vae in in_both_modes(case, lambda vae: look(case, vae, case.x, z)[0]):
+        plain, _ = look(case, vae, case.x, z)
+        for place in range(case.spec.positions):
+            here, late = case.group_place == place, starts > place
+            grad = None
+            if place in derived:
+                grad = gradient_of(partial(_of_place, case, vae, name, here), z_bnd.clone().requires_grad_())
+            if grad is not None:
+                seen = (grad != 0).any(-1)
+                if seen[1:].any():
+                    where = f"{case.where} {place} of one {case.what}"
+                    return Finding(title, False, f"{where} sees latents of other {case.others} ({mode})")
+                used |= seen[0]
+                early = (seen[0] & late).nonzero()
+                if early.numel() and not full:
+                    t = int(early[0])
+                    found = f"{case.where} {place} sees z_{t + 1}, which starts at {case.where} {starts[t]} ({mode})"
+                    return Finding(title, False, found)
+            if full or not late.any():
+                continue
+            changed, _ = look(case, vae, case.x, {name: torch.where(late[:, None], other, z_bnd)})
+            off = moved(plain, changed).flatten(2).any(-1).any(0) & (case.group_place <= place)
+            if off.any():
+                least = int(case.group_place[off].min())
+                return Finding(
+                    title, False, f"{case.where} {least} changes with latents of later {case.where}s ({mode})"
+                )
+        mixed, _ = look(case, vae, case.x, {name: torch.cat((z_bnd[:1], other[1:]))})
+        if moved(plain[0], mixed[0]).any():
+            return Finding(title, False, f"a {case.what} changes with latents of other {case.others} ({mode})")
+    if not used.any():
+        return Finding(title, True, f"no {case.where} sees any latent: a latent-free likelihood")
+    rule = (
+        f"every {case.where} sees all of z" if full else f"{case.where}s see {{z_t : starts[t] ≤ {case.where}}} alone"
+    )
+    return Finding(title, True, rule)
+
+
+# --- The guide ---
+
+
+def check_guide(title: str, case: Case) -> Finding:
+    """The posterior of z_t depends, if anti-causal, on no position before starts[t]; and on no other datum."""
+    causality, starts = getattr(case.vae.guide, "causality", None), case.starts
+    if starts is None or causality is None:
+        lacks = "guide declares no causality" if causality is None else "prior says no starts"
+        starts, causality = torch.zeros(0, dtype=torch.int64), "none"
+        note = f"not checked over positions: the {lacks}"
+    else:
+        note = ""
+    sees_first = torch.zeros(case.spec.positions, dtype=torch.bool)
+    anti_causal, differentiable = causality == "anti_causal", True
+    fills, z, derived = replacements(case), case.latents(), _spread(len(starts))
+    for mode, vae in in_both_modes(case, lambda vae: _moments(case, vae, z, case.x, whole=True)):
+        plain = _moments(case, vae, z, case.x)
+        for t in range(len(starts)):
+            above = case.place < starts[t]
+            grad = None
+            if t in derived:
+                grad = gradient_of(partial(_of_step, case, vae, z, t), case.x.double().clone().requires_grad_())
+                differentiable = differentiable and grad is not None
+            if grad is not None:
+                if (grad[1:] != 0).any():
+                    return Finding(title, False, f"z_{t + 1} of one {case.what} sees other {case.others} ({mode})")
+                seen = torch.zeros(case.spec.positions, dtype=torch.bool)
+                seen[case.place[grad[0] != 0]] = True
+                if t == 0:
+                    sees_first = seen
+                early = case.place[(grad[0] != 0) & above]
+                if early.numel() and anti_causal:
+                    where = f"{case.where} {int(early.min())}, before its start at {case.where} {starts[t]}"
+                    return Finding(title, False, f"z_{t + 1} sees {where} ({mode})")
+            for fill in fills if anti_causal and above.any() else ():
+                changed = _moments(case, vae, z, torch.where(above, fill, case.x))
+                off = moved(plain, changed).flatten(2).any(-1).any(0) & (starts >= starts[t])
+                if off.any():
+                    step = int(off.nonzero()[0])
+                    before = f"{case.where}s before its start at {case.where} {starts[step]}"
+                    return Finding(title, False, f"z_{step + 1} changes with {before} ({mode})")
+        for fill in fills:
+            mixed = _moments(case, vae, z, torch.cat((case.x[:1], fill[1:])), whole=True)
+            if moved(_moments(case, vae, z, case.x, whole=True)[0], mixed[0]).any():
+                return Finding(title, False, f"z of a {case.what} changes with other {case.others} ({mode})")
+    if note:
+        return Finding(title, None, note)
+    kind = "anti-causal" if anti_causal else "not causal, as declared"
+    if not differentiable:
+        return Finding(
+            title, True, f"{kind}, by {len(fills)} replacements of what is not to be seen (there is no derivative)"
+        )
+    return Finding(title, True, f"{kind}; z_1 sees {int(sees_first.sum())} of {len(sees_first)} {case.where}s")
+
+
+def _moments(
+    case: Case, vae: VAE, z: Mapping[str, Tensor], x: Tensor, *, gradient: bool = False, whole: bool = False
+) -> Tensor:
+    """What tells the posteriors of data from others, (B, n, …) of the only site, or with `whole` (B, K) of all."""
+    with torch.random.fork_rng(devices=[]), torch.set_grad_enabled(gradient):
+        torch.manual_seed(0)
+        parts = [_told(drawn, z[name]) for name, drawn in posteriors(vae, case.batch(x), z).items()]
+    return torch.cat([part.reshape(len(x), -1) for part in parts], 1) if whole else parts[0]
+
+
+def _told(drawn: Drawn, z: Tensor) -> Tensor:
+    """Moments of a posterior, (B, …), or its density of fixed latents where it has none."""
+    moments = drawn.moments()
+    if not moments or moments["mean"].isnan().all():
+        return drawn.log_q
+    return torch.cat((moments["mean"], moments["scale"]), dim=-1)
+
+
+# --- Looking ---
+
+
+def _outputs(case: Case, vae: VAE, x: Tensor, z: Mapping[str, Tensor]) -> tuple[Tensor, bool] | None:
+    """What the likelihood says of every group of numbers given those before it, (B, G, …), and how it must be read.
+
+    Parameters at a group must depend on earlier groups alone. Its log-probability depends on the group itself, too, so
+    with those the second entry is False. Of a distribution that is independent over numbers the log-probability of
+    fixed values is asked, through which what the model does with x shows. None if it tells of the whole alone.
+    """
+    distribution, _ = observed(vae, case.batch(x), z)
+    if hasattr(distribution, "parameters_at"):
+        found = distribution.parameters_at(x)
+        return found.reshape(len(x), len(case.group_place), -1), True
+    if hasattr(distribution, "terms"):
+        return distribution.terms(x).reshape(len(x), len(case.group_place), 1), False
+    base: Distribution = distribution
+    while isinstance(base, Independent):
+        base = base.base_dist
+    if base.batch_shape[-len(case.spec.shape) :] != torch.Size(case.spec.shape) or len(base.event_shape):
+        return None
+    terms = base.log_prob(case.x[:1].expand(len(x), *case.spec.shape)).reshape(len(x), -1)
+    groups = terms.new_zeros(len(x), len(case.group_place))
+    return groups.index_add(1, case.order.reshape(-1), terms).unsqueeze(-1), True
+
+
+def look(case: Case, vae: VAE, x: Tensor, z: Mapping[str, Tensor], gradient: bool = False) -> tuple[Tensor, bool]:
+    """`_outputs` with the same noise at each call, such as that of dropout."""
+    with torch.random.fork_rng(devices=[]), torch.set_grad_enabled(gradient):
+        torch.manual_seed(0)
+        found = _outputs(case, vae, x, z)
+    assert found is not None
+    return found
+
+
+def _not_inside(case: Case) -> str:
+    likelihood, _ = observed(case.vae, case.batch(case.x), case.latents())
+    return (
+        f"not checked: {title_of(likelihood)} tells the log-probability of the whole alone; give it parameters_at(x) "
+        "or terms(x)"
+    )
+
+
+def _of_group(case: Case, vae: VAE, z: Mapping[str, Tensor], group: int, x: Tensor) -> Tensor:
+    """What the likelihood says of a group of the first datum, with a gradient by the data."""
+    return look(case, vae, x, z, True)[0][0, group]
+
+
+def _of_place(case: Case, vae: VAE, name: str, here: Tensor, z: Tensor) -> Tensor:
+    """What it says at a position of the first datum, with a gradient by the latents."""
+    return look(case, vae, case.x, {name: z}, True)[0][0, here]
+
+
+def _of_step(case: Case, vae: VAE, z: Mapping[str, Tensor], t: int, x: Tensor) -> Tensor:
+    """What the guide says of a latent step of the first datum, with a gradient by the data."""
+    return _moments(case, vae, z, x, gradient=True)[0, t]
+
+
+def gradient_of(function: Callable[[Tensor], Tensor], leaf: Tensor) -> Tensor | None:
+    """Gradient of what a function gives for `leaf`, along a random direction; None where there is no derivative."""
+    try:
+        out = function(leaf)
+    except (RuntimeError, IndexError, TypeError):
+        return None  # tokens that index a table cannot be real numbers
+    if not out.requires_grad:
+        return None
+    (grad,) = torch.autograd.grad(out, leaf, torch.randn_like(out), allow_unused=True)
+    return grad

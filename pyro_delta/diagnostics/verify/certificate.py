@@ -1,0 +1,155 @@
+"""All checks of a combination of programs, and what they certify."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pyro_delta.diagnostics.trace import trace
+from pyro_delta.diagnostics.verify.case import COUNT, Case, Finding, apart, passes_on, reason
+from pyro_delta.diagnostics.verify.causality import check_conditioning, check_guide, check_network, sweep
+from pyro_delta.diagnostics.verify.distributions import check_normalised, check_posterior, check_prior, check_support
+from pyro_delta.diagnostics.verify.gradient import check_gradient
+from pyro_delta.diagnostics.verify.rate import check_rate
+from pyro_delta.diagnostics.verify.sites import check_sites, in_single_precision
+from pyro_delta.errors import UserError
+from pyro_delta.protocol import Spec
+from pyro_delta.vae import VAE, owner_of
+
+RESTS_ON = ("committed rate", "sites", "normalisation")
+"""Checks that must have been made for a certificate; none of the others may have failed."""
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """All findings, and what they certify.
+
+    Attributes:
+        findings: in order.
+        delta_nats: the committed rate, if it is certified: no check failed, and those that it rests on were made.
+        certified_by: "formula", "type" or "probing"; None if nothing is certified.
+    """
+
+    findings: tuple[Finding, ...]
+    delta_nats: float | None
+    certified_by: str | None = None
+
+    def asdict(self) -> dict[str, Any]:
+        """Plain values, as `pyro-delta verify --json` prints them."""
+        checks = [{"name": f.name, "passed": f.passed, "found": f.found} for f in self.findings]
+        return {
+            "passed": self.failure is None,
+            "delta_nats": self.delta_nats,
+            "certified_by": self.certified_by,
+            "checks": checks,
+        }
+
+    @property
+    def failure(self) -> str | None:
+        """The first check that failed, in a sentence; None if none did."""
+        failed = [finding for finding in self.findings if finding.passed is False]
+        return f"verify failed: {failed[0].name}: {failed[0].found}." if failed else None
+
+    @property
+    def lack(self) -> str | None:
+        """Why nothing is certified although no check failed, in a sentence; None if something is."""
+        if self.failure or self.delta_nats is not None:
+            return None
+        open_ = [finding for finding in self.findings if finding.name in RESTS_ON and finding.passed is None]
+        return f"nothing is certified: {open_[0].name}: {open_[0].found}."
+
+
+def verify(
+    vae: VAE, spec: Spec, seed: int = 0, extras: Mapping[str, Tensor] | None = None, *, batch: int = 32
+) -> Certificate:
+    """Checks rate, sites, distributions, causality, support and gradients of programs for data of `spec`.
+
+    Args:
+        vae: model and guide; they are copied, not changed.
+        spec: of the data.
+        seed: of weights, data and noise.
+        extras: what goes with `COUNT` data in a batch, by name, for programs that take it.
+        batch: data in a batch of the training to come; the programs are tried with 1, `COUNT` and so many.
+
+    Raises:
+        UserError: for programs that cannot be copied, or cannot be run on data of `spec`.
+    """
+    for name, program in (("model", vae.model), ("guide", vae.guide)):
+        if not isinstance(program, nn.Module) and owner_of(program) is None:
+            raise UserError(
+                f"the {name} is a {type(program).__name__}, whose weights cannot be copied and drawn anew; give a "
+                "torch.nn.Module, or a method of one."
+            )
+    sizes = (1, COUNT, batch)
+    with apart(vae, double=False):
+        torch.manual_seed(seed)
+        single = Case(vae, spec, extras or {}, sizes, double=False)
+        _tried(single)
+        singles, swept = in_single_precision(single), _swept(single)
+    with apart(vae):
+        torch.manual_seed(seed)
+        case = Case(vae, spec, extras or {}, sizes)
+        _tried(case)
+        rate, delta, by = _rate_made(case)
+        checks: dict[str, Callable[[str, Case], Finding]] = {
+            "distribution of the prior": check_prior,
+            "distribution of the posterior": check_posterior,
+            "support": check_support,
+            "normalisation": check_normalised,
+            "causality of the network": lambda title, case: check_network(title, case, swept),
+            "causality of the conditioning": check_conditioning,
+            "causality of the guide": check_guide,
+            "gradient": check_gradient,
+            "sites": lambda title, case: check_sites(title, case, singles),
+        }
+        findings = (rate, *(_made(title, check, case) for title, check in checks.items()))
+    failed = any(finding.passed is False for finding in findings)
+    if failed or any(finding.passed is None for finding in findings if finding.name in RESTS_ON):
+        return Certificate(findings, None)
+    return Certificate(findings, delta, by)
+
+
+@torch.no_grad()
+def _tried(case: Case) -> None:
+    """Runs the programs once; what they fail with on such data is the user's to mend."""
+    try:
+        trace(case.vae, case.batch(case.x))
+    except Exception as error:
+        if passes_on(error):
+            raise
+        raise UserError(f"model and guide cannot be run on data of {case.spec}: {reason(error)}.") from error
+
+
+def _swept(case: Case) -> str | None:
+    """What a sweep finds; one that fails does so in double precision, too, and is reported there."""
+    try:
+        return sweep(case)
+    except Exception as error:
+        if passes_on(error):
+            raise
+        return None
+
+
+def _rate_made(case: Case) -> tuple[Finding, float | None, str | None]:
+    title = RESTS_ON[0]
+    try:
+        finding, delta = check_rate(title, case)
+    except Exception as error:
+        if passes_on(error):
+            raise
+        return Finding(title, False, f"it cannot be checked: {reason(error)}"), None, None
+    return finding, delta, None if delta is None else "formula"
+
+
+def _made(title: str, check: Callable[[str, Case], Finding], case: Case) -> Finding:
+    """A finding; a check that the programs do not let be made has failed."""
+    try:
+        return check(title, case)
+    except Exception as error:
+        if passes_on(error):
+            raise
+        return Finding(title, False, f"it cannot be checked: {reason(error)}")

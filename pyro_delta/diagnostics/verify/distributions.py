@@ -1,0 +1,237 @@
+"""Do distributions draw what they score, and are likelihoods normalised?"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from pyro.distributions import MaskedDistribution
+from torch import Tensor
+from torch.distributions import Distribution, Independent, MixtureSameFamily, TransformedDistribution, constraints
+
+from pyro_delta.diagnostics.trace import observed, posteriors, trace
+from pyro_delta.diagnostics.verify.case import Case, Finding, moved
+from pyro_delta.distributions.any_gaussian import title_of
+from pyro_delta.distributions.float64 import as_float64
+
+DRAWS = 20_000
+"""Samples for the agreement of `rsample`, `log_prob`, `mean` and `variance`."""
+LARGEST_Z = 6.0
+"""Standard errors by which a sample mean may be off: about one false alarm in 10⁸ coordinates."""
+OUTCOMES = 2**14
+"""Most values that are summed over for the normalisation of a distribution of a user's own."""
+TERMS = 4
+"""Groups of numbers whose conditional distribution is summed, of a likelihood of a user's own."""
+NORMALISED = 1e-6
+"""What a sum of probabilities may be off from 1."""
+NEVER_NORMALISED = {"Unit", "ImproperUniform", "Delta"}
+"""Classes of Pyro's that are no densities over what they are evaluated at, or carry a factor of one's own."""
+OWN_PARTS = {"parameters_at", "sample", "expand", "noise", "support", "arg_constraints", "has_rsample"}
+"""What a subclass of a shipped distribution may change without touching how parameters become probabilities."""
+
+
+# --- Draws against densities ---
+
+
+@torch.no_grad()
+def check_prior(title: str, case: Case) -> Finding:
+    """Do the priors' draws have the mean, variance and density that they state?"""
+    finding = Finding(title, None, "there is none")
+    for latent in trace(case.vae, case.batch(case.x[:1])).latents.values():
+        finding = _agreement(title, latent.p)
+        if not finding.passed:
+            break
+    return finding
+
+
+@torch.no_grad()
+def check_posterior(title: str, case: Case) -> Finding:
+    """The same of the posteriors."""
+    finding = Finding(title, None, "there is none")
+    for drawn in posteriors(case.vae, case.batch(case.x[:1])).values():
+        finding = _agreement(title, drawn.q)
+        if not finding.passed:
+            break
+    return finding
+
+
+def _agreement(title: str, distribution: Distribution) -> Finding:
+    """Do samples have the mean and variance that are stated, and the density that is evaluated?
+
+    The density by Stein's identity: E[(z_i − m_i) ∂_i log p(z)] = −1 for every coordinate of any density that falls off
+    to zero, as one over all real numbers does.
+    """
+    wide = as_float64(distribution)
+    if wide.support.is_discrete:
+        return Finding(title, None, f"not checked: {title_of(distribution)} is of integers")
+    try:
+        z = wide.rsample((DRAWS,))
+        mean, variance = wide.mean, wide.variance
+    except NotImplementedError as error:
+        return Finding(title, False, f"{type(distribution).__name__} lacks {str(error) or 'rsample, mean or variance'}")
+    centred = z - mean
+    measured = [("mean", z, mean), ("variance", centred.square(), variance)]
+    if real := is_real(wide.support):
+        with torch.enable_grad():
+            leaf = z.detach().requires_grad_()
+            (score,) = torch.autograd.grad(wide.log_prob(leaf).sum(), leaf)
+        measured.append(("log_prob (Stein's identity)", centred * score, -torch.ones_like(mean)))
+    for what, values, expected in measured:
+        deviation = values.std(0) / math.sqrt(DRAWS)
+        off = (values.mean(0) - expected).abs() / deviation.clamp_min(1e-12)
+        if not off.max() <= LARGEST_Z:
+            place = tuple(int(i) for i in torch.unravel_index(off.argmax(), off.shape))
+            return Finding(
+                title,
+                False,
+                f"rsample disagrees with {what} at {place}: {values.mean(0)[place]:.4g} in {DRAWS} draws, "
+                f"{expected.expand_as(off)[place]:.4g} stated",
+            )
+    return Finding(title, True, "rsample, log_prob, mean and variance agree" if real else "mean and variance agree")
+
+
+def is_real(support: Any) -> bool:
+    """Whether a support is all real numbers."""
+    while isinstance(support, constraints.independent):
+        support = support.base_constraint
+    return isinstance(support, type(constraints.real))
+
+
+def check_support(title: str, case: Case) -> Finding:
+    """Does the guide draw what the prior can score, and does the likelihood take the data?"""
+    vae, batch, what = case.vae, case.batch(case.x), case.others
+    for name, latent in trace(vae, batch).latents.items():
+        support: Any = latent.p.support
+        if not support.check(latent.placed).all():
+            return Finding(title, False, f"the guide draws {name!r} outside the prior's support")
+    likelihood, x = observed(vae, batch, case.latents())
+    support = likelihood.support
+    if case.spec.levels is not None and not support.is_discrete:
+        return Finding(title, False, f"{what} are integers, but {title_of(likelihood)} is a density")
+    if case.spec.levels is None and support.is_discrete:
+        return Finding(title, False, f"{what} are real numbers, but {title_of(likelihood)} is of integers")
+    if not support.check(x).all():
+        return Finding(title, False, f"{what} lie outside the likelihood's support")
+    if (shape := likelihood.log_prob(x).shape) != likelihood.batch_shape:
+        return Finding(title, False, f"log_prob of {len(x)} {what} has shape {tuple(shape)}")
+    return Finding(title, True, f"latents and {what} lie in it")
+
+
+# --- Normalisation ---
+
+
+@torch.no_grad()
+def check_normalised(title: str, case: Case) -> Finding:
+    """Is the likelihood a probability over data: by its type, or by sums over values where its class is not known?"""
+    likelihood, _ = observed(case.vae, case.batch(case.x), case.latents())
+    core: Any = likelihood
+    while isinstance(core, (Independent, MaskedDistribution)) and _is_of_torch(type(core)):
+        core = core.base_dist
+    if _by_type(core):
+        return Finding(title, True, f"{title_of(likelihood)} is normalised by type")
+    name = title_of(core)
+    levels, numbers = case.spec.levels, math.prod(case.spec.shape)
+    if levels is not None and numbers * math.log(levels) <= math.log(OUTCOMES):
+        return _summed(title, name, _over_all(likelihood, case, levels, numbers))
+    if core is not likelihood and not len(core.event_shape) and (levels or 0) <= OUTCOMES:
+        return _summed(title, name, _over_numbers(core, levels, case.x.dtype))
+    if not hasattr(core, "terms"):
+        return Finding(
+            title,
+            None,
+            f"not checked: {name} is a class of its own, whose log_prob is that of the whole alone; give it terms(x)",
+        )
+    terms, whole = core.terms(case.x), core.log_prob(case.x)
+    if (off := moved(whole, terms.flatten(len(whole.shape)).sum(-1))).any():
+        i = int(off.flatten().nonzero()[0])
+        total = terms.reshape(len(case.x), -1).sum(-1)[i]
+        return Finding(
+            title, False, f"log_prob of {name} is {whole[i].item():.6g} nats, the sum of its terms {total.item():.6g}"
+        )
+    return _terms_summed(title, name, case)
+
+
+def _is_of_torch(cls: type) -> bool:
+    return cls.__module__.startswith(("torch.distributions", "pyro.distributions"))
+
+
+def _by_type(distribution: Any) -> bool:
+    """Whether a distribution is normalised because of its exact class, or one that changes its parameters alone."""
+    cls = type(distribution)
+    if isinstance(distribution, (Independent, MaskedDistribution)) and _is_of_torch(cls):
+        return _by_type(distribution.base_dist)
+    if isinstance(distribution, TransformedDistribution) and _is_of_torch(cls):
+        transforms = all(type(part).__module__.startswith(("torch.", "pyro.")) for part in distribution.transforms)
+        return transforms and _by_type(distribution.base_dist)
+    if isinstance(distribution, MixtureSameFamily) and _is_of_torch(cls):
+        parts = (distribution.mixture_distribution, distribution.component_distribution)
+        return all(_by_type(part) for part in parts)
+    if _is_of_torch(cls):
+        return cls.__name__ not in NEVER_NORMALISED
+    own: set[str] = set()
+    for base in cls.__mro__:
+        if base.__module__.startswith("pyro_delta.distributions"):
+            changed = {name for name in own if not (name.startswith("__") and name != "__call__")} - OWN_PARTS
+            return not changed
+        own |= vars(base).keys()
+    return False
+
+
+def _over_all(likelihood: Distribution, case: Case, levels: int, numbers: int) -> Tensor:
+    """Sum of the probabilities of all data, for the latents of the first datum."""
+    count = levels**numbers
+    codes = torch.arange(count)[:, None] // levels ** torch.arange(numbers) % levels
+    x = codes.reshape(count, *case.spec.shape).to(case.x.dtype)
+    return _likelihood_of_first(case, x).log_prob(x).exp().sum()
+
+
+def _likelihood_of_first(case: Case, x: Tensor) -> Distribution:
+    """What the model observes data by, for the latents of the first datum."""
+    z = {name: value[:1].expand(len(x), *value.shape[1:]) for name, value in case.latents().items()}
+    return observed(case.vae, case.batch(x), z)[0]
+
+
+def _over_numbers(base: Distribution, levels: int | None, dtype: torch.dtype) -> Tensor:
+    """Sum, or integral, over each number that is independent of the others."""
+    if levels is not None:
+        values = torch.arange(levels).to(dtype)
+        grid = values.reshape(-1, *[1] * len(base.batch_shape)).expand(-1, *base.batch_shape)
+        return base.log_prob(grid).exp().sum(0)
+    # x = m + s·sinh t reaches far into the tails; the integrand falls off at both ends.
+    t = torch.linspace(-12, 12, 4097)
+    shape = (-1, *[1] * len(base.batch_shape))
+    spread = base.stddev
+    grid = base.mean + spread * torch.sinh(t).reshape(shape)
+    return (base.log_prob(grid).exp() * spread * torch.cosh(t).reshape(shape)).sum(0) * (t[1] - t[0])
+
+
+def _terms_summed(title: str, name: str, case: Case) -> Finding:
+    """The conditional distribution of some groups of numbers, summed over their values."""
+    levels, groups = case.spec.levels, len(case.group_place)
+    chosen = sorted({0, groups - 1, *torch.randint(groups, (TERMS - 2,)).tolist()})
+    for group in chosen:
+        here = (case.order == group).reshape(-1).nonzero()[:, 0]
+        if levels is None or len(here) * math.log(levels) > math.log(OUTCOMES):
+            what = "real numbers" if levels is None else f"{len(here)} numbers of {levels} levels"
+            return Finding(
+                title, None, f"not checked: {name} is a class of its own, and its terms of {what} cannot be summed"
+            )
+        count = levels ** len(here)
+        x = case.x[:1].reshape(1, -1).repeat(count, 1)
+        x[:, here] = (torch.arange(count)[:, None] // levels ** torch.arange(len(here)) % levels).to(x.dtype)
+        x = x.reshape(count, *case.spec.shape)
+        core: Any = _likelihood_of_first(case, x)
+        total = core.terms(x).reshape(count, groups)[:, group].exp().sum()
+        if not (total - 1).abs() <= NORMALISED:
+            return Finding(
+                title, False, f"the probabilities of {case.name(group)} by {name} sum to {total.item():.6g}, not 1"
+            )
+    return Finding(title, True, f"the terms of {name} sum to one at {len(chosen)} of {groups} places")
+
+
+def _summed(title: str, name: str, total: Tensor) -> Finding:
+    worst = total.flatten()[(total.flatten() - 1).abs().nan_to_num(nan=torch.inf).argmax()]
+    if not (worst - 1).abs() <= NORMALISED:
+        return Finding(title, False, f"the probabilities of {name} sum to {worst.item():.6g}, not 1")
+    return Finding(title, True, f"the probabilities of {name} sum to one")

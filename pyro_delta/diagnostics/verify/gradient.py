@@ -1,0 +1,48 @@
+"""Is what the optimiser follows the gradient of what is minimised?"""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor
+
+from pyro_delta.diagnostics.trace import trace
+from pyro_delta.diagnostics.verify.case import Case, Finding, shake
+from pyro_delta.diagnostics.verify.distributions import is_real
+
+
+def check_gradient(title: str, case: Case) -> Finding:
+    """−ELBO's gradient along a random direction, against finite differences with the same noise.
+
+    Latents of other kinds than real numbers are no smooth function of their noise: they stay as they are.
+    """
+    vae, batch = copy.deepcopy(case.vae), case.batch(case.x)
+    shake(vae, 0.05)
+    with torch.no_grad():
+        latents = trace(vae, batch).latents
+    fixed = {name: latent.z for name, latent in latents.items() if not is_real(latent.q.support)}
+    parameters = [p for p in vae.parameters() if p.requires_grad]
+    direction = [torch.randn_like(p) for p in parameters]
+
+    def loss() -> Tensor:
+        torch.manual_seed(0)
+        seen = trace(vae, batch, fixed)
+        return (seen.log_q - seen.log_p - seen.log_px).sum()
+
+    if not parameters:
+        return Finding(title, None, "there are no parameters")
+    grads = torch.autograd.grad(loss(), parameters, allow_unused=True)
+    slope = sum((g * v).sum().item() for g, v in zip(grads, direction, strict=True) if g is not None)
+    values = []
+    for side in (1e-5, -1e-5):
+        with torch.no_grad():
+            for parameter, v in zip(parameters, direction, strict=True):
+                parameter.add_(side * v)
+            values.append(loss().item())
+            for parameter, v in zip(parameters, direction, strict=True):
+                parameter.sub_(side * v)
+    measured = (values[0] - values[1]) / 2e-5
+    if not abs(slope - measured) <= 1e-3 * max(abs(slope), abs(measured), 1.0):
+        return Finding(title, False, f"{slope:.6g} along a random direction, {measured:.6g} by finite differences")
+    return Finding(title, True, f"agrees with finite differences ({slope:.6g})")

@@ -1,0 +1,249 @@
+"""What model and guide do at their sites, against what the programs say alone, and against themselves.
+
+A rate is read off one trace. Here the traces are compared that training, evaluation, other batches, other data and
+single precision give: the certificate holds for all of them, or it says which differs.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributions import Distribution
+
+from pyro_delta.call import call
+from pyro_delta.diagnostics.trace import Site, placed, sites
+from pyro_delta.diagnostics.verify.case import COUNT, Case, Finding, first, moved, widened, without_dropout
+from pyro_delta.distributions.any_gaussian import title_of
+from pyro_delta.vae import VAE
+
+CALLS = 4
+"""Times that the programs are called in training mode, for a density that changes with each call."""
+SINGLE = 1e-3
+"""Part of a log-probability, and nats, by which single precision may differ from double."""
+MODES = ("evaluation mode", "training mode")
+
+
+@dataclass(frozen=True)
+class Single:
+    """What a trace in single precision gave: data, latents, and log-probabilities (B,) by site."""
+
+    mode: str
+    x: Tensor
+    z: dict[str, Tensor]
+    log_prob: dict[str, Tensor]
+
+
+@torch.no_grad()
+def in_single_precision(case: Case) -> list[Single]:
+    """Traces of the programs as they came, in both modes, on random, blank and full data."""
+    found = []
+    for mode, vae in _modes(case):
+        z = {name: site.value for name, site in sites(vae, "guide", case.batch(case.x), {}).items()}
+        sites_of = _run(case, vae, case.x, z)
+        found.append(Single(mode, case.x, z, _log_probs(sites_of)))
+    return found
+
+
+def _log_probs(found: dict[str, dict[str, Site]]) -> dict[str, Tensor]:
+    of_q = {f"q of {name!r}": site.log_prob for name, site in found["guide"].items()}
+    return of_q | {f"p of {name!r}": site.log_prob for name, site in found["model"].items()}
+
+
+def check_sites(title: str, case: Case, singles: list[Single]) -> Finding:
+    """The first way in which sites differ from what is certified, or that there is none."""
+    for check in (_plain_sites, _after_calls, _as_stated, _in_both_modes, _one_by_one):
+        if (found := check(case)) is not None:
+            return Finding(title, *found)
+    if (found := _as_in_single(case, singles)) is not None:
+        return Finding(title, *found)
+    sizes = ", ".join(map(str, case.sizes))
+    return Finding(title, True, f"the same in training and evaluation, in batches of {sizes}, single and double")
+
+
+Found = tuple[bool | None, str] | None
+
+
+@torch.no_grad()
+def _run(case: Case, vae: VAE, x: Tensor, z: Mapping[str, Tensor], seed: int = 0) -> dict[str, dict[str, Site]]:
+    """Sites of guide and model on data, given latents, with the same noise at each call."""
+    torch.manual_seed(seed)
+    batch = case.batch(x)
+    return {part: sites(vae, part, batch, z) for part in ("guide", "model")}
+
+
+def _modes(case: Case) -> list[tuple[str, VAE]]:
+    return [(MODES[0], case.vae), (MODES[1], without_dropout(copy.deepcopy(case.vae)))]
+
+
+# --- What stands at the sites ---
+
+
+def _plain_sites(case: Case) -> Found:
+    """No scale and no mask, which would make another thing of the bound than of the rate that is certified."""
+    z = case.latents()
+    for mode, vae in _modes(case):
+        found = _run(case, vae, case.x, z)
+        scales = [(name, torch.as_tensor(site.scale)) for part in found.values() for name, site in part.items()]
+        flat = torch.cat([scale.double().flatten() for _, scale in scales])
+        if flat.max() != flat.min():
+            name, scale = max(scales, key=lambda pair: (pair[1] - 1).abs().max().item())
+            times = scale.flatten()[0].item()
+            return False, f"the site {name!r} counts {times:g} times in training ({mode}); take poutine.scale away"
+        for part, of_part in found.items():
+            for name, site in of_part.items():
+                if _masked(site.mask) and not case.extras:
+                    return False, (
+                        f"the {part} masks the site {name!r} ({mode}), so that not all of it counts; take "
+                        "poutine.mask away"
+                    )
+    return None
+
+
+def _masked(mask: Any) -> bool:
+    return mask is not None and not bool(torch.as_tensor(mask).all())
+
+
+def _as_stated(case: Case) -> Found:
+    """The distributions at the sites are those that prior, likelihood and guide state when they are called alone."""
+    for mode, vae in _modes(case):
+        for size in case.sizes:
+            x = case.data(size)
+            z = case.latents(x)
+            torch.manual_seed(0)
+            found = _run(case, vae, x, z)
+            for what, site, stated in _stated(case, vae, x, z, found):
+                torch.manual_seed(0)
+                distribution = stated()
+                if not isinstance(distribution, Distribution):
+                    continue
+                value = site.value if site.observed else placed(site.value, site.fn, site.dim)
+                with torch.no_grad():
+                    alone, there = distribution.log_prob(value), site.fn.log_prob(value)
+                if moved(there, alone.expand_as(there)).any():
+                    return False, f"{what}, in a batch of {size} ({mode})"
+    return None
+
+
+def _stated(
+    case: Case, vae: VAE, x: Tensor, z: Mapping[str, Tensor], found: dict[str, dict[str, Site]]
+) -> list[tuple[str, Site, Callable[[], Any]]]:
+    """What is wrong if they differ, a site, and what makes the distribution that is stated for it."""
+    batch = case.batch(x)
+    extras = {key: value for key, value in batch.items() if key != "x"} if isinstance(batch, dict) else {}
+    guide, model = found["guide"], found["model"]
+    stated: list[tuple[str, Site, Callable[[], Any]]] = []
+    if len(guide) != 1:
+        return stated
+    (name,) = guide
+    posterior = getattr(vae.guide, "posterior", None)
+    if callable(posterior):
+        what = f"the guide samples {name!r} from another distribution than its posterior(x)"
+        stated.append((what, guide[name], lambda: call(posterior, extras, x)))
+    prior, likelihood = (getattr(vae.model, part, None) for part in ("prior", "likelihood"))
+    if callable(prior):
+        what = f"the density of {name!r} in the model's plate is another than that of its prior alone"
+        stated.append((what, model[name], lambda: call(prior, extras)))
+    observed = [site for site in model.values() if site.observed]
+    if callable(likelihood) and len(observed) == 1:
+        what = "the model observes data by another distribution than its likelihood(z)"
+        stated.append((what, observed[0], lambda: call(likelihood, extras, z[name])))
+    return stated
+
+
+# --- Against themselves ---
+
+
+def _one_by_one(case: Case) -> Found:
+    """A datum has the same log-probabilities alone and in batches of any size."""
+    x = case.data(max(*case.sizes, COUNT))
+    z = case.latents(x)
+    for mode, vae in _modes(case):
+        if mode == MODES[1] and _noisy(case, vae, x[:COUNT], first(z, COUNT)):
+            continue
+        alone = [_run(case, vae, x[i : i + 1], {name: v[i : i + 1] for name, v in z.items()}) for i in range(COUNT)]
+        for size in sorted({COUNT, *case.sizes}):
+            for part, of_part in _run(case, vae, x[:size], first(z, size)).items():
+                for name, site in of_part.items():
+                    there = site.log_prob[:COUNT]
+                    before = torch.cat([one[part][name].log_prob for one in alone[: len(there)]])
+                    if (off := moved(before, there)).any():
+                        i = int(off.nonzero()[0])
+                        return False, (
+                            f"the log-probability of one {case.what} at {name!r} of the {part} is "
+                            f"{before[i].item():.6g} nats alone and {there[i].item():.6g} in a batch of {size} ({mode})"
+                        )
+    return None
+
+
+def _noisy(case: Case, vae: VAE, x: Tensor, z: Mapping[str, Tensor]) -> bool:
+    """Whether log-probabilities of given values differ from call to call."""
+    one, two = (_run(case, vae, x, z, seed) for seed in (1, 2))
+    return any(
+        bool(moved(site.log_prob, two[part][name].log_prob).any()) for part in one for name, site in one[part].items()
+    )
+
+
+def _in_both_modes(case: Case) -> Found:
+    """Priors and posteriors are the same in training, with everything switched on, as in evaluation."""
+    z = case.latents()
+    plain = _run(case, case.vae, case.x, z)
+    training = copy.deepcopy(case.vae).train()
+    for seed in (1, 2):
+        found = _run(case, training, case.x, z, seed)
+        for part, whose in (("model", "prior"), ("guide", "posterior")):
+            for name, site in found[part].items():
+                if site.observed:
+                    continue
+                there = plain[part][name]
+                if (one := title_of(there.fn)) != (other := title_of(site.fn)):
+                    return False, f"the {whose} of {name!r} is {one} in evaluation mode and {other} in training mode"
+                if moved(there.log_prob, site.log_prob).any():
+                    # A posterior that is another at each call, as by dropout, is a mixture: the family is not known.
+                    return (
+                        None if part == "guide" else False,
+                        f"the density of the {whose} of {name!r} in training mode is another than in evaluation mode",
+                    )
+    return None
+
+
+def _after_calls(case: Case) -> Found:
+    """The prior is still the same after some calls in training mode: no counter, no buffer moves it."""
+    z = case.latents()
+    vae = copy.deepcopy(case.vae).train()
+    before = _run(case, vae, case.x, z)["model"]
+    for _ in range(CALLS):
+        after = _run(case, vae, case.x, z)["model"]
+    after_in_evaluation = _run(case, vae.eval(), case.x, z)["model"]
+    for name, site in before.items():
+        if site.observed:
+            continue
+        for later in (after, after_in_evaluation):
+            if moved(site.log_prob, later[name].log_prob).any():
+                return False, (
+                    f"the prior of {name!r} changes with the calls of the model: {site.log_prob[0].item():.6g} nats of "
+                    f"a value at first, {later[name].log_prob[0].item():.6g} after {CALLS} more"
+                )
+    return None
+
+
+def _as_in_single(case: Case, singles: list[Single]) -> Found:
+    """What the programs give in single precision, in which they are trained, is the same but for rounding."""
+    vaes = dict(_modes(case))
+    for single in singles:
+        z = {name: widened(values) for name, values in single.z.items()}
+        found = _run(case, vaes[single.mode], widened(single.x), z)
+        for name, there in _log_probs(found).items():
+            here = single.log_prob[name].double()
+            off = (here - there).abs() > SINGLE * (1 + there.abs())
+            if (off & there.isfinite() | (here.isfinite() != there.isfinite())).any():
+                i = int(off.nonzero()[0]) if off.any() else 0
+                return False, (
+                    f"the log-probability {name} is {here[i].item():.6g} nats in single precision and "
+                    f"{there[i].item():.6g} in double ({single.mode})"
+                )
+    return None

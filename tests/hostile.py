@@ -1,0 +1,376 @@
+"""Programs that look like δ-VAEs and are not: none may be certified, for reasons that `test_hostile.py` says."""
+
+import math
+
+import pyro
+import pyro.distributions as dist
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.distributions import constraints
+
+from pyro_delta.distributions import AutoregressiveImage, GaussianAR1, GaussianSequence
+from pyro_delta.guides import AntiCausalGuide
+from pyro_delta.models import GatedPixelCNNLikelihood
+
+# --- Likelihoods ---
+
+
+class SeesItself(AutoregressiveImage):
+    """Every pixel, outside the network."""
+
+    def parameters_at(self, x):
+        return super().parameters_at(x) + 0.1 * x.movedim(-3, -1)[..., :1].to(self.z.dtype)
+
+
+class SeesOnePixel(AutoregressiveImage):
+    """The pixel (1, 3) sees itself, a little."""
+
+    def parameters_at(self, x):
+        found = super().parameters_at(x).clone()
+        found[..., 1, 3, :] += 1e-3 * x[..., :1, 1, 3].to(found)
+        return found
+
+
+class SeesOneChannel(AutoregressiveImage):
+    """The last channel of the pixel after this one."""
+
+    def parameters_at(self, x):
+        later = torch.roll(x[..., -1, :, :], -1, -1)
+        return super().parameters_at(x) + torch.where(later == 3, 0.01, 0.0)[..., None].to(self.z.dtype)
+
+
+class SeesInOneBatch(AutoregressiveImage):
+    """In batches of eight alone."""
+
+    def parameters_at(self, x):
+        found = super().parameters_at(x)
+        return found + 0.1 * x.movedim(-3, -1)[..., :1].to(found) if len(x) == 8 else found
+
+
+class SeesInTraining(AutoregressiveImage):
+    """The network is asked, in which mode it is."""
+
+    def parameters_at(self, x):
+        found = super().parameters_at(x)
+        return found + 0.1 * x.movedim(-3, -1)[..., :1].to(found) if self.network.training else found
+
+
+class SeesBlanks(AutoregressiveImage):
+    """Only where all pixels that come are blank."""
+
+    def parameters_at(self, x):
+        found = super().parameters_at(x)
+        blank = (x.flatten(-3)[..., -5:] == 0).all(-1)
+        return found + 0.1 * blank.to(found)[..., None, None, None]
+
+
+class Bonus(AutoregressiveImage):
+    """A hundred nats for everybody."""
+
+    def log_prob(self, x):
+        return super().log_prob(x) + 100
+
+
+class BonusInside(AutoregressiveImage):
+    """The same, a part with each pixel."""
+
+    def pixel_log_prob(self, x):
+        return super().pixel_log_prob(x) + 0.5
+
+
+class Generous(dist.Categorical):
+    """A scalar of one's own that is no probability."""
+
+    def log_prob(self, value):
+        return super().log_prob(value) + 0.1
+
+    def expand(self, batch_shape, _instance=None):
+        return Generous(logits=self.logits.expand((*batch_shape, self.logits.shape[-1])))
+
+
+class Opaque(AutoregressiveImage):
+    """Tells the whole alone, and a hundred nats too much."""
+
+    def __getattribute__(self, name):
+        if name in ("terms", "parameters_at"):
+            raise AttributeError(name)
+        return super().__getattribute__(name)
+
+    def log_prob(self, x):
+        return AutoregressiveImage(self.network, self.z, validate_args=False).log_prob(x) + 100
+
+
+def likelihood_of(cls):
+    """A likelihood that gives a distribution of a class of its own."""
+
+    class Likelihood(GatedPixelCNNLikelihood):
+        def forward(self, z):
+            p = super().forward(z)
+            return cls(p.network, p.z, validate_args=False)
+
+    return Likelihood
+
+
+Itself, OnePixel, OneChannel = likelihood_of(SeesItself), likelihood_of(SeesOnePixel), likelihood_of(SeesOneChannel)
+InOneBatch, InTraining, Blanks = map(likelihood_of, (SeesInOneBatch, SeesInTraining, SeesBlanks))
+WithBonus, WithBonusInside, Whole = likelihood_of(Bonus), likelihood_of(BonusInside), likelihood_of(Opaque)
+
+
+class Numbers(nn.Module):
+    """All numbers independent given z, each a hair too probable."""
+
+    def __init__(self, spec, prior, *, hidden: int = 4):
+        super().__init__()
+        self.shape, self.levels = spec.shape, spec.levels
+        self.out = nn.Linear(prior().event_shape.numel(), math.prod(spec.shape) * spec.levels)
+        self.conditioning = "full"
+
+    def forward(self, z):
+        logits = self.out(z.flatten(-2)).unflatten(-1, (*self.shape, self.levels))
+        return Generous(logits=logits).to_event(len(self.shape))
+
+
+# --- Priors ---
+
+
+class Chain(dist.TorchDistribution):
+    """GaussianAR1 in a class of its own, for others to spoil."""
+
+    has_rsample, arg_constraints, support = True, {}, constraints.independent(constraints.real, 2)
+
+    def __init__(self, alpha, length, batch_shape=torch.Size()):  # noqa: B008
+        self.alpha, self.length = alpha, length
+        super().__init__(batch_shape, torch.Size((length, len(alpha))), validate_args=False)
+
+    def inner(self):
+        return GaussianAR1(self.alpha.expand(self.batch_shape + self.alpha.shape), self.length)
+
+    def rsample(self, sample_shape=torch.Size()):  # noqa: B008
+        return self.inner().rsample(sample_shape)
+
+    def log_prob(self, value):
+        return self.inner().log_prob(value)
+
+    @property
+    def mean(self):
+        return self.inner().mean
+
+    @property
+    def variance(self):
+        return self.inner().variance
+
+    def expand(self, batch_shape, _instance=None):
+        return type(self)(self.alpha, self.length, torch.Size(batch_shape))
+
+
+class LosesAlpha(Chain):
+    """Under a plate it is N(0, 1)."""
+
+    def expand(self, batch_shape, _instance=None):
+        return LosesAlpha(0 * self.alpha, self.length, torch.Size(batch_shape))
+
+
+class InSingle(Chain):
+    """In single precision, in which it is trained, it is N(0, 1)."""
+
+    def inner(self):
+        alpha = self.alpha if self.alpha.dtype == torch.float64 else 0 * self.alpha
+        return GaussianAR1(alpha.expand(self.batch_shape + alpha.shape), self.length)
+
+
+class Far(Chain):
+    """A mixture with a second, small hill far away: posteriors there cost −ln w, whatever α is."""
+
+    weight = 1e-6
+
+    def parts(self):
+        return self.inner(), dist.Normal(torch.full(self.event_shape, 40.0, dtype=self.alpha.dtype), 0.5).to_event(2)
+
+    def log_prob(self, value):
+        near, far = (part.log_prob(value) for part in self.parts())
+        return torch.logaddexp(math.log1p(-self.weight) + near, math.log(self.weight) + far)
+
+
+class Prior(nn.Module):
+    """A prior over the rows, of a distribution to be said."""
+
+    distribution = GaussianAR1
+
+    def __init__(self, spec, *, dims: int = 2, alpha: float = 0.9):
+        super().__init__()
+        self.register_buffer("alpha", torch.full((dims,), alpha))
+        self.register_buffer("starts", torch.arange(spec.positions))
+
+    def forward(self):
+        return self.distribution(self.alpha, len(self.starts))
+
+
+class Forgetful(Prior):
+    distribution = LosesAlpha
+
+
+class Single(Prior):
+    distribution = InSingle
+
+
+class TwoHills(Prior):
+    distribution = Far
+
+
+class Shrinking(Prior):
+    """A buffer that is a little less after each call in training."""
+
+    def forward(self):
+        if self.training:
+            self.alpha.mul_(0.99)
+        return super().forward()
+
+
+class Counting(Prior):
+    """The same by a counter, which no state dict shows."""
+
+    calls = 0
+
+    def forward(self):
+        self.calls += self.training
+        return GaussianAR1(self.alpha * 0.999**self.calls, len(self.starts))
+
+
+class Lent(Prior):
+    """Another's parameter, which training moves: `correlated` puts it into the likelihood."""
+
+    lender = staticmethod(lambda: torch.ones(2))
+
+    def forward(self):
+        return GaussianAR1(torch.tanh(self.lender()), len(self.starts))
+
+
+class CutOff(Lent):
+    """The same without its gradient."""
+
+    def forward(self):
+        return GaussianAR1(torch.tanh(self.lender().detach()), len(self.starts))
+
+
+class Correlated(GatedPixelCNNLikelihood):
+    """Owns the correlation of its prior."""
+
+    def __init__(self, spec, prior, *, use_latents: bool = True, channels: tuple[int, ...] = (6, 4),
+                 row_blocks: tuple[int, ...] = (1, 1), pixel_blocks: int = 1, mixtures: int = 2):  # fmt: skip
+        super().__init__(spec, prior, use_latents=use_latents, channels=channels, row_blocks=row_blocks,
+                         pixel_blocks=pixel_blocks, mixtures=mixtures)  # fmt: skip
+        self.correlation = nn.Parameter(torch.ones(2))
+        prior.lender = Lender(self)
+
+
+class Lender:
+    """A way to a parameter that no module registers."""
+
+    def __init__(self, owner):
+        self.owner = owner
+
+    def __call__(self):
+        return self.owner.correlation
+
+
+class FalseFloor(nn.Module):
+    """Claims the rate of its largest α."""
+
+    def __init__(self, spec, *, dims: int = 2):
+        super().__init__()
+        self.register_buffer("starts", torch.arange(spec.positions))
+        self.raw = nn.Parameter(torch.full((dims,), 40.0))
+        self.floor_nats = 2.0
+
+    def forward(self):
+        return GaussianAR1(0.9 * torch.sigmoid(self.raw / 10), len(self.starts))
+
+
+# --- Guides ---
+
+
+class Scaled(AntiCausalGuide):
+    """Its rate counts a hundredth in training."""
+
+    def forward(self, x):
+        with pyro.poutine.scale(scale=0.01), pyro.plate("data", x.shape[0]):
+            return pyro.sample("z", self.posterior(x))
+
+
+class Masked(AntiCausalGuide):
+    """Its rate does not count at all."""
+
+    def forward(self, x):
+        with pyro.poutine.mask(mask=torch.zeros(x.shape[0], dtype=torch.bool)), pyro.plate("data", x.shape[0]):
+            return pyro.sample("z", self.posterior(x))
+
+
+class ScaledInTraining(AntiCausalGuide):
+    """The same in training alone."""
+
+    def forward(self, x):
+        with pyro.poutine.scale(scale=0.5 if self.training else 1.0), pyro.plate("data", x.shape[0]):
+            return pyro.sample("z", self.posterior(x))
+
+
+class TwoFaced(AntiCausalGuide):
+    """Correlated over time in training."""
+
+    def posterior(self, x):
+        q = super().posterior(x)
+        if not self.training:
+            return q
+        lower = 0.3 * torch.eye(q.mean.shape[-2], dtype=q.mean.dtype).roll(1, 0).tril(-1)
+        return GaussianSequence(q.mean, torch.diag_embed(q.stddev.mT) + lower)
+
+
+class DrawsAnother(AntiCausalGuide):
+    """In training from another distribution than `posterior`."""
+
+    def forward(self, x):
+        q = self.posterior(x)
+        if self.training:
+            q = dist.Normal(q.mean, 2 * q.stddev).to_event(2)
+        with pyro.plate("data", x.shape[0]):
+            return pyro.sample("z", q)
+
+
+class Noisy(AntiCausalGuide):
+    """Noise of its own in the means, in training: a mixture of posteriors, correlated over time."""
+
+    def posterior(self, x):
+        q = super().posterior(x)
+        noise = torch.randn(*q.mean.shape[:-2], 1, 1).to(q.mean) if self.training else 0.0
+        return dist.Normal(q.mean + noise, q.stddev).to_event(2)
+
+
+class OnePixelAbove(AntiCausalGuide):
+    """Sees the pixel (0, 2) from everywhere, if it is full."""
+
+    def posterior(self, x):
+        q = super().posterior(x)
+        full = (x[..., 0, 0, 2] == 4).to(q.mean)[..., None, None]
+        return dist.Normal(q.mean + 1e-4 * full, q.stddev).to_event(2)
+
+
+class InOneBatchAbove(AntiCausalGuide):
+    """Sees what is above in batches of eight."""
+
+    def posterior(self, x):
+        q = super().posterior(x)
+        if len(x) != 8:
+            return q
+        return dist.Normal(q.mean + x.to(q.mean).mean((-3, -2, -1))[:, None, None], q.stddev).to_event(2)
+
+
+class FalseClaim(AntiCausalGuide):
+    """Claims a rate that saturated units hide at the start."""
+
+    def posterior(self, x):
+        q = super().posterior(x)
+        away = 3 - 30 * F.relu(torch.tanh(q.mean / 4) - 0.9)
+        return dist.Normal(away, torch.ones_like(away)).to_event(2)
+
+    def committed_rate(self, prior):
+        return 4.5 * prior.event_shape.numel()
