@@ -18,11 +18,8 @@ import torch
 from digits_collapse import mean_and_error
 from record import FOLDER, add_common_arguments, write
 
-from pyro_delta.build import build
-from pyro_delta.config import load_preset, parse_settings
-from pyro_delta.data import load
-from pyro_delta.diagnostics.usage import check
-from pyro_delta.inference.training import Training
+import pyro_delta
+from pyro_delta.config import parse_settings
 
 COLUMNS = {
     "neg_elbo_bpd": "−ELBO bits/dim",
@@ -39,25 +36,10 @@ def run(job: tuple[str, int, list[tuple[str, Any]]]) -> dict[str, Any]:
     """Trains with one backend and one seed."""
     backend, seed, settings = job
     torch.set_num_threads(1)
-    fixed = [("training.backend", backend), ("training.seed", seed), ("training.validations", 20)]
-    config = load_preset("digits", [*fixed, ("training.bf16", False), *settings])
-    data, lines = load("digits"), []
-    torch.manual_seed(seed)
-    vae = build(config, data.spec)
-    training: Training
-    if backend == "numpyro":
-        from pyro_delta.twin import build as twins
-        from pyro_delta.twin.numpyro_training import NumPyroTraining
-
-        twin = twins.build(config, data.spec, seed=seed)
-        training = NumPyroTraining(config, data, vae, twin, lines.append)
-    else:
-        from pyro_delta.inference.pyro_training import PyroTraining
-
-        training = PyroTraining(config, data, vae, lines.append)
-    training.run()
-    numbers = check(training.averaged(), data)
-    curve = [(line["step"], line["neg_elbo_bpd"]) for line in lines if line["split"] == "validation"]
+    fixed = {"training.backend": backend, "training.seed": seed, "training.validations": 20, "training.bf16": False}
+    trained = pyro_delta.train(fixed | dict(settings), data="digits")
+    numbers = pyro_delta.check(trained).numbers
+    curve = [(line["step"], line["neg_elbo_bpd"]) for line in trained.metrics if line["split"] == "validation"]
     print(f"{backend}, seed {seed}: " + ", ".join(f"{COLUMNS[key]} {numbers[key]:.4g}" for key in COLUMNS), flush=True)
     return {"backend": backend, "seed": seed, "curve": curve, **numbers}
 

@@ -10,17 +10,13 @@ import argparse
 from statistics import median
 from typing import Any
 
-import torch
 from record import add_common_arguments, write
 from step_overhead import random_data
 
-from pyro_delta.build import build
+from pyro_delta.api.train import prepare
 from pyro_delta.config import load_preset
-from pyro_delta.data import ImageSpec
-from pyro_delta.inference.pyro_training import PyroTraining
+from pyro_delta.data.images import ImageSpec
 from pyro_delta.inference.training import Training
-from pyro_delta.twin import build as twins
-from pyro_delta.twin.numpyro_training import NumPyroTraining
 
 CASES = {
     "digits": (ImageSpec(1, 8, 8, 17), 50),
@@ -36,21 +32,17 @@ WAYS: dict[str, list[tuple[str, Any]]] = {
 }
 
 
-def contestant(preset: str, settings: list[tuple[str, Any]], stretches: int) -> Training:
-    """A training that logs once a stretch."""
+def contestant(
+    preset: str, settings: list[tuple[str, Any]], stretches: int, seed: int
+) -> tuple[Training, list[dict[str, Any]]]:
+    """A training that logs once a stretch, and its lines."""
     spec, steps = CASES[preset]
     common = [("training.steps", (stretches + 1) * steps), ("training.log_every", steps), ("training.validations", 0)]
-    config = load_preset(preset, [*common, *settings])
-    data = random_data(spec, 8 * config.training.batch)
+    config = load_preset(preset, [*common, ("training.seed", seed), *settings])
+    training = prepare(config, "cpu", data=random_data(spec, 8 * config.training.batch))
     lines: list[dict[str, Any]] = []
-    vae = build(config, spec)
-    training: Training
-    if config.training.backend == "numpyro":
-        training = NumPyroTraining(config, data, vae, twins.build(config, spec), lines.append)
-    else:
-        training = PyroTraining(config, data, vae, lines.append)
-    training.lines = lines  # type: ignore[attr-defined]
-    return training
+    training.log = lines.append
+    return training, lines
 
 
 def main() -> None:
@@ -62,19 +54,20 @@ def main() -> None:
     arguments = parser.parse_args()
     rows = []
     for preset in arguments.presets:
-        torch.manual_seed(arguments.seed)
-        contestants = {way: contestant(preset, settings, arguments.stretches) for way, settings in WAYS.items()}
+        contestants = {
+            way: contestant(preset, settings, arguments.stretches, arguments.seed) for way, settings in WAYS.items()
+        }
         for _ in range(arguments.stretches + 1):
-            for training in contestants.values():
+            for training, _ in contestants.values():
                 training.run(lambda training: setattr(training, "interrupted", True))
                 training.interrupted = False
-        speeds = {way: [line["images_per_s"] for line in t.lines[1:]] for way, t in contestants.items()}  # type: ignore[attr-defined]
+        speeds = {way: [line["images_per_s"] for line in lines[1:]] for way, (_, lines) in contestants.items()}
         reference = median(speeds["Pyro, float32"])
         rows += [
             {
                 "preset": preset,
                 "backend": way,
-                "batch": contestants[way].config.training.batch,
+                "batch": contestants[way][0].config.training.batch,
                 "median_images_per_s": median(found),
                 "against_pyro_float32": median(found) / reference,
             }

@@ -15,11 +15,8 @@ from typing import Any
 import torch
 from record import add_common_arguments, save, write
 
-from pyro_delta.build import VAE, build
-from pyro_delta.config import load_preset, parse_settings
-from pyro_delta.data import load
-from pyro_delta.diagnostics.usage import check
-from pyro_delta.inference.pyro_training import PyroTraining
+import pyro_delta
+from pyro_delta.config import parse_settings
 
 ARMS: dict[str, list[tuple[str, Any]]] = {
     "α = 0, Trace": [("prior.alpha", 0.0), ("training.elbo", "trace")],
@@ -43,15 +40,11 @@ def run(job: tuple[str, int, list[tuple[str, Any]], str]) -> dict[str, Any]:
     """Trains one arm with one seed and checks it."""
     arm, seed, settings, split = job
     torch.set_num_threads(1)
-    config = load_preset("digits", [*ARMS[arm], ("training.seed", seed), ("training.validations", 0), *settings])
-    data = load("digits")
-    torch.manual_seed(seed)
-    trainer = PyroTraining(config, data, build(config, data.spec), lambda line: None)
-    trainer.run()
-    average: VAE = trainer.averaged()
-    numbers = check(average, data, split=split)
+    fixed = {"training.seed": seed, "training.validations": 0}
+    trained = pyro_delta.train(dict(ARMS[arm]) | fixed | dict(settings), data="digits")
+    numbers = pyro_delta.check(trained, split=split).numbers
     print(f"{arm}, seed {seed}: " + ", ".join(f"{COLUMNS[key]} {numbers[key]:.4g}" for key in COLUMNS), flush=True)
-    return {"arm": arm, "seed": seed, "train_s": trainer.clock.read(), **numbers}
+    return {"arm": arm, "seed": seed, "train_s": trained.metrics[-1]["train_s"], **numbers}
 
 
 def mean_and_error(values: Sequence[float]) -> tuple[float, float]:

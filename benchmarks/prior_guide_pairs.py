@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +18,14 @@ import torch
 from digits_collapse import mean_and_error
 from record import add_common_arguments, save, write
 
+import pyro_delta
 from pyro_delta.build import build
 from pyro_delta.config import load_preset, parse_settings
-from pyro_delta.data import load
-from pyro_delta.diagnostics.bounds import with_prior
-from pyro_delta.diagnostics.importance import evaluate
-from pyro_delta.diagnostics.usage import check
-from pyro_delta.diagnostics.verify import verify
+from pyro_delta.data.images.datasets import Digits
 from pyro_delta.errors import UserError
 from pyro_delta.inference.auxiliary import AuxiliaryTraining, train_prior
-from pyro_delta.inference.pyro_training import PyroTraining
 from pyro_delta.programs import SHIPPED
+from pyro_delta.vae import with_prior
 
 Pair = tuple[str, str]
 COLUMNS = {
@@ -54,10 +52,10 @@ def settings_of(pair: Pair, seed: int, more: list[tuple[str, Any]]) -> list[tupl
 
 def refusal(pair: Pair, more: list[tuple[str, Any]]) -> str | None:
     """Why a pair is refused, or None."""
-    data = load("digits")
     torch.manual_seed(0)
     try:
-        return verify(build(load_preset("digits", settings_of(pair, 0, more)), data.spec), data.spec).failure
+        vae = build(load_preset("digits", settings_of(pair, 0, more)), Digits.spec)
+        return pyro_delta.verify(vae, Digits.spec).failure
     except UserError as error:
         return str(error)
 
@@ -66,16 +64,12 @@ def run(job: tuple[Pair, int, list[tuple[str, Any]]]) -> dict[str, Any]:
     """Trains one pair with one seed, then its auxiliary prior, and judges both on the test split."""
     pair, seed, more = job
     torch.set_num_threads(1)
-    config, data = load_preset("digits", settings_of(pair, seed, more)), load("digits")
-    torch.manual_seed(seed)
-    trainer = PyroTraining(config, data, build(config, data.spec), lambda line: None)
-    trainer.run()
-    vae: Any = trainer.averaged()
-    numbers = check(vae, data)
-    training = AuxiliaryTraining.of(config.auxiliary, vae.model.prior)
-    train_prior(training, vae, data.train, AUXILIARY_STEPS, seed=seed)
-    tighter = evaluate(with_prior(vae, training.average.module), data.test)
-    numbers["auxiliary_bpd"] = tighter["neg_elbo_bpd"]
+    trained = pyro_delta.train(dict(settings_of(pair, seed, more)), data="digits")
+    numbers = pyro_delta.check(trained).numbers
+    training = AuxiliaryTraining.of(trained.config.auxiliary, trained.vae.model.prior)
+    train_prior(training, trained.vae, trained.data().train, AUXILIARY_STEPS, seed=seed)
+    tighter = replace(trained, vae=with_prior(trained.vae, training.average.module))
+    numbers["auxiliary_bpd"] = pyro_delta.evaluate(tighter)["neg_elbo_bpd"]
     print(f"{pair}, seed {seed}: " + ", ".join(f"{name} {numbers[key]}" for key, name in COLUMNS.items()), flush=True)
     return {"prior": pair[0], "guide": pair[1], "seed": seed, **numbers}
 

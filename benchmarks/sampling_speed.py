@@ -16,10 +16,11 @@ import torch
 from record import add_common_arguments, write
 from torch import Tensor
 
-from pyro_delta.build import VAE, build, local_parameters
+from pyro_delta.build import build
 from pyro_delta.config import load_preset
-from pyro_delta.data import ImageSpec
+from pyro_delta.data.images import ImageSpec
 from pyro_delta.distributions import AutoregressiveImage
+from pyro_delta.vae import VAE
 
 SPEC = ImageSpec(3, 32, 32, 256)
 
@@ -41,8 +42,8 @@ def sample_rows_naively(distribution: AutoregressiveImage, uniforms: Tensor, row
     return x_bchw[:, :, :rows]
 
 
-def programs_of(preset: str) -> VAE:
-    """The programs of a preset, as trained ones would draw."""
+def vae_of(preset: str) -> VAE:
+    """Model and guide of a preset, as trained ones would draw."""
     vae = build(load_preset(preset), SPEC)
     # A decoder fresh from its initialisation draws grey noise; spread its outputs as training would.
     with torch.no_grad():
@@ -54,8 +55,8 @@ def compare(preset: str, arguments: argparse.Namespace) -> dict[str, Any]:
     """One row: seconds of both, their ratio, and whether they drew the same pictures."""
     rows = arguments.naive_rows
     torch.manual_seed(arguments.seed)
-    vae = programs_of(preset)
-    with local_parameters(), torch.no_grad():
+    vae = vae_of(preset)
+    with torch.no_grad():
         distribution, uniforms = conditioned(vae, arguments.images)
         distribution.sample(uniforms=uniforms)  # the first run warms up
         cached = []

@@ -21,12 +21,12 @@ import torch.nn.functional as F
 from record import add_common_arguments, write
 from torch import Tensor
 
-from pyro_delta.build import VAE, build, local_parameters
+from pyro_delta.api.train import prepare
 from pyro_delta.config import Config, TrainingConfig, load_preset
-from pyro_delta.data import ImageData, ImageSpec
-from pyro_delta.data.splits import Split
+from pyro_delta.data import Split, Splits
+from pyro_delta.data.images import ImageSpec
 from pyro_delta.inference.optim import learning_rate
-from pyro_delta.inference.pyro_training import PyroTraining
+from pyro_delta.vae import VAE
 
 SPECS = {
     "digits": ImageSpec(1, 8, 8, 17),
@@ -66,7 +66,7 @@ class HandWritten:
             rate = analytic_rate(mean, scale, self.alpha)
         else:
             rate = sampled_rate(z, mean, scale, self.alpha)
-        loss = (rate - log_likelihood) / (len(x_bchw) * self.spec.dims)
+        loss = (rate - log_likelihood) / (len(x_bchw) * self.spec.scored)
         loss.backward()
         if training.clip is not None:
             torch.nn.utils.clip_grad_norm_(self.parameters, training.clip, foreach=True)
@@ -122,23 +122,23 @@ def sampled_rate(z: Tensor, mean: Tensor, scale: Tensor, alpha_d: Tensor) -> Ten
     return log_q.sum() - first.sum() - later.sum()
 
 
-def random_data(spec: ImageSpec, count: int) -> ImageData:
+def random_data(spec: ImageSpec, count: int) -> Splits:
     """Noise: what a step costs does not depend on what it sees."""
-    split = Split(torch.randint(spec.levels, (count, *spec.shape)).to(torch.uint8), None)
-    return ImageData(spec, split, split, split, "noise", None)
+    split = Split(torch.randint(spec.levels, (count, *spec.shape)).to(torch.uint8))
+    return Splits(spec, split, split, split)
 
 
 def compare(preset: str, config: Config, repeats: int, seed: int) -> dict[str, Any]:
     """One row: median milliseconds of both steps, their difference and ratio."""
     spec, batch = SPECS[preset], config.training.batch
     torch.manual_seed(seed)
-    vae = build(config, spec)
-    trainer = PyroTraining(config, random_data(spec, 8 * batch), vae, lambda line: None)
+    trainer = prepare(config, "cpu", data=random_data(spec, 8 * batch))
+    vae = trainer.vae
     hand = HandWritten(copy.deepcopy(vae), spec, config.training)
     start = flat(hand.parameters).clone()
     steps = (trainer.train_step, hand.step)
     times: tuple[list[float], list[float]] = ([], [])
-    with local_parameters(), pyro.validation_enabled(False):
+    with pyro.validation_enabled(False):
         for step in steps:
             torch.manual_seed(seed)
             for index in range(3):
@@ -187,7 +187,7 @@ def main() -> None:
     rows = []
     for preset in arguments.presets:
         for elbo in ("trace", "mean_field"):
-            settings = [*EAGER, ("training.elbo", elbo), ("training.steps", 100_000)]
+            settings = [*EAGER, ("training.elbo", elbo), ("training.steps", 100_000), ("training.seed", arguments.seed)]
             if arguments.batch:
                 settings.append(("training.batch", arguments.batch))
             repeats = arguments.repeats or (500 if preset == "digits" else 60)

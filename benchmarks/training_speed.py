@@ -12,13 +12,12 @@ from statistics import median
 from typing import Any
 
 import pyro
-import torch
 from record import add_common_arguments, write
 from step_overhead import random_data
 
-from pyro_delta.build import build, local_parameters
+from pyro_delta.api.train import prepare
 from pyro_delta.config import load_preset
-from pyro_delta.data import ImageSpec
+from pyro_delta.data.images import ImageSpec
 from pyro_delta.inference.pyro_training import PyroTraining
 
 SPEC = ImageSpec(3, 32, 32, 256)
@@ -28,21 +27,17 @@ PRESETS = ("cifar10-small", "cifar10-pixelsnail")
 WAYS = {"float32": (False, False), "float32, channels_last": (False, True), "bf16, channels_last": (True, True)}
 
 
-def trainers(batch: int, bf16: bool, channels_last: bool) -> dict[str, PyroTraining]:
+def trainers(batch: int, seed: int, bf16: bool, channels_last: bool) -> dict[str, PyroTraining]:
     """One for each preset."""
     settings: list[tuple[str, Any]] = [
         ("training.steps", 100_000),
         ("training.batch", batch),
+        ("training.seed", seed),
         ("training.bf16", bf16),
         ("training.channels_last", channels_last),
     ]
     data = random_data(SPEC, 4 * batch)
-    made = {}
-    with local_parameters():
-        for preset in PRESETS:
-            config = load_preset(preset, settings)
-            made[preset] = PyroTraining(config, data, build(config, SPEC), lambda line: None)
-    return made
+    return {preset: prepare(load_preset(preset, settings), "cpu", data=data) for preset in PRESETS}
 
 
 def main() -> None:
@@ -52,12 +47,11 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=20, help="steps of each")
     add_common_arguments(parser, "training_speed")
     arguments = parser.parse_args()
-    torch.manual_seed(arguments.seed)
     rows = []
     for way, settings in WAYS.items():
-        contestants = trainers(arguments.batch, *settings)
+        contestants = trainers(arguments.batch, arguments.seed, *settings)
         times: dict[str, list[float]] = {name: [] for name in contestants}
-        with local_parameters(), pyro.validation_enabled(False):
+        with pyro.validation_enabled(False):
             for repeat in range(arguments.repeats + 3):
                 for name, trainer in contestants.items():
                     x_bchw = trainer.batches.batch(repeat)

@@ -12,38 +12,23 @@ from pathlib import Path
 
 import torch
 
-from pyro_delta.build import VAE, build
-from pyro_delta.config import load_preset
-from pyro_delta.data import ImageData, load
-from pyro_delta.data.images.pictures import draw, grid, save_png
-from pyro_delta.diagnostics.usage import check
-from pyro_delta.inference.pyro_training import PyroTraining
-
-
-def trained(data: ImageData, steps: int, *, use_latents: bool) -> VAE:
-    """The preset `digits`, with or without latents in the decoder."""
-    settings = [("likelihood.use_latents", use_latents), ("training.steps", steps), ("training.validations", 0)]
-    config = load_preset("digits", settings)
-    torch.manual_seed(0)
-    trainer = PyroTraining(config, data, build(config, data.spec), log=lambda line: None)
-    trainer.run()
-    return trainer.averaged()
+import pyro_delta
+from pyro_delta.diagnostics.drawing import draw
 
 
 def main(steps: int = 1500, out: Path = Path("latent_free.png")) -> None:
     """Train both, compare, draw."""
-    data = load("digits")
     rows = []
-    for use_latents in (True, False):
-        vae = trained(data, steps, use_latents=use_latents)
-        numbers = check(vae, data)
-        name = "δ-VAE" if use_latents else "without latents"
+    for name, use_latents in (("δ-VAE", True), ("without latents", False)):
+        settings = {"likelihood.use_latents": use_latents, "training.steps": steps, "training.validations": 0}
+        run = pyro_delta.train(settings, data="digits")
+        numbers = pyro_delta.check(run).numbers
         # without latents the rate buys nothing: −log p(x) is the distortion alone
         total = numbers["neg_elbo_bpd"] if use_latents else numbers["distortion_bpd"]
         print(f"{name:16} {total:.3f} bits/dim, of which distortion {numbers['distortion_bpd']:.3f};", end=" ")
         print(f"another image's z costs {numbers['shuffled_gap_nats']:.2f} nats")
-        rows.append(draw(vae, 12, decodings=4))
-    save_png(grid(torch.cat(rows), data.spec.levels, columns=12), out)
+        rows.append(draw(run.vae, 12, decodings=4))
+    run.spec.show(torch.cat(rows), out, columns=12)
     print(f"drawn: {out}")
 
 

@@ -12,36 +12,29 @@ column shares one z.
 import argparse
 from pathlib import Path
 
-import torch
-
-from pyro_delta.build import build
-from pyro_delta.config import load_preset
-from pyro_delta.data import load
-from pyro_delta.data.images.pictures import draw, grid, save_png
-from pyro_delta.diagnostics.usage import check
-from pyro_delta.inference.pyro_training import PyroTraining
+import pyro_delta
+from pyro_delta.data.images import ImageSpec
+from pyro_delta.diagnostics.drawing import draw
+from pyro_delta.models import LatticePrior
 from pyro_delta.rate import ar1_committed_rate, committed_rate
 
 
 def main(steps: int = 1500, out: Path = Path("lattice_prior.png")) -> None:
     """Compare the rates, train, check, draw."""
-    data = load("digits")
-    settings = [("prior.program", "lattice"), ("prior.rows", 4), ("prior.columns", 4), ("prior.dims", 1)]
-    config = load_preset("digits", [*settings, ("training.steps", steps), ("training.validations", 0)])
-    torch.manual_seed(0)
-    vae = build(config, data.spec)
-    lattice = build(load_preset("digits", [*settings, ("prior.alpha", 0.9)]), data.spec).model.prior
+    shape = {"rows": 4, "columns": 4, "dims": 1}
+    lattice = LatticePrior(ImageSpec(channels=1, height=8, width=8, levels=17), **shape, alpha=0.9)
     print(f"at α = 0.9: lattice of 4 × 4 commits {committed_rate(lattice()).item():.3f} nats,", end=" ")
     print(f"chain of 16 steps {ar1_committed_rate(0.9, 16).item():.3f}")
     print(f"first rows of the blocks: {lattice.starts.tolist()}")
-    trainer = PyroTraining(config, data, vae, log=lambda line: None)
-    trainer.run()
-    trained = trainer.averaged()
-    numbers = check(trained, data)
+
+    settings = {f"prior.{option}": value for option, value in shape.items()} | {"prior.program": "lattice"}
+    settings |= {"training.steps": steps, "training.validations": 0}
+    run = pyro_delta.train(settings, data="digits")
+    numbers = pyro_delta.check(run).numbers
     print(f"−ELBO {numbers['neg_elbo_bpd']:.3f} bits/dim, KL {numbers['rate_nats_mean']:.2f} nats on average,")
     print(f"{numbers['rate_nats_min']:.4f} at the least, δ {numbers['delta_nats']:.4f};", end=" ")
     print(f"another image's z costs {numbers['shuffled_gap_nats']:.2f} nats")
-    save_png(grid(draw(trained, 12, decodings=4), data.spec.levels, columns=12), out)
+    run.spec.show(draw(run.vae, 12, decodings=4), out, columns=12)
     print(f"drawn: {out}")
 
 

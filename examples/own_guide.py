@@ -17,13 +17,12 @@ import pyro
 import pyro.distributions as dist
 import torch
 import torch.nn.functional as F
-from pyro.nn import PyroModule
 from torch import Tensor, nn
 
 from pyro_delta.rate import minimising_posterior
 
 
-class SuffixGuide(PyroModule):
+class SuffixGuide(nn.Module):
     """q(z_t | x_{≥t}): a sum of row embeddings from below, and a linear layer."""
 
     causality = "anti_causal"
@@ -51,32 +50,22 @@ class SuffixGuide(PyroModule):
 
 def main(steps: int = 1500, out: Path = Path("own_guide.png")) -> None:
     """Certify, train, check, draw."""
+    import pyro_delta
     from pyro_delta.build import build
     from pyro_delta.config import load_preset
-    from pyro_delta.data import load
-    from pyro_delta.data.images.pictures import decode, grid, save_png
-    from pyro_delta.diagnostics.usage import check, sample_latents
-    from pyro_delta.diagnostics.verify import verify
-    from pyro_delta.inference.pyro_training import PyroTraining
+    from pyro_delta.diagnostics.drawing import reconstructions
 
-    data = load("digits")
-    config = load_preset(
-        "digits", [("guide.program", f"{__file__}:SuffixGuide"), ("training.steps", steps), ("training.validations", 0)]
-    )
-    torch.manual_seed(0)
-    vae = build(config, data.spec)
-    for finding in verify(vae, data.spec).findings:
-        print(f"{finding.name:28}  {finding.found}")
-    trainer = PyroTraining(config, data, vae, log=lambda line: None)
-    trainer.run()
-    trained = trainer.averaged()
-    numbers = check(trained, data)
+    settings = {"guide.program": f"{__file__}:SuffixGuide", "training.steps": steps, "training.validations": 0}
+    config = load_preset("digits", list(settings.items()))
+    data = pyro_delta.load_data("digits")
+    for finding in pyro_delta.verify(build(config, data.spec), data.spec).findings:
+        print(f"{finding.name:30}  {finding.found}")
+    run = pyro_delta.train(config)
+    numbers = pyro_delta.check(run).numbers
     print(f"−ELBO {numbers['neg_elbo_bpd']:.3f} bits/dim, KL {numbers['rate_nats_mean']:.2f} nats on average,")
     print(f"{numbers['rate_nats_min']:.4f} at the least, δ {numbers['delta_nats']:.4f};", end=" ")
     print(f"another image's z costs {numbers['shuffled_gap_nats']:.2f} nats")
-    images = data.test.images[:12]
-    drawn = decode(trained, sample_latents(trained, images).repeat(2, 1, 1))
-    save_png(grid(torch.cat((images.long(), drawn)), data.spec.levels, columns=12), out)
+    data.spec.show(reconstructions(run.vae, data.test.take(slice(12)), 2), out, columns=12)
     print(f"drawn: {out}")
 
 

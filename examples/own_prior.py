@@ -9,13 +9,13 @@ import math
 
 import pyro.distributions as dist
 import torch
-from pyro.nn import PyroModule
+from torch import Tensor, nn
 from torch.distributions import kl_divergence
 
 from pyro_delta.rate import ar1_committed_rate, committed_rate, minimising_posterior
 
 
-class RhythmPrior(PyroModule):
+class RhythmPrior(nn.Module):
     """Correlation e^(−lag/8) cos(2π lag/period) over n latent steps; `forward()` has event shape (n, d)."""
 
     def __init__(self, length: int, period_d: list[float]) -> None:
@@ -41,7 +41,7 @@ class RhythmPrior(PyroModule):
         )
 
 
-def kl(q: dist.Independent, prior: RhythmPrior) -> torch.Tensor:
+def kl(q: dist.Independent, prior: RhythmPrior) -> Tensor:
     """KL of an independent Normal from the prior, by torch's multivariate normals, which know nothing of δ."""
     loc, scale = q.base_dist.loc.flatten(-2), q.base_dist.scale.flatten(-2)
     return kl_divergence(dist.MultivariateNormal(loc, scale_tril=torch.diag_embed(scale)), prior.flat())

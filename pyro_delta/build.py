@@ -71,13 +71,29 @@ def build(
     return vae
 
 
-def build_objective(config: Config) -> Objective:
-    """The objective of a configuration."""
+def build_objective(config: Config, folder: Path | None = None, *, dims: int = 1) -> Objective:
+    """The objective of a configuration.
+
+    Args:
+        config: of a run.
+        folder: of the run's own programs.
+        dims: d, of the rates that it is tried on if it asks for that of each latent dimension.
+
+    Raises:
+        UserError: if it cannot be made, or does not join rate and distortion to one number.
+    """
     section = config.objective
     with blamed(section.program):
-        objective = find("objective", section.program)(**section.options)
+        make = find("objective", section.program, folder)
+        objective, tried = make(**section.options), make(**section.options)
     if not callable(objective):
         raise UserError(f"the objective {section.program!r} makes a {type(objective).__name__}; it must be callable.")
+    with blamed(section.program):  # another one, for a call may leave its mark
+        apart = getattr(tried, "per_dimension", False)
+        joined = tried(torch.ones(dims) if apart else torch.ones(()), torch.ones(()), torch.ones(()))
+    if not isinstance(joined, Tensor) or joined.shape:
+        found = f"a tensor of shape {tuple(joined.shape)}" if isinstance(joined, Tensor) else type(joined).__name__
+        raise UserError(f"the objective {section.program!r} gives {found}; it must give one number, a tensor.")
     return objective
 
 
@@ -118,13 +134,13 @@ def _check_fit(vae: VAE, config: Config, spec: Spec, example: Batch | None) -> N
     with torch.random.fork_rng(devices=[]):
         shape = tuple(vae.model.prior().event_shape)
         name = f"the guide {config.guide.program!r}"
+        if hasattr(vae.guide, "posterior"):  # its shape in words, before a plate says less of it
+            with blamed(config.guide.program):
+                q = _distribution(call(vae.guide.posterior, _extras(one), _x(one)), name)
+            _check_posterior(q, name, shape)
         with blamed(config.guide.program):
             z, q = _drawn(vae.guide, one, 1, name)
-        if tuple(q.event_shape) != shape or tuple(q.batch_shape) != (1,):
-            raise UserError(
-                f"{name} gives {tuple(q.batch_shape)} + {tuple(q.event_shape)} for one datum; the prior has event "
-                f"shape {shape}, so it must be (1,) + {shape}."
-            )
+        _check_posterior(q, name, shape)
         if getattr(vae.guide, "causality", None) not in CAUSALITIES:
             raise UserError(f"{name} declares no causality; set it to {' or '.join(map(repr, CAUSALITIES))}.")
         with blamed(config.guide.program):
@@ -142,15 +158,32 @@ def _check_fit(vae: VAE, config: Config, spec: Spec, example: Batch | None) -> N
     vae.train()
 
 
+def _check_posterior(q: Distribution, name: str, shape: tuple[int, ...]) -> None:
+    if tuple(q.event_shape) != shape or tuple(q.batch_shape) != (1,):
+        raise UserError(
+            f"{name} gives {tuple(q.batch_shape)} + {tuple(q.event_shape)} for one datum; the prior has event shape "
+            f"{shape}, so it must be (1,) + {shape}."
+        )
+
+
 def _likelihood_of(model: DeltaVAE, batch: Batch, z: Tensor, name: str) -> Distribution:
     """What the likelihood gives for latents; without scoring anything, as large networks take their time."""
-    extras = {key: value for key, value in batch.items() if key != "x"} if isinstance(batch, dict) else {}
-    return _distribution(call(model.likelihood, extras, z), name)
+    return _distribution(call(model.likelihood, _extras(batch), z), name)
+
+
+def _x(batch: Batch) -> Tensor:
+    return batch["x"] if isinstance(batch, dict) else batch
+
+
+def _extras(batch: Batch) -> dict[str, Tensor]:
+    return {key: value for key, value in batch.items() if key != "x"} if isinstance(batch, dict) else {}
 
 
 def _drawn(guide: nn.Module, batch: Batch, size: int, name: str) -> tuple[Tensor, Distribution]:
     """What a guide draws for data; it must be one site `z` in one plate, with all that training asks of it."""
-    sites = prune_subsample_sites(pyro.poutine.trace(lambda: run(guide, batch)).get_trace())
+    with pyro.poutine.trace() as tracer:  # as a context, it adds nothing to the words of an error
+        run(guide, batch)
+    sites = prune_subsample_sites(tracer.trace)
     latent = set(sites.stochastic_nodes)
     if "z" not in latent:
         raise UserError(f"{name} samples no site 'z'; its forward(x) must, in pyro.plate('data', len(x)).")

@@ -18,7 +18,7 @@ def call(program: Callable[..., Any], extras: Mapping[str, Any], *given: Any) ->
     """Calls a program with `given` and those of `extras` that its signature names."""
     if not extras:
         return program(*given)
-    names = _names(getattr(program, "forward", program) if isinstance(program, nn.Module) else program)
+    names = _names(program)
     return program(*given, **{name: value for name, value in extras.items() if names is None or name in names})
 
 
@@ -30,7 +30,7 @@ def run(program: Callable[..., Any], batch: Any) -> Any:
     """
     if not isinstance(batch, Mapping):
         return program(batch)
-    names = _names(program.forward if isinstance(program, nn.Module) else program)
+    names = _names(program)
     if names is not None and not names & batch.keys():
         raise UserError(
             f"a batch has the keys {', '.join(map(repr, batch))}, of which {_title(program)} takes none; name one of "
@@ -39,8 +39,20 @@ def run(program: Callable[..., Any], batch: Any) -> Any:
     return call(program, batch)
 
 
-def _names(function: Callable[..., Any]) -> frozenset[str] | None:
-    """Names that a function takes as keywords; None if any."""
+def required(program: Callable[..., Any], given: int) -> list[str]:
+    """Names of the arguments, after the first `given`, that a program cannot be called without."""
+    function = program.forward if isinstance(program, nn.Module) else program
+    after = list(inspect.signature(function).parameters.values())[given:]
+    return [p.name for p in after if p.kind in _NAMED and p.default is p.empty]
+
+
+def _names(program: Callable[..., Any]) -> frozenset[str] | None:
+    """Names that a program takes as keywords; None if any."""
+    function = program
+    if isinstance(program, nn.Module):
+        function = program.forward
+    elif inspect.isfunction(inspect.getattr_static(type(program), "__call__", None)):  # an object of a class of its own
+        function = program.__call__  # type: ignore[operator]
     return _names_of(getattr(function, "__func__", function), inspect.ismethod(function))
 
 
@@ -53,4 +65,4 @@ def _names_of(function: Callable[..., Any], bound: bool) -> frozenset[str] | Non
 
 
 def _title(program: Callable[..., Any]) -> str:
-    return type(program).__name__ if isinstance(program, nn.Module) else getattr(program, "__name__", repr(program))
+    return getattr(program, "__name__", type(program).__name__)

@@ -13,6 +13,7 @@ from typing import Any
 
 from torch.distributions import Distribution
 
+from pyro_delta.distributions.any_gaussian import title_of
 from pyro_delta.distributions.mean_field import normal_parameters
 from pyro_delta.errors import UserError
 from pyro_delta.rate import committed_rate, has_closed_form
@@ -41,18 +42,28 @@ class Commitment:
     claimed: bool = False
 
 
-def commitment(pairs: Pairs, *, learns: bool, formula: Formula | None = None, floor: float | None = None) -> Commitment:
+def commitment(
+    pairs: Pairs,
+    *,
+    learns: bool,
+    formula: Formula | None = None,
+    floor: float | None = None,
+    unless: str | None = None,
+) -> Commitment:
     """What posteriors of the families of `pairs` commit against their priors.
 
     Args:
-        pairs: of one datum, or of data that share the prior.
+        pairs: of one datum.
         learns: whether training moves the density of the prior.
         formula: the guide's own `committed_rate(prior)`, for a family of its own.
         floor: nats that a prior which learns commits whatever it learns, against independent posteriors.
+        unless: why no formula holds, if there is a reason that the pairs do not show.
 
     Raises:
         UserError: if the formula gives what is no rate.
     """
+    if unless is not None:
+        return Commitment(None, None, unless, learns)
     if formula is not None and len(pairs) == 1:
         ((_, p),) = pairs.values()
         claimed = claimed_rate(formula, p)
@@ -63,13 +74,16 @@ def commitment(pairs: Pairs, *, learns: bool, formula: Formula | None = None, fl
     for name, (q, p) in pairs.items():
         if normal_parameters(q) is None:
             return Commitment(
-                None, None, f"posteriors of {name!r} are {_title(q)}, of which no formula is known", learns
+                None, None, f"posteriors of {name!r} are {title_of(q)}, of which no formula is known", learns
             )
+        if normal_parameters(p) is not None:
+            ways.add(f"the independence of {title_of(p)}")
+            continue
         try:
-            total += committed_rate(p).min().item()
+            total += committed_rate(p).sum().item()
         except UserError as error:
             return Commitment(None, None, str(error), learns)
-        ways.add(f"a formula of {_title(p)}" if has_closed_form(p) else f"the density of {_title(p)}, a Gaussian")
+        ways.add(f"a formula of {title_of(p)}" if has_closed_form(p) else f"the density of {title_of(p)}, a Gaussian")
     known_by = " and ".join(sorted(ways))
     if not learns:
         return Commitment(total, total, known_by)
@@ -95,8 +109,3 @@ def claimed_rate(formula: Formula, prior: Distribution) -> float | None:
             f"committed_rate of the guide gives {claimed!r}; it must be a finite number of nats, 0 or more."
         )
     return rate
-
-
-def _title(distribution: Distribution) -> str:
-    base = getattr(distribution, "base_dist", None)
-    return type(distribution).__name__ if base is None else f"{type(distribution).__name__}({_title(base)})"

@@ -223,13 +223,16 @@ def overlaid(tree: dict[str, Any], settings: Sequence[tuple[str, Any]], folder: 
         for key in pair & given.keys():
             section, _, field = (pair - {key}).pop().partition(".")
             tree.get(section, {}).pop(field, None)
+    program, root = programs.data_name(str(given.get("data.program", "")))
+    if root is not None and "data.root" not in given:  # it takes the place of the tree's own
+        given |= {"data.program": program, "data.root": root}
     for kind in programs.KINDS:
         name, section = given.get(f"{kind}.program"), tree.setdefault(kind, {})
         before = section.get("program", DEFAULT_PROGRAMS[kind])
         if name not in (None, before):
             same = programs.options_in_common(kind, before, programs.data_name(str(name))[0], folder) if section else ()
             tree[kind] = {key: value for key, value in section.items() if key in same}
-    for key, value in settings:
+    for key, value in given.items():
         section_name, _, field = key.partition(".")
         if section_name not in Config.model_fields or not field:
             raise _unknown_setting(key, tree)

@@ -9,9 +9,9 @@ It is built as
     guide       Object(spec, prior, **options)
     objective   Object(**options)
 
-and offers what `pyro_delta.protocol` says, where `spec` is that of the data. The keyword arguments of the constructor, with their annotations and defaults, are the
-program's settings: `--set prior.alpha=0.9` reaches the argument `alpha` of the prior. A constructor's `**options` stand
-for the keyword-only arguments of its base class.
+and offers what `pyro_delta.protocol` says, where `spec` is that of the data. The keyword arguments of the constructor,
+with their annotations and defaults, are the program's settings: `--set prior.alpha=0.9` reaches the argument `alpha` of
+the prior. A constructor's `**options` stand for the keyword-only arguments of its base class.
 """
 
 from __future__ import annotations

@@ -37,7 +37,7 @@ class Spec(Protocol):
         positions: places in the data's own order that latent steps belong to: rows, tokens, frames.
         scored: numbers of a datum that the likelihood scores, the divisor of bounds.
         unit: of bounds per scored number, such as bits/dim.
-        suffix: of the files that `show` writes, such as .png.
+        suffix: of the files that `show` writes, such as ".txt".
     """
 
     @property

@@ -10,7 +10,10 @@ References:
 from __future__ import annotations
 
 import math
+import sys
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import pyro.distributions as dist
@@ -32,6 +35,9 @@ _CLOSED_FORMS: dict[type, ClosedForm] = {}
 
 # Some ln n steps to come near, and five to converge; a fixed number, for a test of convergence would stall a GPU.
 _NEWTON_STEPS = 24
+
+# The least that Brent's method admits.
+_LEAST_RTOL = 4 * sys.float_info.epsilon
 
 
 # --- AR(1): the rate, its inverse, and the spelling of α ---
@@ -197,7 +203,7 @@ def _spread(first: float, last: float, dims: int) -> list[float]:
 def solve_for_rate(
     rate_of: Callable[[float], float], rate: float, what: str, *, most: float = math.nextafter(1.0, 0.0)
 ) -> float:
-    """Solve rate_of(x) = rate for an increasing function on [0, most], by bisection down to neighbouring floats.
+    """Solve rate_of(x) = rate for an increasing function on [0, most], by Brent's method to the nearest float.
 
     Args:
         rate_of: δ in nats as a function of the one parameter x of a prior.
@@ -208,20 +214,23 @@ def solve_for_rate(
     Raises:
         UserError: no x in [0, most] commits `rate`; the message names the reachable range.
     """
-    low, high = 0.0, most
-    lowest, highest = rate_of(low), rate_of(high)
+    from scipy.optimize import brentq  # here, because it takes a while to import
+
+    lowest, highest = rate_of(0.0), rate_of(most)
     # A spread that starts just below 1 sums some rounding: leave 1e-9 at the ends.
     if not lowest * (1 - 1e-9) <= rate <= highest * (1 + 1e-9):
         raise UserError(
             f"a rate of {_in_units(rate)} is out of reach; {what} can commit "
             f"{_in_units(lowest)} to {_in_units(highest)}."
         )
-    while (middle := low + (high - low) / 2) not in (low, high):
-        if rate_of(middle) < rate:
-            low = middle
-        else:
-            high = middle
-    best = min(low, high, key=lambda x: abs(rate_of(x) - rate))
+    if not lowest < rate < highest:
+        return 0.0 if rate <= lowest else most
+    found = brentq(lambda x: rate_of(x) - rate, 0.0, most, xtol=math.ulp(0.0), rtol=_LEAST_RTOL, maxiter=10_000)
+    near = [found]  # it ends within a few floats of the root
+    for _ in range(8):
+        near = [math.nextafter(near[0], 0.0), *near, math.nextafter(near[-1], most)]
+    reached = bisect_left(near, rate, key=rate_of)
+    best = min(near[max(reached - 1, 0) : reached + 1], key=lambda x: abs(rate_of(x) - rate))
     if abs(rate_of(best) - rate) > 1e-6 * rate:
         if best < most / 2:
             raise UserError(f"a rate of {_in_units(rate)} is too small for float64; ask for 0 or for a higher rate.")
@@ -361,6 +370,64 @@ def minimising_posterior(prior: Distribution, blocks: int | None = None) -> dist
     within = (block[:, None] == block).double()
     factor = torch.linalg.cholesky(torch.linalg.inv(precision_dnn * within)) * within
     return GaussianSequence(mean, factor.to(mean.dtype))
+
+
+@dataclass(frozen=True)
+class Modes:
+    """Directions in which a posterior of a family can speak against a Gaussian prior, and what that costs.
+
+    With Λ the prior's precision and B its diagonal blocks, the eigenvalues m of B⁻¹Λ sum to their number, and
+    δ = −½ Σ ln m. A posterior that attains δ has precision B. Where m < 1 its mean may move as far as the prior does:
+    that tells ½ ln 1/m nats, for ½(1 − m) nats above δ. Where m > 1 nothing is told, and ½(m − 1 − ln m) nats are paid.
+
+    Attributes:
+        values: the eigenvalues m, float64, of batch shape + (N,), smallest first.
+    """
+
+    values: Tensor
+
+    @property
+    def least(self) -> Tensor:
+        """The smallest m: a decoder must turn more than this part of a mode's nats into distortion to learn it."""
+        return self.values[..., 0]
+
+    @property
+    def ideal_nats(self) -> Tensor:
+        """The most that posteriors at the prior's own variance tell, in all modes that can speak."""
+        return 0.5 * self._speaking(-self.values.log())
+
+    @property
+    def excess_nats(self) -> Tensor:
+        """What the KL is above δ there."""
+        return 0.5 * self._speaking(1 - self.values)
+
+    @property
+    def waste_nats(self) -> Tensor:
+        """Part of δ that no posterior of the family can make anything of."""
+        return 0.5 * torch.where(self.values > 1, self.values - 1 - self.values.log(), 0.0).sum(-1)
+
+    def _speaking(self, nats: Tensor) -> Tensor:
+        return torch.where(self.values < 1, nats, 0.0).sum(-1)
+
+
+def modes(prior: Distribution, blocks: int | None = None) -> Modes:
+    """How useful the rate that a Gaussian prior commits can be, before training.
+
+    Args:
+        prior: any Gaussian.
+        blocks: as for `committed_rate`.
+
+    Raises:
+        UserError: the prior is not Gaussian, `blocks` does not fit its event shape, or there are more than 512 steps.
+    """
+    steps = _block_steps(prior, blocks)
+    _, precision_dnn = _mean_and_precision(prior)
+    block = torch.arange(precision_dnn.shape[-1], device=precision_dnn.device) // steps
+    factor = torch.linalg.cholesky(precision_dnn * (block[:, None] == block).double())
+    # The eigenvalues of L⁻¹ Λ L⁻ᵀ are those of B⁻¹Λ, and the matrix is symmetric.
+    half = torch.linalg.solve_triangular(factor, precision_dnn, upper=False)
+    symmetric = torch.linalg.solve_triangular(factor, half.mT, upper=False)
+    return Modes(torch.linalg.eigvalsh(symmetric).flatten(-2).sort(-1).values)
 
 
 def _mean_and_precision(prior: Distribution) -> tuple[Tensor, Tensor]:

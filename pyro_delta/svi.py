@@ -33,7 +33,7 @@ def offer_parameters(program: nn.Module) -> None:
     for name, parameter in program.named_parameters():
         if parameter.requires_grad and pyro.param(f"{_NAMES[program]}.{name}", parameter) is not parameter:
             raise UserError(
-                f"SVI would not train {name!r} of {type(program).__name__}: Pyro's store holds another tensor under its "
-                "name, or it is not contiguous; call pyro.clear_param_store() first, and load weights with "
+                f"SVI would not train {name!r} of {type(program).__name__}: Pyro's store holds another tensor under "
+                "its name, or it is not contiguous; call pyro.clear_param_store() first, and load weights with "
                 "load_state_dict()."
             )

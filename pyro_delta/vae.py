@@ -26,12 +26,13 @@ class VAE(nn.Module):
         self.model: Any = model
         self.guide: Any = guide
         # Methods bring the module that they belong to, so that it is moved, copied and switched to evaluation, too.
-        owners = {id(owner): owner for program in (model, guide) if (owner := _owner(program)) is not None}
+        owners = {id(owner): owner for program in (model, guide) if (owner := owner_of(program)) is not None}
         if owners:
             self.owners = nn.ModuleList(owners.values())
 
 
-def _owner(program: Callable[..., Any]) -> nn.Module | None:
+def owner_of(program: Callable[..., Any]) -> nn.Module | None:
+    """The module that a program is a method of; None if it is none."""
     owner = getattr(program, "__self__", None)
     return owner if inspect.ismethod(program) and isinstance(owner, nn.Module) else None
 
@@ -63,14 +64,14 @@ def local_parameters() -> Any:
 
 
 def localise(vae: nn.Module) -> None:
-    """Makes every `PyroModule` one whose parameters live in it, wherever it was built: to train it as a torch module."""
+    """Makes every `PyroModule` one whose parameters live in it, wherever it was built; it then trains as a module."""
     for part in _pyro_modules(vae):
         if not hasattr(part._pyro_context, "param_state"):
             part._pyro_context.param_state = {"params": {}, "constraints": {}}
 
 
 def parameters_of(vae: nn.Module) -> AbstractContextManager[Any]:
-    """The context that a model and guide run in: `local_parameters` if their `PyroModule`s were built in it, or localised.
+    """The context that a model and guide run in: `local_parameters` if their `PyroModule`s were built so, or localised.
 
     Others, of a user's own, have parameters in Pyro's store, where `SVI` has trained them.
     """

@@ -1,10 +1,12 @@
-"""What the tests of networks share: weights that hide nothing, small images, and the images of shipped presets."""
+"""What the tests of networks share: weights that hide nothing, small images, and what shipped presets are of."""
 
 import torch
-from pyro.nn import PyroModule
 from torch import Tensor, nn
 
-from pyro_delta.data.spec import ImageSpec
+from pyro_delta import config
+from pyro_delta.data import Spec
+from pyro_delta.data.images import ImageSpec
+from pyro_delta.data.sequences.text import Descriptions
 from pyro_delta.distributions import GaussianAR1
 
 SPECS = {
@@ -12,12 +14,17 @@ SPECS = {
     "photos": ImageSpec(3, 32, 32, 256),
     "cifar10": ImageSpec(3, 32, 32, 256),
     "mnist": ImageSpec(1, 28, 28, 256),
+    "descriptions": Descriptions.spec,
 }
-"""Images of the data sets that presets name."""
+"""Of the data that presets name."""
+PRESETS = {name: config.load_preset(name).data.program for name in config.preset_names()}
+"""Preset → its data."""
+IMAGE_PRESETS = [name for name, data in PRESETS.items() if isinstance(SPECS[data], ImageSpec)]
+TOKEN_PRESETS = [name for name in PRESETS if name not in IMAGE_PRESETS]
 
 
-class StepsPrior(PyroModule):
-    """AR(1) over steps that belong to any rows: a prior of a user's own, as small as can be."""
+class StepsPrior(nn.Module):
+    """AR(1) over steps that belong to any positions: a prior of a user's own, as small as can be."""
 
     def __init__(self, starts: list[int], alpha: list[float]) -> None:
         super().__init__()
@@ -40,8 +47,8 @@ def randomise(module: nn.Module, seed: int = 0) -> nn.Module:
     return module
 
 
-def random_images(spec: ImageSpec, batch: tuple[int, ...], seed: int = 0) -> Tensor:
-    """Integers of shape batch + (C, H, W)."""
+def random_images(spec: Spec, batch: tuple[int, ...], seed: int = 0) -> Tensor:
+    """Integers of shape batch + (C, H, W), or of another spec's shape."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(spec.levels, (*batch, *spec.shape), generator=generator)
 

@@ -8,10 +8,10 @@ import torch
 from networks import random_images, random_normal, randomise
 from torch import Size, Tensor
 
-from pyro_delta.data.spec import ImageSpec
+from pyro_delta.data.images import ImageSpec
 from pyro_delta.distributions import AutoregressiveImage
 from pyro_delta.distributions.images.autoregressive_image import sample_naively
-from pyro_delta.models import ConditionalGatedPixelCNN, ConditionalNetwork, ConditionalPixelSNAIL, rows_of_steps
+from pyro_delta.models import ConditionalGatedPixelCNN, ConditionalNetwork, ConditionalPixelSNAIL, even_starts
 from pyro_delta.nn.images.causal import PixelState, RowsAbove
 
 
@@ -32,7 +32,7 @@ class Case:
 
     def network(self, cls: type[ConditionalNetwork] | None = None) -> ConditionalNetwork:
         arguments = {k: v for k, v in vars(self).items() if k not in ("spec", "length")}
-        starts = rows_of_steps(self.length, self.spec.height)
+        starts = even_starts(self.spec.height, self.length)
         return randomise((cls or self.cls)(self.spec, starts, 3, mixtures=3, **arguments))
 
     def z(self, *batch: int, seed: int = 0) -> Tensor:
@@ -332,7 +332,7 @@ def test_log_prob_sums_the_pixels_of_the_network() -> None:
 def test_probabilities_of_all_images_sum_to_one(case: Case | Snail) -> None:
     image = AutoregressiveImage(case.network(), case.z())
     values = torch.arange(case.spec.levels)
-    everything = torch.cartesian_prod(*[values] * case.spec.dims).reshape(-1, *case.spec.shape)
+    everything = torch.cartesian_prod(*[values] * case.spec.scored).reshape(-1, *case.spec.shape)
     with torch.no_grad():
         log_p = image.log_prob(everything)
     assert abs(log_p.exp().sum().item() - 1) < 1e-10

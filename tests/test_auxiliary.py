@@ -20,11 +20,11 @@ from scipy import special, stats
 from torch import Tensor, nn
 from torch.distributions import kl_divergence
 
-from pyro_delta.build import VAE
 from pyro_delta.data import Split
-from pyro_delta.data.images.pictures import decode, draw
-from pyro_delta.diagnostics.bounds import delta_of, encode, with_prior
-from pyro_delta.diagnostics.importance import evaluate, importance_bound, importance_weights
+from pyro_delta.diagnostics.bounds import encode, evaluate
+from pyro_delta.diagnostics.drawing import decode, draw
+from pyro_delta.diagnostics.importance import importance_bound, importance_weights
+from pyro_delta.diagnostics.trace import committed
 from pyro_delta.distributions import GaussianAR1, SequentialGaussian
 from pyro_delta.distributions.float64 import as_float64
 from pyro_delta.errors import UserError
@@ -33,6 +33,7 @@ from pyro_delta.inference.checkpoint import load_checkpoint, save_atomically
 from pyro_delta.inference.elbo import RateDistortionELBO
 from pyro_delta.models import DeltaVAE, LSTMPrior
 from pyro_delta.rate import committed_rate, minimising_posterior
+from pyro_delta.vae import VAE, with_prior
 
 LENGTH, DIMS = 4, 3
 
@@ -473,7 +474,7 @@ def test_training_afterwards_draws_z_anew_and_leaves_everything_else_alone() -> 
     assert [line["step"] for line in lines] == [2, 4, 5]
     assert lines[1]["lr"] == pytest.approx(0.01 * 0.5 * (1 + math.cos(math.pi * 3 / 5)))
     with torch.no_grad():
-        q = vae.guide.posterior(split.images)
+        q = vae.guide.posterior(split.x)
         for one, other in itertools.combinations(training.seen, 2):
             # The same six images in another order: sums agree only as far as the draws do.
             assert not torch.allclose(one.sum(0), other.sum(0), rtol=1e-4)
@@ -524,7 +525,7 @@ def test_the_bound_has_the_same_distortion_from_the_same_z() -> None:
     vae, images, prior = toy_programs(), toy_images(30), lstm().float()
     other = with_prior(vae, prior)
     own, auxiliary = encode(vae, images, seed=3), encode(other, images, seed=3)
-    assert torch.equal(auxiliary.z, own.z)
+    assert torch.equal(auxiliary.z["z"], own.z["z"])
     assert torch.equal(auxiliary.distortion, own.distortion)
     assert own.closed_form
     assert not auxiliary.closed_form
@@ -533,9 +534,9 @@ def test_the_bound_has_the_same_distortion_from_the_same_z() -> None:
     assert tighter["distortion_bpd"] == numbers["distortion_bpd"]
     assert tighter["distortion_bpd_se"] == numbers["distortion_bpd_se"]
     assert tighter["delta_nats"] is None
-    assert delta_of(vae, images) == numbers["delta_nats"] is not None
+    assert committed(vae, images).nats == numbers["delta_nats"] is not None
     with torch.no_grad():
-        rate = (vae.guide.posterior(images).log_prob(own.z) - prior().log_prob(own.z)).double()
+        rate = (vae.guide.posterior(images).log_prob(own.z["z"]) - prior().log_prob(own.z["z"])).double()
     assert tighter["rate_nats_mean"] == pytest.approx(rate.mean().item(), rel=1e-5)
     assert tighter["rate_nats_mean_se"] == pytest.approx(rate.std().item() / math.sqrt(30), rel=1e-4)
     bound = importance_bound(importance_weights(other, images, 1, seed=3))
@@ -596,7 +597,7 @@ def test_the_rate_of_a_guide_that_ignores_x_falls_from_delta_to_zero() -> None:
     own, auxiliary = (evaluate(each, split) for each in (vae, trained(vae, split)))
     assert own["rate_nats_mean"] == pytest.approx(own["delta_nats"], rel=1e-5)
     with torch.no_grad():
-        q, p = vae.guide.posterior(split.images[:1]), vae.model.prior()
+        q, p = vae.guide.posterior(split.x[:1]), vae.model.prior()
         assert kl_divergence(q, p).item() == pytest.approx(own["delta_nats"], rel=1e-5)
     assert own["delta_nats"] > 2
     assert abs(auxiliary["rate_nats_mean"]) < 0.4

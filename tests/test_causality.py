@@ -11,25 +11,29 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from networks import SPECS, StepsPrior, random_images, random_normal, randomise
+from networks import IMAGE_PRESETS, SPECS, TOKEN_PRESETS, StepsPrior, random_images, random_normal, randomise
 from torch import Tensor, nn
 
 from pyro_delta import config
 from pyro_delta.build import build
-from pyro_delta.data.spec import ImageSpec
-from pyro_delta.guides import AntiCausalGuide, ImageEncoder, regions
+from pyro_delta.data.images import ImageSpec
+from pyro_delta.data.sequences import TokenSpec
+from pyro_delta.guides import AntiCausalGuide, GRUGuide, ImageEncoder, regions
 from pyro_delta.models import (
     AR1Prior,
     ConditionalGatedPixelCNN,
     ConditionalNetwork,
     ConditionalPixelSNAIL,
-    rows_of_steps,
+    DeltaVAE,
+    GRULikelihood,
+    even_starts,
 )
 from pyro_delta.nn.images.causal import PixelBlock, PixelConv, RasterBlock, RowBlock, RowConv, RowsAbove
 from pyro_delta.nn.images.embedding import embed_pixels
 from pyro_delta.nn.images.gated_pixelcnn import GatedPixelCNN
 from pyro_delta.nn.images.pixelsnail import PixelSNAIL, RasterAttention, background
 from pyro_delta.nn.latents import LatentMap
+from pyro_delta.vae import VAE
 
 Place = tuple[int, int]
 Mask = Tensor
@@ -427,10 +431,10 @@ def test_the_causality_test_can_fail(broken: type[GatedPixelCNN], complaint: str
 
 
 def test_an_additive_mask_would_be_seen() -> None:
-    latents = randomise(LatentMap(2, torch.tensor([2, 4]), channels=2, height=6, width=3))
+    latents = randomise(LatentMap(2, torch.tensor([2, 4]), positions=6, outputs=3))
     latents.visible = torch.where(latents.visible, 0.0, -1e10).double()
     z = leaf(2, 2, 2)
-    (grad,) = torch.autograd.grad(latents(z)[0, :, 0].sum(), z)
+    (grad,) = torch.autograd.grad(latents(z)[0, 0].sum(), z)
     assert (grad != 0).any(), "−1e10 was expected to leak into rows that see no step"
 
 
@@ -492,19 +496,19 @@ def assert_rows_see_latents(network: ConditionalNetwork, starts: Tensor, dims: i
 
 
 def test_rows_that_see_no_step_have_finite_gradients() -> None:
-    latents = randomise(LatentMap(2, torch.tensor([2, 4]), channels=2, height=6, width=3))
+    latents = randomise(LatentMap(2, torch.tensor([2, 4]), positions=6, outputs=3))
     z = leaf(3, 2, 2)
-    latents(z)[:, :, :2].square().sum().backward()
+    latents(z)[:, :2].square().sum().backward()
     assert z.grad is not None
     assert (z.grad == 0).all()
     assert all(p.grad is None or p.grad.isfinite().all() for p in latents.parameters())
 
 
 def test_rows_before_the_first_step_are_the_same_for_every_z() -> None:
-    latents = randomise(LatentMap(2, torch.tensor([2, 4]), channels=2, height=6, width=3))
+    latents = randomise(LatentMap(2, torch.tensor([2, 4]), positions=6, outputs=3))
     first, second = latents(random_normal(1, 2, 2)), latents(random_normal(1, 2, 2, seed=1))
-    assert torch.equal(first[:, :, :2], second[:, :, :2])
-    assert (first[:, :, 2:] != second[:, :, 2:]).all()
+    assert torch.equal(first[:, :2], second[:, :2])
+    assert (first[:, 2:] != second[:, 2:]).all()
 
 
 # --- integer images ---
@@ -515,7 +519,7 @@ def test_rows_before_the_first_step_are_the_same_for_every_z() -> None:
 def test_a_changed_pixel_changes_later_parameters_only(
     channels: int, likelihood: Callable[..., ConditionalNetwork]
 ) -> None:
-    network = likelihood(ImageSpec(channels, 7, 6, 5), rows_of_steps(7, 7), 2)
+    network = likelihood(ImageSpec(channels, 7, 6, 5), even_starts(7), 2)
     assert_a_change_moves_later_pixels(network, list(places(7, 6)))
 
 
@@ -642,11 +646,11 @@ def test_a_prior_step_hears_its_past(length: int, height: int) -> None:
 # --- shipped presets, at their real size ---
 
 
-@pytest.mark.parametrize("name", config.preset_names())
+@pytest.mark.parametrize("name", [name for name in IMAGE_PRESETS if "[likelihood]" in config.preset_text(name)])
 def test_the_documented_reach_is_the_computed_one(name: str) -> None:
     page = (Path(__file__).parents[1] / "docs" / "architecture.md").read_text(encoding="utf-8")
     settings = config.load_preset(name)
-    spec = SPECS[settings.data.name]
+    spec = SPECS[settings.data.program]
     constants = f"`STEM_KERNEL` = {GatedPixelCNN.STEM_KERNEL} and `STEM_WIDTH` = {GatedPixelCNN.STEM_WIDTH}"
     assert constants in page, f"docs/architecture.md, 'GatedPixelCNN', lacks {constants}"
     for part in ("likelihood", "guide"):
@@ -675,11 +679,11 @@ def decoder_field(settings: config.Config, spec: ImageSpec, target: Place) -> Ma
     return trunk_of(settings.likelihood, spec.height, spec.width).field(target)[0]
 
 
-@pytest.mark.parametrize("name", config.preset_names())
+@pytest.mark.parametrize("name", IMAGE_PRESETS)
 def test_shipped_presets_are_causal(name: str) -> None:
     """Depth and image size as shipped, every row, every latent step."""
     settings = narrowed(config.load_preset(name))
-    spec = SPECS[settings.data.name]
+    spec = SPECS[settings.data.program]
     vae = randomise(build(settings, spec)).eval()  # dropout would move pixels, too
     prior, guide, network = vae.model.prior, vae.guide, vae.model.likelihood.network
     # the decoder in its image: corners, edges and an inner pixel
@@ -702,11 +706,11 @@ def test_shipped_presets_are_causal(name: str) -> None:
     assert_sees_rows_to_come(guide, spec, prior.starts)
 
 
-@pytest.mark.parametrize("name", sorted({*config.preset_names()} - {"cifar10-paper"}))  # half a minute for one row
+@pytest.mark.parametrize("name", sorted({*IMAGE_PRESETS} - {"cifar10-paper"}))  # half a minute for one row
 def test_shipped_presets_are_causal_at_their_width(name: str) -> None:
     """The networks as they are: one row of the decoder, and the first step of the guide, which sees the whole image."""
     settings = config.load_preset(name)
-    spec = SPECS[settings.data.name]
+    spec = SPECS[settings.data.program]
     vae = randomise(build(settings, spec)).eval()  # dropout would move pixels, too
     network, starts = vae.model.likelihood.network, vae.model.prior.starts
     x = embed_pixels(random_images(spec, (2,)), spec.levels, torch.float64).requires_grad_()
@@ -739,3 +743,71 @@ def assert_rows_see_latents_by_row(
         (grad,) = torch.autograd.grad(out[0, :, row], z, random_normal(*out[0, :, row].shape), retain_graph=True)
         assert ((grad[0] != 0).any(1) == (starts <= row)).all()
         assert not (grad[1:] != 0).any()
+
+
+# --- sequences of tokens ---
+
+
+def token_vae(starts: list[int], *, conditioning: str = "causal") -> VAE:
+    spec, prior = TokenSpec(6, 5), StepsPrior(starts, [0.5, 0.8])
+    likelihood = GRULikelihood(spec, prior, hidden=4, conditioning=conditioning)
+    return randomise(VAE(DeltaVAE(prior, likelihood), GRUGuide(spec, prior, hidden=4)))
+
+
+TOKEN_STARTS = {
+    "a_step_a_token": [0, 1, 2, 3, 4, 5],
+    "a_step_for_two_tokens": [0, 2, 4],
+    "two_steps_a_token": [0, 0, 3, 3],
+    "above_zero": [2, 4],
+    "unsorted": [4, 0, 2],
+}
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+@pytest.mark.parametrize("name", TOKEN_STARTS)
+def test_tokens_are_told_what_they_may_be(name: str, training: bool) -> None:
+    assert_tokens_are_causal(token_vae(TOKEN_STARTS[name]).train(training), TokenSpec(6, 5))
+
+
+@pytest.mark.parametrize("name", TOKEN_STARTS)
+def test_tokens_see_all_latents_under_full_conditioning(name: str) -> None:
+    vae = token_vae(TOKEN_STARTS[name], conditioning="full")
+    assert_tokens_see_latents(vae, TokenSpec(6, 5), torch.zeros(len(TOKEN_STARTS[name])))
+
+
+@pytest.mark.parametrize("name", TOKEN_PRESETS)
+def test_shipped_presets_of_tokens_are_causal(name: str) -> None:
+    settings = config.load_preset(name)
+    spec = SPECS[settings.data.program]
+    assert_tokens_are_causal(randomise(build(settings, spec)).eval(), spec)
+
+
+def assert_tokens_are_causal(vae: VAE, spec: TokenSpec) -> None:
+    """Bit for bit; sequence 1 stands by and must not move at all."""
+    starts = vae.model.prior.starts
+    z = random_normal(2, *vae.model.prior().event_shape)
+    x = random_images(spec, (2,))
+    with torch.no_grad():
+        p = vae.model.likelihood(z)
+        before, posterior = p.parameters_at(x), vae.guide.posterior(x).mean
+        for place in range(spec.length):
+            y = x.clone()
+            y[0, place] = (y[0, place] + 1) % spec.levels
+            moved = (p.parameters_at(y) != before).any(-1)
+            assert (moved[0] == (torch.arange(spec.length) > place)).all(), f"{place} moved {moved[0].tolist()}"
+            assert not moved[1].any(), f"{place} moved another sequence"
+            moved = (vae.guide.posterior(y).mean != posterior).any(-1)
+            assert (moved[0] == (starts <= place)).all(), f"{place} moved steps {moved[0].tolist()}"
+            assert not moved[1].any(), f"{place} moved the latents of another sequence"
+    assert vae.guide.causality == "anti_causal"
+    assert_tokens_see_latents(vae, spec, starts)
+
+
+def assert_tokens_see_latents(vae: VAE, spec: TokenSpec, starts: Tensor) -> None:
+    z = leaf(2, *vae.model.prior().event_shape)
+    out = vae.model.likelihood(z).parameters_at(random_images(spec, (2,)))
+    for place in range(spec.length):
+        (grad,) = torch.autograd.grad(out[0, place], z, random_normal(spec.levels), retain_graph=True)
+        assert ((grad[0] != 0).all(1) == (starts <= place)).all(), f"wrong latents at {place}"
+        assert ((grad[0] != 0).any(1) == (starts <= place)).all(), f"wrong latents at {place}"
+        assert not (grad[1:] != 0).any(), f"latents of other sequences at {place}"

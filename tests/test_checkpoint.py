@@ -42,7 +42,7 @@ def path(tmp_path: Path) -> Path:
 
 def test_what_is_saved_comes_back(path: Path) -> None:
     state = {
-        "programs": torch.nn.Linear(3, 2).state_dict(),
+        "vae": torch.nn.Linear(3, 2).state_dict(),
         "channels_last": torch.randn(2, 3, 4, 4, dtype=torch.float64).to(memory_format=torch.channels_last),
         "step": 7,
         "nested": {"numbers": [1, 2.5, None, "text"], "pair": (0.9, 0.999)},
@@ -53,7 +53,7 @@ def test_what_is_saved_comes_back(path: Path) -> None:
     assert loaded.pop("format") == FORMAT
     assert loaded["nested"] == state["nested"]
     assert loaded["step"] == 7
-    torch.testing.assert_close(loaded["programs"], state["programs"], rtol=0, atol=0)
+    torch.testing.assert_close(loaded["vae"], state["vae"], rtol=0, atol=0)
     assert torch.equal(loaded["channels_last"], state["channels_last"])
     assert loaded["channels_last"].stride() == state["channels_last"].stride()
     assert torch.equal(loaded["rng"]["cpu"], state["rng"]["cpu"])
@@ -158,6 +158,16 @@ def test_torch_files_that_are_not_ours(path: Path, content: Any) -> None:
     torch.save(content, path)
     with pytest.raises(UserError, match="is not a checkpoint of pyro-delta"):
         load_checkpoint(path)
+
+
+def test_the_former_format_is_refused_as_such(path: Path) -> None:
+    state = {"format": "pyro-delta checkpoint 1", "programs": torch.nn.Linear(3, 2).state_dict(), "step": 3}
+    torch.save(state, path)
+    with pytest.raises(UserError) as caught:
+        load_checkpoint(path, keys=("vae",))
+    assert str(caught.value) == (
+        f"{path} was written by an older pyro-delta, whose names have changed since; train the run again."
+    )
 
 
 @pytest.mark.parametrize("how", ["pickle", "torch.save", "legacy torch.save"])

@@ -20,7 +20,7 @@ from PIL import Image
 
 from pyro_delta.cli import COMMANDS, main
 from pyro_delta.data import load as load_data
-from pyro_delta.diagnostics.importance import evaluate
+from pyro_delta.diagnostics.bounds import evaluate
 from pyro_delta.inference import recorder as records
 from pyro_delta.inference import run as runs
 from pyro_delta.inference.pyro_training import PyroTraining
@@ -105,7 +105,7 @@ def test_run_folder_holds_everything(trained: Path) -> None:
     assert config["training"]["steps"] == 20
     assert config["training"]["minutes"] is None
     assert config["prior"]["rate_nats"] == 4
-    assert set(json.loads((trained / "run.json").read_text())) == {"preset", "spec", "versions", "programs"}
+    assert set(json.loads((trained / "run.json").read_text())) == {"format", "preset", "spec", "versions", "programs"}
 
 
 def test_evaluate_agrees_with_the_library(trained: Path) -> None:
@@ -125,7 +125,7 @@ def test_what_is_evaluated_are_the_averaged_weights(trained: Path) -> None:
     name, average = next((k, v) for k, v in state["average"].items() if "weight" in k)
     vae = runs.load(trained).vae
     assert torch.equal(vae.state_dict()[name.removeprefix("module.")], average)
-    assert not torch.equal(state["programs"][name.removeprefix("module.")], average)
+    assert not torch.equal(state["vae"][name.removeprefix("module.")], average)
     assert not any(getattr(part, "bf16", False) for part in vae.modules())
 
 
@@ -199,7 +199,7 @@ def test_grid_places_every_image_row_by_row() -> None:
 
 def test_same_z_gives_a_column_one_latent(trained: Path) -> None:
     """With a decoder that draws the mean of its latents, the rows of the grid are equal."""
-    from pyro_delta.data.images.pictures import draw
+    from pyro_delta.diagnostics.drawing import draw
 
     loaded = runs.load(trained)
 
@@ -258,7 +258,7 @@ def test_interrupted_and_resumed_is_the_same_training(trained: Path, tmp_path: P
     assert f"stopped at step 10; go on with: pyro-delta train --out {folder} --resume" in err
     assert call("train", "--out", folder, "--resume")[0] == 0
     ours, theirs = (torch.load(path / "checkpoint.pt", weights_only=True) for path in (folder, trained))
-    for part in ("programs", "average"):
+    for part in ("vae", "average"):
         for name, value in theirs[part].items():
             torch.testing.assert_close(ours[part][name], value, rtol=0, atol=0)
     keys = METRICS - {"wall_s", "train_s"}
@@ -333,7 +333,7 @@ def test_list_names_everything() -> None:
     code, out, _ = call("list", "--json")
     tables = json.loads(out)
     assert code == 0
-    assert set(tables) == {"datasets", "presets", "priors", "likelihoods", "guides"}
+    assert set(tables) == {"datasets", "presets", "priors", "likelihoods", "guides", "objectives"}
     assert {"name": "ar1"}.items() <= tables["priors"][0].items()
     assert all(entry["description"] for entries in tables.values() for entry in entries)
     assert {entry["preset"] for entry in tables["datasets"]} >= {"cifar10-small"}
@@ -431,6 +431,39 @@ def foreign(here: Path, trained: Path) -> None:
     torch.save({"weight": torch.zeros(3)}, here / "run" / "checkpoint.pt")
 
 
+def of_format(number: Any) -> Callable[[Path, Path], None]:
+    """A run of another format: run.json says its number, the first one said none."""
+
+    def prepare(here: Path, trained: Path) -> None:
+        a_run(here, trained)
+        path = here / "run" / "run.json"
+        info = json.loads(path.read_text())
+        del info["format"]
+        path.write_text(json.dumps(info if number is None else {**info, "format": number}))
+
+    return prepare
+
+
+def of_the_former_version(here: Path, trained: Path) -> None:
+    """A run as it was written before formats had numbers."""
+    of_format(None)(here, trained)
+    run = here / "run"
+    info, config = (json.loads((run / name).read_text()) for name in ("run.json", "config.json"))
+    info["spec"] = {key: value for key, value in info["spec"].items() if key != "kind"}
+    config["data"]["name"] = config["data"].pop("program")
+    config["training"]["objective"] = config.pop("objective")["program"]
+    state = torch.load(run / "checkpoint.pt", weights_only=True)
+    state = {**state, "config": config, "programs": state.pop("vae"), "format": "pyro-delta checkpoint 1"}
+    (run / "run.json").write_text(json.dumps(info))
+    (run / "config.json").write_text(json.dumps(config))
+    torch.save(state, run / "checkpoint.pt")
+
+
+def former_checkpoint(here: Path, trained: Path) -> None:
+    a_run(here, trained)
+    torch.save({"format": "pyro-delta checkpoint 1"}, here / "run" / "checkpoint.pt")
+
+
 def edited(section: str, **settings: Any) -> Callable[[Path, Path], None]:
     """A run whose config.json was edited by hand."""
 
@@ -482,11 +515,23 @@ def setting(pair: str) -> list[str]:
     return [*TRAIN[:7], *sets, "--out", "new", "--steps", "1", "--set", pair]
 
 
+OLDER = (
+    "pyro-delta: run was written by an older pyro-delta (format 1, this one reads 2); train the run again, or use the "
+    "version in its run.json.\n"
+)
+OLDER_CHECKPOINT = (
+    "pyro-delta: run/checkpoint.pt was written by an older pyro-delta, whose names have changed since; train the run "
+    "again.\n"
+)
 BAD: dict[str, tuple[list[str], str, Callable[[Path, Path], None]]] = {
     "no such command": (["trian"], "did you mean 'train'?", nothing),
     "no such option": (["train", "--stepz", "3"], "--stepz", nothing),
     "no such data set": (["train", "--dataset", "digit"], "did you mean 'digits'?", nothing),
-    "folder without path": (["train", "--dataset", "folder:"], "did you mean 'folder:PATH'?", nothing),
+    "folder without path": (
+        ["train", "--dataset", "folder:"],
+        "the data 'folder:' lack what follows the colon; write folder:PATH.",
+        nothing,
+    ),
     "no such preset": (["train", "--preset", "cifar10-smal"], "did you mean 'cifar10-small'?", nothing),
     "no such elbo": (training("--elbo", "renyi"), "'renyi' is not one of 'trace', 'mean_field'", nothing),
     "no such device": (training("--device", "gpu"), "'gpu' is not one of", nothing),
@@ -511,7 +556,7 @@ BAD: dict[str, tuple[list[str], str, Callable[[Path, Path], None]]] = {
     "too many dimensions": (setting("prior.dims=100000000000"), "dims is 100000000000", nothing),
     "no step": (setting("prior.length=0"), "prior.length", nothing),
     "length of one": (setting("prior.length=1"), "commits no rate", nothing),
-    "length that does not divide": (setting("prior.length=3"), "does not divide the 8 rows", nothing),
+    "length that does not divide": (setting("prior.length=3"), "does not divide the 8 positions of the data", nothing),
     "batch too large": (setting("training.batch=5000"), "5000", nothing),
     "validation too large": (setting("data.validation=5000"), "5000", nothing),
     "zero steps": ([*TRAIN, "--steps", "0"], "training.steps", nothing),
@@ -534,7 +579,7 @@ BAD: dict[str, tuple[list[str], str, Callable[[Path, Path], None]]] = {
         nothing,
     ),
     "no data folder": (FOLDER, "there is no data folder images", nothing),
-    "one image": (FOLDER, "1 training image cannot be divided", one_image),
+    "one image": (FOLDER, "1 training datum cannot be divided", one_image),
     "empty data folder": (FOLDER, "holds no images", empty_folder),
     "damaged image": (FOLDER, "1.png is not a readable image", damaged_image),
     "mixed sizes": (FOLDER, "bring all images to one size", odd_images(9, "L")),
@@ -549,7 +594,7 @@ BAD: dict[str, tuple[list[str], str, Callable[[Path, Path], None]]] = {
     "resume of nothing": (["train", "--resume", "--out", "new"], "is no run", nothing),
     "resume backwards": (["train", "--resume", "--out", "run", "--steps", "10"], "at step 20 already", a_run),
     "resume other seed": (["train", "--resume", "--out", "run", "--seed", "1"], "training.seed=0, not 1", a_run),
-    "resume other data": (["train", "--resume", "--out", "run", "--dataset", "photos"], "data.name=digits", a_run),
+    "resume other data": (["train", "--resume", "--out", "run", "--dataset", "photos"], "data.program=digits", a_run),
     "resume other elbo": (["train", "--resume", "--out", "run", "--elbo", "trace"], "training.elbo=mean_field", a_run),
     "resume other preset": (["train", "--resume", "--out", "run", "--preset", "digits"], "the preset", a_run),
     "resume other setting": (["train", "--resume", "--out", "run", "--set", "prior.dims=3"], "prior.dims=2", a_run),
@@ -562,6 +607,22 @@ BAD: dict[str, tuple[list[str], str, Callable[[Path, Path], None]]] = {
     "evaluate other rate": (["evaluate", "run"], "prior.rate_nats=5.0, but", edited("prior", rate_nats=5)),
     "resume other rate": (RESUME, "run/config.json has prior.rate_nats=5.0, but", edited("prior", rate_nats=5)),
     "resume other weight decay": (RESUME, "training.weight_decay=0.5, but", edited("training", weight_decay=0.5)),
+    "evaluate a run of format 1": (["evaluate", "run"], OLDER, of_format(None)),
+    "evaluate a former run": (["evaluate", "run"], OLDER, of_the_former_version),
+    "check a former run": (["check", "run"], OLDER, of_the_former_version),
+    "resume a former run": (RESUME, OLDER, of_the_former_version),
+    "sample a former run": (["sample", "run", "--num", "1", "--out", "a.png"], OLDER, of_the_former_version),
+    "encode a former run": (["encode", "run", "test", "--out", "a.nc"], OLDER, of_the_former_version),
+    "train-prior of a former run": (["train-prior", "run"], OLDER, of_the_former_version),
+    "crosscheck a former run": (["crosscheck", "run"], OLDER, of_the_former_version),
+    "evaluate a run of format 3": (
+        ["evaluate", "run"],
+        OLDER.replace("an older", "a newer").replace("1,", "3,"),
+        of_format(3),
+    ),
+    "evaluate a run of no format": (["evaluate", "run"], "run/run.json is missing or damaged", of_format("new")),
+    "evaluate a former checkpoint": (["evaluate", "run"], OLDER_CHECKPOINT, former_checkpoint),
+    "resume a former checkpoint": (RESUME, OLDER_CHECKPOINT, former_checkpoint),
     "resume metrics cut": (RESUME, "run/metrics.jsonl is damaged: line 3", damaged_metrics(b'{"step": 2')),
     "resume metrics 3": (RESUME, "run/metrics.jsonl is damaged: line 3", damaged_metrics(b"3")),
     "resume metrics {}": (RESUME, "run/metrics.jsonl is damaged: line 3", damaged_metrics(b"{}")),

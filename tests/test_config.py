@@ -10,7 +10,7 @@ import pytest
 from pyro_delta import config as configuration
 from pyro_delta.build import build
 from pyro_delta.config import load_preset, overlaid, parse_settings, preset_names, preset_text
-from pyro_delta.data.spec import ImageSpec
+from pyro_delta.data.images.spec import ImageSpec
 from pyro_delta.errors import UserError
 
 PRESET = "cifar10-small"
@@ -29,7 +29,7 @@ def test_preset_is_valid_and_opens_with_a_comment(name: str) -> None:
         ("training.compile=false", False),
         ("prior.length=null", None),
         ("likelihood.channels=[8, 16]", [8, 16]),
-        ("data.name=folder:a=b", "folder:a=b"),
+        ("data.program=folder:a=b", "folder:a=b"),
         ("prior.alpha=0.5:0.95", "0.5:0.95"),
         (" prior.alpha =0.5", 0.5),
     ],
@@ -102,7 +102,7 @@ def test_a_setting_needs_key_and_value(text: str, near: str) -> None:
         ("{", "it is not JSON"),
         ("[1]", "it holds '[1]' rather than sections of settings"),
         ("{}", "data is missing; give it a value"),
-        ('{"data": 3}', "data: a section of settings is needed, got 3"),
+        ('{"data": 3}', "data: a section of settings is needed, with a program by its name, got 3"),
     ],
 )
 def test_files_that_are_no_configuration(content: str, words: str, tmp_path: Path) -> None:
@@ -125,7 +125,7 @@ SPEC = ImageSpec(1, 8, 8, 17)
     [
         ("prior.dims", 0, "dims is 0"),
         ("prior.rate_nats", -1.0, "cannot be committed"),
-        ("prior.length", 5, "length=5 does not divide the 8 rows"),
+        ("prior.length", 5, "length=5 does not divide the 8 positions of the data"),
         ("likelihood.channels", [8], "must name the same levels"),
         ("likelihood.channels", [], "must name the same levels"),
         ("likelihood.row_kernel", [2, 2], "odd number of columns"),
@@ -141,7 +141,7 @@ def test_sizes_that_make_no_program(key: str, value: object, words: str) -> None
 
 
 def test_saved_configuration_comes_back_whole(tmp_path: Path) -> None:
-    config = load_preset(PRESET, [("prior.alpha", "0.5:0.9"), ("data.name", "folder:ä b"), ("training.clip", None)])
+    config = load_preset(PRESET, [("prior.alpha", "0.5:0.9"), ("data.program", "folder:ä b"), ("training.clip", None)])
     configuration.save(config, tmp_path / "config.json")
     assert configuration.load(tmp_path / "config.json") == config
     assert overlaid(config.model_dump(), []) == config

@@ -8,12 +8,13 @@ import pytest
 import torch
 from test_inference import SPEC, config_of, toy_data, trainer_of
 
-from pyro_delta.build import VAE, build, local_parameters
-from pyro_delta.data.images.pictures import draw
-from pyro_delta.diagnostics.importance import evaluate
+from pyro_delta.build import build
+from pyro_delta.diagnostics.bounds import evaluate
+from pyro_delta.diagnostics.drawing import draw
 from pyro_delta.inference.checkpoint import load_checkpoint, save_atomically
 from pyro_delta.inference.pyro_training import PyroTraining, Window
 from pyro_delta.inference.training import STATE
+from pyro_delta.vae import VAE
 
 pytestmark = [
     pytest.mark.cuda,
@@ -29,7 +30,7 @@ def programs_on(device: str) -> VAE:
 def test_a_step_never_makes_the_host_wait() -> None:
     trainer = trainer_of(vae=programs_on("cuda"), clip=1.0, bf16=True, channels_last=True)
     window = Window(0.0)
-    with local_parameters(), pyro.validation_enabled(False):
+    with pyro.validation_enabled(False):
         for step in range(3):
             torch.cuda.set_sync_debug_mode("error" if step else "default")  # the first step sets up the optimiser
             try:
@@ -46,23 +47,22 @@ def test_training_goes_on_where_it_was(elbo: str, tmp_path: Path) -> None:
     first = trainer_of(vae=programs_on("cuda"), elbo=elbo)
     first.run()
     save_atomically(first.state(), path)
+    first.train_step(first.batches.batch(first.step))
     second = PyroTraining(config_of(elbo=elbo), toy_data(), programs_on("cuda"), [].append)
-    second.restore(load_checkpoint(path, keys=STATE), path)
-    with local_parameters():
-        for trainer in (first, second):
-            trainer.train_step(trainer.batches.batch(trainer.step))
+    second.restore(load_checkpoint(path, keys=STATE), path)  # the random state, too
+    second.train_step(second.batches.batch(second.step))
     torch.testing.assert_close(second.vae.state_dict(), first.vae.state_dict())
 
 
 def test_numbers_agree_with_the_cpu() -> None:
     on_cpu = programs_on("cpu").double()
     on_cuda = copy.deepcopy(on_cpu).to("cuda")
-    images = toy_data().test.images
+    images = toy_data().test.x
     ours, theirs = (evaluate(vae, toy_data().test) for vae in (on_cuda, on_cpu))
     # the noise differs; the closed-form rate does not
     assert ours["rate_nats_mean"] == pytest.approx(theirs["rate_nats_mean"], rel=1e-9)
     z = torch.randn(len(images), 4, 2, dtype=torch.float64)
-    with local_parameters(), torch.no_grad():
+    with torch.no_grad():
         scores = [
             p.model.likelihood(z.to(d)).log_prob(images.to(d)).cpu() for p, d in ((on_cpu, "cpu"), (on_cuda, "cuda"))
         ]

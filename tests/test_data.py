@@ -6,6 +6,7 @@ import gzip
 import hashlib
 import os
 import pickle
+import re
 import subprocess
 import sys
 import tarfile
@@ -20,7 +21,13 @@ import torch
 import torchvision
 from PIL import Image
 
-from pyro_delta.data import DATASETS, Batches, ImageData, ImageSpec, Split, epoch_order, load
+from pyro_delta import programs
+from pyro_delta.config import preset_names
+from pyro_delta.data import Batches, Spec, Split, Splits, epoch_order, load
+from pyro_delta.data.images import ImageSpec
+from pyro_delta.data.named import spec_before_data
+from pyro_delta.data.sequences import TokenSpec
+from pyro_delta.data.sequences.text import ALPHABET
 from pyro_delta.errors import UserError
 
 CIFAR10_NAMES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
@@ -33,13 +40,13 @@ def _private_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def contents(split: Split) -> Counter:
-    """The split as a multiset of (pixels, label)."""
+    """The split as a multiset of (values, label)."""
     labels = [None] * len(split) if split.labels is None else split.labels.tolist()
-    return Counter((image.numpy().tobytes(), label) for image, label in zip(split.images, labels, strict=True))
+    return Counter((image.numpy().tobytes(), label) for image, label in zip(split.x, labels, strict=True))
 
 
 def same(first: Split, second: Split) -> bool:
-    return torch.equal(first.images, second.images) and (
+    return torch.equal(first.x, second.x) and (
         first.labels is second.labels is None or torch.equal(first.labels, second.labels)
     )
 
@@ -78,7 +85,7 @@ def make_folder(
 def test_spec() -> None:
     spec = ImageSpec(3, 4, 5, 256)
     assert spec.shape == (3, 4, 5)
-    assert spec.dims == 60
+    assert spec.scored == 60
 
 
 @pytest.mark.parametrize("sizes", [(0, 4, 4, 2), (1, 4, -1, 2), (1, 4, 4, 1), (1, 4, 4, 257)])
@@ -87,28 +94,45 @@ def test_spec_refuses(sizes: tuple[int, int, int, int]) -> None:
         ImageSpec(*sizes)
 
 
-def test_spec_and_table_do_not_load_torch() -> None:
-    code = "import sys; from pyro_delta.data import DATASETS, ImageSpec; assert 'torch' not in sys.modules"
+def test_specs_and_table_do_not_load_torch() -> None:
+    code = (
+        "import sys; from pyro_delta.data import ArraySpec, Spec; from pyro_delta.data.images import ImageSpec; "
+        "from pyro_delta.data.sequences import TokenSpec; from pyro_delta.programs import names; names('data'); "
+        "assert 'torch' not in sys.modules"
+    )
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+SPECS = {
+    "digits": ImageSpec(1, 8, 8, 17),
+    "photos": ImageSpec(3, 32, 32, 256),
+    "cifar10": ImageSpec(3, 32, 32, 256),
+    "mnist": ImageSpec(1, 28, 28, 256),
+    "folder": None,
+    "descriptions": TokenSpec(32, 70, ALPHABET),
+    "given": None,
+}
+
+
 def test_table() -> None:
-    assert list(DATASETS) == ["digits", "photos", "cifar10", "mnist", "folder:PATH"]
-    for name, info in DATASETS.items():
-        assert info.description
-        assert info.preset
-        if name in ("digits", "photos"):
-            assert load(name).spec == info.spec
+    assert list(programs.SHIPPED["data"]) == list(SPECS)
+    for name, spec in SPECS.items():
+        program = programs.find("data", name)
+        assert (program.__doc__ or "").splitlines()[0].strip()
+        assert program.preset in preset_names()
+        assert spec_before_data(name) == spec
+        if name in ("digits", "photos", "descriptions"):
+            assert load(name).spec == spec
 
 
 # ---------------------------------------------------------------- every dataset
 
 
 @pytest.fixture
-def make_dataset(tmp_path: Path) -> Callable[..., ImageData]:
+def make_dataset(tmp_path: Path) -> Callable[..., Splits]:
     """Load a dataset by name, after making the files of those that need any."""
 
-    def make(name: str, **options: object) -> ImageData:
+    def make(name: str, **options: object) -> Splits:
         if name == "folder":
             make_folder(tmp_path / "pictures", train=20)
             return load(f"folder:{tmp_path / 'pictures'}", **options)
@@ -120,30 +144,31 @@ def make_dataset(tmp_path: Path) -> Callable[..., ImageData]:
     return make
 
 
-# name, spec, images of (train, validation, test), number of classes
+# name, spec, data of (train, validation, test), number of classes
 LOADED = [
     ("digits", ImageSpec(1, 8, 8, 17), (1257, 180, 360), 10),
     ("photos", ImageSpec(3, 32, 32, 256), (3600, 400, 400), 2),
     ("cifar10", ImageSpec(3, 32, 32, 256), (30, 10, 20), 10),
     ("folder", ImageSpec(3, 4, 5, 256), (36, 4, 4), 2),
+    ("descriptions", TokenSpec(32, 70, ALPHABET), None, 14),  # how much text there is depends on scikit-learn
 ]
 
 
 @pytest.mark.parametrize(("name", "spec", "sizes", "classes"), LOADED)
 def test_what_is_loaded(
-    make_dataset: Callable[..., ImageData], name: str, spec: ImageSpec, sizes: tuple[int, ...], classes: int
+    make_dataset: Callable[..., Splits], name: str, spec: Spec, sizes: tuple[int, ...] | None, classes: int
 ) -> None:
     data = make_dataset(name)
-    assert data.name.startswith(name)
+    sizes = sizes or tuple(len(getattr(data, part)) for part in PARTS)
     assert data.spec == spec
     assert data.classes is not None
     assert len(data.classes) == classes
     for part, size in zip(PARTS, sizes, strict=True):
         split: Split = getattr(data, part)
         assert len(split) == size
-        assert split.images.shape == (size, *spec.shape)
-        assert split.images.dtype == torch.uint8
-        assert int(split.images.max()) < spec.levels  # as an int: a byte compares with 256 as with 0
+        assert split.x.shape == (size, *spec.shape)
+        assert split.x.dtype == torch.uint8
+        assert int(split.x.max()) < spec.levels  # as an int: a byte compares with 256 as with 0
         assert split.labels is not None
         assert split.labels.dtype == torch.int64
         assert split.labels.shape == (size,)
@@ -155,7 +180,7 @@ def test_what_is_loaded(
 
 
 @pytest.mark.parametrize("name", [row[0] for row in LOADED])
-def test_splits_are_disjoint_deterministic_and_seeded(make_dataset: Callable[..., ImageData], name: str) -> None:
+def test_splits_are_disjoint_deterministic_and_seeded(make_dataset: Callable[..., Splits], name: str) -> None:
     first, again, other = make_dataset(name, seed=1), make_dataset(name, seed=1), make_dataset(name, seed=2)
     seen = [contents(getattr(first, part)) for part in PARTS]
     assert not seen[0] & seen[1]
@@ -169,14 +194,14 @@ def test_splits_are_disjoint_deterministic_and_seeded(make_dataset: Callable[...
 
 
 @pytest.mark.parametrize("name", [row[0] for row in LOADED])
-def test_validation_count(make_dataset: Callable[..., ImageData], name: str) -> None:
+def test_validation_count(make_dataset: Callable[..., Splits], name: str) -> None:
     default, smaller = make_dataset(name), make_dataset(name, validation=3)
     assert len(smaller.validation) == 3
     assert same(smaller.test, default.test)
-    rest = 0 if name == "photos" else len(default.validation) - 3
+    rest = 0 if name in ("photos", "descriptions") else len(default.validation) - 3
     assert len(smaller.train) == len(default.train) + rest
     for count in (0, -1, 100_000):
-        with pytest.raises(UserError, match=rf" {count} validation images out of|validation images, not {count}; ask"):
+        with pytest.raises(UserError, match=rf" {count} validation data out of|validation \w+, not {count}; ask"):
             make_dataset(name, validation=count)
 
 
@@ -185,7 +210,7 @@ def test_digits_are_scikit_learns() -> None:
     images, labels = sklearn.datasets.load_digits(return_X_y=True)
     expected = Counter((row.astype(np.uint8).tobytes(), int(label)) for row, label in zip(images, labels, strict=True))
     assert sum((contents(getattr(data, part)) for part in PARTS), Counter()) == expected
-    values = torch.cat([getattr(data, part).images.flatten() for part in PARTS]).unique()
+    values = torch.cat([getattr(data, part).x.flatten() for part in PARTS]).unique()
     assert values.tolist() == list(range(17))
 
 
@@ -202,7 +227,7 @@ def test_photo_crops_of_different_splits_share_no_pixel(monkeypatch: pytest.Monk
     pixels = {}
     for part in PARTS:
         split: Split = getattr(data, part)
-        red, green, blue = split.images.to(torch.int64).unbind(1)
+        red, green, blue = split.x.to(torch.int64).unbind(1)
         index = (red << 16) + (green << 8) + blue
         assert torch.equal(index >> 23, split.labels[:, None, None].expand_as(index))
         assert torch.equal(index, index[:, :1, :1] + 640 * torch.arange(32)[:, None] + torch.arange(32))  # a true crop
@@ -437,10 +462,17 @@ def test_mistakes_in_folders(tmp_path: Path, spoil: Callable[[Path], object], me
 
 @pytest.mark.parametrize(
     ("name", "hint"),
-    [("digitz", "'digits'"), ("folder", "'folder:PATH'"), ("folder:", "'folder:PATH'"), ("imagenet", "")],
+    [
+        ("digitz", "unknown data 'digitz'; did you mean 'digits'?"),
+        ("imagenet", "unknown data 'imagenet'; known: cifar10, descriptions, digits, folder, given, mnist, photos."),
+        ("", "unknown data ''; known: "),
+        ("folder", "data.root is missing; give it a value."),
+        ("folder:", "the data 'folder:' lack what follows the colon; write folder:PATH."),
+        ("digits:", "the data 'digits:' lack what follows the colon; write digits:PATH."),
+    ],
 )
 def test_unknown_dataset(name: str, hint: str) -> None:
-    with pytest.raises(UserError, match=f"unknown dataset '{name}'; .*{hint}"):
+    with pytest.raises(UserError, match=f"^{re.escape(hint)}"):
         load(name)
 
 
@@ -614,7 +646,7 @@ def test_epoch_order() -> None:
 
 
 @pytest.mark.parametrize(("count", "batch_size"), [(12, 4), (13, 4), (7, 7), (5, 1)])
-def test_an_epoch_covers_the_images_once(count: int, batch_size: int) -> None:
+def test_an_epoch_covers_the_data_once(count: int, batch_size: int) -> None:
     batches = Batches(numbered(count), batch_size, seed=3, device="cpu")
     steps = count // batch_size
     assert batches.batches_per_epoch == steps
@@ -647,7 +679,7 @@ def test_batches_on_the_device_equal_those_on_the_cpu() -> None:
 
 @pytest.mark.parametrize("batch_size", [0, -1, 11])
 def test_batch_size_must_fit(batch_size: int) -> None:
-    with pytest.raises(UserError, match=f"batch size {batch_size} does not fit 10 training images; choose 1 to 10"):
+    with pytest.raises(UserError, match=f"batch size {batch_size} does not fit 10 training data; choose 1 to 10"):
         Batches(numbered(10), batch_size, 0, "cpu")
 
 

@@ -3,20 +3,22 @@
 import math
 
 import numpy as np
+import pyro
 import pyro.distributions as dist
 import pytest
 import torch
 from pyro.nn import PyroModule
 from torch import Tensor
 
-from pyro_delta.build import VAE, build
+from pyro_delta.build import build
 from pyro_delta.config import load_preset
-from pyro_delta.data import ImageData, ImageSpec, Split
-from pyro_delta.diagnostics.bounds import Encoding, delta_of, encode, standard_error
-from pyro_delta.diagnostics.importance import evaluate, importance_bound, importance_weights, k_hat
+from pyro_delta.data import Split
+from pyro_delta.data.images import ImageSpec
+from pyro_delta.diagnostics.bounds import Encoding, encode, evaluate, standard_error
+from pyro_delta.diagnostics.diagnose import Diagnosis, diagnosed, failure
+from pyro_delta.diagnostics.importance import importance_bound, importance_weights, k_hat
+from pyro_delta.diagnostics.trace import committed
 from pyro_delta.diagnostics.usage import (
-    check,
-    failure,
     floor_holds,
     least_gap,
     mutual_information,
@@ -27,6 +29,7 @@ from pyro_delta.diagnostics.usage import (
 )
 from pyro_delta.distributions import GaussianAR1
 from pyro_delta.models import AR1Prior, DeltaVAE
+from pyro_delta.vae import VAE
 
 SPEC = ImageSpec(1, 4, 4, 17)
 TINY = [
@@ -69,14 +72,24 @@ class Reader(PyroModule):
     def posterior(self, x: Tensor) -> dist.Independent:
         return dist.Normal(self.weight * (x.float().squeeze(-3) - 8) / 4, self.scale).to_event(2)
 
+    def forward(self, x: Tensor) -> Tensor:
+        with pyro.plate("data", len(x)):
+            return pyro.sample("z", self.posterior(x))
+
 
 def readable_programs(scale: float = 0.1) -> VAE:
     return VAE(DeltaVAE(AR1Prior(SPEC, dims=4, alpha="0.5,0.6,0.7,0.8"), Additive()), Reader(scale))
 
 
-def data_of(images: Tensor, labels: Tensor | None) -> ImageData:
+def check(vae: VAE, images: Tensor, labels: Tensor | None = None) -> Diagnosis:
+    """What `pyro-delta check` does of a run."""
     split = Split(images, labels)
-    return ImageData(SPEC, split, split, split, "made up", None)
+    return diagnosed(vae, split, fit=split, spec=SPEC)
+
+
+def encoding_of(rate: Tensor, mean: Tensor, scale: Tensor, z: Tensor) -> Encoding:
+    """One site of independent Normal posteriors, and a rate in closed form."""
+    return Encoding(rate, True, rate, {"z": mean}, {"z": scale}, {"z": z}, mean_field=True, apart=True, scored=1)
 
 
 def dense_kl(mean_nd: np.ndarray, scale_nd: np.ndarray, alpha_d: np.ndarray) -> float:
@@ -99,7 +112,7 @@ def dense_kl(mean_nd: np.ndarray, scale_nd: np.ndarray, alpha_d: np.ndarray) -> 
 
 def test_evaluate_is_the_plain_sum_over_every_image() -> None:
     vae, images = tiny_programs(), random_images(7)
-    numbers = evaluate(vae, Split(images, None))
+    numbers = evaluate(vae, Split(images, None), spec=SPEC)
     encoding = encode(vae, images, batch=100)
     vae.eval()
     rates, distortions = [], []
@@ -113,7 +126,7 @@ def test_evaluate_is_the_plain_sum_over_every_image() -> None:
                     vae.model.prior.alpha.double().numpy(),
                 )
             )
-            distortions.append(-vae.model.likelihood(encoding.z[i : i + 1]).log_prob(image[None]).item())
+            distortions.append(-vae.model.likelihood(encoding.z["z"][i : i + 1]).log_prob(image[None]).item())
     bits = 1 / (16 * math.log(2))
     losses = np.array(rates) + np.array(distortions)
     assert numbers["n_images"] == 7
@@ -218,8 +231,8 @@ def test_mutual_information_against_the_double_loop(chunk: int) -> None:
     total = 0.0
     for i in range(9):
         log_q = [
-            dist.Normal(encoding.mean[j].double(), encoding.scale[j].double())
-            .log_prob(encoding.z[i].double())
+            dist.Normal(encoding.mean["z"][j].double(), encoding.scale["z"][j].double())
+            .log_prob(encoding.z["z"][i].double())
             .sum()
             .item()
             for j in range(9)
@@ -232,7 +245,7 @@ def test_mutual_information_at_its_ends() -> None:
     sharp = encode(readable_programs(scale=1e-3), random_images(30))
     assert mutual_information(sharp) == pytest.approx(math.log(30), abs=1e-9)
     mean, scale = torch.zeros(30, 4, 4), torch.ones(30, 4, 4)
-    blind = Encoding(torch.zeros(30), True, torch.zeros(30), mean, scale, torch.randn(30, 4, 4))
+    blind = encoding_of(torch.zeros(30), mean, scale, torch.randn(30, 4, 4))
     assert mutual_information(blind) == pytest.approx(0, abs=1e-9)
 
 
@@ -248,7 +261,7 @@ def test_shuffled_gap_by_hand() -> None:
     vae, images = readable_programs(), random_images(11)
     encoding = encode(vae, images, batch=4)
     gap = shuffled_gap(vae, images, encoding, batch=4, seed=5)
-    x, z = images.double().squeeze(1), encoding.z.double()
+    x, z = images.double().squeeze(1), encoding.z["z"].double()
     other = z[partners(11, 5)]
     expected = 0.5 * ((x - 8 - 4 * other).square() - (x - 8 - 4 * z).square()).sum((1, 2))
     torch.testing.assert_close(gap, expected, rtol=1e-5, atol=1e-4)
@@ -258,7 +271,7 @@ def test_shuffled_gap_by_hand() -> None:
 def test_check_passes_where_latents_are_used() -> None:
     images = random_images(60)
     labels = (images.double().mean((1, 2, 3)) > 8).long()
-    numbers = check(readable_programs(), data_of(images, labels))
+    numbers = check(readable_programs(), images, labels).numbers
     assert failure(numbers) is None
     assert numbers["floor_holds"] is True
     assert numbers["latents_used"] is True
@@ -269,7 +282,7 @@ def test_check_passes_where_latents_are_used() -> None:
 
 def test_check_fails_a_decoder_that_ignores_z() -> None:
     vae, images = tiny_programs(("likelihood.use_latents", False)), random_images(120)
-    numbers = check(vae, data_of(images, None))
+    numbers = check(vae, images).numbers
     assert numbers["shuffled_gap_nats"] == 0
     assert numbers["shuffled_gap_se"] == 0
     assert numbers["probe_accuracy"] is None
@@ -283,7 +296,7 @@ def test_check_without_a_closed_form_says_so() -> None:
             return dist.StudentT(5.0, torch.zeros(4, 4), torch.ones(4, 4)).to_event(2)
 
     vae = VAE(DeltaVAE(Heavy(), Additive()), Reader(0.1))
-    numbers = check(vae, data_of(random_images(20), None))
+    numbers = check(vae, random_images(20)).numbers
     assert numbers["floor_holds"] is None
     assert numbers["delta_nats"] is None
     assert "no closed form" in str(failure(numbers))
@@ -313,10 +326,10 @@ def test_a_gaussian_prior_of_the_user_s_is_checked_by_its_density() -> None:
         calls.append(CountedAR1.calls)
         assert encoding.closed_form
         torch.testing.assert_close(encoding.rate, encode(readable_programs(), images).rate, rtol=1e-6, atol=0)
-    assert calls[0] == calls[1]  # once for all batches
-    numbers = check(own, data_of(images, None))
+    assert calls[1] - calls[0] == 9  # log p(z) of nine more batches: the curvature is read once for all of them
+    numbers = check(own, images).numbers
     assert numbers["floor_holds"] is True
-    assert numbers["delta_nats"] == pytest.approx(delta_of(readable_programs(), images), rel=1e-6)
+    assert numbers["delta_nats"] == pytest.approx(committed(readable_programs(), images).nats, rel=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -335,7 +348,7 @@ def test_a_gaussian_prior_of_the_user_s_is_checked_by_its_density() -> None:
 def test_floor(rates: list[float], delta: float | None, holds: bool | None) -> None:
     rate = torch.tensor(rates, dtype=torch.float64)
     empty = torch.zeros(len(rates), 1, 1)
-    assert floor_holds(Encoding(rate, True, rate, empty, empty, empty), delta) is holds
+    assert floor_holds(encoding_of(rate, empty, empty, empty), delta) is holds
 
 
 @pytest.mark.parametrize(
@@ -354,7 +367,7 @@ def test_latents_count_as_used_beyond_the_noise(gap: float, error: float, rate: 
 
 
 def test_broken_floor_fails_the_check() -> None:
-    numbers = check(readable_programs(), data_of(random_images(20), None))
+    numbers = check(readable_programs(), random_images(20)).numbers
     numbers |= {"floor_holds": False}
     assert "floor is broken" in str(failure(numbers))
 
@@ -370,4 +383,11 @@ def test_probe_on_separable_latents_and_on_one_class() -> None:
 def test_delta_is_that_of_the_prior() -> None:
     alpha_d = np.array([0.5, 0.6, 0.7, 0.8], dtype=np.float32).astype(np.float64)
     expected = 0.5 * (2 * np.log1p(alpha_d**2) - np.log1p(-(alpha_d**2))).sum()
-    assert delta_of(readable_programs(), random_images(1)) == pytest.approx(expected, abs=1e-12)
+    assert committed(readable_programs(), random_images(1)).nats == pytest.approx(expected, abs=1e-12)
+
+
+def test_k_hat_of_weights_that_are_alike() -> None:
+    alike, tied = torch.full((2, 25), 3.0).double(), torch.tensor([0.0, 1.0]).double().repeat(1, 25)
+    assert k_hat(alike).tolist() == [0, 0]
+    assert k_hat(tied).item() == 0
+    assert not k_hat(torch.full((1, 25), math.nan).double()).item() < math.inf

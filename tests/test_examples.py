@@ -16,8 +16,10 @@ def run(name: str, **arguments: Any) -> None:
 
 def test_every_example_has_a_test() -> None:
     assert sorted(path.name for path in EXAMPLES.glob("*.py")) == [
+        "cure_a_collapsed_vae.py",
         "latent_free.py",
         "lattice_prior.py",
+        "own_data.py",
         "own_guide.py",
         "own_prior.py",
         "plain_svi.py",
@@ -54,3 +56,23 @@ def test_examples_with_a_picture(name: str, tmp_path: Path, capsys: pytest.Captu
     assert "bits/dim" in shown
     for least, delta in re.findall(r"([\d.]+) at the least, δ ([\d.]+)", shown):
         assert float(least) >= float(delta) - 1e-4  # printed with four decimals
+
+
+def test_own_data(capsys: pytest.CaptureFixture[str]) -> None:
+    run("own_data.py", steps=3)
+    shown = capsys.readouterr().out
+    assert "δ = 4 nats, certified" in shown
+    assert "anti-causal; z_1 sees 24 of 24 positions" in shown
+    assert re.search(r"rate ≥ δ for every datum +yes", shown)
+
+
+def test_cure_a_collapsed_vae(capsys: pytest.CaptureFixture[str]) -> None:
+    assert len((EXAMPLES / "cure_a_collapsed_vae.py").read_text().splitlines()) < 80
+    run("cure_a_collapsed_vae.py", steps=3)
+    shown = capsys.readouterr().out
+    delta = re.search(r"committed rate δ +([\d.]+) +([\d.]+) nats", shown)
+    least = re.search(r"smallest of any datum +([\d.]+) +([\d.]+) nats", shown)
+    assert delta is not None
+    assert least is not None
+    assert (float(delta[1]), float(delta[2])) == (0.0, pytest.approx(3.9894, abs=1e-3))
+    assert float(least[2]) >= float(delta[2])

@@ -8,7 +8,7 @@ from networks import StepsPrior, random_images, randomise
 from torch import Tensor
 from torch.distributions import kl_divergence
 
-from pyro_delta.data.spec import ImageSpec
+from pyro_delta.data.images import ImageSpec
 from pyro_delta.distributions import GaussianSequence
 from pyro_delta.errors import UserError
 from pyro_delta.guides import AntiCausalGuide, BidirectionalGuide, IndependentDeltaGuide, StructuredGuide, regions

@@ -16,18 +16,20 @@ from test_inference import OBJECTIVES, PARTICLES, SPEC, config_of, train_steps, 
 from torch import Tensor, nn
 from torch.distributions import MultivariateNormal, Normal, kl_divergence
 
-from pyro_delta.build import build, local_parameters
+from pyro_delta.build import build, build_objective
 from pyro_delta.distributions import GaussianAR1, per_dimension
 from pyro_delta.distributions.dimensions import dimensions_of
 from pyro_delta.errors import UserError
 from pyro_delta.inference.elbo import RateDistortionELBO
 from pyro_delta.inference.objectives import (
-    AnnealedELBO,
-    BetaELBO,
-    FreeBitsELBO,
-    TargetRateELBO,
-    make_objective,
+    Annealed,
+    Beta,
+    FreeBits,
+    FreeBitsPerDimension,
+    NegativeELBO,
+    TargetRate,
 )
+from pyro_delta.vae import local_parameters
 
 STEPS, DIMS, IMAGES = 3, 2, 4
 ALPHA = torch.tensor([0.3, 0.8], dtype=torch.float64)
@@ -76,7 +78,7 @@ class Guide(PyroModule):
         self.noise.append(((z - loc_bnd) / scale_bnd).detach())
 
 
-def vae() -> tuple[Model, Guide, Tensor, list[Tensor]]:
+def programs() -> tuple[Model, Guide, Tensor, list[Tensor]]:
     model, guide = Model(), Guide()
     x = torch.linspace(-1.0, 1.6, IMAGES * 2, dtype=torch.float64).reshape(IMAGES, 2)
     return model, guide, x, [*model.parameters(), *guide.parameters()]
@@ -109,33 +111,35 @@ class Case(NamedTuple):
 
 def annealed(steps_made: int) -> Callable[..., RateDistortionELBO]:
     def make(**kwargs: Any) -> RateDistortionELBO:
-        elbo = AnnealedELBO(anneal_steps=8, **kwargs)
+        objective = Annealed(anneal_steps=8)
         if steps_made:
-            elbo.advance(steps_made)
-        return elbo
+            objective.advance(steps_made)
+        return RateDistortionELBO(objective, **kwargs)
 
     return make
 
 
 def with_multiplier(multiplier: float) -> Callable[..., RateDistortionELBO]:
     def make(**kwargs: Any) -> RateDistortionELBO:
-        elbo = TargetRateELBO(target_nats=2.5, **kwargs)
-        elbo.varying["multiplier"] = torch.tensor(multiplier)
-        return elbo
+        objective = TargetRate(target_nats=2.5)
+        objective.varying["multiplier"] = torch.tensor(multiplier)
+        return RateDistortionELBO(objective, **kwargs)
 
     return make
 
 
 def free(nats: float, per_dim: bool) -> Callable[..., RateDistortionELBO]:
-    return lambda **kwargs: FreeBitsELBO(free_nats=nats, per_dim=per_dim, **kwargs)
+    objective = FreeBitsPerDimension if per_dim else FreeBits
+    return lambda **kwargs: RateDistortionELBO(objective(free_nats=nats), **kwargs)
 
 
 # In closed form the two dimensions have 0.75 and 2.35 nats, the images from 2.3 to 4.3.
 CASES = {
     "elbo": Case(RateDistortionELBO, lambda r, d: d + r.sum()),
-    "beta 0": Case(lambda **k: BetaELBO(beta=0.0, **k), lambda r, d: d),
-    "beta 0.3": Case(lambda **k: BetaELBO(beta=0.3, **k), lambda r, d: d + 0.3 * r.sum()),
-    "beta 1": Case(lambda **k: BetaELBO(beta=1.0, **k), lambda r, d: d + r.sum()),
+    "elbo, as an objective": Case(lambda **k: RateDistortionELBO(NegativeELBO(), **k), lambda r, d: d + r.sum()),
+    "beta 0": Case(lambda **k: RateDistortionELBO(Beta(beta=0.0), **k), lambda r, d: d),
+    "beta 0.3": Case(lambda **k: RateDistortionELBO(Beta(beta=0.3), **k), lambda r, d: d + 0.3 * r.sum()),
+    "beta 1": Case(lambda **k: RateDistortionELBO(Beta(beta=1.0), **k), lambda r, d: d + r.sum()),
     "annealed, first step": Case(annealed(0), lambda r, d: d),
     "annealed, step 2 of 8": Case(annealed(2), lambda r, d: d + 0.25 * r.sum()),
     "annealed, half way": Case(annealed(4), lambda r, d: d + 0.5 * r.sum()),
@@ -156,7 +160,7 @@ CASES = {
 @pytest.mark.usefixtures("double")
 def test_the_cases_are_what_they_are_called() -> None:
     with local_parameters():
-        model, guide, x, _ = vae()
+        model, guide, x, _ = programs()
         RateDistortionELBO(max_plate_nesting=1)(model, guide)(x)
         rate_d, _ = written_by_hand(model, guide, x, True)
         loc_bnd, scale_bnd = guide.moments(x)
@@ -175,7 +179,7 @@ def common(analytic_kl: bool) -> dict[str, Any]:
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
 def test_loss_and_gradients_are_those_written_by_hand(case: Case, analytic_kl: bool, particles: dict[str, Any]) -> None:
     with local_parameters():
-        model, guide, x, parameters = vae()
+        model, guide, x, parameters = programs()
         elbo = case.make(**common(analytic_kl), **particles)
         loss = elbo(model, guide)(x)
         gradients = torch.autograd.grad(loss, parameters)
@@ -198,7 +202,7 @@ def test_loss_and_gradients_are_those_written_by_hand(case: Case, analytic_kl: b
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
 def test_a_scaled_program_scales_the_loss(case: Case, analytic_kl: bool) -> None:
     with local_parameters():
-        model, guide, x, _ = vae()
+        model, guide, x, _ = programs()
         found = []
         for scale in (1.0, 0.01):
             torch.manual_seed(2)
@@ -211,7 +215,7 @@ def test_a_scaled_program_scales_the_loss(case: Case, analytic_kl: bool) -> None
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
 def test_images_that_are_masked_do_not_count(case: Case) -> None:
     with local_parameters():
-        model, guide, x, _ = vae()
+        model, guide, x, _ = programs()
         some, masked = case.make(**common(True)), case.make(**common(True))
         loss = some.differentiable_loss(model, guide, x[:3])
         parts = [pyro.poutine.mask(part, torch.arange(IMAGES) < 3) for part in (model, guide)]
@@ -223,7 +227,7 @@ def test_images_that_are_masked_do_not_count(case: Case) -> None:
 def gradients_of(elbo: RateDistortionELBO) -> dict[str, Tensor]:
     """Gradients of the guide's parameters, always for the same noise."""
     with local_parameters():
-        model, guide, x, _ = vae()
+        model, guide, x, _ = programs()
         torch.manual_seed(6)
         elbo(model, guide)(x).backward()
     return {name: parameter.grad for name, parameter in guide.named_parameters()}
@@ -233,15 +237,16 @@ def gradients_of(elbo: RateDistortionELBO) -> dict[str, Tensor]:
 @pytest.mark.parametrize("analytic_kl", [False, True], ids=["trace", "mean field"])
 def test_free_bits_have_no_gradient(analytic_kl: bool) -> None:
     options = common(analytic_kl)
-    of_both, of_distortion = gradients_of(RateDistortionELBO(**options)), gradients_of(BetaELBO(beta=0.0, **options))
+    of_both = gradients_of(RateDistortionELBO(**options))
+    of_distortion = gradients_of(RateDistortionELBO(Beta(beta=0.0), **options))
     assert (of_both["log_scale"] - of_distortion["log_scale"]).abs().min() > 0.05
     for per_dim in (False, True):
-        found = gradients_of(FreeBitsELBO(free_nats=100.0, per_dim=per_dim, **options))
+        found = gradients_of(free(100.0, per_dim)(**options))
         torch.testing.assert_close(found, of_distortion, rtol=1e-12, atol=1e-12)
-        found = gradients_of(FreeBitsELBO(free_nats=0.1, per_dim=per_dim, **options))
+        found = gradients_of(free(0.1, per_dim)(**options))
         torch.testing.assert_close(found, of_both, rtol=1e-12, atol=1e-12)
     # 1.5 nats for each dimension: the first lies below its floor, the second above.
-    found = gradients_of(FreeBitsELBO(free_nats=3.0, per_dim=True, **options))
+    found = gradients_of(free(3.0, True)(**options))
     torch.testing.assert_close(found["log_scale"][:, 0], of_distortion["log_scale"][:, 0], rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(found["log_scale"][:, 1], of_both["log_scale"][:, 1], rtol=1e-12, atol=1e-12)
 
@@ -255,10 +260,10 @@ def test_free_bits_per_dimension_need_dimensions() -> None:
                 pyro.sample("x", dist.Normal(z.flatten(-2) @ self.weight, 0.5).to_event(1), obs=x)
 
     with local_parameters():
-        model, guide, x, _ = Student(), *vae()[1:]
-        FreeBitsELBO(free_nats=1.0, max_plate_nesting=1).differentiable_loss(model, guide, x)
+        model, guide, x, _ = Student(), *programs()[1:]
+        free(1.0, False)(max_plate_nesting=1).differentiable_loss(model, guide, x)
         with pytest.raises(UserError, match=r"parts for Normal\(...\).to_event\(2\), not for StudentT with 2"):
-            FreeBitsELBO(free_nats=1.0, per_dim=True, max_plate_nesting=1).differentiable_loss(model, guide, x)
+            free(1.0, True)(max_plate_nesting=1).differentiable_loss(model, guide, x)
 
 
 # Dimensions
@@ -304,14 +309,16 @@ def test_others_do_not(distribution: Any, words: str) -> None:
 @pytest.mark.parametrize("target", [1.0, 200.0])
 def test_multiplier_climbs_with_the_shortfall(target: float, before: float) -> None:
     with local_parameters():
-        model, guide, x, _ = vae()
-        elbo = TargetRateELBO(target_nats=target, multiplier_lr=0.02, **common(True))
-        elbo.varying["multiplier"] = torch.tensor(before)
-        elbo(model, guide)(x)
-    assert elbo.varying["multiplier"] == before, "the loss alone moved it"
-    elbo.advance(1)
+        model, guide, x, _ = programs()
+        objective = TargetRate(target_nats=target, multiplier_lr=0.02)
+        objective.varying["multiplier"] = torch.tensor(before)
+        RateDistortionELBO(objective, **common(True))(model, guide)(x)
+    assert objective.varying["multiplier"] == before, "the loss alone moved it"
+    objective.advance(1)
     rate = written_by_hand(model, guide, x, True)[0].sum().item()
-    assert elbo.varying["multiplier"].item() == pytest.approx(max(0.0, before + 0.02 * (1 - rate / target)), abs=1e-12)
+    assert objective.varying["multiplier"].item() == pytest.approx(
+        max(0.0, before + 0.02 * (1 - rate / target)), abs=1e-12
+    )
 
 
 class ScalarModel(PyroModule):
@@ -355,14 +362,15 @@ def test_multiplier_converges(target: float) -> None:
         rate, multiplier = free, 0.0
     with local_parameters(), pyro.validation_enabled(False):
         model, guide = ScalarModel(), ScalarGuide()
-        elbo = TargetRateELBO(target_nats=target, multiplier_lr=0.01, **common(True))
+        objective = TargetRate(target_nats=target, multiplier_lr=0.01)
+        elbo = RateDistortionELBO(objective, **common(True))
         loss, optimizer, tail = elbo(model, guide), torch.optim.Adam(guide.parameters(), lr=0.03), []
         for step in range(1, 901):
             optimizer.zero_grad()
             (loss(x) / len(x)).backward()
             optimizer.step()
-            elbo.advance(step)
-            tail.append((elbo.analytic["z"].mean(), elbo.varying["multiplier"]))
+            objective.advance(step)
+            tail.append((elbo.analytic["z"].mean(), objective.varying["multiplier"]))
     found_rate, found_multiplier = torch.tensor(tail[-200:]).mean(0).tolist()
     assert found_rate == pytest.approx(rate, rel=0.02)
     assert found_multiplier == pytest.approx(multiplier, abs=0.02)
@@ -374,15 +382,15 @@ def test_multiplier_outlives_a_rate_that_is_not_finite() -> None:
     vae.guide.encoder.register_forward_hook(lambda module, args, out: out * math.nan if switch["bad"] else out)
     trainer = trainer_of(vae=vae, objective="target_rate", target_nats=90.0)
     train_steps(trainer, 2)
-    before = trainer.elbo.varying["multiplier"]
+    before = trainer.varying["multiplier"]
     assert 0 < before < 0.004
     switch["bad"] = True
     train_steps(trainer, 2)
     assert trainer.update.streak == 2
-    assert trainer.elbo.varying["multiplier"] == before
+    assert trainer.varying["multiplier"] == before
     switch["bad"] = False
     train_steps(trainer, 1)
-    assert before < trainer.elbo.varying["multiplier"] < 0.006
+    assert before < trainer.varying["multiplier"] < 0.006
 
 
 # In the loop
@@ -392,21 +400,21 @@ def test_annealing_counts_the_trainers_steps() -> None:
     settings = {"objective": "annealed", "anneal_steps": 4}
     trainer, betas = trainer_of(**settings), []
     for step in range(6):
-        betas.append(trainer.elbo.varying["beta"])
+        betas.append(trainer.varying["beta"])
         train_steps(trainer, 1)
         if step == 2:
             state = copy.deepcopy(trainer.state())
     assert betas == [0, 0.25, 0.5, 0.75, 1, 1]
     resumed = trainer_of(**settings)
-    assert resumed.elbo.varying == {"beta": 0}
+    assert resumed.varying == {"beta": 0}
     resumed.restore(state, Path("unused"))
-    assert resumed.elbo.varying == {"beta": 0.75}
+    assert resumed.varying == {"beta": 0.75}
     train_steps(resumed, 1)
-    assert resumed.elbo.varying == {"beta": 1}
+    assert resumed.varying == {"beta": 1}
 
 
 def bits_per_dim(nats: float) -> float:
-    return nats / (SPEC.dims * math.log(2))
+    return nats / (SPEC.scored * math.log(2))
 
 
 VARYING = {"annealed": {"beta": 0.25}, "target_rate": {"multiplier": None}}
@@ -466,37 +474,43 @@ def test_the_losses_of_a_window_are_averaged() -> None:
 @pytest.mark.parametrize("objective", OBJECTIVES)
 @pytest.mark.parametrize("elbo", ["trace", "mean_field"])
 def test_objective_of_a_configuration(objective: str, elbo: str) -> None:
-    made = make_objective(config_of(elbo=elbo, objective=objective, **OBJECTIVES[objective]).training)
+    trainer = trainer_of(elbo=elbo, objective=objective, **OBJECTIVES[objective])
+    made = build_objective(trainer.config)
     kind, attributes = {
-        "elbo": (RateDistortionELBO, {}),
-        "beta": (BetaELBO, {"beta": 0.5}),
-        "free_bits": (FreeBitsELBO, {"free_nats": 1.0, "per_dim": False}),
-        "free_bits_per_dim": (FreeBitsELBO, {"free_nats": 1.0, "per_dim": True}),
-        "annealed": (AnnealedELBO, {"anneal_steps": 4}),
-        "target_rate": (TargetRateELBO, {"target_nats": 9.0, "multiplier_lr": 0.002}),
+        "elbo": (NegativeELBO, {}),
+        "beta": (Beta, {"beta": 0.5}),
+        "free_bits": (FreeBits, {"free_nats": 1.0}),
+        "free_bits_per_dim": (FreeBitsPerDimension, {"free_nats": 1.0}),
+        "annealed": (Annealed, {"anneal_steps": 4}),
+        "target_rate": (TargetRate, {"target_nats": 9.0, "multiplier_lr": 0.002}),
     }[objective]
-    assert type(made) is kind
+    assert type(made) is type(trainer.objective) is kind
     assert vars(made).items() >= attributes.items()
-    assert made.analytic_kl == (elbo == "mean_field")
+    assert made.per_dimension is (objective == "free_bits_per_dim")
+    assert trainer.elbo.analytic_kl == (elbo == "mean_field")
+    assert trainer.elbo.objective is (None if objective == "elbo" else trainer.objective)
 
 
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"objective": "beta"}, "training.objective=beta needs training.beta"),
-        ({"objective": "free_bits"}, "training.objective=free_bits needs training.free_nats"),
-        ({"objective": "free_bits_per_dim"}, "needs training.free_nats"),
-        ({"objective": "annealed"}, "needs training.anneal_steps"),
-        ({"objective": "target_rate"}, "needs training.target_nats"),
-        ({"beta": 0.5}, "training.beta has no meaning for training.objective=elbo"),
-        ({"objective": "annealed", "anneal_steps": 9, "beta": 0.5}, "training.beta has no meaning"),
-        ({"objective": "beta", "beta": 0.5, "target_nats": 2.0}, "training.target_nats has no meaning"),
+        ({"objective": "beta"}, "objective.beta is missing; give it a value."),
+        ({"objective": "free_bits"}, "objective.free_nats is missing; give it a value."),
+        ({"objective": "free_bits_per_dim"}, "objective.free_nats is missing; give it a value."),
+        ({"objective": "annealed"}, "objective.anneal_steps is missing; give it a value."),
+        ({"objective": "target_rate"}, "objective.target_nats is missing; give it a value."),
+        ({"beta": 0.5}, "unknown setting of the objective 'elbo' 'objective.beta'"),
+        (
+            {"objective": "annealed", "anneal_steps": 9, "beta": 0.5},
+            "unknown setting of the objective 'annealed' 'objective.beta'",
+        ),
+        ({"objective": "beta", "beta": 0.5, "target_nats": 2.0}, "of the objective 'beta' 'objective.target_nats'"),
         ({"objective": "beta", "beta": -0.1}, "greater than or equal to 0"),
         ({"objective": "free_bits", "free_nats": 0.0}, "greater than 0"),
         ({"objective": "annealed", "anneal_steps": 0}, "greater than or equal to 1"),
         ({"objective": "target_rate", "target_nats": -3.0}, "greater than 0"),
         ({"objective": "target_rate", "target_nats": 3.0, "multiplier_lr": 0.0}, "greater than 0"),
-        ({"objective": "gamma"}, "training.objective"),
+        ({"objective": "gamma"}, "unknown objective 'gamma'; known: annealed, beta, elbo, "),
     ],
 )
 def test_refused_objectives(settings: dict[str, Any], words: str) -> None:

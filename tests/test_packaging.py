@@ -24,8 +24,12 @@ def test_the_wheel_is_whole(tmp_path: Path) -> None:
     (wheel,) = tmp_path.glob("*.whl")
     names = set(zipfile.ZipFile(wheel).namelist())
     for folder in ("models", "guides"):
-        for file in (ROOT / folder).glob("*.py"):
-            assert f"pyro_delta/{folder}/{file.name}" in names
+        files = [file.relative_to(ROOT) for file in (ROOT / folder).rglob("*.py")]
+        assert len({file.parent for file in files}) > 1
+        for file in files:
+            assert f"pyro_delta/{file.as_posix()}" in names
+    for file in (ROOT / "pyro_delta").rglob("*.py"):
+        assert file.relative_to(ROOT).as_posix() in names
     for file in (ROOT / "pyro_delta" / "presets").glob("*.toml"):
         assert f"pyro_delta/presets/{file.name}" in names
     assert "pyro_delta/py.typed" in names

@@ -10,10 +10,10 @@ import torch
 from networks import SPECS, StepsPrior, random_images, random_normal, randomise
 from torch import Tensor
 
-from pyro_delta.data.spec import ImageSpec
+from pyro_delta.data.images import ImageSpec
 from pyro_delta.distributions.images.autoregressive_image import sample_naively
 from pyro_delta.errors import UserError
-from pyro_delta.models import AR1Prior, ConditionalPixelSNAIL, PixelSNAILLikelihood, rows_of_steps
+from pyro_delta.models import AR1Prior, ConditionalPixelSNAIL, PixelSNAILLikelihood, even_starts
 from pyro_delta.nn.images.causal import PixelBlock
 from pyro_delta.nn.images.pixelsnail import PixelSNAIL, RasterAttention, background
 from pyro_delta.nn.precision import set_bf16
@@ -242,7 +242,7 @@ def test_sizes_of_known_configurations(name: str) -> None:
     spec = SPECS["cifar10"]
     sizes = {"channels": 64, "blocks": 2, "layers": 4, "heads": 2}
     with torch.device("meta"):
-        network = ConditionalPixelSNAIL(spec, rows_of_steps(32, 32), 4, **{**sizes, **options})
+        network = ConditionalPixelSNAIL(spec, even_starts(32), 4, **{**sizes, **options})
         out = network(torch.zeros(8, *spec.shape, dtype=torch.int64), torch.zeros(8, 32, 4))
     assert out.shape == (8, 100, 32, 32)
     assert sum(p.numel() for p in network.parameters()) / 1e6 == pytest.approx(millions, rel=0.01)

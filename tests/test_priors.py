@@ -7,12 +7,10 @@ import pyro
 import pytest
 import torch
 from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
-from pyro.nn import PyroModule
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributions import kl_divergence
 
-from pyro_delta.build import local_parameters
-from pyro_delta.data.spec import ImageSpec
+from pyro_delta.data.images import ImageSpec
 from pyro_delta.distributions import GaussianAR1, GaussianSequence
 from pyro_delta.errors import UserError
 from pyro_delta.models import (
@@ -50,15 +48,14 @@ def case(request: pytest.FixtureRequest) -> tuple[type, dict, list[int]]:
 
 def test_programs_are_priors_in_a_plate(case: tuple[type, dict, list[int]]) -> None:
     program, options, starts = case
-    with local_parameters():
-        prior = program(SPEC, dims=3, **options)
+    prior = program(SPEC, dims=3, **options)
 
-        def model() -> Tensor:
-            with pyro.plate("data", 5):
-                return pyro.sample("z", prior())
+    def model() -> Tensor:
+        with pyro.plate("data", 5):
+            return pyro.sample("z", prior())
 
-        trace = pyro.poutine.trace(model).get_trace()
-        assert prior().event_shape == (len(starts), 3)
+    trace = pyro.poutine.trace(model).get_trace()
+    assert prior().event_shape == (len(starts), 3)
     assert prior.starts.tolist() == starts
     assert trace.nodes["z"]["value"].shape == (5, len(starts), 3)
     assert trace.nodes["z"]["value"].dtype == torch.float32
@@ -108,7 +105,7 @@ def covariance(p: GaussianSequence) -> Tensor:
     ],
     ids=["ar of order one", "matern 1/2", "lattice of one column", "lattice of one row"],
 )
-def test_four_roads_to_ar1(prior: PyroModule) -> None:
+def test_four_roads_to_ar1(prior: nn.Module) -> None:
     p, chain = prior(), GaussianAR1(torch.tensor([0.7, 0.7]), 8)
     z = torch.randn(5, 8, 2)
     torch.testing.assert_close(p.log_prob(z), chain.log_prob(z), rtol=1e-5, atol=0)
@@ -209,10 +206,10 @@ def test_gradients_reach_the_rate_and_the_shares() -> None:
     assert torch.autograd.gradcheck(log_prob, (excess.requires_grad_(), shares.requires_grad_()))
 
 
-class PriorAlone(PyroModule):
+class PriorAlone(nn.Module):
     """A model that ends at z."""
 
-    def __init__(self, prior: PyroModule) -> None:
+    def __init__(self, prior: nn.Module) -> None:
         super().__init__()
         self.prior = prior
 
@@ -220,7 +217,7 @@ class PriorAlone(PyroModule):
         return pyro.sample("z", self.prior())
 
 
-class FixedGuide(PyroModule):
+class FixedGuide(nn.Module):
     """The same posterior always, of the scale that is given."""
 
     def forward(self, scale: float) -> Tensor:
@@ -230,18 +227,17 @@ class FixedGuide(PyroModule):
 @pytest.mark.parametrize("elbo", [Trace_ELBO, TraceMeanField_ELBO])
 def test_a_learned_prior_learns_and_keeps_its_floor(elbo: type) -> None:
     """A posterior far too sure of itself pulls the rate up; one as wide as the prior lets it down, but not through."""
-    with local_parameters():
-        prior = LearnedAR1Prior(SPEC, dims=1, floor_nats=2.0)
-        loss = elbo()(PriorAlone(prior), FixedGuide())
-        rates = {}
-        for scale, steps in ((0.05, 20), (1.0, 60)):
-            optimiser = torch.optim.Adam(prior.parameters(), lr=0.5)
-            for _ in range(steps):
-                optimiser.zero_grad()
-                loss(scale).backward()
-                optimiser.step()
-                assert committed_rate(prior()).item() >= prior.floor_nats
-            rates[scale] = prior.rate_nats.item()
+    prior = LearnedAR1Prior(SPEC, dims=1, floor_nats=2.0)
+    loss = elbo()(PriorAlone(prior), FixedGuide())
+    rates = {}
+    for scale, steps in ((0.05, 20), (1.0, 60)):
+        optimiser = torch.optim.Adam(prior.parameters(), lr=0.5)
+        for _ in range(steps):
+            optimiser.zero_grad()
+            loss(scale).backward()
+            optimiser.step()
+            assert committed_rate(prior()).item() >= prior.floor_nats
+        rates[scale] = prior.rate_nats.item()
     assert rates[0.05] > 4
     assert 2 <= rates[1.0] < 2.3
 
@@ -258,7 +254,7 @@ def test_a_learned_prior_learns_and_keeps_its_floor(elbo: type) -> None:
         (AR1Prior, {"alpha": "0.5,nan", "dims": 2}, "alpha nan is outside"),
         (AR1Prior, {"alpha": "much"}, "cannot read alpha 'much'"),
         (AR1Prior, {"alpha": 0.5, "dims": 0}, "dims is 0"),
-        (AR1Prior, {"alpha": 0.5, "length": 3}, "prior.length=3 does not divide the 8 rows"),
+        (AR1Prior, {"alpha": 0.5, "length": 3}, "prior.length=3 does not divide the 8 positions"),
         (AR1Prior, {"alpha": 0.5, "length": 0}, "prior.length=0 does not divide"),
         (AR1Prior, {"rate_nats": 1e6}, "out of reach"),
         (AR1Prior, {"rate_nats": 1.0, "length": 1}, "length 1 commits no rate"),

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from functools import cache, partial
+from importlib import import_module
 from itertools import product
 from typing import Any, NamedTuple
 
@@ -32,14 +33,16 @@ from numpyro.infer import TraceMeanField_ELBO
 import pyro_delta.distributions as pyro_distributions
 import pyro_delta.rate as pyro_rate
 from pyro_delta import twin
-from pyro_delta.data.spec import ImageSpec
+from pyro_delta.data.images import ImageSpec
 from pyro_delta.errors import UserError
 from pyro_delta.models.priors.auxiliary import LSTMPrior as PyroLSTMPrior
 from pyro_delta.programs import SHIPPED, find
-from pyro_delta.twin import priors as twin_priors
+from pyro_delta.programs import twin_of as twin_named_by
 from pyro_delta.twin.auxiliary import LSTMPrior, SequentialGaussian, Weights
-from pyro_delta.twin.distributions import DiscretizedLogisticMixture, GaussianAR1, GaussianSequence
-from pyro_delta.twin.priors import lattice_rate, learned_alpha
+from pyro_delta.twin.distributions import GaussianAR1, GaussianSequence
+from pyro_delta.twin.images.lattice import lattice_rate
+from pyro_delta.twin.images.logistic_mixture import DiscretizedLogisticMixture
+from pyro_delta.twin.priors import learned_alpha
 from pyro_delta.twin.rate import (
     alpha_of_rate,
     alpha_of_spelling,
@@ -632,8 +635,9 @@ def pyro_prior(name: str) -> Any:
 
 
 def twin_of(name: str) -> Any:
-    """The twin of a shipped prior: the class of the same name."""
-    return getattr(twin_priors, SHIPPED["prior"][name].partition(":")[2])
+    """The twin that a shipped prior names."""
+    module, _, attribute = str(twin_named_by(pyro_prior(name))).partition(":")
+    return getattr(import_module(module), attribute)
 
 
 def both(name: str, options: dict[str, Any], seed: int) -> tuple[Any, Any]:

@@ -10,7 +10,7 @@ import torch
 from networks import StepsPrior, random_images, random_normal, randomise
 from torch import Tensor
 
-from pyro_delta.data.spec import ImageSpec
+from pyro_delta.data.images import ImageSpec
 from pyro_delta.errors import UserError
 from pyro_delta.guides import AntiCausalGuide, BidirectionalGuide
 from pyro_delta.models import GatedPixelCNNLikelihood, LatticePrior, PixelSNAILLikelihood
@@ -21,7 +21,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from pyro_delta.twin import causal, conditional, gated_pixelcnn, pixelsnail
+from pyro_delta.twin import latents, layers
+from pyro_delta.twin.images import causal, conditional, gated_pixelcnn, pixelsnail
 from pyro_delta.twin.images.conditional import ConditionalGatedPixelCNN, ConditionalPixelSNAIL, generate
 from pyro_delta.twin.images.encoder import ImageEncoder
 from pyro_delta.twin.weights import load_weights, torch_weights
@@ -169,13 +170,13 @@ def test_values_and_gradients_are_torchs(name: str) -> None:
         network = torch_network(case, seed)
         twin = loaded_twin(case, network)
         images, *z = arguments(case, seed)
-        for latents in z:
-            latents.requires_grad_()
+        for part in z:
+            part.requires_grad_()
         theirs = network(images, *z)
         direction = random_normal(*theirs.shape, seed=seed + 100)
         (theirs * direction).sum().backward()
 
-        inputs = as_arrays([images, *(latents.detach() for latents in z)])
+        inputs = as_arrays([images, *(part.detach() for part in z)])
         ours, weight_gradients, z_gradients = differentiate(nnx.state(twin), inputs, jnp.asarray(direction.numpy()))
 
         assert distance(ours, theirs.detach()) < TOLERANCE
@@ -184,9 +185,9 @@ def test_values_and_gradients_are_torchs(name: str) -> None:
         for weight, parameter in network.named_parameters():
             assert parameter.grad is not None
             assert distance(gradients[weight], parameter.grad) < TOLERANCE, weight
-        for latents, gradient in zip(z, z_gradients, strict=True):
+        for part, gradient in zip(z, z_gradients, strict=True):
             # A network that uses no latents gives torch no gradient at all.
-            wanted = torch.zeros_like(latents) if latents.grad is None else latents.grad
+            wanted = torch.zeros_like(part) if part.grad is None else part.grad
             assert distance(gradient, wanted) < TOLERANCE
 
 
@@ -237,7 +238,7 @@ class Held(nnx.Module):
         """A variable that is not learned."""
 
     def __init__(self) -> None:
-        self.layer = causal.linear(2, 3, rngs=nnx.Rngs(0))
+        self.layer = layers.linear(2, 3, rngs=nnx.Rngs(0))
         self.weight_ih = nnx.Param(jnp.zeros((4, 3)))
         self.fixed = self.Fixed(jnp.arange(3))
 
@@ -311,13 +312,13 @@ PLANTS: dict[str, tuple[str, Any, str, Any]] = {
         "snail, colour, full",
         pixelsnail,
         "masked_softmax",
-        lambda scores, mask: causal.masked_softmax(scores, mask | np.eye(len(mask), dtype=bool)),
+        lambda scores, mask: layers.masked_softmax(scores, mask | np.eye(len(mask), dtype=bool)),
     ),
     "steps seen a row too late": (
         "gated, grey, strides, odd size, rows without a step",
-        conditional.LatentMap,
+        latents.LatentMap,
         "_visible",
-        lambda self: np.asarray(self.starts) < np.arange(self.height)[:, None],
+        lambda self: np.asarray(self.starts) < np.arange(self.positions)[:, None],
     ),
     "the halves of the gate swapped": (
         "gated, no latents",

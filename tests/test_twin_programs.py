@@ -11,25 +11,28 @@ import torch
 from networks import random_images, randomise
 
 from pyro_delta import config, programs
-from pyro_delta.build import VAE, build, local_parameters
-from pyro_delta.data.spec import ImageSpec
-from pyro_delta.diagnostics.bounds import with_prior
+from pyro_delta.build import build
+from pyro_delta.data.images import ImageSpec
+from pyro_delta.data.sequences import TokenSpec
+from pyro_delta.diagnostics import drawing
 from pyro_delta.errors import UserError
 from pyro_delta.models import LSTMPrior
-from pyro_delta.report import pictures
+from pyro_delta.protocol import Spec
+from pyro_delta.vae import VAE, local_parameters, with_prior
 
 pytest.importorskip("flax")
 
 import jax
 import jax.numpy as jnp
 
-from pyro_delta.twin import auxiliary, conditional, distributions, encoder, gated_pixelcnn, priors, sampling
+from pyro_delta.twin import auxiliary, distributions, latents, priors, sampling
 from pyro_delta.twin import build as twins
 from pyro_delta.twin import crosscheck as crosschecking
 from pyro_delta.twin.crosscheck import Crosscheck, crosscheck
+from pyro_delta.twin.images import conditional, encoder, gated_pixelcnn, logistic_mixture
 from pyro_delta.twin.weights import load_weights
 
-GREY, COLOUR = ImageSpec(1, 4, 6, 17), ImageSpec(3, 4, 4, 256)
+GREY, COLOUR, TOKENS = ImageSpec(1, 4, 6, 17), ImageSpec(3, 4, 4, 256), TokenSpec(6, 11)
 TRUNK = {"channels": [4, 6], "row_blocks": [1, 1], "pixel_blocks": 1}
 GATED = {"program": "gated_pixelcnn", "mixtures": 2, "latent_channels": 3, **TRUNK}
 SNAIL = {"program": "pixelsnail", "mixtures": 2, "latent_channels": 3, "channels": 8, "blocks": 1, "layers": 1}
@@ -37,12 +40,12 @@ GUIDE = {"features": 4, **TRUNK}
 
 
 class Case(NamedTuple):
-    """Programs, and images for them."""
+    """Programs, and data for them."""
 
     prior: dict[str, Any]
     likelihood: dict[str, Any]
     guide: dict[str, Any]
-    spec: ImageSpec = GREY
+    spec: Spec = GREY
     elbo: str = "mean_field"
     auxiliary: bool = False
 
@@ -84,6 +87,25 @@ CASES = {
         elbo="trace",
         auxiliary=True,
     ),
+    "ar1, gru, gru": Case(
+        {"program": "ar1", "dims": 2, "length": 3, "alpha": "0.3:0.9"},
+        {"program": "gru", "hidden": 5},
+        {"program": "gru", "hidden": 4},
+        TOKENS,
+    ),
+    "learned, gru full, gru": Case(
+        {"program": "ar1_learned", "dims": 1, "length": 12, "floor_nats": 1.0},
+        {"program": "gru", "hidden": 4, "conditioning": "full"},
+        {"program": "gru", "hidden": 5},
+        TOKENS,
+        elbo="trace",
+    ),
+    "matern, gru without latents, gru": Case(
+        {"program": "matern", "dims": 2, "rate_nats": 2.0},
+        {"program": "gru", "hidden": 4, "use_latents": False},
+        {"program": "gru", "hidden": 4},
+        TOKENS,
+    ),
 }
 FIRST = CASES["ar1, gated, anti-causal"]
 SEEDS = range(10)
@@ -124,8 +146,8 @@ def compared(case: Case, made: VAE, twin: twins.VAE, seed: int = 0, **options: A
 
 
 def test_every_shipped_program_is_in_a_case() -> None:
-    for kind, names in programs.SHIPPED.items():
-        assert {getattr(case, kind)["program"] for case in CASES.values()} == set(names)
+    for kind in ("prior", "likelihood", "guide"):
+        assert {getattr(case, kind)["program"] for case in CASES.values()} == set(programs.SHIPPED[kind])
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -185,8 +207,8 @@ def a_pixel_sees_itself(patch: pytest.MonkeyPatch) -> None:
 
 def a_row_sees_later_steps(patch: pytest.MonkeyPatch) -> None:
     """A flipped mask: rows see the steps that they must not, and no others."""
-    visible = conditional.LatentMap._visible
-    patch.setattr(conditional.LatentMap, "_visible", lambda self: ~visible(self))
+    visible = latents.LatentMap._visible
+    patch.setattr(latents.LatentMap, "_visible", lambda self: ~visible(self))
 
 
 def the_guide_looks_up(patch: pytest.MonkeyPatch) -> None:
@@ -206,12 +228,12 @@ def blue_comes_first(patch: pytest.MonkeyPatch) -> None:
 
 def green_and_blue_swap_their_coefficients(patch: pytest.MonkeyPatch) -> None:
     """A swapped order of channels, on the way out."""
-    init = distributions.DiscretizedLogisticMixture.__init__
+    init = logistic_mixture.DiscretizedLogisticMixture.__init__
 
     def swapped(self: Any, logits: Any, means: Any, log_scales: Any, coefficients: Any = None, **options: Any) -> None:
         init(self, logits, means, log_scales, coefficients[..., ::-1, :, :, :], **options)
 
-    patch.setattr(distributions.DiscretizedLogisticMixture, "__init__", swapped)
+    patch.setattr(logistic_mixture.DiscretizedLogisticMixture, "__init__", swapped)
 
 
 def rows_are_averaged_with_the_next(patch: pytest.MonkeyPatch) -> None:
@@ -296,7 +318,7 @@ def test_a_twin_of_other_steps_than_its_rows_is_refused(tmp_path: Any) -> None:
 
 FAILING = """
 from pyro_delta.guides import AntiCausalGuide
-from pyro_delta.twin import guides
+from pyro_delta.twin.images import guides
 
 class Raising(guides.AntiCausalGuide):
     def posterior(self, x):
@@ -315,7 +337,7 @@ class Other(AntiCausalGuide):
 
 
 @pytest.mark.parametrize(
-    ("name", "message"), [("Mine", "line 7: ZeroDivisionError"), ("Other", "of shape .* for two images; it must be")]
+    ("name", "message"), [("Mine", "line 7: ZeroDivisionError"), ("Other", "of shape .* for two data; it must be")]
 )
 def test_a_twin_that_fails_on_images_is_said_when_it_is_built(name: str, message: str, tmp_path: Any) -> None:
     path = tmp_path / "mine.py"
@@ -382,6 +404,6 @@ def test_the_same_noise_gives_the_same_images(name: str, decodings: int | None) 
     counted: list[int] = []
     options: dict[str, Any] = {"decodings": decodings, "seed": 3, "batch": 2}
     found = sampling.draw(twin, 3, **options, advance=counted.append)
-    assert torch.equal(found, pictures.draw(made, 3, **options))
+    assert torch.equal(found, drawing.draw(made, 3, **options))
     assert sum(counted) == len(found) == 3 * (decodings or 1)
     assert found.unique().numel() > 1

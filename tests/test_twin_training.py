@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,11 @@ import pytest
 import torch
 from test_cli import call
 
+import pyro_delta
 from pyro_delta import config
 from pyro_delta.build import build
-from pyro_delta.data import load
+from pyro_delta.data import from_tensors, load
+from pyro_delta.diagnostics import drawing
 from pyro_delta.errors import CheckFailed, UserError
 from pyro_delta.inference.pyro_training import PyroTraining
 
@@ -27,8 +30,9 @@ from flax import nnx
 from numpyro.contrib.module import nnx_module
 
 from pyro_delta.twin import build as twins
-from pyro_delta.twin import training
+from pyro_delta.twin import numpyro_training, sampling
 from pyro_delta.twin.build import VAE
+from pyro_delta.twin.crosscheck import crosscheck
 from pyro_delta.twin.numpyro_training import NumPyroTraining, Rule, make_optimizer, negative_elbo
 from pyro_delta.twin.weights import load_weights, torch_weights
 
@@ -80,7 +84,7 @@ def trainer_of(data: Any, lines: list[dict[str, Any]] | None = None, **options: 
 
 
 def weights_of(trainer: NumPyroTraining) -> dict[str, np.ndarray[Any, Any]]:
-    return {name: value.numpy() for name, value in trainer.state()["programs"].items()}
+    return {name: value.numpy() for name, value in trainer.state()["vae"].items()}
 
 
 def assert_equal(found: Any, expected: Any, **tolerance: float) -> None:
@@ -96,7 +100,7 @@ def assert_equal(found: Any, expected: Any, **tolerance: float) -> None:
 def test_a_step_is_one_of_numpyro_s_svi(data: Any, elbo: str) -> None:
     """With parameters in NumPyro's store, and its own step."""
     twin = twin_of(settings(steps=1), data)
-    x_bchw = jnp.asarray(data.train.images[:5].numpy())
+    x_bchw = jnp.asarray(data.train.x[:5].numpy())
 
     def model(x: Any) -> None:
         nnx_module("model", twin.model)(x)
@@ -225,14 +229,17 @@ def test_steps_that_are_not_finite_are_skipped_and_end_a_run(data: Any, monkeypa
     bad = jax.tree.map(lambda g: g * jnp.nan, gradient)
     changes, state = optimizer.update(bad, optimizer.init(gradient), gradient)
     assert all(not leaf.any() for leaf in jax.tree.leaves(changes))
-    assert training._skips(state) == (1, 1)
+    assert numpyro_training._skips(state) == (1, 1)
     assert before
 
 
 @pytest.mark.parametrize(
     ("pairs", "message"),
     [
-        ([("training.objective", "beta"), ("training.beta", 2.0)], "objective=beta is trained by --backend pyro alone"),
+        (
+            [("objective.program", "beta"), ("objective.beta", 2.0)],
+            "objective.program=beta is trained by --backend pyro alone",
+        ),
         ([("auxiliary.enabled", True)], "auxiliary.enabled goes with --backend pyro"),
         ([("training.batch", 10**6)], "batch size 1000000 does not fit"),
     ],
@@ -257,16 +264,16 @@ def test_a_run_has_pyro_s_fixed_numbers(data: Any) -> None:
     alpha = vae.model.prior.alpha.clone()
     trainer = NumPyroTraining(made, data, vae, twins.build(other, data.spec), lambda line: None)
     trainer.run()
-    assert torch.equal(trainer.state()["programs"]["model.prior.alpha"], alpha)
+    assert torch.equal(trainer.state()["vae"]["model.prior.alpha"], alpha)
     assert torch.equal(trainer.averaged().model.prior.alpha, alpha)
 
 
 def test_a_posterior_without_a_closed_form_is_not_sampled_in_silence(
     data: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(training, "kl_divergence", lambda q, p: (_ for _ in ()).throw(NotImplementedError))
+    monkeypatch.setattr(numpyro_training, "kl_divergence", lambda q, p: (_ for _ in ()).throw(NotImplementedError))
     twin = twin_of(settings(steps=1), data)
-    x_bchw = jnp.asarray(data.train.images[:2].numpy())
+    x_bchw = jnp.asarray(data.train.x[:2].numpy())
     with pytest.raises(UserError, match="has no closed-form KL from Independent to GaussianAR1"):
         negative_elbo(twin, x_bchw, jax.random.key(0), "mean_field")
     assert jnp.isfinite(negative_elbo(twin, x_bchw, jax.random.key(0), "trace")[0])
@@ -279,6 +286,100 @@ def test_weights_survive_both_ways(data: Any) -> None:
     vae.load_state_dict({name: torch.from_numpy(value) for name, value in named.items()})
     load_weights(twin, vae.state_dict())
     assert_equal(torch_weights(twin), named, rtol=0, atol=0)
+
+
+# --- Data of other kinds ---
+
+
+def test_sequences_are_trained_checked_and_drawn() -> None:
+    options = {"training.steps": 30, "training.log_every": 15, "training.lr": 0.01, "training.validations": 0}
+    run = pyro_delta.train(
+        {"training.backend": "numpyro", "likelihood.hidden": 8, "guide.hidden": 8, **options},
+        data="descriptions",
+        device="cpu",
+    )
+    first, last = run.metrics
+    assert last["neg_elbo_bpd"] < first["neg_elbo_bpd"] - 0.1
+    assert last["rate_nats_min"] >= last["delta_nats"] > 3.9
+    data = run.data().test
+    with jax.enable_x64(True):
+        twin = twins.twin_of_run(replace(run, vae=run.vae.double()))
+        assert torch.equal(sampling.draw(twin, 3), drawing.draw(run.vae, 3))
+    found = crosscheck(run.vae, twin, data.take(slice(4)), elbo="mean_field")
+    assert found.failure is None
+
+
+OWN = """
+import jax.numpy as jnp, numpyro, numpyro.distributions as numpyro_dist, pyro, pyro.distributions as dist, torch
+from flax import nnx
+from pyro_delta.twin.layers import linear
+
+class LikelihoodTwin(nnx.Module):
+    def __init__(self, spec, prior, *, rngs):
+        self.net = linear(4, 4, rngs=rngs)
+
+    def __call__(self, z, seen):
+        return numpyro_dist.Normal(self.net(z.reshape(*z.shape[:-2], 4)), 0.5).mask(seen).to_event(1)
+
+class GuideTwin(nnx.Module):
+    def __init__(self, spec, prior, *, rngs):
+        self.net = linear(8, 8, rngs=rngs)
+
+    def posterior(self, x, seen):
+        raw = self.net(jnp.concatenate([x * seen, seen], -1)).reshape(-1, 2, 4)
+        return numpyro_dist.Normal(raw[..., :2], jnp.exp(raw[..., 2:])).to_event(2)
+
+    def __call__(self, x, seen):
+        with numpyro.plate("data", len(x)):
+            return numpyro.sample("z", self.posterior(x, seen))
+
+class Likelihood(torch.nn.Module):
+    twin = LikelihoodTwin
+
+    def __init__(self, spec, prior):
+        super().__init__()
+        self.net = torch.nn.Linear(4, 4)
+
+    def forward(self, z, seen):
+        return dist.Normal(self.net(z.flatten(-2)), 0.5).mask(seen).to_event(1)
+
+class Guide(torch.nn.Module):
+    twin, causality = GuideTwin, "none"
+
+    def __init__(self, spec, prior):
+        super().__init__()
+        self.net = torch.nn.Linear(8, 8)
+
+    def posterior(self, x, seen):
+        raw = self.net(torch.cat([x * seen, seen.to(x.dtype)], -1)).reshape(-1, 2, 4)
+        return dist.Normal(raw[..., :2], raw[..., 2:].exp()).to_event(2)
+
+    def forward(self, x, seen):
+        with pyro.plate("data", len(x)):
+            return pyro.sample("z", self.posterior(x, seen))
+"""
+
+
+def test_what_goes_with_the_data_reaches_both_backends(tmp_path: Path) -> None:
+    path = tmp_path / "mine.py"
+    path.write_text(OWN)
+    torch.manual_seed(0)
+    x = torch.randn(80, 2) @ torch.randn(2, 4) + 0.1 * torch.randn(80, 4)
+    given = from_tensors({"x": x, "seen": torch.rand(80, 4) < 0.7})
+    programs = {"likelihood.program": f"{path}:Likelihood", "guide.program": f"{path}:Guide"}
+    options = {"training.steps": 60, "training.batch": 8, "training.log_every": 30, "training.lr": 0.02}
+    run = pyro_delta.train(
+        {**programs, **options, "prior.length": 2, "training.backend": "numpyro", "training.validations": 1},
+        data=given,
+        device="cpu",
+    )
+    losses = [line["neg_elbo_bpd"] for line in run.metrics if line["split"] == "train"]
+    assert losses[-1] < losses[0]
+    example = given.test.batch(slice(2))
+    found = crosscheck(run.vae, twins.twin_of_run(run, example=example), given.test, elbo="mean_field")
+    assert found.failure is None
+    with pytest.raises(UserError, match=r"missing 1 required positional argument: 'seen'"):
+        twins.twin_of_run(run)
 
 
 # --- Commands ---

@@ -15,15 +15,16 @@ import torch
 from PIL import Image
 from test_cli import TINY, call
 
-from pyro_delta.build import VAE, build
+from pyro_delta.build import build
 from pyro_delta.config import load_preset
 from pyro_delta.data import load as load_data
-from pyro_delta.data.images.pictures import decode
-from pyro_delta.data.spec import ImageSpec
+from pyro_delta.data.images import ImageSpec
+from pyro_delta.diagnostics.drawing import decode
 from pyro_delta.diagnostics.images.inpainting import inpaint
 from pyro_delta.diagnostics.posterior import interpolate, posterior_data, save_netcdf
 from pyro_delta.distributions import GaussianAR1
 from pyro_delta.errors import UserError
+from pyro_delta.vae import VAE
 
 SPEC = ImageSpec(1, 2, 2, 2)
 SMALL = [
@@ -74,6 +75,7 @@ def test_path_ends_where_it_should() -> None:
     torch.testing.assert_close(path[0], start, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(path[-1], end, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(interpolate(prior, start, start, 4), start.expand(4, -1, -1), atol=1e-5, rtol=1e-5)
+    assert torch.equal(interpolate(prior.expand((1,)), start, end, 3), path)
 
 
 # --- completion ---
@@ -129,9 +131,9 @@ def test_netcdf_holds_what_the_guide_says(vae: VAE, tmp_path: Path) -> None:
     save_netcdf(data, tmp_path / "z.nc")
     back = arviz.from_netcdf(tmp_path / "z.nc")
     z = back.posterior["z"]
-    assert z.dims == ("chain", "draw", "image", "step", "dim")
+    assert z.dims == ("chain", "draw", "datum", "step", "dim")
     assert z.shape == (1, 500, 7, 2, 2)
-    assert list(z.coords["image"].values) == list("abcdefg")
+    assert list(z.coords["datum"].values) == list("abcdefg")
     with torch.no_grad():
         q = vae.guide.posterior(images)
     np.testing.assert_allclose(back.constant_data["z_mean"], q.mean, rtol=1e-5)
@@ -209,7 +211,7 @@ def test_inpainting_keeps_and_reports(run: Path, tmp_path: Path) -> None:
     with Image.open(tmp_path / "b.png") as picture:
         pixels = np.asarray(picture)[:, :, 0]
     image, kept, done = (pixels[2 + 66 * i : 66 * (i + 1), 2:66][::8, ::8] for i in range(3))
-    original = load_data("digits").test.images[0, 0].numpy()
+    original = load_data("digits").test.x[0, 0].numpy()
     assert np.array_equal(image, np.round(original * (255 / 16)))
     assert np.array_equal(kept, image * (mask > 0))
     assert np.array_equal(done[:, 4:], image[:, 4:])
@@ -265,7 +267,7 @@ class Prior(PyroModule):
 class Likelihood(PyroModule):
     def __init__(self, spec, prior):
         super().__init__()
-        self.spec, self.logits = spec, torch.nn.Linear(2 * spec.height, spec.dims * spec.levels)
+        self.spec, self.logits = spec, torch.nn.Linear(2 * spec.height, spec.scored * spec.levels)
     def forward(self, z):
         logits = self.logits(z.flatten(-2).float())
         return dist.Categorical(logits=logits.unflatten(-1, (*self.spec.shape, -1))).to_event(3)

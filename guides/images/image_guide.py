@@ -98,7 +98,7 @@ class ImageGuide(nn.Module):
 
     @torch.no_grad()
     def start_from(self, x: Tensor) -> None:
-        """Takes its initial weights from images (B, C, H, W) [1]: means of mean 0 and deviation 1 over them, all else 0.
+        """Takes its initial weights from images (B, C, H, W) [1]: means of mean 0 and deviation 1, all else 0.
 
         A random causal network says nearly the same of every image. A guide that starts like that carries no
         information, the decoder learns to do without z, and nothing calls it back.

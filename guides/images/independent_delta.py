@@ -71,18 +71,12 @@ class IndependentDeltaGuide(ImageGuide):
 
 
 def variance_bounds(delta: float) -> tuple[float, float]:
-    """The two roots of ln x − x + 2δ + 1 = 0, between which σ² stays."""
+    """The two roots of x − ln x = 2δ + 1, between which σ² stays: −W(−e^(−2δ−1)) by both branches of Lambert's W."""
+    from scipy.special import wrightomega  # here, because it takes a while to import
 
-    def root(inside: float, outside: float) -> float:
-        """By bisection between a point where the left side is positive and one where it is not."""
-        while (middle := (inside + outside) / 2) not in (inside, outside):
-            if math.log(middle) - middle + 2 * delta + 1 > 0:
-                inside = middle
-            else:
-                outside = middle
-        return inside
-
-    return root(1.0, math.exp(-2 * delta - 1)), root(1.0, 4 * delta + 4)
+    # Wright's ω(−c ± πi) is W(−e^−c) by either branch, without the power, which would underflow.
+    least, most = sorted(-wrightomega(complex(-2 * delta - 1, side * math.pi)).real for side in (1, -1))
+    return float(least), float(most)
 
 
 def _check_standard_normal(prior: Distribution) -> None:

@@ -32,7 +32,8 @@ class LatticePrior(DensePrior):
         columns: C, so that a guide can pool each block of columns on its own.
 
     Raises:
-        UserError: the data are no images, an option cannot be read, blocks do not fit the image, or no α commits the rate.
+        UserError: the data are not images, an option cannot be read, blocks do not fit the image, or no α commits the
+            rate.
     """
 
     twin = "pyro_delta.twin.images.lattice:LatticePrior"

@@ -7,13 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-
 from pyro_delta.data.splits import SPLITS, Split
-from pyro_delta.data.tensors import as_split
+from pyro_delta.data.tensors import as_split, labels_of
 from pyro_delta.diagnostics import bounds
 from pyro_delta.diagnostics.diagnose import Diagnosis, diagnosed
+from pyro_delta.diagnostics.trace import runs
 from pyro_delta.errors import UserError, unknown_name
 from pyro_delta.inference.run import Run, load
 from pyro_delta.protocol import Advance, Data, Spec
@@ -87,15 +85,16 @@ def diagnose(
     batch's size. They are not changed.
 
     Args:
-        model: a Pyro model (a module, a function, or a method of a module), a `VAE`, or a NumPyro model.
+        model: a Pyro model (a module, a function, or a method of a module), a NumPyro model (a function or an
+            `nnx.Module`), or a model and its guide in one: a `VAE`, or whatever has both as attributes.
         guide: its guide.
         data: what both are called with: a tensor or an array (N, …); a dict of them, whose keys model and guide name in
-            their signatures; a torch data set; a split; or data with splits (`pyro_delta.data`), of which the test split
-            is looked at and the probe is fitted to the training split.
+            their signatures; a torch data set; a split; or data with splits (`pyro_delta.data`), of which the test
+            split is looked at and the probe is fitted to the training split.
         labels: (N,), for a linear probe on samples of z; those of `data`, if it has some, where None.
         fit: data with labels that the probe is fitted to; without it, the first half of `data`.
         spec: of the data; without it bits are per number that the model observes.
-        params: of a NumPyro model and guide that are functions, such as `svi.get_params(state)`.
+        params: of a NumPyro model and guide that are functions, such as `svi.get_params(state)`; {} if there are none.
         particles: K of the importance-weighted bound, and of k̂; 1 leaves them out.
         weighed: data, from the start, that this bound is of.
         seed: of posterior samples and of the shuffle.
@@ -111,35 +110,57 @@ def diagnose(
         raise UserError("diagnose(model, guide, data) needs data; give what both are called with.")
     split = _split(data, labels)
     return diagnosed(
-        vae, split, fit=None if fit is None else as_split(fit), spec=spec, particles=particles, weighed=weighed, seed=seed,
+        vae,
+        split,
+        fit=None if fit is None else as_split(fit),
+        spec=spec,
+        particles=particles,
+        weighed=weighed,
+        seed=seed,
         advance=advance,
-    )  # fmt: skip
+    )
 
 
 def _pair(model: Any, guide: Any, params: Mapping[str, Any] | None) -> Any:
-    if params is not None or type(model).__module__.partition(".")[0] == "flax" or _is_flax(model):
-        from pyro_delta.twin import require
-
-        require()
-        from pyro_delta.twin.diagnose import NumPyroVAE
-
-        return NumPyroVAE(model, guide, params)
-    if guide is not None:
+    if guide is None and runs(model):
+        return model
+    if guide is None and hasattr(model, "model") and hasattr(model, "guide"):
+        model, guide = model.model, model.guide
+    if guide is None:
+        raise UserError("diagnose(model, guide, data) needs a guide; give the one that the model is trained with.")
+    for name, program in (("model", model), ("guide", guide)):
+        if not callable(program):
+            raise UserError(
+                f"the {name} is a {type(program).__name__}, not callable; call diagnose(model, guide, data)."
+            )
+    if params is None and not _is_flax(model) and not _is_flax(guide):
+        if _names_numpyro(model) or _names_numpyro(guide):
+            raise UserError(
+                "model and guide are functions of NumPyro; give their parameters, params=svi.get_params(state), or {} "
+                "if there are none."
+            )
         return VAE(model, guide)
-    if hasattr(model, "model") and hasattr(model, "guide"):
-        return model if isinstance(model, VAE) else VAE(model.model, model.guide)
-    raise UserError("diagnose(model, guide, data) needs a guide; give the one that the model is trained with.")
+    from pyro_delta.twin import require
+
+    require()
+    from pyro_delta.twin.diagnose import NumPyroVAE
+
+    return NumPyroVAE(model, guide, params)
 
 
-def _is_flax(model: Any) -> bool:
-    return any(cls.__module__.partition(".")[0] == "flax" for cls in type(model).__mro__)
+def _is_flax(program: Any) -> bool:
+    return any(cls.__module__.partition(".")[0] == "flax" for cls in type(program).__mro__)
+
+
+def _names_numpyro(program: Any) -> bool:
+    return "numpyro" in getattr(getattr(program, "__code__", None), "co_names", ())
 
 
 def _split(data: Any, labels: Any) -> Split:
     split = as_split(data, named=True)
     if labels is None:
         return split
-    labels = torch.as_tensor(np.asarray(labels)).long()
+    labels = labels_of(labels)
     if len(labels) != len(split):
         raise UserError(f"{len(labels)} labels do not fit {len(split)} data; give one for each.")
     return replace(split, labels=labels)

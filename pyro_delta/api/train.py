@@ -10,7 +10,7 @@ import torch
 
 from pyro_delta import config as configuration
 from pyro_delta.build import build, load_data
-from pyro_delta.config import Config
+from pyro_delta.config import Config, DataConfig
 from pyro_delta.errors import UserError
 from pyro_delta.inference.checkpoint import load_checkpoint
 from pyro_delta.inference.pyro_training import PyroTraining
@@ -71,9 +71,13 @@ def train(
         if preset is not None or isinstance(data, str):
             raise UserError("a whole configuration names its own data and has no preset; leave data and preset out.")
         config, preset = settings, "none"
+        if given is not None:  # whatever the configuration names: the run must not find other data by that name
+            config = config.model_copy(update={"data": DataConfig.model_validate({"program": "given"})})
     else:
         pairs = dict(settings or {})
         if data is not None:
+            if named := [key for key in pairs if key == "data.program" or (given and key.startswith("data."))]:
+                raise UserError(f"data are given, and {named[0]} is set, too; leave one of them out.")
             pairs["data.program"] = data if isinstance(data, str) else "given"
         if given is not None and preset is None:
             preset = getattr(given, "preset", "default")
@@ -179,13 +183,13 @@ def prepare(config: Config, device: str, folder: Path | None = None, data: Data 
     example = data.train.batch(slice(2)) if len(data.train) > 1 else None
     vae = build(config, data.spec, folder, example=example).to(place)
     if not numpyro:
-        return PyroTraining(config, data, vae, log=lambda line: None)
+        return PyroTraining(config, data, vae, log=lambda line: None, folder=folder)
     from pyro_delta.twin.build import build as build_twin
     from pyro_delta.twin.build import compute_on
     from pyro_delta.twin.numpyro_training import NumPyroTraining
 
     compute_on(device)
-    twin = build_twin(config, data.spec, folder, seed=config.training.seed)
+    twin = build_twin(config, data.spec, folder, seed=config.training.seed, example=example)
     return NumPyroTraining(config, data, vae, twin, log=lambda line: None)
 
 

@@ -46,7 +46,7 @@ def crosscheck(
 ) -> None:
     """Does an independent implementation in NumPyro and JAX find the same numbers for RUN?
 
-    The same weights, images and noise go through both: every term of the ELBO, the committed rate, and the gradient
+    The same weights, data and noise go through both: every term of the ELBO, the committed rate, and the gradient
     by every weight. Exits with 1 if any differs by more than 1e-4 of its size (--float64: 1e-9).
 
     \b
@@ -66,7 +66,7 @@ def crosscheck(
     data = getattr(loaded.data(data_root), split)
     found = compare(
         loaded.vae,
-        twin_of_run(loaded, weights=False),
+        twin_of_run(loaded, weights=False, example=data.batch(slice(2)) if len(data) > 1 else None),
         data.take(slice(images)),
         elbo=loaded.config.training.elbo if with_prior == "model" else "trace",
         dtype=torch.float64 if float64 else torch.float32,

@@ -15,7 +15,8 @@ import click
 @click.option("--rate-bits", type=float, help="Solve for the alpha that commits this many bits in all.")
 @click.option("--spread", type=float, metavar="LO", help="With --rate-bits: spread alpha linearly, from LO up.")
 @click.option("--shape", metavar="CxHxW", help="Shape of the data, to give the rate in bits/dim too.")
-@click.option("--plot", metavar="FILE", help="Draw the rate against alpha into FILE (.png, .pdf, .svg).")
+@click.option("--modes", "with_modes", is_flag=True, help="What the rate can carry, and at what price.")
+@click.option("--plot", metavar="FILE", help="Draw the rate against alpha, or the modes, into FILE (.png, .pdf, .svg).")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def delta(
     length: int,
@@ -24,6 +25,7 @@ def delta(
     rate_bits: float | None,
     spread: float | None,
     shape: str | None,
+    with_modes: bool,
     plot: str | None,
     as_json: bool,
 ) -> None:
@@ -34,6 +36,7 @@ def delta(
     \b
     pyro-delta delta --length 32 --dims 8 --alpha 0.5:0.95 --shape 3x32x32
     pyro-delta delta --length 32 --dims 8 --rate-bits 79.44 --spread 0.5
+    pyro-delta delta --length 32 --dims 4 --alpha 0.9 --modes
     """  # noqa: D301 (click wants the backspace itself)
     from pyro_delta.errors import UserError
     from pyro_delta.rate import ar1_committed_rate, parse_alpha
@@ -52,10 +55,23 @@ def delta(
     result: dict[str, float | list[float]] = {"delta_nats": nats, "delta_bits": nats / math.log(2), "alpha": alpha_d}
     if values:
         result["delta_bits_per_dim"] = nats / math.log(2) / values
-    if plot is not None:
-        from pyro_delta.report.delta_figure import save_delta_figure
+    if with_modes:
+        import torch
 
-        save_delta_figure(plot, alpha_d, length)
+        from pyro_delta.distributions import GaussianAR1
+        from pyro_delta.rate import modes
+
+        found = modes(GaussianAR1(torch.tensor(alpha_d, dtype=torch.float64), length))
+        result |= {
+            "least_mode": found.least.item(),
+            "ideal_nats": found.ideal_nats.item(),
+            "excess_nats": found.excess_nats.item(),
+            "waste_nats": found.waste_nats.item(),
+        }
+    if plot is not None:
+        from pyro_delta.report.delta_figure import delta_figure, modes_figure, save_figure
+
+        save_figure(plot, modes_figure(found, nats) if with_modes else delta_figure(alpha_d, length))
     if as_json:
         click.echo(json.dumps(result))
     else:
@@ -96,4 +112,9 @@ def _print_table(result: dict, length: int) -> None:
         table.add_row("α", f"{alpha_d[0]:.6g} in every dimension")
     else:
         table.add_row("α", " ".join("…" if a is None else f"{a:.4f}" for a in few))
+    if "ideal_nats" in result:
+        table.add_row("can tell at most", f"{result['ideal_nats']:.4g} nats")
+        table.add_row("at a rate above δ of", f"{result['excess_nats']:.4g} nats")
+        table.add_row("of δ tells nothing", f"{result['waste_nats']:.4g} nats")
+        table.add_row("least mode", f"{result['least_mode']:.4g}")
     Console().print(table)

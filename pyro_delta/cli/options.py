@@ -98,13 +98,17 @@ def read_given(run: Run, given: str, count: int | None, root: str | None) -> tup
         root: where data sets live.
 
     Raises:
-        UserError: if there are none, or they are not of the run's kind.
+        UserError: if there are none, they are not of the run's kind, or it takes more than a file holds.
     """
+    from pyro_delta.call import required
     from pyro_delta.data.splits import SPLITS, Split
+    from pyro_delta.errors import UserError
 
     if given in SPLITS:
         split = getattr(run.data(root), given).take(slice(count))
         return split, [f"{given}/{i}" for i in range(len(split))]
+    if more := required(run.vae.guide, 1) + required(run.vae.model.likelihood, 1):
+        raise UserError(f"the run's programs take {more[0]!r} beside x, which no file holds; name a split: test.")
     x, names = run.spec.open(Path(given), count)
     return Split(x), names
 

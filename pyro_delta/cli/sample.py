@@ -14,6 +14,7 @@ from pyro_delta.cli.options import (
     device_option,
     json_option,
     print_json,
+    root_option,
     run_argument,
     seed_option,
     with_prior_option,
@@ -31,6 +32,7 @@ from pyro_delta.cli.options import (
 @backend_option
 @seed_option
 @device_option
+@root_option
 @json_option
 def sample(
     run: Path,
@@ -41,9 +43,12 @@ def sample(
     backend: str,
     seed: int,
     device: str,
+    data_root: str | None,
     as_json: bool,
 ) -> None:
     """Draw data from RUN: a grid of images, lines of text.
+
+    A likelihood that must be told more than z, such as lengths, is told those of the test split.
 
     Both backends turn the same noise into data; in single precision a rounding may tip a pixel, and all after it.
 
@@ -53,7 +58,8 @@ def sample(
     pyro-delta sample runs/first --num 16 --backend numpyro --out twin.png
     """  # noqa: D301 (click wants the backspace itself)
     from pyro_delta.api.train import choose_device
-    from pyro_delta.diagnostics.drawing import draw
+    from pyro_delta.call import required
+    from pyro_delta.diagnostics.drawing import draw, extras_of
     from pyro_delta.inference.run import load
     from pyro_delta.report.progress import counting
 
@@ -69,7 +75,8 @@ def sample(
         draw_from_run = partial(draw_by_twin, twin_of_run(loaded))
     else:
         loaded = load(run, choose_device(device), with_prior)
-        draw_from_run = partial(draw, loaded.vae)
+        told = required(loaded.vae.model.likelihood, 1)
+        draw_from_run = partial(draw, loaded.vae, extras=extras_of(loaded.data(data_root).test, num) if told else None)
     check_out(out, loaded.spec)
     with counting("sampling", num * (same_z or 1)) as advance:
         drawn = draw_from_run(num, decodings=same_z, seed=seed, advance=advance)

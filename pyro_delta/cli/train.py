@@ -104,7 +104,7 @@ def _run(trainer: Training, folder: Path, preset: str, resumed: bool, as_json: b
     from pyro_delta.report.progress import following
     from pyro_delta.report.tables import print_table
 
-    with following(trainer.config.training) as show:
+    with following(trainer.config.training, trainer.data.spec.unit) as show:
         summary = carry_out(trainer, folder, show, resumed=resumed)
     if trainer.interrupted and trainer.progress < 1:
         click.echo(

@@ -47,14 +47,18 @@ def verify(
     import torch
 
     from pyro_delta.build import build, load_data
+    from pyro_delta.call import required
     from pyro_delta.config import choose
     from pyro_delta.data.named import spec_before_data
     from pyro_delta.diagnostics.verify import COUNT
     from pyro_delta.diagnostics.verify import verify as certify
 
     config, _ = choose(settings, preset)
-    spec, extras, example = spec_before_data(config.data.program), None, None
-    if spec is None:
+    extras, example = None, None
+    if spec := spec_before_data(config.data.program):
+        plain = build(config, spec, check=False)
+        more = required(plain.guide, 1) + required(plain.model.likelihood, 1)  # what only data can give
+    if spec is None or more:
         data = load_data(config)
         spec, extras, example = data.spec, data.train.take(slice(COUNT)).extras, data.train.batch(slice(COUNT))
     torch.manual_seed(config.training.seed)

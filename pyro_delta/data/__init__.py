@@ -1,13 +1,12 @@
 """Data as programs: a spec and three splits in memory, of a shipped name, an installed one, or your own.
 
-`Spec`, `ArraySpec`, `ImageSpec` and `TokenSpec` cost nothing to import; torch is loaded with the first of the others.
+`Spec` and `ArraySpec` cost nothing to import; torch is loaded with the first of the others. `pyro_delta.data.images`
+and `pyro_delta.data.sequences` have the specs of their kinds.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from pyro_delta.data.images.spec import ImageSpec
-from pyro_delta.data.sequences.spec import TokenSpec
 from pyro_delta.data.spec import ArraySpec, Spec
 
 if TYPE_CHECKING:
@@ -19,11 +18,9 @@ if TYPE_CHECKING:
 __all__ = [
     "ArraySpec",
     "Batches",
-    "ImageSpec",
     "Spec",
     "Split",
     "Splits",
-    "TokenSpec",
     "epoch_order",
     "from_dataset",
     "from_tensors",

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from pyro_delta.data.splits import SPLITS
+from pyro_delta.data.values import checked
 from pyro_delta.errors import UserError
 from pyro_delta.programs import blamed, checked_options, data_name, find
 from pyro_delta.protocol import Data, Spec
@@ -26,10 +27,10 @@ def load(name: str, **options: Any) -> Data:
     """
     program, root = data_name(name)
     given = {key: value for key, value in options.items() if value is not None}
-    if root is not None:
-        given["root"] = root
     if "root" in given:
         given["root"] = str(given["root"])
+    if root is not None and given.setdefault("root", root) != root:
+        raise UserError(f"the root {given['root']} and {name} contradict each other; give one.")
     return build_data(program, checked_options("data", program, given))
 
 
@@ -42,7 +43,7 @@ def build_data(program: str, options: dict[str, Any], folder: Path | None = None
         folder: of a run's own programs.
 
     Raises:
-        UserError: if the program fails, or what it makes is no data.
+        UserError: if the program fails, or what it makes is no data, or others than its spec says.
     """
     with blamed(program):
         data = find("data", program, folder)(**options)
@@ -51,13 +52,17 @@ def build_data(program: str, options: dict[str, Any], folder: Path | None = None
             f"the data {program!r} have spec {getattr(data, 'spec', None)!r}; see pyro_delta.protocol.Spec."
         )
     for name in SPLITS:
-        split = getattr(data, name, None)
-        shape = tuple(getattr(getattr(split, "x", None), "shape", ()))
+        x: Any = getattr(getattr(data, name, None), "x", None)
+        shape = tuple(getattr(x, "shape", ()))
         if not shape or shape[1:] != tuple(data.spec.shape):
             raise UserError(
                 f"the data {program!r} have a {name} split of shape {shape}; it must be a pyro_delta.data.Split of "
                 f"shape (N, {', '.join(map(str, data.spec.shape))})."
             )
+        if not shape[0]:
+            raise UserError(f"the data {program!r} have an empty {name} split; each needs one datum at least.")
+        if data.spec.levels is not None:
+            checked(data.spec, x, f"the {name} split of {program!r}")
     return data
 
 

@@ -72,10 +72,11 @@ class Spec:
         return f"{self.place} {rank}"
 
     def show(self, x: Tensor, path: Path, columns: int) -> None:
-        """Writes data as numbers, a line each."""
+        """Writes data as numbers, a line each, with as many digits as it takes."""
         from pyro_delta.data.texts import save_text
 
-        lines = (" ".join(f"{value:.6g}" for value in datum.flatten().tolist()) for datum in x)
+        values = x.detach().cpu() if self.levels is None else x.detach().cpu().long()
+        lines = (" ".join(map(str, datum.ravel())) for datum in values.numpy())
         save_text("".join(f"{line}\n" for line in lines), path)
 
     def open(self, path: Path, count: int | None = None) -> tuple[Tensor, list[str]]:
@@ -150,6 +151,11 @@ def spec_of_dict(values: dict[str, Any]) -> Any:
     Raises:
         ValueError, KeyError, TypeError, AttributeError, ImportError: if it cannot be put together again.
     """
-    fields = dict(values)
+    fields = {name: _tuples(value) for name, value in values.items()}
     module, _, name = fields.pop("kind").partition(":")
     return getattr(import_module(module), name)(**fields)
+
+
+def _tuples(value: Any) -> Any:
+    """Lists as tuples, which JSON does not know and a frozen spec holds."""
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pyro_delta.errors import UserError
 from pyro_delta.protocol import Batch, Spec
+from pyro_delta.validation import Seed
 
 TEST_SEED = 0
 """Seeds the order of every test split: runs with different seeds are compared on the same test data."""
@@ -87,7 +88,7 @@ class Splits:
 class Given(Splits):
     """(data that were handed to a training in Python)"""
 
-    def __init__(self, *, root: str = "data", validation: int | None = None, seed: int = 0) -> None:
+    def __init__(self, *, root: str = "data", validation: int | None = None, seed: Seed = 0) -> None:
         raise UserError(
             "the data of this run were given in Python and are not kept with it; give them again, as in "
             "pyro_delta.check(run, data=…), or train with data that have a name."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sized
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -51,11 +52,15 @@ def from_tensors(
     Raises:
         UserError: if shapes or values do not fit, or too few data are given.
     """
+    if seed < 0:
+        raise UserError(f"seed {seed} is negative; give a whole number, 0 or more.")
     first = as_split(train)
     if spec is None:
-        if levels is None and not first.x.is_floating_point():
+        if levels is None and first.x.numel() and not first.x.is_floating_point():
             levels = max(2, int(first.x.max()) + 1)
         spec = ArraySpec(tuple(first.x.shape[1:]), levels, resolution, ordered)
+    elif (levels, resolution) != (None, None):
+        raise UserError("a spec says levels and resolution itself; leave them out.")
     first = _checked(spec, first, "train")
     if test is None:
         first, last = hold_out(first, max(1, len(first) // 10), TEST_SEED)
@@ -65,6 +70,16 @@ def from_tensors(
         first, held_out = hold_out(first, max(1, len(first) // 10) if validation is None else validation, seed)
     else:
         held_out = _checked(spec, as_split(validation), "validation")
+    for name, split in (("train", first), ("validation", held_out), ("test", last)):
+        if split.extras.keys() != first.extras.keys():
+            raise UserError(
+                f"beside x, {name} has {_listed(split.extras)} and train {_listed(first.extras)}; give both the same."
+            )
+        if classes is not None and split.labels is not None and int(split.labels.max()) >= len(classes):
+            raise UserError(
+                f"labels of {name} go up to {int(split.labels.max())}, but there are names for {len(classes)} classes; "
+                "name all."
+            )
     return Splits(spec, first, held_out, last, classes)
 
 
@@ -88,20 +103,57 @@ def as_split(given: Given, *, named: bool = False) -> Split:
     if isinstance(given, Dataset):
         given = _read(given)
     if isinstance(given, Mapping):
-        parts = {name: torch.as_tensor(np.asarray(v) if not isinstance(v, Tensor) else v) for name, v in given.items()}
+        parts = {name: tensor_of(v) for name, v in given.items()}
         labels = parts.pop("labels", None)
         key = next(iter(parts), "x") if named and "x" not in parts else "x"
         if key not in parts:
             raise UserError(f"a dict of data has the keys {sorted(given)}; name the data themselves 'x'.")
-        split = Split(parts.pop(key), None if labels is None else labels.long(), parts, key)
+        split = Split(parts.pop(key), None if labels is None else labels_of(labels), parts, key)
     else:
-        split = Split(torch.as_tensor(given))
+        split = Split(tensor_of(given))
     if split.x.dim() < 1:
         raise UserError(f"{split.x!r} is no data; give a tensor (N, *shape).")
     for name, values in {"labels": split.labels, **split.extras}.items():
-        if values is not None and len(values) != len(split.x):
-            raise UserError(f"{name!r} has {len(values)} entries for {len(split.x)} data; give one for each.")
+        if values is not None and (count := len(values) if values.dim() else 1) != len(split.x):
+            raise UserError(f"{name!r} has {count} entries for {len(split.x)} data; give one for each.")
     return split
+
+
+def tensor_of(values: Any) -> Tensor:
+    """As a tensor, which shares the values' memory, unless that must not be written to, as that of JAX's arrays.
+
+    Real numbers of an array, which are of double precision unless somebody cares, come in torch's default type.
+
+    Raises:
+        UserError: if they are no numbers, or complex ones.
+    """
+    try:
+        # A copy where the memory must not be written to, or runs backwards.
+        made = values if isinstance(values, Tensor) else torch.from_numpy(np.require(values, requirements=["C", "W"]))
+    except (TypeError, ValueError):
+        raise UserError(
+            f"{type(values).__name__} is no data; give a tensor or an array (N, …), a dict of them, or a torch data "
+            "set."
+        ) from None
+    if made.is_complex():
+        raise UserError("data are complex numbers; give real ones, such as their real and imaginary parts.")
+    if made.dtype in (torch.uint16, torch.uint32, torch.uint64):
+        return made.to(torch.int64)  # torch computes little with these
+    return made.to(torch.get_default_dtype()) if made.dtype == torch.float64 and made is not values else made
+
+
+def labels_of(values: Any) -> Tensor:
+    """Labels as int64 (N,).
+
+    Raises:
+        UserError: if they are anything but one whole number for each datum.
+    """
+    labels = tensor_of(values)
+    if labels.dim() != 1:
+        raise UserError(f"labels have shape {tuple(labels.shape)}; give one whole number for each datum.")
+    if labels.is_floating_point() and (wrong := labels[labels != labels.floor()]).numel():
+        raise UserError(f"labels hold {wrong[0].item():g}; give one whole number for each datum.")
+    return labels.long()
 
 
 def _read(items: Dataset) -> dict[str, Tensor]:
@@ -111,12 +163,17 @@ def _read(items: Dataset) -> dict[str, Tensor]:
     found = [_as_dict(items[index]) for index in range(len(items))]
     if not found:
         raise UserError(f"the data set {type(items).__name__} is empty; give one with data.")
+    title = f"items of the data set {type(items).__name__}"
+    for item in found:
+        if item.keys() != found[0].keys():
+            raise UserError(
+                f"{title} have different names, {_listed(found[0])} and {_listed(item)}; give all the same."
+            )
     try:
-        return {name: torch.stack([torch.as_tensor(item[name]) for item in found]) for name in found[0]}
-    except (RuntimeError, KeyError) as error:
+        return {name: torch.stack([tensor_of(item[name]) for item in found]) for name in found[0]}
+    except RuntimeError as error:
         raise UserError(
-            f"items of the data set {type(items).__name__} differ in shape or names ({error}); bring them to one shape, "
-            "with a mask or lengths beside them."
+            f"{title} differ in shape ({error}); bring them to one, with a mask or lengths beside them."
         ) from None
 
 
@@ -134,4 +191,8 @@ def _as_dict(item: Any) -> Mapping[str, Any]:
 def _checked(spec: Spec, split: Split, name: str) -> Split:
     if size_of(split.x) == 0:
         raise UserError(f"{name} holds no data; give some.")
-    return Split(checked(spec, split.x, name), split.labels, split.extras)
+    return replace(split, x=checked(spec, split.x, name))
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(map(repr, sorted(names))) or "nothing"

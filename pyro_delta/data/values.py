@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ def random_values(spec: Spec, count: int) -> Tensor:
     """`count` data of any values: integers all alike, real numbers from N(0, 1), from torch's random state."""
     if spec.levels is None:
         return torch.randn(count, *spec.shape)
-    return torch.randint(spec.levels, (count, *spec.shape))
+    return torch.randint(spec.levels, (count, *spec.shape)).to(dtype_of(spec))
 
 
 def checked(spec: Spec, x: Any, name: str) -> Tensor:
@@ -40,13 +41,14 @@ def checked(spec: Spec, x: Any, name: str) -> Tensor:
     if tuple(x.shape[1:]) != tuple(spec.shape) or x.dim() != 1 + len(spec.shape):
         raise UserError(f"{name} has shape {tuple(x.shape)}; it must be (N, {', '.join(map(str, spec.shape))}).")
     if spec.levels is None:
-        if not x.is_floating_point():
-            x = x.float()
+        x = x.to(dtype_of(spec))
         if not x.isfinite().all():
             raise UserError(f"{name} holds a number that is not finite; take it out, or mask it.")
-        return x.to(dtype_of(spec))
-    if x.numel() and (x.is_floating_point() or x.dtype == torch.bool) and (x != x.round()).any():
-        raise UserError(f"{name} holds {x[x != x.round()][0].item():g}, which is no integer 0 to {spec.levels - 1}.")
+        return x
+    if x.dtype == torch.bool:
+        x = x.to(torch.uint8)
+    if x.is_floating_point() and (wrong := x[(x != x.floor()) | x.isinf()]).numel():
+        raise UserError(f"{name} holds {wrong[0].item():g}, which is no integer 0 to {spec.levels - 1}.")
     if x.numel() and not 0 <= int(x.min()) <= int(x.max()) < spec.levels:
         raise UserError(
             f"{name} holds integers {int(x.min())} to {int(x.max())}; they must lie in 0 to {spec.levels - 1}."
@@ -61,10 +63,20 @@ def read_numbers(spec: Spec, path: Path, count: int | None) -> tuple[Tensor, lis
         UserError: if the file cannot be read, or holds other data.
     """
     try:
-        found = np.load(path, allow_pickle=False) if path.suffix == ".npy" else np.loadtxt(path, ndmin=2)
-        found = found.reshape(-1, *spec.shape)[:count]
+        if path.suffix == ".npy":
+            found = np.load(path, allow_pickle=False)
+            found = found[None] if found.shape == tuple(spec.shape) else found  # a datum alone
+        else:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of a file without any number
+                found = np.loadtxt(path, ndmin=2)
+            found = found.reshape(found.size and len(found), *spec.shape)
+        if found.dtype.kind not in "biuf" or not found.size:
+            raise ValueError("it has no real numbers")
     except OSError as error:
         raise UserError(f"cannot read {path} ({error.strerror or error}); give a file of numbers.") from None
-    except ValueError as error:
-        raise UserError(f"{path} does not hold data of shape {spec.shape}: {error}.") from None
+    except (ValueError, EOFError) as error:
+        reason = str(error).rstrip(".")
+        raise UserError(f"{path} does not hold data of shape {spec.shape}: {reason}; give a file that does.") from None
+    found = found[:count].astype(np.float64)  # whatever the file's own type
     return checked(spec, found, str(path)), [f"{path.name}/{number}" for number in range(len(found))]

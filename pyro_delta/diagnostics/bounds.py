@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributions import Distribution
 
 from pyro_delta.data.tensors import as_split
 from pyro_delta.diagnostics.importance import (
@@ -18,7 +17,15 @@ from pyro_delta.diagnostics.importance import (
     importance_weights,
     k_hat,
 )
-from pyro_delta.diagnostics.trace import ClosedForm, batches, committed, depend_on_one_another, evaluating, trace
+from pyro_delta.diagnostics.trace import (
+    ClosedForm,
+    batches,
+    committed,
+    depend_on_one_another,
+    evaluating,
+    rate_of_dimensions,
+    trace,
+)
 from pyro_delta.distributions.mean_field import normal_parameters
 from pyro_delta.errors import UserError
 from pyro_delta.protocol import Advance, Spec
@@ -47,7 +54,10 @@ class Encoding:
         mean_field: whether posteriors are Normal, independent over coordinates, and sites independent of one another,
             so that mean and scale are all.
         apart: whether sites do not depend on one another.
-        scored: numbers of a datum that were scored.
+        scored: numbers of a datum that were scored, a mean over the data.
+        masked: whether some latents may not count, of some data.
+        rate_per_dimension: mean KL of each latent dimension (the last axis of the event), (d,) nats; None where the
+            rate has no such parts, or there are several sites.
     """
 
     rate: Tensor
@@ -58,12 +68,14 @@ class Encoding:
     z: dict[str, Tensor]
     mean_field: bool
     apart: bool
-    scored: int
+    scored: float
+    masked: bool = False
+    rate_per_dimension: Tensor | None = None
 
 
 def flat(values: dict[str, Tensor]) -> Tensor:
     """All sites' coordinates in a row, (N, K)."""
-    return torch.cat([value.flatten(1) for value in values.values()], dim=1)
+    return torch.cat([value.reshape(len(value), -1) for value in values.values()], dim=1)
 
 
 @torch.no_grad()
@@ -84,16 +96,16 @@ def encode(
         seed: of the posterior samples.
         advance: called with the number of data just done.
     """
-    rates, distortions = [], []
+    rates, distortions, dimensions, scored = [], [], [], 0.0
     parts: dict[str, dict[str, list[Tensor]]] = {"mean": {}, "scale": {}, "z": {}}
     closed = mean_field = True
     apart: bool | None = None
-    scored = 0
+    masked = False
     closed_form = ClosedForm()
     with evaluating(vae, seed):
         for x in batches(data, batch, vae):
             seen = trace(vae, x)
-            scored = seen.scored
+            scored += seen.scored * len(seen.log_px)
             if apart is None:
                 apart = not depend_on_one_another(vae, x, seen)
             rate = closed_form(vae, x, seen) if apart else None
@@ -102,21 +114,25 @@ def encode(
                 rate = (seen.log_q - seen.log_p).double()
             rates.append(rate.cpu())
             distortions.append(-seen.log_px.double().cpu())
+            dimensions.append(rate_of_dimensions(seen))
             for name, latent in seen.latents.items():
+                masked = masked or latent.masked
                 mean_field = mean_field and apart and normal_parameters(latent.q) is not None
-                kept = {"z": latent.z, **_moments(latent.q)}
+                kept = {"z": latent.z, **latent.moments()}
                 for what, value in kept.items():
                     parts[what].setdefault(name, []).append(value.cpu())
             advance(len(seen.log_px))
     mean, scale, z = ({name: torch.cat(part) for name, part in parts[what].items()} for what in ("mean", "scale", "z"))
-    return Encoding(torch.cat(rates), closed, torch.cat(distortions), mean, scale, z, mean_field, bool(apart), scored)
-
-
-def _moments(q: Distribution) -> dict[str, Tensor]:
-    try:
-        return {"mean": q.mean, "scale": q.stddev}
-    except NotImplementedError:
-        return {}
+    for name in [name for name, values in mean.items() if values.isnan().all() and z[name].isfinite().all()]:
+        del mean[name], scale[name]  # a Categorical has none, for one
+    rate, per_dimension = torch.cat(rates), None
+    known = [part for part in dimensions if part is not None]
+    if closed and len(known) == len(dimensions):
+        per_dimension = torch.stack(known).sum(0).cpu() / len(rate)
+    return Encoding(
+        rate, closed, torch.cat(distortions), mean, scale, z, mean_field, bool(apart), scored / len(rate), masked,
+        per_dimension,
+    )  # fmt: skip
 
 
 def evaluate(
@@ -179,11 +195,11 @@ class Unit:
         shift: nats of a datum that a stated resolution adds to −log p(x): −scored · ln(resolution).
     """
 
-    scored: int
+    scored: float
     shift: float = 0.0
 
     @classmethod
-    def of(cls, spec: Spec | None, scored: int = 1) -> Unit:
+    def of(cls, spec: Spec | None, scored: float = 1) -> Unit:
         """That of a spec, or of `scored` numbers where there is none."""
         if spec is None:
             return cls(scored)

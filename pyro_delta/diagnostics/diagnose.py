@@ -7,10 +7,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import torch
-from torch import Tensor
-from torch.distributions import kl_divergence
-
 from pyro_delta.diagnostics import table
 from pyro_delta.diagnostics.bounds import (
     Encoding,
@@ -25,7 +21,7 @@ from pyro_delta.diagnostics.bounds import (
     summarise,
 )
 from pyro_delta.diagnostics.importance import importance_bound, importance_weights
-from pyro_delta.diagnostics.trace import Latent, batches, committed, evaluating, trace
+from pyro_delta.diagnostics.trace import committed
 from pyro_delta.diagnostics.usage import (
     floor_holds,
     information,
@@ -34,9 +30,6 @@ from pyro_delta.diagnostics.usage import (
     probe,
     shuffled_gap,
 )
-from pyro_delta.distributions.dimensions import per_dimension
-from pyro_delta.distributions.float64 import as_float64
-from pyro_delta.distributions.mean_field import normal_parameters
 from pyro_delta.errors import UserError
 from pyro_delta.protocol import Advance, Spec, Split
 from pyro_delta.rate import ar1_committed_rate
@@ -49,19 +42,22 @@ SMALL_FLOOR = 0.1
 LARGE_GAP = 0.1
 """Part of the rate by which −ELBO may exceed the importance-weighted bound before the guide is said to fit badly."""
 ADVICE: dict[Verdict, str] = {
-    "diverged": "The numbers are not finite: training diverged; train again with a lower learning rate, or clip gradients.",
+    "diverged": (
+        "The numbers are not finite: training diverged; train again with a lower learning rate, or clip gradients."
+    ),
     "floor broken": (
         "The floor is broken: a datum has a KL of {least:.4g} nats, below δ = {delta:.4g}; the formula is not that of "
         "this guide's family, or the prior is not the one that it is of."
     ),
     "collapsed": "The posterior has collapsed and no floor prevents it: {mend}.",
     "nothing told": (
-        "The floor of {delta:.4g} nats is met, but the latents tell nothing of the data: start the guide from data (means "
-        "of deviation 1), let it learn more slowly than the model, or take a prior with fewer dimensions and a larger α."
+        "The floor of {delta:.4g} nats is met, but the latents tell nothing of the data: start the guide from data "
+        "(means of deviation 1), let it learn more slowly than the model, or take a prior with fewer dimensions and a "
+        "larger α."
     ),
     "guide fits badly": (
-        "The latents are used, but the guide fits the model's posterior badly (k̂ {k_hat:.2f}, −ELBO {gap:.3g} nats above "
-        "the importance-weighted bound): stop earlier if it overfits, or give it a richer network or family."
+        "The latents are used, but the guide fits the model's posterior badly (k̂ {k_hat:.2f}, −ELBO {gap:.3g} nats "
+        "above the importance-weighted bound): stop earlier if it overfits, or give it a richer network or family."
     ),
     "used": "The latents are used{floor}.",
 }
@@ -154,7 +150,8 @@ def diagnosed(
     numbers["delta_known_by"] = known.known_by
     numbers["floor_holds"] = floor_holds(encoding, known.nats)
     numbers["rate_closed_form"] = encoding.closed_form
-    numbers["rate_nats_per_dim"] = rate_per_dimension(vae, split, encoding)
+    per_dimension = encoding.rate_per_dimension
+    numbers["rate_nats_per_dim"] = None if per_dimension is None else per_dimension.tolist()
     numbers["latent_units"] = flat(encoding.z).shape[1]
     if particles > 1:
         numbers |= _importance(vae, split, encoding, unit, particles, weighed, seed)
@@ -182,44 +179,6 @@ def _importance(
     }
 
 
-@torch.no_grad()
-def rate_per_dimension(vae: VAE, split: Split, encoding: Encoding, data: int = 1000) -> list[float] | None:
-    """Mean KL of each latent dimension (the last axis of the event), nats; None where the rate has no such parts.
-
-    Args:
-        vae: model and guide.
-        split: data.
-        encoding: of `split`, which tells whether there is one site with a closed form.
-        data: of the split, from its start.
-    """
-    if len(encoding.z) != 1 or not isinstance(vae, VAE):
-        return None
-    total, count = torch.zeros(()), 0
-    with evaluating(vae, 0):
-        for x in batches(split.take(slice(data)), 100, vae):
-            (latent,) = trace(vae, x).latents.values()
-            part = _rate_of_dimensions(latent)
-            if part is None:
-                return None
-            total, count = total + part.cpu(), count + len(latent.z)
-    return (total / count).tolist()
-
-
-def _rate_of_dimensions(latent: Latent) -> Tensor | None:
-    """(d,) nats, summed over a batch."""
-    q, p = as_float64(latent.q), as_float64(latent.p)
-    if normal_parameters(q) is not None and normal_parameters(p) is not None and len(latent.q.event_shape):
-        (q_loc, q_scale), (p_loc, p_scale) = normal_parameters(q), normal_parameters(p)  # type: ignore[misc]
-        normal = torch.distributions.Normal
-        kl = kl_divergence(normal(q_loc, q_scale), normal(p_loc, p_scale))
-    else:
-        try:
-            kl = kl_divergence(per_dimension(q), per_dimension(p))
-        except (UserError, NotImplementedError):
-            return None
-    return kl.reshape(-1, kl.shape[-1]).sum(0)
-
-
 # --- Verdict and advice ---
 
 
@@ -239,11 +198,11 @@ def judge(numbers: Mapping[str, Any]) -> Verdict:
 
 def advise(verdict: Verdict, numbers: Mapping[str, Any], events: Mapping[str, tuple[int, ...]]) -> str:
     """The sentence of advice, with the numbers in it; `events` holds the shape of each latent site."""
-    delta = numbers["delta_nats"]
-    floor = "" if not delta else f", and no posterior of this family can fall below {delta:.4g} nats"
+    delta = numbers["delta_nats"] or 0.0
+    floor = "" if delta < SMALL_FLOOR else f", and no posterior of this family can fall below {delta:.4g} nats"
     return ADVICE[verdict].format(
         least=numbers["rate_nats_min"],
-        delta=delta or 0.0,
+        delta=delta,
         k_hat=numbers.get("k_hat_median", math.nan),
         gap=numbers.get("iw_gap_nats", math.nan),
         mend=_floors(events) if verdict == "collapsed" else "",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -14,6 +15,9 @@ from pyro_delta.diagnostics.usage import sample_latents
 from pyro_delta.protocol import Advance, Split
 from pyro_delta.vae import VAE
 
+Extras = Mapping[str, Tensor]
+"""What goes with data, such as lengths, for likelihoods that take it: by name, an entry for each datum."""
+
 
 @torch.no_grad()
 def draw(
@@ -24,6 +28,7 @@ def draw(
     seed: int = 0,
     batch: int = 64,
     advance: Advance = ignore,
+    extras: Extras | None = None,
 ) -> Tensor:
     """Data from the model.
 
@@ -34,15 +39,16 @@ def draw(
         seed: of the noise.
         batch: data drawn at once.
         advance: called with the number of data just drawn.
+        extras: of `count` data; those of a latent serve for all its decodings.
 
     Returns:
         (count, *shape), or (R·count, *shape) with row after row, each column of which shares its z.
     """
     with evaluating(vae, seed):
-        z_bnd = prior(vae, count).sample()
+        z_bnd = prior(vae, count, extras).sample()
     if decodings is not None:
-        z_bnd = z_bnd.repeat(decodings, *[1] * (z_bnd.dim() - 1))
-    return decode(vae, z_bnd, seed=seed + 1, batch=batch, advance=advance)
+        z_bnd, extras = _again(z_bnd, decodings), _all_again(extras or {}, decodings)
+    return decode(vae, z_bnd, seed=seed + 1, batch=batch, advance=advance, extras=extras)
 
 
 @torch.no_grad()
@@ -54,6 +60,7 @@ def decode(
     seed: int = 0,
     batch: int = 64,
     advance: Advance = ignore,
+    extras: Extras | None = None,
 ) -> Tensor:
     """Data drawn from the likelihood given latents.
 
@@ -64,14 +71,18 @@ def decode(
         seed: of the noise.
         batch: data drawn at once.
         advance: called with the number of data just drawn.
+        extras: of B data.
 
     Returns:
         (B, *shape).
     """
-    parts = []
+    parts, device = [], device_of(vae)
     with evaluating(vae, seed):
-        for z in z_bnd.to(device_of(vae)).split(batch):
-            parts.append((_with_shared_noise(vae, z, seed) if same_noise else decoder(vae, z).sample()).cpu())
+        for start in range(0, len(z_bnd), batch):
+            here = slice(start, start + batch)
+            z, given = z_bnd[here].to(device), {k: v[here].to(device) for k, v in (extras or {}).items()}
+            drawn = _with_shared_noise(vae, z, given, seed) if same_noise else _sample(vae, z, given)
+            parts.append(drawn.cpu())
             advance(len(z))
     return torch.cat(parts)
 
@@ -79,12 +90,15 @@ def decode(
 def reconstructions(vae: VAE, split: Split, decodings: int, *, seed: int = 0, advance: Advance = ignore) -> Tensor:
     """Data and, row by row below, decodings of one sample of their latents: ((1 + decodings) · N, *shape)."""
     z_bnd = sample_latents(vae, split, seed=seed)
-    drawn = decode(vae, z_bnd.repeat(decodings, *[1] * (z_bnd.dim() - 1)), seed=seed, advance=advance)
+    extras = _all_again(split.extras, decodings)
+    drawn = decode(vae, _again(z_bnd, decodings), seed=seed, advance=advance, extras=extras)
     return torch.cat((split.x.to(drawn.dtype), drawn))
 
 
 def paths(vae: VAE, split: Split, steps: int, *, seed: int = 0, advance: Advance = ignore) -> Tensor:
     """Decodings along the way from the latents of one datum to those of the next, pair by pair.
+
+    What goes with the first datum of a pair, such as its length, holds all along its path.
 
     Args:
         vae: model and guide.
@@ -98,24 +112,42 @@ def paths(vae: VAE, split: Split, steps: int, *, seed: int = 0, advance: Advance
     """
     z_bnd = sample_latents(vae, split, seed=seed)
     with evaluating(vae, seed):
-        p = prior(vae)
+        p = prior(vae, 1, split.take(slice(1)).extras)
     rows = []
     for pair in range(len(split) // 2):
         a, b = 2 * pair, 2 * pair + 1
         path_snd = interpolate(p, z_bnd[a].to(device_of(vae)), z_bnd[b].to(device_of(vae)), steps)
-        drawn = decode(vae, path_snd, seed=seed + pair, same_noise=True, advance=advance)
+        extras = _all_again({name: values[a : a + 1] for name, values in split.extras.items()}, steps)
+        drawn = decode(vae, path_snd, seed=seed + pair, same_noise=True, advance=advance, extras=extras)
         rows.append(torch.cat((split.x[a : a + 1].to(drawn.dtype), drawn, split.x[b : b + 1].to(drawn.dtype))))
     return torch.cat(rows)
 
 
-def _with_shared_noise(vae: VAE, z_bnd: Tensor, seed: int) -> Tensor:
+def extras_of(split: Split, count: int) -> Extras:
+    """What goes with the first `count` data of a split, over and over if it has fewer."""
+    return split.take(torch.arange(count) % len(split)).extras if split.extras else {}
+
+
+def _again(values: Tensor, count: int) -> Tensor:
+    return values.repeat(count, *[1] * (values.dim() - 1))
+
+
+def _all_again(extras: Extras, count: int) -> Extras:
+    return {name: _again(values, count) for name, values in extras.items()}
+
+
+def _sample(vae: VAE, z_bnd: Tensor, extras: Extras) -> Tensor:
+    return decoder(vae, z_bnd, extras).sample()
+
+
+def _with_shared_noise(vae: VAE, z_bnd: Tensor, extras: Extras, seed: int) -> Tensor:
     """Drawn at once where the distribution says how noise becomes a sample, one after the other where not."""
     torch.manual_seed(seed)
-    distribution: Any = decoder(vae, z_bnd)
+    distribution: Any = decoder(vae, z_bnd, extras)
     if hasattr(distribution, "noise"):
         return distribution.sample(uniforms=distribution.noise(1))
     drawn = []
-    for z in z_bnd.split(1):
+    for i in range(len(z_bnd)):
         torch.manual_seed(seed)
-        drawn.append(decoder(vae, z).sample())
+        drawn.append(_sample(vae, z_bnd[i : i + 1], {name: values[i : i + 1] for name, values in extras.items()}))
     return torch.cat(drawn)

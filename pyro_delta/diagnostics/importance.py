@@ -74,5 +74,9 @@ def importance_bound(log_weights: Tensor) -> Tensor:
 
 
 def k_hat(log_weights: Tensor) -> Tensor:
-    """Shape of the Pareto distribution that fits the largest weights (N, K) of every datum: (N,), by ArviZ."""
-    return torch.from_numpy(np.asarray(load_arviz().psislw(log_weights.numpy())[1]))
+    """Shape of the Pareto distribution that fits the largest weights (N, K) of every datum: (N,), by ArviZ.
+
+    0 where so many weights are alike, such as all those of an exact posterior, that no tail stands out.
+    """
+    k = torch.from_numpy(np.asarray(load_arviz().psislw(log_weights.numpy())[1]))
+    return torch.where(k.isinf() & log_weights.isfinite().all(1), 0.0, k)

@@ -47,8 +47,8 @@ def posterior_data(
         advance: called with the number of data just done.
 
     Returns:
-        group `posterior` with each latent site, such as `z` (chain 1, draw, datum, step, dim); group `constant_data` with
-        its `z_mean` and `z_scale` (datum, step, dim), and `starts` (step).
+        group `posterior` with each latent site, such as `z` (chain 1, draw, datum, step, dim); group `constant_data`
+        with its `z_mean` and `z_scale` (datum, step, dim), and `starts` (step).
     """
     split = as_split(data)
     parts: dict[str, list[tuple[Tensor, Tensor, Tensor]]] = {}
@@ -98,7 +98,7 @@ def interpolate(prior: Distribution, start_nd: Tensor, end_nd: Tensor, steps: in
     straight line leaves. Which root L is taken makes no difference: it turns ε, and angles with it, as a whole.
 
     Args:
-        prior: Gaussian, event shape (n, d).
+        prior: Gaussian, event shape (n, d), of one sequence: batch shape () or (1,).
         start_nd: where the path begins.
         end_nd: where it ends.
         steps: points of the path, both ends included, 2 or more.
@@ -106,9 +106,9 @@ def interpolate(prior: Distribution, start_nd: Tensor, end_nd: Tensor, steps: in
     Raises:
         UserError: if the prior is not Gaussian.
     """
-    gaussian = as_gaussian(prior)
-    root = torch.linalg.cholesky(gaussian.precision)
-    ends = torch.stack((start_nd, end_nd)).double().flatten(1) - gaussian.mean
+    gaussian, size = as_gaussian(prior), start_nd.numel()
+    mean, root = gaussian.mean.reshape(size), torch.linalg.cholesky(gaussian.precision.reshape(size, size))
+    ends = torch.stack((start_nd, end_nd)).double().flatten(1) - mean
     a, b = ends @ root
     angle = torch.acos(torch.clamp(a @ b / (a.norm() * b.norm()), -1.0, 1.0))
     part = torch.linspace(0, 1, steps, dtype=torch.float64, device=a.device)[:, None]
@@ -116,5 +116,5 @@ def interpolate(prior: Distribution, start_nd: Tensor, end_nd: Tensor, steps: in
         path = (1 - part) * a + part * b
     else:
         path = (torch.sin((1 - part) * angle) * a + torch.sin(part * angle) * b) / torch.sin(angle)
-    z = torch.linalg.solve_triangular(root.mT, path.mT, upper=True).mT + gaussian.mean
+    z = torch.linalg.solve_triangular(root.mT, path.mT, upper=True).mT + mean
     return z.reshape(steps, *start_nd.shape).to(start_nd.dtype)

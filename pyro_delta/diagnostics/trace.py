@@ -1,8 +1,9 @@
 """How a model and a guide are run: from their traces, what each datum of a batch gives. The only place that runs them.
 
-Any Pyro model and guide will do: sites of any names, several latent ones included, observed and latent ones in plates of
-the batch's size or with a batch shape of it, events of any shape. Programs of another backend join in by registering
-`trace`, `score`, `evaluating` and `committed` for their own kind of pair (see `pyro_delta.twin.diagnose`).
+Any Pyro model and guide will do: sites of any names, several latent ones included, observed and latent ones in plates
+of the batch's size or with a batch shape of it, plates within those, masks, events of any shape. Programs of another
+backend join in by registering `sites`, `evaluating`, `device_of` and `committed` for their own kind of pair (see
+`pyro_delta.twin.diagnose`).
 """
 
 from __future__ import annotations
@@ -10,31 +11,62 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
-from functools import singledispatch
-from typing import Any
+from functools import partial, singledispatch
+from typing import Any, Literal
 
 import pyro
 import torch
+from pyro.distributions import MaskedDistribution
 from pyro.distributions.util import scale_and_mask
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
-from torch import Tensor
-from torch.distributions import Distribution, kl_divergence
+from torch import Tensor, nn
+from torch.distributions import Distribution, Normal, kl_divergence
+from torch.nn.modules.module import register_module_forward_pre_hook
 
 from pyro_delta.call import run
 from pyro_delta.commitment import Commitment, commitment
 from pyro_delta.data.splits import Split, mapped, size_of
 from pyro_delta.data.tensors import as_split
 from pyro_delta.distributions.any_gaussian import Gaussian, as_gaussian, gaussian_kl
+from pyro_delta.distributions.dimensions import per_dimension
 from pyro_delta.distributions.float64 import as_float64
+from pyro_delta.distributions.mean_field import normal_parameters
 from pyro_delta.errors import UserError
 from pyro_delta.protocol import Batch
-from pyro_delta.vae import VAE, parameters_of
+from pyro_delta.vae import VAE, owner_of, parameters_of
 
+Pair = Any
+"""A model and its guide: a `VAE`, or what another backend has registered."""
 Latents = Mapping[str, Tensor]
 """Latent site → values, (B, …)."""
 SAME = 1e-6
 """Change of a density, relative to its size, that counts as none."""
+UNKNOWN_DENSITY = (KeyError, NotImplementedError)
+"""Errors of a density that knows what it drew itself alone, such as that of a planar flow."""
+
+
+@dataclass(frozen=True)
+class Site:
+    """What a program wrote at a sample site for B data.
+
+    Attributes:
+        value: drawn or given, (B, …); as it stands at the site where it is observed.
+        log_prob: (B,) nats of the value, with the site's mask and without its scale.
+        observed: whether it is data.
+        fn: its distribution; None at an observed site of another backend.
+        mask: of the site, of batch shape; of the value's shape where there is no `fn`.
+        scale: that its log-probability is multiplied by in training.
+        dim: the batch dimension of `fn` that is the data's, counted from the right; None for the first.
+    """
+
+    value: Tensor
+    log_prob: Tensor
+    observed: bool
+    fn: Any
+    mask: Any = None
+    scale: Any = 1.0
+    dim: int | None = None
 
 
 @dataclass(frozen=True)
@@ -44,6 +76,17 @@ class Drawn:
     q: Distribution
     z: Tensor
     log_q: Tensor
+    mask: Any = None
+    dim: int | None = None
+
+    def log_prob(self, samples: Tensor) -> Tensor:
+        """Log-densities of samples (S, …), each of a datum, under the posterior of each of B data: (S, B) nats."""
+        log_prob = self.q.log_prob(placed(samples.unsqueeze(1), self.q, self.dim, axis=1))
+        return _data_first(log_prob, None, self.dim, axis=1).flatten(2).sum(2) if log_prob.dim() > 2 else log_prob
+
+    def moments(self) -> dict[str, Tensor]:
+        """Mean and scale, (B, …), where the posterior has them."""
+        return _moments(self.q, self.dim)
 
 
 @dataclass(frozen=True)
@@ -56,6 +99,8 @@ class Latent:
         log_q, log_p: (B,) nats of z, without the scale of the site, with its mask.
         mask: of the guide's site.
         scale: that the site's log-probability is multiplied by in training.
+        mask_p: of the model's site.
+        dim: as for `Site`.
     """
 
     q: Distribution
@@ -65,6 +110,29 @@ class Latent:
     log_p: Tensor
     mask: Any = None
     scale: Any = 1.0
+    mask_p: Any = None
+    dim: int | None = None
+
+    @property
+    def masked(self) -> bool:
+        """Whether some of it may not count."""
+        return any(mask is not None and mask is not True for mask in (self.mask, self.mask_p))
+
+    @property
+    def placed(self) -> Tensor:
+        """What the guide drew, as its distribution has it."""
+        return placed(self.z, self.q, self.dim)
+
+    def moments(self) -> dict[str, Tensor]:
+        """Mean and scale of the posterior, (B, …), where it has them."""
+        return _moments(self.q, self.dim)
+
+
+def _moments(q: Distribution, dim: int | None) -> dict[str, Tensor]:
+    try:
+        return {"mean": _data_first(q.mean, q, dim), "scale": _data_first(q.stddev, q, dim)}
+    except NotImplementedError:
+        return {}
 
 
 @dataclass(frozen=True)
@@ -73,15 +141,13 @@ class Traced:
 
     Attributes:
         latents: by site.
-        observed: distribution at each observed site.
         log_px: (B,) log p(x | z) in nats, over all observed sites.
-        scored: numbers of a datum that were scored.
+        scored: numbers of a datum that were scored, those that are masked left out; 1 where there are none.
     """
 
     latents: dict[str, Latent]
-    observed: dict[str, Distribution]
     log_px: Tensor
-    scored: int
+    scored: float
 
     @property
     def z(self) -> dict[str, Tensor]:
@@ -102,8 +168,29 @@ class Traced:
 # --- Running ---
 
 
+def runs(pair: Any) -> bool:
+    """Whether it is a model and its guide that `sites` knows how to run, rather than a program."""
+    return isinstance(pair, VAE) or sites.dispatch(type(pair)) is not sites.dispatch(object)
+
+
 @singledispatch
-def trace(vae: VAE, batch: Batch, z: Latents | None = None) -> Traced:
+def sites(vae: Pair, part: Literal["model", "guide"], batch: Batch, given: Latents) -> dict[str, Site]:
+    """Runs one of the two programs on a batch: what it writes at its sample sites, those of plates left out.
+
+    Args:
+        vae: model and guide.
+        part: which of them.
+        batch: B data.
+        given: values of latent sites, in the place of what the program draws.
+
+    Raises:
+        UserError: if a site has no batch of B.
+    """
+    found = _sites(getattr(vae, part), batch, given)
+    return {name: _site(name, site, size_of(batch)) for name, site in found.items()}
+
+
+def trace(vae: Pair, batch: Batch, z: Latents | None = None) -> Traced:
     """Runs guide and model on a batch.
 
     Args:
@@ -114,47 +201,36 @@ def trace(vae: VAE, batch: Batch, z: Latents | None = None) -> Traced:
     Raises:
         UserError: if the programs do not sample the same sites, or a site has no batch of B.
     """
-    count = size_of(batch)
-    guide = _sites(vae.guide, batch, z or {})
-    given = {name: site["value"] for name, site in guide.items()}
-    model = _sites(vae.model, batch, given)
-    latents, observed, log_px, scored = {}, {}, torch.zeros(()), 0
-    for name, site in model.items():
-        if site["is_observed"]:
-            observed[name] = site["fn"]
-            log_px = log_px + _log_prob(name, site, count)
-            scored += site["value"].numel() // count
+    guide = sites(vae, "guide", batch, z or {})
+    model = sites(vae, "model", batch, {name: site.value for name, site in guide.items()})
+    latents, log_px, scored = {}, torch.zeros(()), 0.0
+    for name, p in model.items():
+        if p.observed:
+            log_px = log_px + p.log_prob
+            scored += _numbers(p) / size_of(batch)
         elif name in guide:
             q = guide[name]
-            latents[name] = Latent(
-                q["fn"], site["fn"], q["value"], _log_prob(name, q, count), _log_prob(name, site, count), q["mask"],
-                q["scale"],
-            )  # fmt: skip
+            latents[name] = Latent(q.fn, p.fn, q.value, q.log_prob, p.log_prob, q.mask, q.scale, p.mask, q.dim)
         else:
             raise UserError(f"the model samples {name!r}, which the guide does not; sample it in the guide, too.")
     if missing := sorted(guide.keys() - latents.keys()):
         raise UserError(f"the guide samples {missing[0]!r}, which the model does not; take it out or add its prior.")
-    if not observed:
+    if not any(p.observed for p in model.values()):
         raise UserError("the model observes nothing; give it data with obs=x in a sample statement.")
     if not latents:
         raise UserError("model and guide have no latent site in common; a VAE has one at least.")
-    return Traced(latents, observed, log_px, scored)
+    return Traced(latents, log_px, scored or 1.0)
 
 
-@singledispatch
-def score(vae: VAE, batch: Batch, z: Latents) -> Tensor:
+def score(vae: Pair, batch: Batch, z: Latents) -> Tensor:
     """(B,) log p(x | z) in nats of a batch, given latents."""
-    count = size_of(batch)
-    sites = _sites(vae.model, batch, z)
-    return sum(_log_prob(name, site, count) for name, site in sites.items() if site["is_observed"])  # type: ignore
+    return sum(site.log_prob for site in sites(vae, "model", batch, z).values() if site.observed)  # type: ignore
 
 
-@singledispatch
-def posteriors(vae: VAE, batch: Batch, z: Latents | None = None) -> dict[str, Drawn]:
+def posteriors(vae: Pair, batch: Batch, z: Latents | None = None) -> dict[str, Drawn]:
     """Runs the guide alone: its latent sites, by name; `z` are values in the place of what it draws."""
-    count = size_of(batch)
-    sites = _sites(vae.guide, batch, z or {})
-    return {name: Drawn(site["fn"], site["value"], _log_prob(name, site, count)) for name, site in sites.items()}
+    found = sites(vae, "guide", batch, z or {})
+    return {name: Drawn(site.fn, site.value, site.log_prob, site.mask, site.dim) for name, site in found.items()}
 
 
 def posterior(vae: VAE, batch: Batch) -> Drawn:
@@ -172,33 +248,39 @@ def posterior(vae: VAE, batch: Batch) -> Drawn:
     return site
 
 
-def observed(vae: VAE, batch: Batch, z: Latents) -> Distribution:
-    """The distribution at the only observed site of a model that is given data and latents.
+def observed(vae: VAE, batch: Batch, z: Latents) -> tuple[Distribution, Tensor]:
+    """Distribution and data at the only observed site of a model that is given data and latents.
 
     Raises:
         UserError: if the model observes at none, or at several.
     """
-    sites = {name: site["fn"] for name, site in _sites(vae.model, batch, z).items() if site["is_observed"]}
+    sites = {name: site for name, site in _sites(vae.model, batch, z).items() if site["is_observed"]}
     if len(sites) != 1:
         raise UserError(f"the model observes {', '.join(map(repr, sites)) or 'nothing'}; one site is needed here.")
-    return next(iter(sites.values()))
+    (site,) = sites.values()
+    return site["fn"], site["value"]
 
 
-def prior(vae: VAE, count: int = 1) -> Distribution:
-    """The distribution of `count` latents of a model that generates without data, of batch shape (count,)."""
-    return _next_site(lambda: vae.model(batch=count), {})
+def prior(vae: VAE, count: int = 1, extras: Mapping[str, Any] | None = None) -> Distribution:
+    """The distribution of `count` latents of a model that generates without data, of batch shape (count,).
+
+    Args:
+        vae: of which the model is used.
+        count: number of latents.
+        extras: what goes with as many data, by name, for programs that ask for it.
+    """
+    return _reach(vae, count, extras, {}).distribution
 
 
 def decoder(vae: VAE, z: Tensor, extras: Mapping[str, Any] | None = None) -> Distribution:
-    """The distribution of data given latents z (B, …), of a model with one latent site."""
-    given: dict[str, Tensor] = {}
-    name = _next_name(vae)
-    given[name] = z
-    return _next_site(lambda: vae.model(batch=len(z), **(extras or {})), given)
+    """The distribution of data given latents z (B, …), of a model with one latent site; `extras` as for `prior`."""
+    one = {name: values[:1] for name, values in (extras or {}).items()}
+    latent = _reach(vae, 1, one, {}).name
+    return _reach(vae, len(z), extras, {latent: z}).distribution
 
 
 @singledispatch
-def evaluating(vae: VAE, seed: int) -> AbstractContextManager[None]:
+def evaluating(vae: Pair, seed: int) -> AbstractContextManager[None]:
     """Evaluation mode, no validation, and parameters and random state of its own; all put back afterwards."""
     return _evaluating(vae, seed)
 
@@ -214,6 +296,9 @@ def _evaluating(vae: VAE, seed: int) -> Iterator[None]:
         stack.enter_context(torch.random.fork_rng([device] if device.type == "cuda" else []))
         torch.manual_seed(seed)
         vae.eval()
+        if any(not isinstance(program, nn.Module) and owner_of(program) is None for program in (vae.model, vae.guide)):
+            # Networks of a function are known when they are called.
+            stack.enter_context(register_module_forward_pre_hook(partial(_evaluated, modes)))
         try:
             yield
         finally:
@@ -221,14 +306,21 @@ def _evaluating(vae: VAE, seed: int) -> Iterator[None]:
                 module.training = training
 
 
-def device_of(vae: VAE) -> torch.device:
+def _evaluated(modes: dict[nn.Module, bool], module: nn.Module, given: Any) -> None:
+    """Puts a module that is about to run into evaluation mode, and writes down in which it was."""
+    modes.setdefault(module, module.training)
+    module.training = False
+
+
+@singledispatch
+def device_of(vae: Pair) -> torch.device:
     """Where the programs' parameters are."""
     for parameter in (*vae.parameters(), *(value for _, value in pyro.get_param_store().items())):
         return parameter.device
     return torch.device("cpu")
 
 
-def batches(data: Any, batch: int, vae: VAE) -> Iterator[Batch]:
+def batches(data: Any, batch: int, vae: Pair) -> Iterator[Batch]:
     """The data in order, every one, on the programs' device; `data` is a split or what `as_split` takes."""
     split = data if isinstance(data, Split) else as_split(data)
     device = device_of(vae)
@@ -245,12 +337,12 @@ def tiled(batch: Batch, count: int) -> Batch:
 
 
 @singledispatch
-def committed(vae: VAE, data: Any) -> Commitment:
+def committed(vae: Pair, data: Any) -> Commitment:
     """What the guide's family commits against the prior; the families are read off the first of the data."""
     with evaluating(vae, 0), torch.enable_grad():
         (first, *_) = batches(as_split(data).take(slice(1)), 1, vae)
         seen = trace(vae, first)
-        learns = any(latent.p.log_prob(latent.z.detach()).requires_grad for latent in seen.latents.values())
+        learns = any(latent.p.log_prob(latent.placed.detach()).requires_grad for latent in seen.latents.values())
         model_prior = getattr(vae.model, "prior", None)
         with torch.no_grad():
             return commitment(
@@ -258,7 +350,20 @@ def committed(vae: VAE, data: Any) -> Commitment:
                 learns=learns,
                 formula=getattr(vae.guide, "committed_rate", None),
                 floor=getattr(model_prior, "floor_nats", None),
+                unless=beyond_formulas(vae, first, seen),
             )
+
+
+def beyond_formulas(vae: Pair, batch: Batch, seen: Traced) -> str | None:
+    """Why no formula of single priors tells what is committed; None if it does.
+
+    A guide whose sites depend on one another is no reason: KL(q ‖ p) is at least the sum of what the sites commit.
+    """
+    if masked := [name for name, latent in seen.latents.items() if latent.masked]:
+        return f"the site {masked[0]!r} is masked, and what is left of it commits less"
+    if depend_on_one_another(vae, batch, seen, priors=True):
+        return "the prior of a site depends on another site"
+    return None
 
 
 class ClosedForm:
@@ -271,53 +376,83 @@ class ClosedForm:
     def __init__(self) -> None:
         self._gaussians: dict[str, Gaussian | None] = {}
 
-    def __call__(self, vae: VAE, batch: Batch, seen: Traced) -> Tensor | None:
-        """(B,) nats, or None if a site has none, or sites depend on one another."""
+    def __call__(self, vae: Pair, batch: Batch, seen: Traced) -> Tensor | None:
+        """(B,) nats, of sites that do not depend on one another; None if one of them has none."""
         total = torch.zeros((), dtype=torch.float64)
-        for name, latent in seen.latents.items():
-            rate = self._rate(vae, batch, name, latent)
+        for name in seen.latents:
+            rate = self._rate(vae, batch, name, seen)
             if rate is None:
                 return None
             total = total + rate
         return total
 
-    def _rate(self, vae: VAE, batch: Batch, name: str, latent: Latent) -> Tensor | None:
-        count = size_of(batch)
+    def _rate(self, vae: Pair, batch: Batch, name: str, seen: Traced) -> Tensor | None:
+        count, latent = size_of(batch), seen.latents[name]
+        if not _same_mask(latent.mask, latent.mask_p):
+            return None
         wide_q, wide_p = as_float64(latent.q), as_float64(latent.p)
         try:
             kl = kl_divergence(wide_q, wide_p)
         except NotImplementedError:
             if name not in self._gaussians:
-                self._gaussians[name] = _gaussian_of(vae, batch, name, latent)
+                self._gaussians[name] = _gaussian_of(vae, batch, name, seen)
             if (gaussian := self._gaussians[name]) is None:
                 return None
             try:
                 kl = gaussian_kl(latent.q, gaussian)
             except NotImplementedError:
                 return None
-        return _per_datum(name, scale_and_mask(kl, 1.0, latent.mask), count)
+        return per_datum(name, scale_and_mask(kl, 1.0, latent.mask), count, latent.dim)
 
 
-def _gaussian_of(vae: VAE, batch: Batch, name: str, latent: Latent) -> Gaussian | None:
-    """The prior of one datum as a Gaussian, if it is one and that of every datum."""
-    one = trace(vae, mapped(batch, lambda values: values[:1])).latents[name].p
+def _same_mask(one: Any, other: Any) -> bool:
+    return one is other or (isinstance(one, Tensor) and isinstance(other, Tensor) and torch.equal(one, other))
+
+
+def _gaussian_of(vae: Pair, batch: Batch, name: str, seen: Traced) -> Gaussian | None:
+    """The prior of one datum as a Gaussian, if it is one and that of every datum; nothing is drawn for it."""
+    latent = seen.latents[name]
+    given = {site: z[:1] for site, z in seen.z.items()}
+    one = sites(vae, "model", mapped(batch, lambda values: values[:1]), given)[name].fn
     try:
-        alike = torch.allclose(one.log_prob(latent.z), latent.p.log_prob(latent.z), rtol=SAME, atol=SAME)
+        alike = torch.allclose(one.log_prob(latent.placed), latent.p.log_prob(latent.placed), rtol=SAME, atol=SAME)
         return as_gaussian(one) if alike else None
     except (UserError, RuntimeError, ValueError):
         return None
 
 
-def depend_on_one_another(vae: VAE, batch: Batch, seen: Traced) -> bool:
-    """Whether posterior or prior of a site is another one once other sites have drawn something else."""
+def rate_of_dimensions(seen: Traced) -> Tensor | None:
+    """The KL of each latent dimension (the last axis of the event), (d,) nats, summed over a batch.
+
+    None where the rate has no such parts, some of it is masked, or there are several sites.
+    """
+    (latent, *others) = seen.latents.values()
+    if others or latent.masked:
+        return None
+    q, p = as_float64(latent.q), as_float64(latent.p)
+    if (of_q := normal_parameters(q)) and (of_p := normal_parameters(p)) and len(latent.q.event_shape):
+        kl = kl_divergence(Normal(*of_q), Normal(*of_p))
+    else:
+        try:
+            kl = kl_divergence(per_dimension(q), per_dimension(p))
+        except (UserError, NotImplementedError):
+            return None
+    return kl.reshape(-1, kl.shape[-1]).sum(0)
+
+
+def depend_on_one_another(vae: Pair, batch: Batch, seen: Traced, *, priors: bool = False) -> bool:
+    """Whether posterior or prior of a site (with `priors`, the latter) is another one once others have drawn anew."""
     if len(seen.latents) == 1:
         return False
     other = trace(vae, batch)
-    return any(
-        not torch.allclose(before.log_prob(latent.z), after.log_prob(latent.z), rtol=SAME, atol=SAME)
-        for name, latent in seen.latents.items()
-        for before, after in ((latent.q, other.latents[name].q), (latent.p, other.latents[name].p))
-    )
+    try:
+        return any(
+            not torch.allclose(before.log_prob(latent.placed), after.log_prob(latent.placed), rtol=SAME, atol=SAME)
+            for name, latent in seen.latents.items()
+            for before, after in ((latent.p, other.latents[name].p), (latent.q, other.latents[name].q))[: 2 - priors]
+        )
+    except UNKNOWN_DENSITY:
+        return True
 
 
 # --- Sites ---
@@ -332,7 +467,8 @@ class _Given(Messenger):
 
     def _pyro_sample(self, msg: Any) -> None:
         if msg["name"] in self.values and not msg["is_observed"]:
-            msg["value"], msg["done"] = self.values[msg["name"]], True
+            z = self.values[msg["name"]]
+            msg["value"], msg["done"] = placed(z, msg["fn"], _dim(msg, len(z))), True
 
 
 class _Reached(Exception):  # noqa: N818 - not a mishap
@@ -354,18 +490,11 @@ class _Stop(Messenger):
             raise _Reached(msg["name"], msg["fn"])
 
 
-def _next_site(generate: Callable[[], Any], given: Latents) -> Distribution:
-    return _reach(generate, given).distribution
-
-
-def _next_name(vae: VAE) -> str:
-    return _reach(lambda: vae.model(batch=1), {}).name
-
-
-def _reach(generate: Callable[[], Any], given: Latents) -> _Reached:
+def _reach(vae: VAE, count: int, extras: Mapping[str, Any] | None, given: Latents) -> _Reached:
+    """The first site, on the way of generating `count` data, that is given no value."""
     try:
         with _Stop(), _Given(given):
-            generate()
+            vae.model(batch=count, **(extras or {}))
     except _Reached as reached:
         return reached
     except TypeError as error:
@@ -376,24 +505,67 @@ def _reach(generate: Callable[[], Any], given: Latents) -> _Reached:
 
 
 def _sites(program: Callable[..., Any], batch: Batch, given: Latents) -> dict[str, dict[str, Any]]:
-    """What a program writes at its sites; those of plates are left out."""
+    """What a program writes at its sites; those of plates, and values that are written down alone, are left out."""
     with pyro.poutine.trace() as tracer, _Given(given):
         run(program, batch)
     return {
         name: site
         for name, site in tracer.trace.nodes.items()
-        if site["type"] == "sample" and not site_is_subsample(site)
+        if site["type"] == "sample" and not site_is_subsample(site) and not site["infer"].get("_deterministic")
     }
 
 
-def _log_prob(name: str, site: dict[str, Any], count: int) -> Tensor:
-    """(B,) nats of a site's value: masked as the site is, but not scaled."""
-    log_prob = site["fn"].log_prob(site["value"], *site["args"], **site["kwargs"])
-    return _per_datum(name, scale_and_mask(log_prob, 1.0, site["mask"]), count)
+def _site(name: str, site: dict[str, Any], count: int) -> Site:
+    fn, value, observed, dim = site["fn"], site["value"], site["is_observed"], _dim(site, count)
+    log_prob = scale_and_mask(fn.log_prob(value, *site["args"], **site["kwargs"]), 1.0, site["mask"])
+    first = value if observed else _data_first(value, fn, dim)
+    return Site(first, per_datum(name, log_prob, count, dim), observed, fn, site["mask"], site["scale"], dim)
 
 
-def _per_datum(name: str, values: Tensor, count: int) -> Tensor:
-    """Sums over all but the first batch dimension, which must be that of the data."""
+def _dim(site: Any, count: int) -> int | None:
+    """The batch dimension of B = `count` data at a site, from the right: that of its outermost plate of their size.
+
+    None for the first one, which it is where there is no such plate.
+    """
+    dims = [plate.dim for plate in site["cond_indep_stack"] if plate.vectorized and plate.size == count]
+    return None if not dims or -dims[0] == len(site["fn"].batch_shape) else dims[0]
+
+
+def placed(values: Tensor, fn: Distribution, dim: int | None, axis: int = 0) -> Tensor:
+    """Values whose axis `axis` is the data's, as the distribution of a site has them."""
+    return values if dim is None else values.movedim(axis, dim - len(fn.event_shape))
+
+
+def _data_first(values: Tensor, fn: Distribution | None, dim: int | None, axis: int = 0) -> Tensor:
+    """The inverse of `placed`; without `fn`, of numbers that belong to whole events."""
+    return values if dim is None else values.movedim(dim - (0 if fn is None else len(fn.event_shape)), axis)
+
+
+def _numbers(site: Site) -> float:
+    """Numbers of all data at an observed site that no mask leaves out."""
+    masks, fn = [(site.mask, site.fn)], site.fn
+    while fn is not None:
+        if isinstance(fn, MaskedDistribution):
+            masks.append((fn._mask, fn))
+        fn = getattr(fn, "base_dist", None)
+    if all(mask is None or mask is True for mask, _ in masks):
+        return site.value.numel()
+    kept = torch.ones(site.value.shape, device=site.value.device)
+    for mask, over in masks:
+        if mask is not None:
+            here = torch.as_tensor(mask, device=kept.device)
+            kept = kept * here.reshape(here.shape + (1,) * (0 if over is None else len(over.event_shape)))
+    return kept.sum().item()
+
+
+def per_datum(name: str, values: Tensor, count: int, dim: int | None = None) -> Tensor:
+    """Sums over all batch dimensions but that of the data, `dim` of `Site`.
+
+    Raises:
+        UserError: if it is not of their size.
+    """
+    if dim is not None:
+        values = values.movedim(dim, 0)
     if values.dim() == 0 or values.shape[0] != count:
         if count == 1 and values.dim() == 0:
             return values.reshape(1)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pyro_delta.data.splits import size_of
 from pyro_delta.diagnostics.bounds import Encoding, flat, ignore
-from pyro_delta.diagnostics.trace import batches, device_of, evaluating, posteriors, score
+from pyro_delta.diagnostics.trace import UNKNOWN_DENSITY, batches, device_of, evaluating, posteriors, score
 from pyro_delta.protocol import Advance, Split
 from pyro_delta.vae import VAE
 
@@ -89,16 +89,23 @@ def partners(count: int, seed: int) -> Tensor:
     return torch.from_numpy(partner)
 
 
-def information(vae: VAE, data: Split, encoding: Encoding) -> tuple[float, float]:
+def information(vae: VAE, data: Split, encoding: Encoding) -> tuple[float | None, float | None]:
     """I(z; x) in nats under the aggregate posterior of the data, and the most that it could show, ln N.
 
     Of all data where the posterior is mean-field; of the first `PAIRWISE_DATA`, or `DEPENDENT_DATA`, where it is not.
+    None where data have different latents, by masks, or a posterior's density is known of its own draws alone.
     """
+    if encoding.masked:
+        return None, None
     if encoding.mean_field:
         return mutual_information(encoding), math.log(len(data))
     count = min(len(data), PAIRWISE_DATA if encoding.apart else DEPENDENT_DATA)
     z = {name: value[:count] for name, value in encoding.z.items()}
-    return pairwise_mutual_information(vae, data.take(slice(count)), z, apart=encoding.apart), math.log(count)
+    try:
+        found = pairwise_mutual_information(vae, data.take(slice(count)), z, apart=encoding.apart)
+    except UNKNOWN_DENSITY:
+        return None, None
+    return found, math.log(count)
 
 
 def mutual_information(encoding: Encoding, chunk: int = 256) -> float:
@@ -142,11 +149,8 @@ def pairwise_mutual_information(
     with evaluating(vae, 0):
         for x in batches(data, batch, vae):
             if apart:
-                of_site = (
-                    drawn.q.log_prob(samples[name].unsqueeze(1)).reshape(count, size_of(x), -1).sum(-1)
-                    for name, drawn in posteriors(vae, x).items()
-                )
-                columns.append(torch.stack(list(of_site)).sum(0).double())
+                of_site = [drawn.log_prob(samples[name]) for name, drawn in posteriors(vae, x).items()]
+                columns.append(torch.stack(of_site).sum(0).double())
             else:
                 rows = [
                     sum(drawn.log_q for drawn in posteriors(vae, x, _same_for_all(samples, i, size_of(x))).values())
@@ -162,7 +166,7 @@ def _same_for_all(samples: dict[str, Tensor], i: int, count: int) -> dict[str, T
 
 
 def sample_latents(vae: VAE, data: Any, *, batch: int = 100, seed: int = 0) -> Tensor:
-    """One posterior sample of each datum, on the CPU: (N, n, d), or all sites in a row, (N, K), where there are several."""
+    """One posterior sample of each datum, on the CPU: (N, n, d), or (N, K), all sites in a row, of several ones."""
     parts: list[dict[str, Tensor]] = []
     with evaluating(vae, seed), torch.no_grad():
         for x in batches(data, batch, vae):

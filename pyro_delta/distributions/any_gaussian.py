@@ -71,7 +71,7 @@ def as_gaussian(distribution: Distribution) -> Gaussian:
     Raises:
         UserError: the density is not that of a Gaussian.
     """
-    name = _name(distribution)
+    name = title_of(distribution)
     _check_real_support(distribution, name)
     size = math.prod(distribution.event_shape)
     copied: dict[int, Any] = {}
@@ -156,10 +156,10 @@ def _cholesky(precision: Tensor, name: str) -> Tensor:
     raise UserError(f"{name} is not Gaussian: the curvature of its log density is not positive definite.")
 
 
-def _name(distribution: Distribution) -> str:
+def title_of(distribution: Distribution) -> str:
     """Class name, with what a wrapper wraps: Independent(Laplace)."""
     name = type(distribution).__name__
-    return f"{name}({_name(distribution.base_dist)})" if hasattr(distribution, "base_dist") else name
+    return f"{name}({title_of(distribution.base_dist)})" if hasattr(distribution, "base_dist") else name
 
 
 def _check_real_support(distribution: Distribution, name: str) -> None:

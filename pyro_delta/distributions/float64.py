@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import types
 import weakref
+from functools import singledispatch
 from typing import Any
 
 from torch import Tensor
@@ -13,11 +14,13 @@ from torch import Tensor
 _CODE = (type, types.FunctionType, types.MethodType, types.ModuleType)
 
 
+@singledispatch
 def as_float64(value: Any, memo: dict[int, Any] | None = None) -> Any:
     """A copy whose floating tensors, however deep, are detached and float64; the rest is shared or shallow-copied.
 
     Distributions have no `.to`, and their tensors hide in transforms, nested distributions and plain helper objects.
     `memo` maps the id of each value to its copy and to the value itself, which keeps that id from being used again.
+    Distributions of another backend join in by `@as_float64.register`.
     """
     memo = {} if memo is None else memo
     if id(value) in memo:

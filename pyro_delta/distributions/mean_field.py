@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import singledispatch
 from typing import Any
 
 import pyro.distributions as dist
@@ -53,18 +54,22 @@ def mean_field_parameters(q: Any, event_shape: Size, prior: str) -> tuple[Tensor
         NotImplementedError: q is not exactly that.
         UserError: its event shape is another.
     """
-    events, base = len(event_shape), getattr(q, "base_dist", q)
-    if type(q) not in _INDEPENDENT or type(base) not in _NORMAL or q.reinterpreted_batch_ndims != events:
+    parameters, events = normal_parameters(q), len(event_shape)
+    if parameters is None or len(q.event_shape) != events:
         raise NotImplementedError(
-            f"KL to {prior} is known for Normal(...).to_event({events}), not for {type(base).__name__} "
-            f"with {getattr(q, 'reinterpreted_batch_ndims', 0)} event dimensions from the batch."
+            f"KL to {prior} is known for Normal(...).to_event({events}), not for "
+            f"{type(getattr(q, 'base_dist', q)).__name__} with {len(q.event_shape)} event dimensions."
         )
     check_same_event(q, event_shape)
-    return base.loc, base.scale
+    return parameters
 
 
+@singledispatch
 def normal_parameters(q: Any) -> tuple[Tensor, Tensor] | None:
-    """μ and σ of a distribution that is exactly Normal and independent over all its coordinates; None for others."""
+    """μ and σ of a distribution that is exactly Normal and independent over all its coordinates; None for others.
+
+    Distributions of another backend join in by `@normal_parameters.register`.
+    """
     base = q
     while type(base) in _INDEPENDENT:
         base = base.base_dist

@@ -83,7 +83,7 @@ class RateDistortionELBO(Trace_ELBO):
         return self.objective(rate, distortion, data)
 
     def _rate(self, name: str, prior: Site, posterior: Site) -> Tensor:
-        """Rate at one site of one trace, summed over plates; of each dimension, (d,), if the objective asks for that."""
+        """Rate at one site of one trace, summed over plates; of each dimension, (d,), if the objective asks for it."""
         q, p = posterior["fn"], prior["fn"]
         if not q.has_rsample:
             raise UserError(

@@ -10,11 +10,11 @@ from typing import Any, cast
 
 import pyro
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.distributions import kl_divergence
 
 from pyro_delta.build import build_objective
-from pyro_delta.call import run
+from pyro_delta.call import call, run
 from pyro_delta.config import Config
 from pyro_delta.data.batches import Batches
 from pyro_delta.data.splits import size_of
@@ -27,21 +27,33 @@ from pyro_delta.inference.objectives import NegativeELBO
 from pyro_delta.inference.optim import GuardedStep, MovingAverage, learning_rate, make_optimizer
 from pyro_delta.inference.training import START_DATA, Training
 from pyro_delta.nn.precision import Network, set_bf16
-from pyro_delta.protocol import Batch, Data
+from pyro_delta.protocol import Batch, Data, Split
 from pyro_delta.vae import VAE, localise, parameters_of
 
 
 class PyroTraining(Training):
-    """A training in Pyro, on the device of the programs. Takes the arguments of `Training`."""
+    """A training in Pyro, on the device of the programs.
 
-    def __init__(self, config: Config, data: Data, vae: VAE, log: Callable[[dict[str, Any]], None]) -> None:
+    Args:
+        config, data, vae, log: as for `Training`.
+        folder: of the run's own programs, such as its objective.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        data: Data,
+        vae: VAE,
+        log: Callable[[dict[str, Any]], None],
+        folder: Path | None = None,
+    ) -> None:
         settings = config.training
         self.device = next(vae.parameters()).device
         self.batches = Batches(data.train, settings.batch, settings.seed, self.device)
         if settings.channels_last:
             vae.to(memory_format=torch.channels_last)
         localise(vae)
-        start_guide(vae, self.batches.split.x[:START_DATA])
+        start_guide(vae, self.batches.split.take(slice(START_DATA)))
         super().__init__(config, data, vae, log)
         self.average = MovingAverage(vae, settings.ema)
         self.optimizer = make_optimizer(vae, settings)
@@ -49,7 +61,9 @@ class PyroTraining(Training):
         self.auxiliary: AuxiliaryTraining | None = None
         if config.auxiliary.enabled:
             self.auxiliary = AuxiliaryTraining.of(config.auxiliary, vae.model.prior)
-        self.objective = build_objective(config)
+        with parameters_of(vae):
+            dims = vae.model.prior().event_shape[-1]
+        self.objective = build_objective(config, folder, dims=dims)
         plain = type(self.objective) is NegativeELBO  # which needs no count of the data
         self.elbo = RateDistortionELBO(
             None if plain else self.objective, analytic_kl=settings.elbo == "mean_field", max_plate_nesting=1
@@ -168,11 +182,11 @@ class _Called:
         return run(self.program, batch)
 
 
-def start_guide(vae: VAE, x: Tensor) -> None:
+def start_guide(vae: VAE, split: Split) -> None:
     """Lets a guide that offers it take its initial weights from data; weights that are restored later replace them."""
     if start_from := getattr(vae.guide, "start_from", None):
         with parameters_of(vae):
-            start_from(x)
+            call(start_from, split.extras, split.x)
 
 
 class Window:

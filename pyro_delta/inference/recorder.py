@@ -13,7 +13,7 @@ from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
 
-from pyro_delta.diagnostics.drawing import draw
+from pyro_delta.diagnostics.drawing import draw, extras_of
 from pyro_delta.files import finite, named
 from pyro_delta.inference.checkpoint import save_atomically
 from pyro_delta.inference.run import CHECKPOINT, EVENTS, METRICS, SAMPLES, read_metrics, write_text
@@ -73,7 +73,8 @@ class Recorder:
             return
         self.drawn = trainer.step
         spec, name = trainer.data.spec, f"step_{trainer.step:06d}"
-        spec.show(draw(trainer.averaged(), SHOWN), self.folder / SAMPLES / f"{name}{spec.suffix}", COLUMNS)
+        drawn = draw(trainer.averaged(), SHOWN, extras=extras_of(trainer.data.validation, SHOWN))
+        spec.show(drawn, self.folder / SAMPLES / f"{name}{spec.suffix}", COLUMNS)
 
     def finish(self, trainer: Training) -> None:
         """The last checkpoint; of a training that came to its end, the last picture too."""

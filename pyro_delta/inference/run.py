@@ -186,12 +186,13 @@ def read_info(folder: Path) -> Info:
     try:
         info = json.loads(path.read_text(encoding="utf-8"))
         found = Info(str(info["preset"]), dict(info["spec"]), dict(info.get("programs", {})))
+        written = int(info.get("format", 1))  # the first one did not say
     except (OSError, ValueError, KeyError, TypeError):
         raise UserError(f"{path} is missing or damaged; give a folder that `train` wrote.") from None
-    if info.get("format", 1) != FORMAT:
+    if written != FORMAT:
         raise UserError(
-            f"{folder} was written by {'an older' if info.get('format', 1) < FORMAT else 'a newer'} pyro-delta (format "
-            f"{info.get('format', 1)}, this one reads {FORMAT}); train the run again, or use the version in its run.json."
+            f"{folder} was written by {'an older' if written < FORMAT else 'a newer'} pyro-delta (format {written}, "
+            f"this one reads {FORMAT}); train the run again, or use the version in its run.json."
         )
     return found
 

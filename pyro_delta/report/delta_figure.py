@@ -1,4 +1,4 @@
-"""The committed rate δ against the correlation α, for several sequence lengths."""
+"""Figures of the committed rate: δ against the correlation α, and the modes of a prior."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from pyro_delta.errors import UserError
 from pyro_delta.files import written_whole
-from pyro_delta.rate import ar1_committed_rate
+from pyro_delta.rate import Modes, ar1_committed_rate
 
 ACCENT = "#c2410c"
 
@@ -79,8 +79,40 @@ def delta_figure(alpha: Sequence[float], length: int) -> Figure:
     return figure
 
 
-def save_delta_figure(path: str | Path, alpha: Sequence[float], length: int) -> None:
-    """Write the figure to `path`; the suffix gives the format.
+def modes_figure(found: Modes, delta: float) -> Figure:
+    """Draw what each mode of a prior can tell, and what it costs above δ or for nothing.
+
+    Args:
+        found: modes of one prior.
+        delta: the committed rate in nats, for the title.
+
+    Returns:
+        a matplotlib figure that belongs to no window.
+    """
+    figure = Figure(figsize=(6.6, 4.2), layout="constrained")
+    axes = figure.subplots()
+    value = found.values.numpy()
+    number = np.arange(1, len(value) + 1)
+    speaks = value < 1
+    axes.bar(number[speaks], -0.5 * np.log(value[speaks]), width=1.0, color="#9ecae1", label="can be told")
+    axes.bar(number[speaks], 0.5 * (1 - value[speaks]), width=1.0, color=ACCENT, label="its price above δ")
+    waste = 0.5 * (value - 1 - np.log(value))
+    axes.bar(number[~speaks], waste[~speaks], width=1.0, color="0.6", label="paid for nothing")
+    axes.set_title(
+        f"δ = {delta:.4g} nats: up to {found.ideal_nats.item():.4g} told, "
+        f"{found.excess_nats.item():.4g} above δ, {found.waste_nats.item():.4g} wasted",
+        loc="left",
+        fontsize=11,
+    )
+    axes.set_xlabel("mode, from the slowest")
+    axes.set_ylabel("nats")
+    axes.legend(frameon=False)
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def save_figure(path: str | Path, figure: Figure) -> None:
+    """Write a figure to `path`; the suffix gives the format.
 
     Raises:
         UserError: the path cannot be written, or its suffix names no known format.
@@ -88,7 +120,6 @@ def save_delta_figure(path: str | Path, alpha: Sequence[float], length: int) -> 
     suffix = Path(path).suffix
     if not suffix:
         raise UserError(f"cannot tell the format of the figure {str(path)!r}; name a .png, .pdf or .svg file.")
-    figure = delta_figure(alpha, length)
     try:
         with written_whole(Path(path)) as file:
             figure.savefig(file, format=suffix[1:].lower(), dpi=160)

@@ -15,18 +15,18 @@ from pyro_delta.config import TrainingConfig
 
 @contextmanager
 def counting(what: str, total: int) -> Iterator[Callable[[int], None]]:
-    """A bar for `total` images; yields what to call with the number of images just done."""
+    """A bar for `total` data; yields what to call with the number of data just done."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=_console(), transient=True, disable=not sys.stderr.isatty()) as bar:
         task = bar.add_task(what, total=total)
-        yield lambda images: bar.advance(task, images)
+        yield lambda data: bar.advance(task, data)
 
 
 @contextmanager
-def following(settings: TrainingConfig) -> Iterator[Callable[[dict[str, Any]], None]]:
-    """Follows a training; yields what to call with each line of metrics."""
+def following(settings: TrainingConfig, unit: str) -> Iterator[Callable[[dict[str, Any]], None]]:
+    """Follows a training, whose bounds are in `unit`; yields what to call with each line of metrics."""
     if not sys.stderr.isatty():
-        yield lambda line: print(f"{line['split']}: {describe(line, settings)}", file=sys.stderr, flush=True)
+        yield lambda line: print(f"{line['split']}: {describe(line, settings, unit)}", file=sys.stderr, flush=True)
         return
     columns = (BarColumn(bar_width=20), TextColumn("{task.description}"))
     with Progress(*columns, console=_console(), transient=True) as bar:
@@ -34,20 +34,20 @@ def following(settings: TrainingConfig) -> Iterator[Callable[[dict[str, Any]], N
 
         def show(line: dict[str, Any]) -> None:
             if line["split"] == "train":
-                bar.update(task, completed=part_done(line, settings), description=describe(line, settings))
+                bar.update(task, completed=part_done(line, settings), description=describe(line, settings, unit))
             else:
-                bar.console.print(f"{line['split']}: {describe(line, settings)}", highlight=False, markup=False)
+                bar.console.print(f"{line['split']}: {describe(line, settings, unit)}", highlight=False, markup=False)
 
         yield show
 
 
-def describe(line: dict[str, Any], settings: TrainingConfig) -> str:
-    """Step, images/s, bits/dim, rate, δ and time left, in a line."""
+def describe(line: dict[str, Any], settings: TrainingConfig, unit: str) -> str:
+    """Step, data/s, −ELBO, rate, δ and time left, in a line."""
     left = seconds_left(line, settings)
     parts = [
         f"step {line['step']}",
-        f"{line['images_per_s']:.0f} images/s" if "images_per_s" in line else "",
-        f"{_number(line['neg_elbo_bpd'], 4)} bits/dim",
+        f"{line['images_per_s']:.0f} data/s" if "images_per_s" in line else "",
+        f"{_number(line['neg_elbo_bpd'], 4)} {unit}",
         f"rate {_number(line['rate_nats_mean'], 3)} nats",
         f"δ {_number(line['delta_nats'], 3)}",
         f"{left // 60:.0f}:{left % 60:02.0f} left" if "images_per_s" in line else "",

@@ -1,4 +1,4 @@
-"""The same weights, images and noise through Pyro and through NumPyro: every term of the ELBO, and its gradient."""
+"""The same weights, data and noise through Pyro and through NumPyro: every term of the ELBO, and its gradient."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any, Literal
 
@@ -17,14 +17,18 @@ import numpyro
 import pyro
 import torch
 from flax import nnx
+from numpyro import handlers
 from numpyro.distributions.kl import kl_divergence as numpyro_kl
 from torch import Tensor
 from torch.distributions import Independent, Normal, kl_divergence
 
 from pyro_delta import vae as in_pyro
+from pyro_delta.call import run
+from pyro_delta.data.splits import Split, mapped
 from pyro_delta.data.tensors import as_split
 from pyro_delta.diagnostics.trace import committed, posterior, trace
 from pyro_delta.errors import UserError
+from pyro_delta.protocol import Batch
 from pyro_delta.twin.build import VAE
 from pyro_delta.twin.rate import committed_rate
 from pyro_delta.twin.weights import load_weights, torch_weights
@@ -45,8 +49,8 @@ class Agreement:
 
     Attributes:
         term: what it is.
-        pyro, numpyro: nats, the mean over the images; None where there is no closed form.
-        difference: largest absolute difference of any image, over the largest absolute value of any image.
+        pyro, numpyro: nats, the mean over the data; None where there is no closed form.
+        difference: largest absolute difference of any datum, over the largest absolute value of any datum.
     """
 
     term: str
@@ -61,10 +65,10 @@ class Crosscheck:
 
     Attributes:
         terms: of the ELBO, and δ.
-        gradients: weight → max|Δg| / max|g|, both over all images, g the gradient of the −ELBO of an image.
+        gradients: weight → max|Δg| / max|g|, both over all data, g the gradient of the −ELBO of a datum.
         buffers: fixed number of the programs, such as α → max|Δ| / max|value|.
         tolerance: of terms and gradients.
-        images: number of images.
+        images: number of data.
         precision: float64 or float32.
     """
 
@@ -107,7 +111,7 @@ def crosscheck(
     Args:
         vae: with the weights to compare; they stay as they are.
         twin: of the same configuration; takes over the weights.
-        data: a split, or a tensor (N, …).
+        data: a split, a tensor (N, …), or anything that `pyro_delta.data.from_tensors` takes.
         elbo: how the rate enters −ELBO: from the sample, or in closed form.
         dtype: float64 or float32, of everything on both sides.
         seed: of the noise that z is drawn with.
@@ -116,8 +120,8 @@ def crosscheck(
         UserError: if weights do not match, or a posterior does not say how a sample comes from noise.
     """
     vae = copy.deepcopy(vae).cpu().to(dtype).eval()
-    x = as_split(data).x
-    noise = np.random.default_rng(seed).standard_normal((len(x), *_event_shape(vae, x[:1])))
+    split = _in_precision(as_split(data), dtype)
+    noise = np.random.default_rng(seed).standard_normal((len(split), *_event_shape(vae, split.batch(slice(1)))))
     with ExitStack() as stack:
         stack.enter_context(jax.enable_x64(dtype == torch.float64))
         stack.enter_context(jax.default_device(jax.devices("cpu")[0]))
@@ -128,26 +132,27 @@ def crosscheck(
             name: _relative(_array(weights[name]), own[name])
             for name in sorted(weights.keys() - dict(vae.named_parameters()).keys())
         }
-        given = [(x[i : i + 1], noise[i : i + 1]) for i in range(len(x))]
+        given = [(split.batch(slice(i, i + 1)), noise[i : i + 1]) for i in range(len(split))]
         ours = (_pyro(vae, one, torch.from_numpy(eps).to(dtype), elbo) for one, eps in given)
         theirs = (
-            _numpyro(twin, one.numpy(), eps.astype(str(dtype).removeprefix("torch.")), elbo) for one, eps in given
+            _numpyro(twin, mapped(one, _array), eps.astype(str(dtype).removeprefix("torch.")), elbo)
+            for one, eps in given
         )
         terms, gradients = _compared(zip(ours, theirs, strict=True))
-        if (delta := committed(vae, x).nats) is None:
+        if (delta := committed(vae, split).nats) is None:
             terms.append(Agreement("δ", None, None, 0.0))
         else:
             terms.append(_agreement("δ", np.array([delta]), np.array([_delta_of(twin)], np.float64)))
     precision = str(dtype).removeprefix("torch.")
-    return Crosscheck(tuple(terms), gradients, buffers, TOLERANCE[dtype], len(x), precision)
+    return Crosscheck(tuple(terms), gradients, buffers, TOLERANCE[dtype], len(split), precision)
 
 
-def _compared(images: Iterable[tuple[Side, Side]]) -> tuple[list[Agreement], dict[str, float]]:
-    """Terms and gradients of one image after the other."""
+def _compared(sides: Iterable[tuple[Side, Side]]) -> tuple[list[Agreement], dict[str, float]]:
+    """Terms and gradients of one datum after the other."""
     terms: dict[str, list[tuple[Array | None, Array | None]]] = {name: [] for name in TERMS}
     apart: dict[str, float] = defaultdict(float)
     size: dict[str, float] = defaultdict(float)
-    for ours, theirs in images:
+    for ours, theirs in sides:
         for name in TERMS:
             terms[name].append((ours.terms[name], theirs.terms[name]))
         for name, gradient in ours.gradients.items():
@@ -159,16 +164,16 @@ def _compared(images: Iterable[tuple[Side, Side]]) -> tuple[list[Agreement], dic
 
 @dataclass(frozen=True)
 class Side:
-    """What one backend says of an image: terms (1,), and the gradient of its −ELBO by each weight."""
+    """What one backend says of a datum: terms (1,), and the gradient of its −ELBO by each weight."""
 
     terms: Mapping[str, Array | None]
     gradients: Mapping[str, Array]
 
 
-def _pyro(vae: in_pyro.VAE, x: Tensor, noise: Tensor, elbo: str) -> Side:
+def _pyro(vae: in_pyro.VAE, batch: Batch, noise: Tensor, elbo: str) -> Side:
     with parameters_of(vae), pyro.validation_enabled(False):
-        z = _drawn(posterior(vae, x).q, noise)
-        seen = trace(vae, x, {"z": z})
+        z = _drawn(posterior(vae, batch).q, noise)
+        seen = trace(vae, batch, {"z": z})
         (latent,) = seen.latents.values()
         kl = _or_none(lambda: kl_divergence(latent.q, latent.p))
         loss = (kl if elbo == "mean_field" else seen.log_q - seen.log_p) - seen.log_px
@@ -181,22 +186,22 @@ def _pyro(vae: in_pyro.VAE, x: Tensor, noise: Tensor, elbo: str) -> Side:
     return Side(_terms(seen.log_p, seen.log_px, seen.log_q, kl, loss), gradients)
 
 
-def _numpyro(twin: VAE, images: Array, noise: Array, elbo: str) -> Side:
+def _numpyro(twin: VAE, batch: Any, noise: Array, elbo: str) -> Side:
     graph, weights, rest = nnx.split(twin, nnx.Param, ...)
-    gradients, terms = _numpyro_gradient(graph, elbo, weights, rest, images, noise)
+    gradients, terms = _numpyro_gradient(graph, elbo, weights, rest, batch, noise)
     return Side(_terms(*terms), torch_weights(nnx.merge(graph, gradients, rest)))
 
 
 # Compiled once for all weights of one architecture: a graph definition is hashable.
 @partial(jax.jit, static_argnums=(0, 1))
-def _numpyro_gradient(graph: Any, elbo: str, weights: Any, rest: Any, images: Any, noise: Any) -> Any:
+def _numpyro_gradient(graph: Any, elbo: str, weights: Any, rest: Any, batch: Any, noise: Any) -> Any:
     def loss_of(weights: Any) -> tuple[jax.Array, tuple[Any, ...]]:
         vae = nnx.merge(graph, weights, rest)
-        q = _sites(vae.guide, images, {})["z"]["fn"]
+        q = _sites(vae.guide, batch, {})["z"]["fn"]
         z = _drawn(q, noise)
-        model = _sites(vae.model, images, {"z": z})
-        p, image = model["z"]["fn"], model["x"]["fn"]
-        log_p, log_px, log_q = p.log_prob(z), image.log_prob(images), q.log_prob(z)
+        model = _sites(vae.model, batch, {"z": z})
+        p, x = model["z"]["fn"], model["x"]
+        log_p, log_px, log_q = p.log_prob(z), x["fn"].log_prob(x["value"]), q.log_prob(z)
         kl = _or_none(lambda: numpyro_kl(q, p))
         loss = (kl if elbo == "mean_field" else log_q - log_p) - log_px
         return loss.sum(), (log_p, log_px, log_q, kl, loss)
@@ -204,9 +209,10 @@ def _numpyro_gradient(graph: Any, elbo: str, weights: Any, rest: Any, images: An
     return jax.grad(loss_of, has_aux=True)(weights)
 
 
-def _sites(program: Callable[..., Any], images: Any, given: dict[str, Any]) -> Any:
-    seeded = numpyro.handlers.seed(numpyro.handlers.substitute(program, given), jax.random.key(0))
-    return numpyro.handlers.trace(seeded).get_trace(images)
+def _sites(program: Callable[..., Any], batch: Any, given: dict[str, Any]) -> Any:
+    with handlers.trace() as written, handlers.seed(rng_seed=jax.random.key(0)), handlers.substitute(data=given):
+        run(program, batch)
+    return written
 
 
 def _drawn(q: Any, noise: Any) -> Any:
@@ -222,9 +228,18 @@ def _drawn(q: Any, noise: Any) -> Any:
     )
 
 
-def _event_shape(vae: in_pyro.VAE, x: Tensor) -> tuple[int, ...]:
+def _in_precision(split: Split, dtype: torch.dtype) -> Split:
+    """The data with all real numbers of one type."""
+
+    def changed(values: Tensor) -> Tensor:
+        return values.to(dtype) if values.is_floating_point() else values
+
+    return replace(split, x=changed(split.x), extras={name: changed(v) for name, v in split.extras.items()})
+
+
+def _event_shape(vae: in_pyro.VAE, batch: Batch) -> tuple[int, ...]:
     with parameters_of(vae), torch.no_grad():
-        return tuple(posterior(vae, x).q.event_shape)
+        return tuple(posterior(vae, batch).q.event_shape)
 
 
 def _delta_of(twin: VAE) -> float:
@@ -274,6 +289,6 @@ def _ratio(apart: float, size: float) -> float:
 
 
 def _joined(parts: Iterable[Array | None]) -> Array | None:
-    """(1,) of each image → (N,)."""
+    """(1,) of each datum → (N,)."""
     found = [part for part in parts if part is not None]
     return np.concatenate(found) if found else None

@@ -20,8 +20,10 @@ from numpyro.distributions.kl import kl_divergence
 from numpyro.infer import Trace_ELBO, TraceMeanField_ELBO
 
 from pyro_delta import vae as in_pyro
+from pyro_delta.call import run
 from pyro_delta.config import Config, TrainingConfig
 from pyro_delta.data.batches import Batches
+from pyro_delta.data.splits import mapped
 from pyro_delta.diagnostics.bounds import line_of
 from pyro_delta.errors import UserError
 from pyro_delta.inference.checkpoint import load_weights as load_torch_weights
@@ -43,9 +45,9 @@ class State(NamedTuple):
 
 
 class Sums(NamedTuple):
-    """Of a stretch of steps: sums in nats over its images, the least rate of any, and the newest gradient's norm."""
+    """Of a stretch of steps: sums in nats over its data, the least rate of any, and the newest gradient's norm."""
 
-    images: int | Array
+    data: int | Array
     rate: Array
     distortion: Array
     least: Array
@@ -59,7 +61,7 @@ class Sums(NamedTuple):
 class NumPyroTraining(Training):
     """A training in NumPyro, in JAX's default precision and on its default device.
 
-    The steps up to the next line of metrics are one compiled loop. Their order of images, learning rates and averages
+    The steps up to the next line of metrics are one compiled loop. Their order of data, learning rates and averages
     are those of a training in Pyro; initial weights and noise are drawn by JAX. `state` has torch's names and shapes,
     so that a run is evaluated, checked and sampled from as any other.
 
@@ -90,17 +92,13 @@ class NumPyroTraining(Training):
             raise UserError(
                 f"objective.program={config.objective.program} is trained by --backend pyro alone; use that."
             )
-        if data.train.extras:
-            raise UserError(
-                f"the data have {', '.join(data.train.extras)} beside x, which --backend pyro alone hands over; use that."
-            )
         if config.auxiliary.enabled:
             raise UserError("auxiliary.enabled goes with --backend pyro; leave it out, and run train-prior afterwards.")
         self.batches = Batches(data.train, settings.batch, settings.seed, "cpu")
-        self.images = jnp.asarray(data.train.x.numpy())
+        self.train = mapped(data.train.batch(slice(None)), lambda values: jnp.asarray(values.numpy()))
         _fix(twin, vae)
         if start_from := getattr(twin.guide, "start_from", None):
-            start_from(self.images[:START_DATA])
+            start_from(jnp.asarray(data.train.x[:START_DATA].numpy()))
         super().__init__(config, data, vae, log)
         twin.train()
         self.graph, weights, self.buffers = nnx.split(twin, nnx.Param, ...)
@@ -168,19 +166,19 @@ class NumPyroTraining(Training):
     def log_training(self) -> None:
         """A line of metrics over the newest stretch."""
         assert self.sums is not None
-        images = int(self.sums.images)
-        mean, square = np.asarray(self.sums.mean) / images, np.asarray(self.sums.square) / images
+        count = int(self.sums.data)
+        mean, square = np.asarray(self.sums.mean) / count, np.asarray(self.sums.square) / count
         line = line_of(
-            float(self.sums.rate) / images,
-            float(self.sums.distortion) / images,
+            float(self.sums.rate) / count,
+            float(self.sums.distortion) / count,
             float(self.sums.least),
             int((square - np.square(mean) > 0.01).sum()),
-            images,
+            count,
             self.unit,
             self.delta,
         )
         del line["n_images"]
-        line["images_per_s"] = images / max(self.clock.read() - self.began, 1e-9)
+        line["images_per_s"] = count / max(self.clock.read() - self.began, 1e-9)
         skipped, streak = _skips(self.steps.optimizer)
         line["grad_norm"], line["skipped"] = float(self.sums.norm), skipped
         if self.learned_rate:
@@ -203,7 +201,7 @@ class NumPyroTraining(Training):
             order[i], lr[i] = self.batches.indices(step), learning_rate(settings, step, progress)
             weight[i] = averaging_weight(step, settings.ema)
         key = jax.random.key(settings.seed)
-        return self.images, self.buffers, (key, np.int32(self.step), np.int32(count)), order, lr, weight
+        return self.train, self.buffers, (key, np.int32(self.step), np.int32(count)), order, lr, weight
 
     def _as_torch(self, weights: Any) -> dict[str, torch.Tensor]:
         named = torch_weights(nnx.merge(self.graph, weights, self.buffers))
@@ -279,9 +277,9 @@ def _leaves(optimizer: Any) -> list[tuple[str, Any]]:
 def _train(
     graph: Any,
     rule: Rule,
-    dims: int,
+    scored: int,
     state: State,
-    images: Array,
+    data: Any,
     buffers: Any,
     when: tuple[Array, Array, Array],
     order_sb: Array,
@@ -293,31 +291,31 @@ def _train(
     Args:
         graph: of the programs.
         rule: of the steps.
-        dims: of an image; the loss is in nats per dimension, so that clipping means the same everywhere.
+        scored: numbers of a datum; the loss is in nats per number, so that clipping means the same everywhere.
         state: before.
-        images: (N, C, H, W).
+        data: all of them, as a batch.
         buffers: of the programs.
         when: key of the noise, first step, and number of steps.
-        order_sb: indices of the images of each step.
+        order_sb: indices of the data of each step.
         lr_s: learning rate of each step.
         weight_s: of the newest weights in the average.
     """
     key, first, count = when
     optimizer = make_optimizer(rule, state.weights)
 
-    def loss(weights: Any, x_bchw: Array, key: Array) -> Any:
-        value, seen = negative_elbo(nnx.merge(graph, weights, buffers), x_bchw, key, rule.elbo)
-        return value / (len(x_bchw) * dims), seen
+    def loss(weights: Any, batch: Any, key: Array) -> Any:
+        value, seen = negative_elbo(nnx.merge(graph, weights, buffers), batch, key, rule.elbo)
+        return value / (len(seen.rate) * scored), seen
 
     def step(i: Array, carry: tuple[State, Sums]) -> tuple[State, Sums]:
         state, sums = carry
-        x_bchw = images[order_sb[i]]
-        gradient, seen = jax.grad(loss, has_aux=True)(state.weights, x_bchw, jax.random.fold_in(key, first + i))
+        batch = mapped(data, lambda values: values[order_sb[i]])
+        gradient, seen = jax.grad(loss, has_aux=True)(state.weights, batch, jax.random.fold_in(key, first + i))
         changes, optimizer_state = optimizer.update(gradient, state.optimizer, state.weights)
         weights = optax.apply_updates(state.weights, jax.tree.map(lambda change: lr_s[i] * change, changes))
         average = optax.incremental_update(weights, state.average, weight_s[i])
         sums = Sums(
-            images=sums.images + len(x_bchw),
+            data=sums.data + len(seen.rate),
             rate=sums.rate + seen.rate.sum(),
             distortion=sums.distortion + seen.distortion,
             least=jnp.minimum(sums.least, seen.rate.min()),
@@ -333,19 +331,19 @@ def _train(
 
 
 class Seen(NamedTuple):
-    """Of a step: the rate of each image (in closed form if there is one), the distortion, and the posterior's mean."""
+    """Of a step: the rate of each datum (in closed form if there is one), the distortion, and the posterior's mean."""
 
     rate: Array
     distortion: Array
     mean: Array
 
 
-def negative_elbo(vae: VAE, x_bchw: Array, key: Array, elbo: str) -> tuple[Array, Seen]:
-    """NumPyro's own −ELBO in nats, summed over the images, and its parts.
+def negative_elbo(vae: VAE, batch: Any, key: Array, elbo: str) -> tuple[Array, Seen]:
+    """NumPyro's own −ELBO in nats, summed over the data, and its parts.
 
     Args:
         vae: model and guide.
-        x_bchw: images.
+        batch: data.
         key: of the noise.
         elbo: trace (`Trace_ELBO`) or mean_field (`TraceMeanField_ELBO`).
 
@@ -355,7 +353,7 @@ def negative_elbo(vae: VAE, x_bchw: Array, key: Array, elbo: str) -> tuple[Array
     """
     guide, model = _Noted(vae.guide), _Noted(vae.model)
     estimator = {"trace": Trace_ELBO, "mean_field": TraceMeanField_ELBO}[elbo]()
-    loss = estimator.loss(key, {}, model, guide, x_bchw)
+    loss = estimator.loss(key, {}, model, guide, batch)
     q, z, p = guide.sites["z"]["fn"], guide.sites["z"]["value"], model.sites["z"]["fn"]
     if not q.has_rsample:
         raise UserError(f"site 'z' of the guide, {type(q).__name__}, is not reparametrised; use one that is.")
@@ -380,6 +378,6 @@ class _Noted:
         self.program = program
         self.sites: dict[str, Any] = {}
 
-    def __call__(self, *args: Any) -> Any:
+    def __call__(self, batch: Any) -> Any:
         with numpyro.handlers.trace() as self.sites:
-            return self.program(*args)
+            return run(self.program, batch)

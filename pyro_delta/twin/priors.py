@@ -1,8 +1,8 @@
 """A twin of every shipped prior, with its options and its names, as Flax (nnx) modules.
 
 Written from `docs/architecture.md`. A prior returns its NumPyro distribution, of event shape (n, d), when it is called.
-`starts` (n,) holds the position of the data from which each latent step belongs to them. Buffers are computed in float64
-and held in JAX's default precision.
+`starts` (n,) holds the position of the data from which each latent step belongs to them. Buffers are computed in
+float64 and held in JAX's default precision.
 """
 
 from __future__ import annotations

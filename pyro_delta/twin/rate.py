@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike
 from numpyro.distributions import Distribution
 
 from pyro_delta.errors import UserError
-from pyro_delta.twin.distributions import GaussianAR1, GaussianSequence
+from pyro_delta.twin.distributions import GaussianAR1, GaussianSequence, normal_parameters
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -24,10 +24,11 @@ Array = np.ndarray[Any, np.dtype[Any]]
 def committed_rate(prior: Distribution, block: int = 1) -> Array:
     """δ of a prior against posteriors that factorise over dimensions and over blocks of consecutive steps.
 
-    Of a Gaussian that is not of this package Λ is read off its log-density, by differentiating twice in float64.
+    Of independent Normals it is 0. Of another Gaussian that is not of this package Λ is read off its log-density, by
+    differentiating twice in float64.
 
     Args:
-        prior: a Gaussian over (n, d).
+        prior: a Gaussian over (n, d), without a batch if it is not of this package; Normals of any shape.
         block: steps in a block; the last may have fewer.
 
     Returns:
@@ -38,6 +39,8 @@ def committed_rate(prior: Distribution, block: int = 1) -> Array:
     """
     if isinstance(prior, GaussianAR1):
         return ar1_rate(prior.alpha, prior.length, block)
+    if normal_parameters(prior) is not None:
+        return np.zeros(prior.batch_shape)
     if not isinstance(prior, GaussianSequence):
         return _rate_of_density(prior, block)
     n, d = prior.event_shape
@@ -207,14 +210,18 @@ def alpha_of_rate(rate: ArrayLike, length: int) -> Array:
 
 
 def solve_for_rate(rate_of: Callable[[float], float], rate: float, high: float) -> float:
-    """Where an increasing function on [0, high] reaches a rate, to the last bit, by bisection."""
-    low = 0.0
-    while low < (middle := 0.5 * (low + high)) < high:
-        if rate_of(middle) < rate:
-            low = middle
-        else:
-            high = middle
-    return high
+    """Where an increasing function on [0, high) reaches a rate, to the last bits and from above; `high` if nowhere."""
+    from scipy.optimize import brentq
+
+    below = float(np.nextafter(high, 0.0))
+    if rate_of(below) < rate:
+        return high
+    if rate_of(0.0) >= rate:
+        return 0.0
+    found = brentq(lambda value: rate_of(value) - rate, 0.0, below, xtol=1e-300, rtol=1e-15, maxiter=10_000)
+    while rate_of(found) < rate:
+        found = float(np.nextafter(found, high))
+    return found
 
 
 def alpha_of_spelling(spelling: str | float, dims: int) -> Array:

@@ -1,4 +1,4 @@
-"""Images drawn by the twin, from the noise that Pyro's programs would draw."""
+"""Data drawn by the twin, from the noise that Pyro's programs would draw."""
 
 from __future__ import annotations
 
@@ -25,25 +25,27 @@ def draw(
     batch: int = 64,
     advance: Callable[[int], None] = ignore,
 ) -> Tensor:
-    """Images from the model, as `pyro_delta.diagnostics.drawing.draw` draws them: of the same noise, pixel after pixel.
+    """Data from the model, as `pyro_delta.diagnostics.drawing.draw` draws them: of the same noise, group after group.
 
-    Takes the arguments of that function and returns images of the same shape. In double precision they are Pyro's; in
-    single precision a rounding may tip a pixel, and with it all after it.
+    Takes the arguments of that function and returns data of the same shape. In double precision they are Pyro's; in
+    single precision a rounding may tip a number, and with it all after it.
+
+    Prior and likelihood say how noise becomes a sample: the prior's distribution by `transform`, of standard normal
+    noise, the likelihood's by `from_uniforms`, of noise uniform on (0, 1); of the shape `noise_shape`, or of the event.
 
     Raises:
-        UserError: if prior or likelihood do not say how a sample comes from noise.
+        UserError: if they do not.
     """
     vae.eval()
     generator = torch.Generator().manual_seed(seed)
     p = vae.model.prior()
     _check(p, "prior", "transform")
-    noise = torch.randn((count, *getattr(p, "noise_shape", p.event_shape)), dtype=_dtype(p), generator=generator)
+    noise = torch.randn((count, *_noise_shape(p)), dtype=_dtype(p), generator=generator)
     z_bnd = p.transform(jnp.asarray(noise.numpy()))
     if decodings is not None:
         z_bnd = jnp.tile(z_bnd, (decodings, 1, 1))
-    image = vae.model.likelihood(z_bnd[:1])
-    _check(image, "likelihood", "from_uniforms")
-    channels, height, width = image.event_shape
+    x = vae.model.likelihood(z_bnd[:1])
+    _check(x, "likelihood", "from_uniforms")
     graph, state = nnx.split(vae.model.likelihood)
 
     @jax.jit
@@ -54,11 +56,16 @@ def draw(
     parts = []
     for first in range(0, len(z_bnd), batch):
         z = z_bnd[first : first + batch]
-        shape = (len(z), height, width, 1 + channels)
-        uniforms = torch.rand(shape, dtype=noise.dtype, generator=generator)
-        parts.append(torch.tensor(jax.device_get(decode(state, z, jnp.asarray(uniforms.numpy()))), dtype=torch.int64))
+        uniforms = torch.rand((len(z), *_noise_shape(x)), dtype=noise.dtype, generator=generator)
+        drawn = torch.tensor(jax.device_get(decode(state, z, jnp.asarray(uniforms.numpy()))))
+        parts.append(drawn if drawn.is_floating_point() else drawn.long())
         advance(len(z))
     return torch.cat(parts)
+
+
+def _noise_shape(distribution: Any) -> tuple[int, ...]:
+    """Of the noise of a sample."""
+    return getattr(distribution, "noise_shape", distribution.event_shape)
 
 
 def _dtype(p: Any) -> torch.dtype:

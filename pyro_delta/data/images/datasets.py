@@ -12,6 +12,7 @@ from pyro_delta.data.images.folder import read_folder
 from pyro_delta.data.images.spec import ImageSpec
 from pyro_delta.data.splits import TEST_SEED, Split, Splits, assembled, hold_out, reordered, split_of
 from pyro_delta.errors import UserError
+from pyro_delta.validation import Seed
 
 TEN_DIGITS = tuple("0123456789")
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -35,7 +36,7 @@ class Digits(Splits):
     preset = "digits"
     spec = ImageSpec(1, 8, 8, 17)
 
-    def __init__(self, *, root: str = "data", validation: int | None = None, seed: int = 0) -> None:
+    def __init__(self, *, root: str = "data", validation: int | None = None, seed: Seed = 0) -> None:
         from sklearn.datasets import load_digits  # slow to import, and the other data sets do without
 
         images_bhw, labels_b = load_digits(return_X_y=True)
@@ -56,7 +57,7 @@ class Photos(Splits):
     preset = "photos"
     spec = ImageSpec(3, SIDE, SIDE, 256)
 
-    def __init__(self, *, root: str = "data", validation: int | None = None, seed: int = 0) -> None:
+    def __init__(self, *, root: str = "data", validation: int | None = None, seed: Seed = 0) -> None:
         from sklearn.datasets import load_sample_image
 
         photos = [load_sample_image(f"{photo}.jpg") for photo in PHOTOS]
@@ -86,7 +87,7 @@ class CIFAR10(Splits):
     preset = "cifar10-small"
     spec = ImageSpec(3, 32, 32, 256)
 
-    def __init__(self, *, root: str = "data", validation: int | None = None, seed: int = 0) -> None:
+    def __init__(self, *, root: str = "data", validation: int | None = None, seed: Seed = 0) -> None:
         home = Path(root).expanduser()
         train, test = _cifar10_folder(home) or _cifar10_archive(home)
         super().__init__(*assembled(self.spec, train, test, _or(validation, 5000), seed), CIFAR10_CLASSES)
@@ -104,7 +105,7 @@ class MNIST(Splits):
     preset = "mnist"
     spec = ImageSpec(1, 28, 28, 256)
 
-    def __init__(self, *, root: str = "data", validation: int | None = None, seed: int = 0) -> None:
+    def __init__(self, *, root: str = "data", validation: int | None = None, seed: Seed = 0) -> None:
         train, test = _mnist(Path(root).expanduser())
         super().__init__(*assembled(self.spec, train, test, _or(validation, 5000), seed), TEN_DIGITS)
 
@@ -120,7 +121,7 @@ class Folder(Splits):
 
     preset = "photos"
 
-    def __init__(self, *, root: str, validation: int | None = None, seed: int = 0) -> None:
+    def __init__(self, *, root: str, validation: int | None = None, seed: Seed = 0) -> None:
         train, test, classes = read_folder(Path(root).expanduser())
         _, channels, height, width = train.x.shape
         spec = ImageSpec(channels, height, width, 256)

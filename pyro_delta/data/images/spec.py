@@ -85,8 +85,8 @@ class ImageSpec(Spec):
         pictures, names = read_pictures(path, count)
         if pictures.shape[1:] != self.shape or self.levels != 256:
             raise UserError(
-                f"the pictures of {path} are {tuple(pictures.shape[1:])} with 256 levels, the run's images {self.shape} "
-                f"with {self.levels}; bring them to its size, or name a split: test."
+                f"the pictures of {path} are {tuple(pictures.shape[1:])} with 256 levels, the run's images "
+                f"{self.shape} with {self.levels}; bring them to its size, or name a split: test."
             )
         return pictures, names
 

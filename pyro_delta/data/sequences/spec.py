@@ -39,10 +39,10 @@ class TokenSpec(Spec):
     def __post_init__(self) -> None:
         """Refuse what no sequences are."""
         check_sizes(self.shape, self.levels)
-        if self.alphabet is not None and len(set(self.alphabet)) != self.levels:
+        if self.alphabet is not None and not len(self.alphabet) == len(set(self.alphabet)) == self.levels:
             raise UserError(
-                f"an alphabet of {len(set(self.alphabet))} characters does not fit {self.levels} levels; give one "
-                "character for each token."
+                f"an alphabet of {len(set(self.alphabet))} different characters does not fit {self.levels} levels; "
+                "give one character, once, for each token."
             )
 
     @property
@@ -65,7 +65,7 @@ class TokenSpec(Spec):
         save_text("".join(text.replace("\n", "⏎").replace("\r", "␍") + "\n" for text in self.texts(x)), path)
 
     def open(self, path: Path, count: int | None = None) -> tuple[Tensor, list[str]]:
-        """The lines of a text file, each cut to the length of a sequence; ⏎ is a line break, shorter lines are left out.
+        """The lines of a text file, cut to the length of a sequence; ⏎ is a line break, shorter lines are left out.
 
         Raises:
             UserError: if the file cannot be read, no line is long enough, or it has characters without a token.
@@ -86,7 +86,7 @@ def require_tokens(spec: object, program: str) -> TokenSpec:
     """
     if not isinstance(spec, TokenSpec):
         raise UserError(
-            f"{program} takes sequences of tokens, not data of {type(spec).__name__}; name another with --likelihood or "
-            "--guide."
+            f"{program} takes sequences of tokens, not data of {type(spec).__name__}; name another with --likelihood "
+            "or --guide."
         )
     return spec

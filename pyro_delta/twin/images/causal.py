@@ -10,7 +10,6 @@ References:
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -18,22 +17,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-
-def uniform(fan_in: int) -> Callable[..., Array]:
-    """Torch's initial weights and biases of a layer with `fan_in` inputs per output: uniform in ±1/√fan_in."""
-    bound = fan_in**-0.5
-
-    def draw(key: Array, shape: tuple[int, ...], dtype: Any) -> Array:
-        return jax.random.uniform(key, shape, dtype, -bound, bound)
-
-    return draw
-
-
-def linear(features_in: int, features_out: int, *, rngs: nnx.Rngs) -> nnx.Linear:
-    """A linear layer with torch's initial values."""
-    init = uniform(features_in)
-    # `float` is double precision where JAX has it enabled, and single elsewhere.
-    return nnx.Linear(features_in, features_out, kernel_init=init, bias_init=init, param_dtype=float, rngs=rngs)
+from pyro_delta.twin.layers import uniform
 
 
 class Convolution(nnx.Conv):
@@ -109,18 +93,6 @@ def shift_down(v_bhwc: Array) -> Array:
 def shift_right(v_bhwc: Array) -> Array:
     """Column c of the result is column c − 1, column 0 is zero."""
     return jnp.pad(v_bhwc, ((0, 0), (0, 0), (1, 0), (0, 0)))[:, :, :-1]
-
-
-def masked_softmax(scores: Array, mask: Any) -> Array:
-    """Softmax over the last axis where the mask is true, zero elsewhere, and exactly zero where nothing is visible.
-
-    A softmax over −∞ is NaN in rows that see nothing; here neither the value nor the gradient is.
-    """
-    highest = jnp.max(jnp.where(mask, scores, -jnp.inf), axis=-1, keepdims=True)
-    highest = jax.lax.stop_gradient(jnp.where(jnp.isfinite(highest), highest, 0.0))
-    powers = jnp.where(mask, jnp.exp(jnp.where(mask, scores - highest, 0.0)), 0.0)
-    total = powers.sum(-1, keepdims=True)
-    return powers / jnp.where(total > 0, total, 1.0)
 
 
 class RowConv(nnx.Module):

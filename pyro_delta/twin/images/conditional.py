@@ -11,80 +11,14 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from jax import Array
 
 from pyro_delta.data.images.spec import ImageSpec
-from pyro_delta.twin.images.causal import embed_pixels, linear, masked_softmax
+from pyro_delta.twin.images.causal import embed_pixels
 from pyro_delta.twin.images.gated_pixelcnn import GatedPixelCNN
 from pyro_delta.twin.images.pixelsnail import PixelSNAIL
-
-
-class LatentMap(nnx.Module):
-    """Attention over the latent steps that a row may see: row r of the map depends on {z_t : starts[t] ≤ r} alone.
-
-    Args:
-        dims: d.
-        starts: of each step.
-        channels: of the map.
-        height: H.
-        width: W.
-        rngs: of the initial values.
-    """
-
-    TOKENS = 64
-    HEADS = 4
-
-    def __init__(
-        self, dims: int, starts: Sequence[int], *, channels: int, height: int, width: int, rngs: nnx.Rngs
-    ) -> None:
-        """See the class."""
-        self.starts = tuple(int(row) for row in starts)
-        self.height, self.width = height, width
-        self.embed = nnx.List(
-            [linear(dims, self.TOKENS, rngs=rngs), jax.nn.silu, linear(self.TOKENS, self.TOKENS, rngs=rngs)]
-        )
-        self.position = nnx.Param(jax.random.normal(rngs.params(), (len(self.starts), self.TOKENS), float) / 8)
-        self.query = nnx.Param(jax.random.normal(rngs.params(), (height, self.TOKENS), float) / 8)
-        self.key_value = linear(self.TOKENS, 2 * self.TOKENS, rngs=rngs)
-        self.mix = linear(2 * self.TOKENS, self.TOKENS, rngs=rngs)
-        self.spread = linear(self.TOKENS, channels * width, rngs=rngs)
-
-    def __call__(self, z_bnd: Array) -> Array:
-        """(B, n, d) → (B, H, W, channels)."""
-        token = z_bnd
-        for layer in self.embed:
-            token = layer(token)
-        token = token + self.position[...]
-        seen = jnp.concatenate([self._attend(token), self._newest(token)], axis=-1)
-        row_bhf = jax.nn.silu(self.mix(seen))
-        return self.spread(row_bhf).reshape(len(z_bnd), self.height, -1, self.width).swapaxes(2, 3)
-
-    def _visible(self) -> np.ndarray[Any, np.dtype[np.bool_]]:
-        """(H, n), which steps a row may see."""
-        return np.asarray(self.starts) <= np.arange(self.height)[:, None]
-
-    def _attend(self, token_bnf: Array) -> Array:
-        """What each row's query finds among the visible steps, (B, H, 64); 0 where there is none."""
-        batch, length, _ = token_bnf.shape
-        key, value = jnp.split(self.key_value(token_bnf), 2, axis=-1)
-        key, value = (part.reshape(batch, length, self.HEADS, -1) for part in (key, value))
-        query = self.query[...].reshape(self.height, self.HEADS, -1)
-        scores = jnp.einsum("has,bnas->bahn", query, key) / query.shape[-1] ** 0.5
-        weights = masked_softmax(scores, self._visible())
-        return jnp.einsum("bahn,bnas->bhas", weights, value).reshape(batch, self.height, self.TOKENS)
-
-    def _newest(self, token_bnf: Array) -> Array:
-        """The token of the newest step that each row may see, (B, H, 64); 0 where there is none.
-
-        That is the last of the visible steps with the largest starts.
-        """
-        visible_hn = self._visible()
-        # (starts, t) as one number, whose largest among the visible is wanted.
-        age_n = np.asarray(self.starts) * len(self.starts) + np.arange(len(self.starts))
-        newest_h = np.where(visible_hn, age_n, -1).argmax(axis=1)
-        return jnp.where(visible_hn.any(axis=1, keepdims=True), token_bnf[:, newest_h], 0.0)
+from pyro_delta.twin.latents import LatentMap
 
 
 class ConditionalNetwork(nnx.Module):
@@ -121,9 +55,7 @@ class ConditionalNetwork(nnx.Module):
         self.spec, self.use_latents = spec, use_latents
         if use_latents:
             rows = [0] * len(starts) if conditioning == "full" else starts
-            self.latents = LatentMap(
-                dims, rows, channels=latent_channels, height=spec.height, width=spec.width, rngs=rngs
-            )
+            self.latents = LatentMap(dims, rows, positions=spec.height, outputs=latent_channels * spec.width, rngs=rngs)
         self.trunk = self.Trunk(
             spec.channels + 1,
             mixtures * {1: 3, 3: 10}[spec.channels],
@@ -144,7 +76,10 @@ class ConditionalNetwork(nnx.Module):
 
     def context(self, z_bnd: Array) -> Array | None:
         """The map of z, (B, H, W, ctx), if z is used."""
-        return self.latents(z_bnd) if self.use_latents else None
+        if not self.use_latents:
+            return None
+        # Output k·W + c of a row is channel k at column c.
+        return self.latents(z_bnd).reshape(len(z_bnd), self.spec.height, -1, self.spec.width).swapaxes(2, 3)
 
 
 class ConditionalGatedPixelCNN(ConditionalNetwork):

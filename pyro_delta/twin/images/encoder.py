@@ -15,8 +15,9 @@ from flax import nnx
 from jax import Array
 
 from pyro_delta.data.images.spec import ImageSpec
-from pyro_delta.twin.images.causal import embed_pixels, linear
+from pyro_delta.twin.images.causal import embed_pixels
 from pyro_delta.twin.images.gated_pixelcnn import GatedPixelCNN
+from pyro_delta.twin.layers import linear
 
 
 def region_weights(spec: ImageSpec, starts: Sequence[int], columns: int) -> np.ndarray[Any, np.dtype[np.float32]]:

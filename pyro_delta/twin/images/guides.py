@@ -24,6 +24,7 @@ from pyro_delta.data.images.spec import ImageSpec
 from pyro_delta.errors import UserError
 from pyro_delta.twin.distributions import GaussianSequence
 from pyro_delta.twin.images.encoder import ImageEncoder
+from pyro_delta.twin.layers import positive
 from pyro_delta.twin.rate import committed_rate, minimising_factor
 from pyro_delta.twin.variables import Buffer
 
@@ -86,10 +87,6 @@ class ImageGuide(nnx.Module):
         """q(z | x) for images (B, C, H, W), event shape (n, d)."""
         raise NotImplementedError
 
-    def committed_rate(self, prior: Distribution) -> float:
-        """δ in nats of this family against a prior."""
-        return float(committed_rate(prior))
-
     def encode(self, x: Array) -> list[Array]:
         """The mean and the extra numbers of each coordinate, each (B, n, d)."""
         raw = self.encoder(x)
@@ -121,7 +118,7 @@ class AntiCausalGuide(ImageGuide):
     def posterior(self, x: Array) -> Independent:
         """q(z | x) for images (B, C, H, W), event shape (n, d)."""
         mean, ratio = self.encode(x)
-        return Normal(mean, self.scale[...] * _positive(ratio) + 1e-6).to_event(2)
+        return Normal(mean, self.scale[...] * positive(ratio) + 1e-6).to_event(2)
 
 
 class BidirectionalGuide(AntiCausalGuide):
@@ -161,7 +158,7 @@ class IndependentDeltaGuide(ImageGuide):
 
     def committed_rate(self, prior: Distribution) -> float:
         """δ in nats of this family against a prior, which must be standard normal."""
-        if float(committed_rate(prior)) > 1e-12:
+        if committed_rate(prior).item() > 1e-12:
             raise UserError(f"the guide independent_delta needs a standard normal prior, not {type(prior).__name__}.")
         return self.rate_nats
 
@@ -195,31 +192,25 @@ class StructuredGuide(ImageGuide):
 
     def committed_rate(self, prior: Distribution) -> float:
         """δ in nats of this family against a prior."""
-        return float(committed_rate(prior, self.block))
+        return committed_rate(prior, self.block).item()
 
 
 def variances_without_mean(delta: float) -> tuple[float, float]:
-    """The variances at which KL(N(0, σ²) ‖ N(0, 1)) = δ > 0: ln x − x + 2δ + 1 = 0, by Newton's method.
+    """The variances at which KL(N(0, σ²) ‖ N(0, 1)) = δ > 0: ln x − x + c = 0 with c = 2δ + 1.
 
-    The smaller is found in u = ln x, where the left side is concave, the larger in x. Each start lies outside its root,
-    and no step leaves that side.
+    The smaller is found in u = ln x, the larger in x: the left side changes sign on −c … 0, and on 1 … 4c.
     """
+    from scipy.optimize import brentq
+
     c = 2 * delta + 1
-    log_low, high = -c, c + math.log(2 * c)
-    for _ in range(100):
-        log_low -= (log_low - math.exp(log_low) + c) / (1 - math.exp(log_low))
-        high -= (math.log(high) - high + c) / (1 / high - 1)
+    log_low = brentq(lambda u: u - math.exp(u) + c, -c, 0.0, xtol=1e-300, rtol=1e-15)
+    high = brentq(lambda x: math.log(x) - x + c, 1.0, 4 * c, xtol=1e-300, rtol=1e-15)
     return math.exp(log_low), high
-
-
-def _positive(ratio: Array) -> Array:
-    """Softplus, 1 at 0."""
-    return jax.nn.softplus(ratio) / math.log(2)
 
 
 def _positive_diagonal(ratio_bnd: Array) -> Array:
     """Diagonal matrices (B, d, n, n)."""
-    diagonal_bdn = jnp.swapaxes(_positive(ratio_bnd) + 1e-6, 1, 2)
+    diagonal_bdn = jnp.swapaxes(positive(ratio_bnd) + 1e-6, 1, 2)
     return diagonal_bdn[..., None] * jnp.eye(diagonal_bdn.shape[-1], dtype=diagonal_bdn.dtype)
 
 

@@ -19,13 +19,13 @@ from numpyro.distributions import Distribution, constraints
 from numpyro.distributions.util import validate_sample
 
 from pyro_delta.data.images.spec import ImageSpec
-from pyro_delta.twin.distributions import DiscretizedLogisticMixture
 from pyro_delta.twin.images.conditional import (
     ConditionalGatedPixelCNN,
     ConditionalNetwork,
     ConditionalPixelSNAIL,
     generate,
 )
+from pyro_delta.twin.images.logistic_mixture import DiscretizedLogisticMixture
 
 
 class AutoregressiveImage(Distribution):
@@ -72,10 +72,15 @@ class AutoregressiveImage(Distribution):
         parameters_bphw = self.network(x_bchw, self._latents(batch), rngs)
         return self._pixels(parameters_bphw).log_prob(x_bchw).reshape(batch)
 
+    @property
+    def noise_shape(self) -> tuple[int, ...]:
+        """Of the noise of a sample, (H, W, 1 + C)."""
+        channels, *image = self.event_shape
+        return *image, 1 + channels
+
     def sample(self, key: Array, sample_shape: tuple[int, ...] = ()) -> Array:
         """Images (*sample_shape, *batch_shape, C, H, W), integers."""
-        channels, *image = self.event_shape
-        shape = (*sample_shape, *self.batch_shape, *image, 1 + channels)
+        shape = (*sample_shape, *self.batch_shape, *self.noise_shape)
         tiny = jnp.finfo(self.z.dtype).tiny  # 0 itself is no draw
         return self.from_uniforms(jax.random.uniform(key, shape, self.z.dtype, minval=tiny))
 

@@ -23,10 +23,10 @@ from pyro_delta.twin.images.causal import (
     Pointwise,
     RasterBlock,
     RowConv,
-    masked_softmax,
     shift_down,
     shift_right,
 )
+from pyro_delta.twin.layers import masked_softmax
 
 
 def background(height: int, width: int) -> np.ndarray[Any, np.dtype[np.float32]]:

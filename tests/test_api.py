@@ -1,0 +1,370 @@
+"""The library from Python: train, resume, load, check and evaluate, with and without a folder; what that imports."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pyro
+import pytest
+import torch
+from test_cli import call
+from test_inference import SPEC, toy_data
+from torch import Tensor
+
+import pyro_delta
+from pyro_delta.config import Config, load_preset, validate
+from pyro_delta.data import Split, Splits
+from pyro_delta.diagnostics.diagnose import Diagnosis
+from pyro_delta.errors import CheckFailed, UserError
+from pyro_delta.inference.run import Run
+
+SETTINGS = {
+    "prior.dims": 2,
+    "prior.rate_nats": 3.0,
+    "likelihood.channels": [6],
+    "likelihood.row_blocks": [1],
+    "likelihood.pixel_blocks": 1,
+    "likelihood.mixtures": 2,
+    "guide.channels": [6],
+    "guide.row_blocks": [1],
+    "guide.pixel_blocks": 1,
+    "guide.features": 6,
+    "training.steps": 4,
+    "training.batch": 5,
+    "training.bf16": False,
+    "training.decay": "none",
+    "training.log_every": 2,
+    "training.validations": 2,
+}
+CLOCKS = {"wall_s", "train_s", "images_per_s"}
+FILES = ["checkpoint.pt", "config.json", "events", "metrics.jsonl", "run.json", "samples"]
+
+
+def without_clocks(lines: Any) -> list[dict[str, Any]]:
+    return [{key: value for key, value in line.items() if key not in CLOCKS} for line in lines]
+
+
+def train(data: str | Splits | None = None, /, **options: Any) -> Run:
+    settings = SETTINGS | {key.replace("__", "."): options.pop(key) for key in list(options) if "__" in key}
+    return pyro_delta.train(settings, data=data, device="cpu", **options)
+
+
+def weights(run: Run) -> Tensor:
+    return torch.cat([value.flatten() for value in run.vae.state_dict().values()])
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A run on the digits, with a folder."""
+    return train("digits", out=tmp_path_factory.mktemp("api") / "run")
+
+
+# --- train ---
+
+
+def test_a_run_holds_all_of_it(digits: Run) -> None:
+    assert digits.folder is not None
+    assert repr(digits) == (
+        f"<Run {digits.folder}: data digits, prior ar1, likelihood gated_pixelcnn, guide anti_causal>"
+    )
+    assert sorted(path.name for path in digits.folder.iterdir()) == FILES
+    assert digits.config == load_preset("digits", [("data.program", "digits"), *SETTINGS.items()])
+    assert digits.spec == pyro_delta.load_data("digits").spec
+    assert not digits.vae.training
+    assert not any(getattr(part, "bf16", False) for part in digits.vae.modules())
+    assert [(line["step"], line["split"]) for line in digits.metrics] == [
+        (2, "train"), (2, "validation"), (4, "train"), (4, "validation"),
+    ]  # fmt: skip
+    assert list(digits.metrics) == [
+        json.loads(line) for line in (digits.folder / "metrics.jsonl").read_text().splitlines()
+    ]
+    state = torch.load(digits.folder / "checkpoint.pt", weights_only=True)
+    for name, value in digits.vae.state_dict().items():
+        torch.testing.assert_close(value, state["average"][f"module.{name}"], rtol=0, atol=0)
+
+
+def test_it_is_the_run_of_the_command_line(digits: Run, tmp_path: Path) -> None:
+    sets = [part for key, value in SETTINGS.items() for part in ("--set", f"{key}={json.dumps(value).strip(chr(34))}")]
+    code, _, err = call("train", "--dataset", "digits", "--device", "cpu", *sets, "--out", tmp_path / "run")
+    assert code == 0, err
+    theirs = pyro_delta.load(tmp_path / "run")
+    assert theirs.config == digits.config
+    assert torch.equal(weights(theirs), weights(digits))
+    assert without_clocks(theirs.metrics) == without_clocks(digits.metrics)
+
+
+def test_without_a_folder_nothing_is_kept(digits: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    shown: list[dict[str, Any]] = []
+    run = train("digits", show=shown.append)
+    assert list(tmp_path.iterdir()) == []
+    assert run.folder is None
+    assert repr(run) == "<Run in memory: data digits, prior ar1, likelihood gated_pixelcnn, guide anti_causal>"
+    assert list(run.metrics) == shown
+    assert without_clocks(run.metrics) == without_clocks(digits.metrics)
+    assert torch.equal(weights(run), weights(digits))
+    assert pyro_delta.evaluate(run) == pyro_delta.evaluate(digits)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_nothing_said_is_the_digits() -> None:
+    run = pyro_delta.train({**SETTINGS, "training.steps": 1}, device="cpu")
+    assert run.config == load_preset("digits", [*SETTINGS.items(), ("training.steps", 1)])
+
+
+def test_a_whole_configuration(digits: Run) -> None:
+    run = pyro_delta.train(digits.config, device="cpu")
+    assert run.config == digits.config
+    assert torch.equal(weights(run), weights(digits))
+
+
+def test_a_preset_and_data_by_name(tmp_path: Path) -> None:
+    settings = {"training.steps": 1, "likelihood.hidden": 8, "guide.hidden": 8}
+    run = pyro_delta.train(settings, data="descriptions", out=tmp_path / "run", device="cpu")
+    assert (run.config.likelihood.program, run.config.guide.program) == ("gru", "gru")
+    assert run.metrics[-1]["split"] == "validation"
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["preset"] == "descriptions"
+    found = pyro_delta.evaluate(tmp_path / "run")
+    assert found["n_images"] == len(run.data().test)
+    assert train("digits", preset="cifar10-small").config.training.optimizer == "adam"
+
+
+def test_training_leaves_pyro_and_torch_as_they_were() -> None:
+    with pyro.validation_enabled(False):
+        train("digits", training__steps=1)
+        assert not torch.distributions.Distribution._validate_args
+    train("digits", training__steps=1)
+    assert torch.distributions.Distribution._validate_args
+    assert torch.get_default_dtype() == torch.float32
+    assert len(pyro.get_param_store()) == 0
+    assert torch.is_grad_enabled()
+
+
+def test_training_that_diverges_says_so(tmp_path: Path) -> None:
+    with pytest.raises(CheckFailed, match=r"the last [0-9]+ steps were not finite"):
+        train("digits", out=tmp_path / "run", training__lr=1e30, training__steps=60)
+
+
+@pytest.mark.parametrize(
+    ("settings", "options", "words"),
+    [
+        ({"prior.dmis": 2}, {}, "unknown setting of the prior 'ar1' 'prior.dmis'; did you mean 'prior.dims'?"),
+        ({"data.program": "digits"}, {"data": "digits"}, "data are given, and data.program is set, too"),
+        ({"data.seed": 3}, {"data": toy_data()}, "data are given, and data.seed is set, too"),
+        (load_preset("digits"), {"preset": "digits"}, "a whole configuration names its own data and has no preset"),
+        (load_preset("digits"), {"data": "digits"}, "a whole configuration names its own data and has no preset"),
+        ({}, {"data": "digit"}, "unknown data 'digit'; did you mean 'digits'?"),
+        ({}, {"preset": "digit"}, "unknown preset 'digit'; did you mean 'digits'?"),
+        ({"training.batch": 10**6}, {}, "batch size 1000000 does not fit"),
+    ],
+)
+def test_refused_trainings(
+    settings: dict[str, Any] | Config, options: dict[str, Any], words: str, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError) as caught:
+        pyro_delta.train(settings, out=tmp_path / "run", device="cpu", **options)
+    assert words in str(caught.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_that_is_taken_is_refused_before_any_work(digits: Run) -> None:
+    with pytest.raises(UserError, match="holds another run"):
+        train("digits", out=digits.folder)
+
+
+# --- data themselves ---
+
+
+def test_data_that_are_given(tmp_path: Path) -> None:
+    data = toy_data()
+    run = train(data, out=tmp_path / "run")
+    assert repr(run).startswith(f"<Run {tmp_path / 'run'}: data given, prior ar1, ")
+    assert run.data() is data
+    assert run.spec == SPEC
+    assert run.config.data.program == "given"
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["preset"] == "default"
+    expected = pyro_delta.evaluate(run)
+    assert expected["n_images"] == 8
+
+    again = pyro_delta.load(tmp_path / "run")
+    assert torch.equal(weights(again), weights(run))
+    for attempt in (again.data, lambda: pyro_delta.check(again), lambda: pyro_delta.evaluate(tmp_path / "run")):
+        with pytest.raises(UserError, match="the data of this run were given in Python and are not kept with it"):
+            attempt()
+    assert pyro_delta.evaluate(again, data=data) == expected
+    assert pyro_delta.evaluate(tmp_path / "run", data=data) == expected
+    assert pyro_delta.check(again, data=data).numbers["n_images"] == 8
+    code, _, err = call("evaluate", tmp_path / "run")
+    assert (code, err.count("\n"), "were given in Python" in err) == (2, 1, True)
+
+    with pytest.raises(UserError, match="were given in Python"):
+        pyro_delta.resume(tmp_path / "run", {"training.steps": 6})
+    longer = pyro_delta.resume(tmp_path / "run", {"training.steps": 6}, data=data, device="cpu")
+    assert longer.metrics[-1]["step"] == 6
+    assert longer.data() is data
+
+
+def test_given_data_take_the_place_of_those_that_a_configuration_names(digits: Run, tmp_path: Path) -> None:
+    """Or else the run would find other data by their name later."""
+    tree = digits.config.model_dump()
+    run = pyro_delta.train(validate(tree), data=toy_data(), out=tmp_path / "run", device="cpu")
+    assert run.config.data.program == "given"
+    assert run.spec == SPEC
+    assert pyro_delta.load(tmp_path / "run").config == run.config
+    assert {**run.config.model_dump(), "data": None} == {**tree, "data": None}
+
+
+def test_other_data_of_the_same_kind_are_not_those_it_was_resumed_for(tmp_path: Path) -> None:
+    run = train(toy_data(), out=tmp_path / "run")
+    other = pyro_delta.load_data("digits")
+    with pytest.raises(UserError, match="given now holds ImageSpec"):
+        pyro_delta.resume(tmp_path / "run", {"training.steps": 6}, data=other, device="cpu")
+    assert run.metrics[-1]["step"] == 4
+
+
+def test_data_may_be_any_object_with_a_spec_and_splits() -> None:
+    class Own:
+        """No subclass of anything, with a preset of its own."""
+
+        preset = "photos"
+        classes = None
+
+        def __init__(self) -> None:
+            data = toy_data()
+            self.spec, self.train, self.validation, self.test = data.spec, data.train, data.validation, data.test
+
+    run = train(Own())
+    assert run.config.training.clip == 1.0  # as the preset has it
+    assert pyro_delta.check(run).numbers["n_images"] == 8
+
+
+# --- resume and load ---
+
+
+def test_resumed_is_trained_in_one_go(tmp_path: Path) -> None:
+    whole = train("digits", out=tmp_path / "whole", training__steps=6)
+    train("digits", out=tmp_path / "parts", training__steps=2)
+    shown: list[dict[str, Any]] = []
+    settings = {"training.steps": 6}
+    parts = pyro_delta.resume(tmp_path / "parts", settings, device="cpu", show=shown.append)
+    assert parts.config == whole.config
+    assert torch.equal(weights(parts), weights(whole))
+    assert [line["step"] for line in parts.metrics if line["split"] == "train"] == [2, 4, 6]
+    assert [line["step"] for line in shown if line["split"] == "train"] == [4, 6]
+    assert torch.equal(weights(pyro_delta.load(str(tmp_path / "parts"))), weights(whole))
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"training.steps": 4}, "the run is at step 4 already"),
+        ({"prior.dims": 3}, "prior.dims=2, not 3; leave that out to resume it"),
+        ({"training.lrr": 3}, "did you mean 'training.lr'?"),
+    ],
+)
+def test_refused_resumes(settings: dict[str, Any], words: str, digits: Run) -> None:
+    assert digits.folder is not None
+    with pytest.raises(UserError, match=words.replace("?", r"\?")):
+        pyro_delta.resume(digits.folder, settings, device="cpu")
+
+
+def test_only_runs_are_resumed_and_loaded(tmp_path: Path) -> None:
+    for attempt in (pyro_delta.resume, pyro_delta.load, pyro_delta.check, pyro_delta.evaluate):
+        with pytest.raises(UserError, match=r"is no run: it has no config\.json"):
+            attempt(tmp_path)
+
+
+def test_loading_leaves_the_random_state_alone(digits: Run) -> None:
+    assert digits.folder is not None
+    torch.manual_seed(3)
+    expected = torch.rand(3)
+    torch.manual_seed(3)
+    again = pyro_delta.load(digits.folder)
+    assert torch.equal(torch.rand(3), expected)
+    assert again.given is None
+    assert again.metrics == digits.metrics
+    assert repr(again) == repr(digits)
+
+
+def test_an_auxiliary_prior_stands_in_for_the_models(tmp_path: Path) -> None:
+    train("digits", out=tmp_path / "run", auxiliary__enabled=True, auxiliary__hidden=4)
+    plain, auxiliary = (pyro_delta.load(tmp_path / "run", prior=prior) for prior in ("model", "auxiliary"))
+    found, tighter = pyro_delta.evaluate(plain), pyro_delta.evaluate(auxiliary)
+    assert tighter["distortion_bpd"] == found["distortion_bpd"]
+    assert (found["delta_nats"], tighter["delta_nats"]) == (pytest.approx(3.0, rel=1e-6), None)
+
+
+# --- check and evaluate ---
+
+
+def test_evaluate_is_the_command(digits: Run) -> None:
+    code, out, _ = call("evaluate", digits.folder, "--particles", 3, "--images", 10, "--json")
+    assert code == 0
+    numbers = json.loads(out)
+    seen: list[int] = []
+    for run in (digits, digits.folder, str(digits.folder)):
+        found = pyro_delta.evaluate(run, particles=3, images=10, advance=seen.append)
+        assert {key: numbers[key] for key in found} == pytest.approx(found)
+    assert numbers.keys() - found.keys() == {"split", "unit"}
+    assert sum(seen) == 3 * (len(digits.data().test) + 10)
+    other = pyro_delta.evaluate(digits, split="validation")
+    assert other["n_images"] == len(digits.data().validation)
+    assert other["neg_elbo_bpd"] == pytest.approx(digits.metrics[-1]["neg_elbo_bpd"], rel=1e-6)
+
+
+def test_check_is_the_command(digits: Run) -> None:
+    code, out, err = call("check", digits.folder, "--json")
+    found = pyro_delta.check(digits)
+    assert isinstance(found, Diagnosis)
+    numbers = json.loads(out)
+    assert numbers == {"split": "test", **found.asdict()}
+    assert (code, err) == (1, f"pyro-delta: {found.failure}\n")
+    assert found.numbers["floor_holds"] is True
+    assert found.numbers["n_images"] == len(digits.data().test)
+    assert found.numbers["particles"] == 25
+    assert "iw_bpd" not in pyro_delta.check(digits.folder, particles=1).numbers
+    assert pyro_delta.check(digits, split="train").numbers["n_images"] == len(digits.data().train)
+
+
+def test_data_of_ones_own_are_judged_in_the_place_of_the_runs(digits: Run) -> None:
+    few = digits.data().test.take(slice(20))
+    data = Splits(digits.spec, digits.data().train, few, few)
+    assert pyro_delta.evaluate(digits, data=data)["n_images"] == 20
+    assert pyro_delta.check(digits, data=data, split="validation").numbers["n_images"] == 20
+    one = Splits(digits.spec, few, few, Split(few.x[:1]))
+    with pytest.raises(UserError, match="there is 1 datum; to shuffle latents takes 2 or more"):
+        pyro_delta.check(digits, data=one)
+
+
+@pytest.mark.parametrize("judge", [pyro_delta.check, pyro_delta.evaluate])
+def test_splits_have_three_names(judge: Any, digits: Run) -> None:
+    with pytest.raises(UserError, match="unknown split 'tets'; did you mean 'test'"):
+        judge(digits, split="tets")
+
+
+# --- what it imports ---
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        "import pyro_delta",
+        "import pyro_delta; dir(pyro_delta), pyro_delta.__version__",
+        "import pyro_delta.protocol, pyro_delta.data, pyro_delta.data.images, pyro_delta.data.sequences",
+        "from pyro_delta.data import ArraySpec, Spec; ArraySpec((3, 2)).positions",
+        "import pyro_delta.config, pyro_delta.programs; pyro_delta.config.preset_names()",
+    ],
+)
+def test_importing_it_loads_no_torch(script: str) -> None:
+    check = f"import sys\n{script}\nassert not {{'torch', 'pyro', 'jax', 'numpyro', 'PIL', 'rich'}} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", check], check=True, timeout=60)
+
+
+def test_its_names_are_there() -> None:
+    assert set(pyro_delta.__all__) <= set(dir(pyro_delta))
+    for name in pyro_delta.__all__:
+        assert getattr(pyro_delta, name) is not None
+    with pytest.raises(AttributeError, match="module 'pyro_delta' has no attribute 'trian'"):
+        pyro_delta.trian  # noqa: B018
