@@ -25,7 +25,7 @@ from torch.distributions import Distribution, Independent, constraints, kl_diver
 from torch.overrides import TorchFunctionMode
 
 from pyro_delta.call import call
-from pyro_delta.commitment import Commitment
+from pyro_delta.commitment import IN_THE_MEAN, Commitment
 from pyro_delta.data.values import random_values
 from pyro_delta.diagnostics.trace import (
     ClosedForm,
@@ -248,13 +248,16 @@ def _rate(case: _Case) -> tuple[Finding, float | None]:
     """Certified by formula or by the Gaussian route, refuted or estimated by descent."""
     title = "committed rate"
     known = _committed(case)
+    if known.guarantee == IN_THE_MEAN:
+        found = f"{known.nats:.6g} nats in the mean over a batch, in training mode, by the guide's formula; of no datum"
+        return Finding(title, None, found), None
     if known.nats is not None and known.learns:
         if known.throughout is None:
             found = f"not certified: the prior learns, with no floor for this guide; {known.nats:.6g} nats as it starts"
             return Finding(title, None, found), None
         return _learned_rate(title, case, known.nats, known.throughout)
     if known.nats is not None and not known.claimed:
-        return Finding(title, True, f"δ = {known.nats:.6g} nats, certified by {known.known_by}"), known.nats
+        return Finding(title, True, f"δ = {known.nats:.6g} nats {known.way}: {known.known_by}"), known.nats
     with torch.no_grad():
         batch = case.batch(case.x)
         seen = trace(case.vae, batch)

@@ -1,56 +1,37 @@
-"""Directions: the uniform prior on a sphere, posteriors around a mean direction, and the rate they commit.
+"""Directions: the uniform prior on a sphere, posteriors around a mean direction, and the KL between them.
 
 KL(q ‖ uniform) depends on the concentration κ alone, never on the mean direction: a fixed κ commits exactly that rate
 for every datum, whatever the encoder gives. Rates and entropies are in nats, densities per unit of surface.
 
-What depends on κ is computed in float64 and handed back in the parameters' type. Up to κ = 10⁶ a rate keeps nine
-digits, and its gradient eight.
+What depends on κ alone is in `sphere_rates.py`: computed in float64, and handed back here in the parameters' type.
 
 References:
     [1] N. De Cao, W. Aziz, "The Power Spherical Distribution", 2020, arXiv:2006.04437.
     [2] T. R. Davidson, L. Falorsi, N. De Cao, T. Kipf, J. M. Tomczak, "Hyperspherical Variational Auto-Encoders",
         UAI 2018.
     [3] A. T. A. Wood, "Simulation of the von Mises Fisher distribution", Communications in Statistics 23(1), 1994.
-    [4] NIST Digital Library of Mathematical Functions, https://dlmf.nist.gov.
 """
 
 from __future__ import annotations
 
-import math
-from functools import lru_cache
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
-import numpy as np
 import torch
 from pyro.distributions import TorchDistribution
 from pyro.distributions.constraints import sphere
 from torch import Size, Tensor
-from torch.distributions import Beta, Dirichlet, biject_to, constraints, register_kl, transform_to, transforms
+from torch.distributions import Beta, Dirichlet, register_kl
 
 from pyro_delta.distributions.mean_field import check_exact, check_same_event
-from pyro_delta.errors import UserError, unknown_name
-from pyro_delta.limits import LARGEST_DIMS
-
-LARGEST_CONCENTRATION = 1e6
-"""Beyond it the directions of one mean differ by less than a thousandth, and float64 loses digits of the rate."""
-
-# Terms of the series of I_ν, and of its expansion for large arguments: either leaves out less than float64 holds.
-_SERIES_TERMS = 72
-_EXPANSION_TERMS = 13
-
-
-class _Concentration(constraints.Constraint):
-    """The interval [0, 10⁶]; κ = 0 is the uniform distribution."""
-
-    def check(self, value: Tensor) -> Tensor:
-        return (value >= 0) & (value <= LARGEST_CONCENTRATION)
-
-
-@biject_to.register(_Concentration)
-@transform_to.register(_Concentration)
-def _softplus(constraint: _Concentration) -> transforms.Transform:
-    return transforms.SoftplusTransform()
-
+from pyro_delta.distributions.sphere_rates import (
+    Concentration,
+    check_dims,
+    log_area,
+    log_beta_ratio,
+    power_spherical_nats,
+    von_mises_fisher_tilt,
+)
+from pyro_delta.errors import UserError
 
 # --- The prior ---
 
@@ -79,7 +60,7 @@ class SphereUniform(TorchDistribution):
         device: torch.device | str | None = None,
         validate_args: bool | None = None,
     ) -> None:
-        _check_dims(dims)
+        check_dims(dims)
         self._mean = torch.zeros(dims, dtype=dtype, device=device)
         super().__init__(Size(), Size((dims,)), validate_args=validate_args)
 
@@ -118,18 +99,13 @@ class SphereUniform(TorchDistribution):
         return self._mean.new_full(self.batch_shape, log_area(self.event_shape[0]))
 
 
-def log_area(dims: int) -> float:
-    """The logarithm of the area of the unit sphere in R^d, ln |S^(d−1)| = ln 2 + (d/2) ln π − ln Γ(d/2)."""
-    return math.log(2) + dims / 2 * math.log(math.pi) - math.lgamma(dims / 2)
-
-
 # --- Posteriors ---
 
 
 class _AroundMean(TorchDistribution):
     """A density on the sphere that depends on the cosine t = loc·x alone; what its two classes share."""
 
-    arg_constraints = {"loc": sphere, "concentration": _Concentration()}  # noqa: RUF012 (torch's own protocol)
+    arg_constraints = {"loc": sphere, "concentration": Concentration()}  # noqa: RUF012 (torch's own protocol)
     support = sphere
 
     def __init__(self, loc: Tensor, concentration: Tensor | float, validate_args: bool | None = None) -> None:
@@ -258,14 +234,14 @@ class PowerSpherical(_AroundMean):
         kappa, dims = self._kappa(), self.event_shape[0]
         # (1 + t)/2 without the cancellation near the antipode.
         share = (_unit(self.loc) + _unit(value)).square().sum(-1) / 4
-        nats = torch.xlogy(kappa, share) + _log_beta_ratio(kappa, dims) - log_area(dims)
+        nats = torch.xlogy(kappa, share) + log_beta_ratio(kappa, dims) - log_area(dims)
         return nats.to(torch.promote_types(value.dtype, self.loc.dtype))
 
     def _resultant(self) -> Tensor:
         return self._kappa() / (self._kappa() + self.event_shape[0] - 1)
 
     def _nats(self) -> Tensor:
-        return _power_spherical_nats(self._kappa(), self.event_shape[0])
+        return power_spherical_nats(self._kappa(), self.event_shape[0])
 
 
 class VonMisesFisher(_AroundMean):
@@ -313,15 +289,15 @@ class VonMisesFisher(_AroundMean):
         if self._validate_args:
             self._validate_sample(value)
         away = (_unit(self.loc) - _unit(value)).square().sum(-1) / 2  # 1 − t
-        tilt = _von_mises_fisher_tilt(self._kappa(), self.event_shape[0])
+        tilt = von_mises_fisher_tilt(self._kappa(), self.event_shape[0])
         nats = -self._kappa() * away - tilt.log_scale - log_area(self.event_shape[0])
         return nats.to(torch.promote_types(value.dtype, self.loc.dtype))
 
     def _resultant(self) -> Tensor:
-        return _von_mises_fisher_tilt(self._kappa(), self.event_shape[0]).resultant
+        return von_mises_fisher_tilt(self._kappa(), self.event_shape[0]).resultant
 
     def _nats(self) -> Tensor:
-        return _von_mises_fisher_tilt(self._kappa(), self.event_shape[0]).nats
+        return von_mises_fisher_tilt(self._kappa(), self.event_shape[0]).nats
 
     def _draw(self, sample_shape: Size) -> Tensor:
         """Rejection from an envelope [3, algorithm VM*], written in 1 − t so that a large κ keeps its digits."""
@@ -388,175 +364,3 @@ def _kl_to_uniform(q: _AroundMean, p: SphereUniform) -> Tensor:
     check_same_event(q, p.event_shape)
     dtype = torch.promote_types(q.loc.dtype, p.mean.dtype)
     return q._nats().to(dtype).expand(torch.broadcast_shapes(q.batch_shape, p.batch_shape))
-
-
-# --- The rate of a concentration, and its inverse ---
-
-
-def power_spherical_rate(concentration: float | Tensor, dims: int) -> Tensor:
-    """δ that every PowerSpherical posterior of this κ commits against SphereUniform(dims), with gradients.
-
-    Args:
-        concentration: κ from 0 to 10⁶, any shape.
-        dims: dimension d ≥ 2.
-
-    Returns:
-        Nats, float64, the shape of `concentration`.
-
-    Raises:
-        UserError: an argument is out of range.
-    """
-    return _power_spherical_nats(_checked(concentration, dims), dims)
-
-
-def von_mises_fisher_rate(concentration: float | Tensor, dims: int) -> Tensor:
-    """δ that every VonMisesFisher posterior of this κ commits against SphereUniform(dims), with gradients.
-
-    Args:
-        concentration: κ from 0 to 10⁶, any shape.
-        dims: dimension d ≥ 2.
-
-    Returns:
-        Nats, float64, the shape of `concentration`.
-
-    Raises:
-        UserError: an argument is out of range.
-    """
-    return _von_mises_fisher_tilt(_checked(concentration, dims), dims).nats
-
-
-_RATES = {"power_spherical": power_spherical_rate, "von_mises_fisher": von_mises_fisher_rate}
-
-
-def concentration_for_rate(rate: float, dims: int, kind: Literal["power_spherical", "von_mises_fisher"]) -> float:
-    """The κ whose posteriors commit `rate` nats against SphereUniform(dims): the rates above, inverted.
-
-    Args:
-        rate: wanted δ in nats.
-        dims: dimension d ≥ 2.
-        kind: "power_spherical" or "von_mises_fisher".
-
-    Raises:
-        UserError: no κ from 0 to 10⁶ commits `rate`, or another argument is out of range.
-    """
-    from pyro_delta.rate import solve_for_rate  # which itself stands on this package
-
-    if kind not in _RATES:
-        raise unknown_name("kind of posterior", str(kind), _RATES)
-    if rate == 0:
-        _check_dims(dims)
-        return 0.0
-    what = f"{kind} at d = {dims} with a concentration up to {LARGEST_CONCENTRATION:g}"
-    rate_of = _RATES[kind]
-    return solve_for_rate(lambda kappa: rate_of(kappa, dims).item(), rate, what, most=LARGEST_CONCENTRATION)
-
-
-def _checked(concentration: float | Tensor, dims: int) -> Tensor:
-    _check_dims(dims)
-    kappa = torch.as_tensor(concentration, dtype=torch.float64)
-    outside = kappa[~_Concentration().check(kappa)]
-    if outside.numel():
-        raise UserError(
-            f"a concentration of {outside[0].item():g} is out of range; give 0 to {LARGEST_CONCENTRATION:g}."
-        )
-    return kappa
-
-
-def _check_dims(dims: int) -> None:
-    if isinstance(dims, bool) or not isinstance(dims, int) or not 2 <= dims <= LARGEST_DIMS:
-        raise UserError(f"a sphere got dims {dims!r}; give a whole number from 2 to {LARGEST_DIMS}.")
-
-
-# --- What depends on κ alone, float64 ---
-
-
-def _log_beta_ratio(kappa: Tensor, dims: int) -> Tensor:
-    """−ln E[((1 + t)/2)^κ] under the uniform distribution: ln B(b, b) − ln B(a, b), b = (d − 1)/2, a = b + κ."""
-    b = (dims - 1) / 2
-    a = b + kappa
-    return torch.lgamma(a + b) - torch.lgamma(a) - (math.lgamma(2 * b) - math.lgamma(b))
-
-
-@lru_cache(maxsize=1)
-def _gauss_legendre() -> tuple[np.ndarray, np.ndarray]:
-    """Twelve nodes and weights on [0, 1]."""
-    nodes, weights = np.polynomial.legendre.leggauss(12)
-    return (nodes + 1) / 2, weights / 2
-
-
-def _power_spherical_nats(kappa: Tensor, dims: int) -> Tensor:
-    """KL of a power spherical distribution to the uniform one.
-
-    By the duplication formula of Γ that of [1] is D(κ) − D(0) − κ D′(κ) with D(κ) = ln Γ(a + b) − ln Γ(a), which
-    cancels where κ is small. There it is taken as the integral of its derivative, ∫ s [ψ′(b + s) − ψ′(2b + s)] ds from
-    0 to κ, whose integrand is positive and has its nearest pole at −b.
-    """
-    b = (dims - 1) / 2
-    near = kappa < b
-    large = torch.where(near, b, kappa)  # not a clamp: at a tie it has no gradient
-    direct = large * (torch.digamma(large + b) - torch.digamma(large + 2 * b)) + _log_beta_ratio(large, dims)
-    small = torch.where(near, kappa, b)
-    nodes, weights = (torch.as_tensor(x, device=kappa.device) for x in _gauss_legendre())
-    s = small.unsqueeze(-1) * nodes
-    two = kappa.new_tensor(2.0)
-    integral = small * (s * (torch.special.zeta(two, b + s) - torch.special.zeta(two, 2 * b + s)) * weights).sum(-1)
-    return torch.where(near, integral, direct)
-
-
-class _Tilt(NamedTuple):
-    """Of the density ∝ exp(κt): E[t], the KL to the uniform distribution, and ln E[exp(κt − κ)] under the latter."""
-
-    resultant: Tensor
-    nats: Tensor
-    log_scale: Tensor
-
-
-def _von_mises_fisher_tilt(kappa: Tensor, dims: int) -> _Tilt:
-    """E[t] = I_{ν+1}(κ)/I_ν(κ) and, with M = ln [Γ(ν + 1) (2/κ)^ν I_ν(κ)], the KL κ E[t] − M; ν = d/2 − 1.
-
-    By the power series [4, 10.25.2] up to where its middle term is about the twentieth, from there by the expansion for
-    large orders [4, 10.41.3], which holds for a large argument at any order.
-    """
-    order = dims / 2 - 1
-    bound = math.sqrt(80 * (20 + order))
-    near = kappa <= bound
-
-    small = torch.where(near, kappa, bound)
-    k = torch.arange(1, _SERIES_TERMS + 1, dtype=kappa.dtype, device=kappa.device)
-    terms = torch.cumprod((small.square() / 4).unsqueeze(-1) / (k * (k + order)), dim=-1)
-    total = terms.sum(-1)
-    next_total = (terms * (order + 1) / (order + 1 + k)).sum(-1)  # the series of order ν + 1
-    resultant = small / dims * (1 + next_total) / (1 + total)
-    series = _Tilt(resultant, small * resultant - torch.log1p(total), torch.log1p(total) - small)
-
-    large = torch.where(near, bound, kappa)
-    log_bessel = _log_scaled_bessel(order, large)
-    log_resultant = _log_scaled_bessel(order + 1, large) - log_bessel
-    log_scale = math.lgamma(order + 1) + log_bessel - order * torch.log(large / 2)
-    expansion = _Tilt(log_resultant.exp(), large * torch.expm1(log_resultant) - log_scale, log_scale)
-    return _Tilt(*(torch.where(near, *pair) for pair in zip(series, expansion, strict=True)))
-
-
-def _log_scaled_bessel(order: float, kappa: Tensor) -> Tensor:
-    """The logarithm of I_ν(κ) e^−κ where r = √(ν² + κ²) is 40 or more, by the expansion in u_k(ν/r)/ν^k."""
-    r = (kappa.square() + order**2).sqrt()
-    powers = torch.arange(_EXPANSION_TERMS, device=kappa.device)
-    table = torch.tensor(_expansion_table(), dtype=kappa.dtype, device=kappa.device)
-    inverse, share = r.reciprocal().unsqueeze(-1), (order / r).square().unsqueeze(-1)
-    total = torch.einsum("...k,kj,...j->...", inverse**powers, table, share**powers)
-    exponent = order**2 / (r + kappa) + order * torch.log(kappa / (r + order))
-    return exponent - 0.5 * torch.log(2 * math.pi * r) + total.log()
-
-
-@lru_cache(maxsize=1)
-def _expansion_table() -> list[list[float]]:
-    """Row k: the coefficients c_j of u_k(p) = p^k Σ_j c_j p^2j, by the recursion [4, 10.41.9]."""
-    rows = [[1.0] + [0.0] * (_EXPANSION_TERMS - 1)]
-    for k in range(_EXPANSION_TERMS - 1):
-        row = [0.0] * _EXPANSION_TERMS
-        for j, c in enumerate(rows[-1][: k + 1]):
-            m = k + 2 * j  # u_{k+1} = ½ p² (1 − p²) u_k′ + ⅛ ∫ (1 − 5s²) u_k ds, term by term
-            row[j] += c * (m / 2 + 1 / (8 * (m + 1)))
-            row[j + 1] -= c * (m / 2 + 5 / (8 * (m + 3)))
-        rows.append(row)
-    return rows
