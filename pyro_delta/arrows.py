@@ -21,8 +21,8 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("diagnostics", "config"),
     ("models", "guides"),
     ("commitment", "data", "vae", "svi", "call"),
-    ("rate", "nn", "programs"),
-    ("distributions", "validation"),
+    ("rate", "families", "nn", "programs"),
+    ("distributions", "validation", "inverse"),
     ("protocol", "files", "errors", "limits", "presets", ""),
 )
 """From the roof to the cellar; the last name is the package itself, which loads everything lazily."""

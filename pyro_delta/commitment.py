@@ -1,31 +1,41 @@
 """What a prior and a posterior's family commit: how many nats, for how long, and how it is known. The only place.
 
-Formulas certify: a registered closed form of the prior, its density where that is a Gaussian's, or a formula that the
-guide gives for a family of its own. An optimiser can only refute (`pyro_delta.diagnostics.verify`).
+Formulas certify: a registered closed form of the prior or of prior and family, the parameters of a Gaussian of a known
+class, or a formula that the guide gives for a family of its own. A density that was probed certifies up to the cap that
+its digits allow. An optimiser can only refute (`pyro_delta.diagnostics.verify`).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple, get_args
 
+import torch
+from torch import Tensor
 from torch.distributions import Distribution
 
-from pyro_delta.distributions.any_gaussian import title_of
+from pyro_delta.distributions.any_gaussian import as_gaussian, title_of
 from pyro_delta.distributions.mean_field import normal_parameters
 from pyro_delta.errors import UserError
-from pyro_delta.rate import committed_rate, has_closed_form
+from pyro_delta.families import CertifiedBy, Family, Guarantee, family_of
+from pyro_delta.rate import committed_rate, gaussian_rate, has_closed_form
 
 Pairs = Mapping[str, tuple[Distribution, Distribution]]
 """Latent site → posterior q and prior p."""
+Posteriors = Mapping[str, Distribution]
+"""Latent site → posterior."""
 Formula = Callable[[Distribution], Any]
+
+EXACTLY: Guarantee = "every datum, exactly"
+AT_LEAST: Guarantee = "every datum, at least"
+IN_THE_MEAN: Guarantee = "mean over the data"
 
 
 @dataclass(frozen=True)
 class Commitment:
-    """The least KL(q ‖ p) of any datum, for every posterior of a family.
+    """The least KL(q ‖ p) of any datum, for every posterior of a family; or the least mean of them.
 
     Attributes:
         nats: for the prior as it is now; None if no formula says it.
@@ -33,6 +43,9 @@ class Commitment:
         known_by: how it is known, or why nothing is.
         learns: whether training moves the density of the prior.
         claimed: whether the guide itself gave the formula.
+        guarantee: what `nats` bounds; None if there are none.
+        certified_by: the weakest way by which a part of `nats` is known; None if there are none.
+        cap_nats: the most that probing certifies of a site; None where nothing was probed.
     """
 
     nats: float | None
@@ -40,13 +53,25 @@ class Commitment:
     known_by: str
     learns: bool = False
     claimed: bool = False
+    guarantee: Guarantee | None = None
+    certified_by: CertifiedBy | None = None
+    cap_nats: float | None = None
+
+    @property
+    def way(self) -> str:
+        """How it is certified, in short: by formula, by type, by probing and up to which nats, or not at all."""
+        if self.certified_by is None:
+            return "not certified"
+        return f"by {self.certified_by}" + ("" if self.cap_nats is None else f", up to {self.cap_nats:g} nats")
 
 
 def commitment(
     pairs: Pairs,
     *,
     learns: bool,
+    others: Callable[[], Iterable[Posteriors]] = tuple,
     formula: Formula | None = None,
+    guarantee: Any = AT_LEAST,
     floor: float | None = None,
     unless: str | None = None,
 ) -> Commitment:
@@ -55,39 +80,114 @@ def commitment(
     Args:
         pairs: of one datum.
         learns: whether training moves the density of the prior.
+        others: posteriors of other data, and of that one with other weights: what is the same in all of them is fixed.
+            Without them nothing counts as fixed.
         formula: the guide's own `committed_rate(prior)`, for a family of its own.
+        guarantee: the guide's word for what its formula bounds.
         floor: nats that a prior which learns commits whatever it learns, against independent posteriors.
         unless: why no formula holds, if there is a reason that the pairs do not show.
 
     Raises:
-        UserError: if the formula gives what is no rate.
+        UserError: if the formula gives what is no rate, or the guide's guarantee is unknown.
     """
     if unless is not None:
         return Commitment(None, None, unless, learns)
     if formula is not None and len(pairs) == 1:
         ((_, p),) = pairs.values()
-        claimed = claimed_rate(formula, p)
-        if claimed is None:
-            return Commitment(None, None, "the guide's formula does not know this prior", learns)
-        return Commitment(claimed, None if learns else claimed, "the guide's own formula", learns, claimed=True)
-    total, ways = 0.0, set()
+        return _claim(formula, p, guarantee, learns)
+    total, ways, sites = 0.0, set(), []
     for name, (q, p) in pairs.items():
-        if normal_parameters(q) is None:
-            return Commitment(
-                None, None, f"posteriors of {name!r} are {title_of(q)}, of which no formula is known", learns
-            )
-        if normal_parameters(p) is not None:
-            ways.add(f"the independence of {title_of(p)}")
-            continue
         try:
-            total += committed_rate(p).sum().item()
+            site = _site(name, q, p, others)
         except UserError as error:
             return Commitment(None, None, str(error), learns)
-        ways.add(f"a formula of {title_of(p)}" if has_closed_form(p) else f"the density of {title_of(p)}, a Gaussian")
+        total += site.nats if site.cap_nats is None else min(site.nats, site.cap_nats)
+        ways.add(site.known_by)
+        sites.append(site)
     known_by = " and ".join(sorted(ways))
+    caps = [site.cap_nats for site in sites if site.cap_nats is not None]
+    known: dict[str, Any] = {
+        "guarantee": EXACTLY if all(site.guarantee == EXACTLY for site in sites) else AT_LEAST,
+        "certified_by": max((site.by for site in sites), key=get_args(CertifiedBy).index),
+        "cap_nats": min(caps, default=None),
+    }
     if not learns:
-        return Commitment(total, total, known_by)
-    return Commitment(total, floor, known_by if floor is None else f"{known_by}, above the floor of the prior", learns)
+        return Commitment(total, total, known_by, **known)
+    known_by = known_by if floor is None else f"{known_by}, above the floor of the prior"
+    return Commitment(total, floor, known_by, learns, **known)
+
+
+class _Site(NamedTuple):
+    nats: float
+    by: CertifiedBy
+    guarantee: Guarantee
+    known_by: str
+    cap_nats: float | None = None
+
+
+def _site(name: str, q: Distribution, p: Distribution, others: Callable[[], Iterable[Posteriors]]) -> _Site:
+    """What a site commits.
+
+    Raises:
+        UserError: why no formula says it.
+    """
+    family = family_of(q, p)
+    if family is not None and _is_fixed(family, name, q, others) and (rate := family.rate(q, p)) is not None:
+        known_by = f"the {family.words} of {title_of(q)} against {title_of(p)}"
+        return _Site(rate.nats.sum().item(), rate.by, family.guarantee, known_by, rate.cap_nats)
+    if normal_parameters(q) is None:
+        lack = "no formula is known" if family is None else f"no {family.words} is seen against {title_of(p)}"
+        raise UserError(f"posteriors of {name!r} are {title_of(q)}, of which {lack}")
+    if normal_parameters(p) is not None:
+        return _Site(0.0, "type", AT_LEAST, f"the independence of {title_of(p)}")
+    if has_closed_form(p):
+        return _Site(committed_rate(p).sum().item(), "formula", AT_LEAST, f"a formula of {title_of(p)}")
+    gaussian = as_gaussian(p)
+    nats = gaussian_rate(gaussian).sum().item()
+    if gaussian.cap_nats is None:
+        return _Site(nats, "type", AT_LEAST, f"the type of {title_of(p)}, a Gaussian")
+    return _Site(nats, "probing", AT_LEAST, f"the density of {title_of(p)}, a Gaussian", gaussian.cap_nats)
+
+
+def _is_fixed(family: Family, name: str, q: Distribution, others: Callable[[], Iterable[Posteriors]]) -> bool:
+    """Whether what a family rests on is the same, to the last digit, in all posteriors, and learns from none."""
+    mine, compared = family.rests_on(q), False
+    if any(part.requires_grad for part in mine):
+        return False
+    for posteriors in others():
+        compared = True
+        if not _same(mine, family.rests_on(posteriors[name]), type(q) is type(posteriors[name])):
+            return False
+    return compared
+
+
+def _same(mine: tuple[Tensor, ...], theirs: tuple[Tensor, ...], alike: bool) -> bool:
+    return alike and len(mine) == len(theirs) and all(map(torch.equal, mine, theirs))
+
+
+def _claim(formula: Formula, prior: Distribution, guarantee: Any, learns: bool) -> Commitment:
+    if guarantee not in get_args(Guarantee):
+        raise UserError(f"guarantee of the guide is {guarantee!r}; give one of {', '.join(get_args(Guarantee))}.")
+    claimed = claimed_rate(formula, prior)
+    if claimed is None:
+        return Commitment(None, None, "the guide's formula does not know this prior", learns)
+    known_by = "the guide's own formula" + (", in training mode" if guarantee == IN_THE_MEAN else "")
+    # A formula of a Gaussian prior is no better known than that the prior is that Gaussian.
+    cap = _cap_of(prior)
+    if cap is not None:
+        claimed = min(claimed, cap)
+    by: CertifiedBy = "formula" if cap is None else "probing"
+    return Commitment(claimed, None if learns else claimed, known_by, learns, True, guarantee, by, cap)
+
+
+def _cap_of(prior: Distribution) -> float | None:
+    """The cap of a Gaussian prior that is recognised by probing alone; None for any other prior."""
+    if normal_parameters(prior) is not None or has_closed_form(prior):
+        return None
+    try:
+        return as_gaussian(prior).cap_nats
+    except UserError:
+        return None
 
 
 def claimed_rate(formula: Formula, prior: Distribution) -> float | None:

@@ -10,8 +10,6 @@ References:
 from __future__ import annotations
 
 import math
-import sys
-from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -23,9 +21,12 @@ from torch.distributions import Distribution
 
 from pyro_delta.distributions.any_gaussian import as_gaussian
 from pyro_delta.distributions.gaussian_ar1 import GaussianAR1
-from pyro_delta.distributions.gaussian_sequence import GaussianSequence, check_steps
+from pyro_delta.distributions.gaussian_sequence import GaussianSequence
+from pyro_delta.distributions.gaussian_types import Gaussian
 from pyro_delta.distributions.sequential_gaussian import SequentialGaussian
 from pyro_delta.errors import UserError
+from pyro_delta.families import family_rate
+from pyro_delta.inverse import in_units, solve_for_rate
 from pyro_delta.limits import LARGEST_DIMS, LARGEST_LENGTH
 
 ClosedForm = Callable[[Any, int], Tensor | None]
@@ -35,9 +36,6 @@ _CLOSED_FORMS: dict[type, ClosedForm] = {}
 
 # Some ln n steps to come near, and five to converge; a fixed number, for a test of convergence would stall a GPU.
 _NEWTON_STEPS = 24
-
-# The least that Brent's method admits.
-_LEAST_RTOL = 4 * sys.float_info.epsilon
 
 
 # --- AR(1): the rate, its inverse, and the spelling of α ---
@@ -200,47 +198,6 @@ def _spread(first: float, last: float, dims: int) -> list[float]:
     return [first + (last - first) * k / (dims - 1) for k in range(dims - 1)] + [last]
 
 
-def solve_for_rate(
-    rate_of: Callable[[float], float], rate: float, what: str, *, most: float = math.nextafter(1.0, 0.0)
-) -> float:
-    """Solve rate_of(x) = rate for an increasing function on [0, most], by Brent's method to the nearest float.
-
-    Args:
-        rate_of: δ in nats as a function of the one parameter x of a prior.
-        rate: wanted δ in nats.
-        what: whose rate it is, for the message.
-        most: largest x; by default the largest correlation below 1.
-
-    Raises:
-        UserError: no x in [0, most] commits `rate`; the message names the reachable range.
-    """
-    from scipy.optimize import brentq  # here, because it takes a while to import
-
-    lowest, highest = rate_of(0.0), rate_of(most)
-    # A spread that starts just below 1 sums some rounding: leave 1e-9 at the ends.
-    if not lowest * (1 - 1e-9) <= rate <= highest * (1 + 1e-9):
-        raise UserError(
-            f"a rate of {_in_units(rate)} is out of reach; {what} can commit "
-            f"{_in_units(lowest)} to {_in_units(highest)}."
-        )
-    if not lowest < rate < highest:
-        return 0.0 if rate <= lowest else most
-    found = brentq(lambda x: rate_of(x) - rate, 0.0, most, xtol=math.ulp(0.0), rtol=_LEAST_RTOL, maxiter=10_000)
-    near = [found]  # it ends within a few floats of the root
-    for _ in range(8):
-        near = [math.nextafter(near[0], 0.0), *near, math.nextafter(near[-1], most)]
-    reached = bisect_left(near, rate, key=rate_of)
-    best = min(near[max(reached - 1, 0) : reached + 1], key=lambda x: abs(rate_of(x) - rate))
-    if abs(rate_of(best) - rate) > 1e-6 * rate:
-        if best < most / 2:
-            raise UserError(f"a rate of {_in_units(rate)} is too small for float64; ask for 0 or for a higher rate.")
-        raise UserError(
-            f"a rate of {_in_units(rate)} needs an alpha nearer to 1 than float64 can hold; "
-            "ask for a lower rate or more dimensions."
-        )
-    return best
-
-
 def check_whole(name: str, value: int) -> None:
     """Refuse a size that is not a whole number from 1 to the largest that is meant.
 
@@ -252,10 +209,6 @@ def check_whole(name: str, value: int) -> None:
         raise UserError(f"{name} is {value!r}; give a whole number from 1 to {most}.")
 
 
-def _in_units(rate: float) -> str:
-    return f"{rate:.6g} nats ({rate / math.log(2):.6g} bits)"
-
-
 def check_invertible(rate: float, length: int, dims: int) -> None:
     """Refuse a wanted rate that no sequence of `length` steps of `dims` dimensions can commit.
 
@@ -265,7 +218,7 @@ def check_invertible(rate: float, length: int, dims: int) -> None:
     check_whole("length", length)
     check_whole("dims", dims)
     if not (math.isfinite(rate) and rate >= 0):
-        raise UserError(f"a rate of {_in_units(rate)} cannot be committed; give a finite rate, 0 or more.")
+        raise UserError(f"a rate of {in_units(rate)} cannot be committed; give a finite rate, 0 or more.")
     if length == 1:
         raise UserError("a sequence of length 1 commits no rate whatever its prior; use 2 steps or more.")
 
@@ -304,8 +257,12 @@ def _sequential_gaussian_rate(prior: SequentialGaussian, blocks: int) -> Tensor:
     raise UserError("SequentialGaussian commits no rate: its moments depend on earlier steps; use a Gaussian prior.")
 
 
-def committed_rate(distribution: Distribution, blocks: int | None = None) -> Tensor:
+def committed_rate(
+    distribution: Distribution, blocks: int | None = None, *, family: Distribution | None = None
+) -> Tensor:
     """δ of a prior: the least KL(q ‖ prior) over Gaussian posteriors q that factorise over blocks of steps.
+
+    With `family` over the posteriors of its fixed shape instead: of its σ against a Gaussian, of its κ on a sphere.
 
     A registered closed form is used if there is one. Any other Gaussian is recognised by its density alone: with
     Λ = −∇² log p,
@@ -317,23 +274,36 @@ def committed_rate(distribution: Distribution, blocks: int | None = None) -> Ten
 
     NOTE: [1] gives the AR(1) case only; the general formula follows from the Gaussian KL.
 
+    NOTE: this is the rate of that Gaussian. Where it was recognised by probing, no more than `Gaussian.cap_nats` of it
+    is certain: `pyro_delta.commitment` certifies with that cap.
+
     Args:
         distribution: the prior. Event shape (n, d); any event shape with `blocks=None`.
         blocks: the posterior may correlate this many consecutive steps within a dimension (the last block may be
             shorter). None, the same as 1: independent over every step and dimension.
+        family: one posterior, of a family in `pyro_delta.families`, of which all that is not its location is fixed.
 
     Returns:
         δ in nats, float64, of the distribution's batch shape. The general case carries no gradient.
 
     Raises:
-        UserError: the distribution is not a Gaussian (normalised) density, or `blocks` does not fit its event shape.
+        UserError: the distribution is not a Gaussian (normalised) density, `blocks` does not fit its event shape, or
+            `family` is of none that is registered for such a prior.
     """
+    if family is not None:
+        if blocks is not None:
+            raise UserError("a rate is of a family or of blocks of steps; give one of them.")
+        return family_rate(family, distribution).nats
     steps = _block_steps(distribution, blocks)
     if type(distribution) in _CLOSED_FORMS:
         rate = _CLOSED_FORMS[type(distribution)](distribution, steps)
         if rate is not None:
             return rate
-    gaussian = as_gaussian(distribution)
+    return gaussian_rate(as_gaussian(distribution), steps)
+
+
+def gaussian_rate(gaussian: Gaussian, steps: int = 1) -> Tensor:
+    """δ of a Gaussian of known mean and precision, as `committed_rate` has it."""
     return _rate_of_precision(gaussian.precision_of_dimensions(), gaussian.log_det, steps)
 
 
@@ -432,24 +402,10 @@ def modes(prior: Distribution, blocks: int | None = None) -> Modes:
 
 def _mean_and_precision(prior: Distribution) -> tuple[Tensor, Tensor]:
     """Mean, of batch and event shape, and Λ within each dimension, float64 (..., d, n, n)."""
-    if type(prior) is GaussianSequence:
+    if type(prior) is GaussianAR1 or type(prior) is GaussianSequence:
         return prior.mean, prior.precision()
-    if type(prior) is GaussianAR1:
-        return prior.mean, _gaussian_ar1_precision(prior)
     gaussian = as_gaussian(prior)
     return gaussian.mean.reshape(prior.batch_shape + prior.event_shape), gaussian.precision_of_dimensions()
-
-
-def _gaussian_ar1_precision(prior: GaussianAR1) -> Tensor:
-    """Tridiagonal: with s = 1 − α², 1/s at both ends of the diagonal, (1 + α²)/s inside, −α/s beside it."""
-    check_steps(prior.length)
-    alpha = prior.alpha.double().unsqueeze(-1)
-    scale = ((1 - alpha) * (1 + alpha)).sqrt()
-    steps = torch.eye(prior.length, dtype=torch.float64, device=alpha.device)
-    # Row t of the whitening matrix is (z_t − α z_{t−1})/√s, the first is z_1.
-    whitening = (steps - alpha.unsqueeze(-1) * steps.roll(1, 0).tril()) / scale.unsqueeze(-1)
-    whitening[..., 0, :] = steps[0]
-    return whitening.mT @ whitening
 
 
 def _gaussian_ar1_minimising_scale(prior: GaussianAR1) -> Tensor:

@@ -50,7 +50,7 @@ CORRELATED_RATE = 0.5 * (7 * math.log(0.5) + math.log(4.5) + 8 * math.log(16 / 9
         (lambda: plain(Own(ALPHA, 4)), RATE, RATE, "the density of Own, a Gaussian"),
         (lambda: plain(mean_field(1, 4, 2)), 0.0, 0.0, "the independence of Independent(Normal)"),
         (lambda: plain(CORRELATED, q=mean_field(1, 8)), CORRELATED_RATE, CORRELATED_RATE,
-         "the density of MultivariateNormal, a Gaussian"),
+         "the type of MultivariateNormal, a Gaussian"),
         (lambda: plain(AR1, learns=True), RATE, None, "a formula of GaussianAR1"),
         (lambda: plain(AR1, learns=True, floor=1.5), RATE, 1.5,
          "a formula of GaussianAR1, above the floor of the prior"),

@@ -445,7 +445,7 @@ class Unsupported(dist.TorchDistribution):
         (dist.Delta(torch.zeros(3)).to_event(1), "not Gaussian"),
         (
             dist.MixtureOfDiagNormalsSharedCovariance(
-                torch.tensor([[-9.0, -9.0], [9.0, 9.0]]), torch.ones(2), torch.zeros(2)
+                torch.tensor([[-15.0, -15.0], [15.0, 15.0]]), torch.ones(2), torch.zeros(2)
             ),
             "not Gaussian: at its mode the log density is",
         ),

@@ -198,7 +198,10 @@ def test_doctor_takes_a_file_of_numpyro(tmp_path: Path) -> None:
     code, out, err = call("doctor", f"{path}:make", "--json")
     assert code == 0, err
     found = json.loads(out)
-    assert found["delta_nats"] == 0
+    assert found["delta_nats"] == pytest.approx(
+        0.01 - 1 - math.log(0.01), rel=1e-6
+    )  # of two numbers of fixed scale 0.1
+    assert found["delta_guarantee"] == "every datum, at least"
     assert found["n_images"] == 30
     assert found["rate_nats_mean"] > 2
     assert found["verdict"] in ("used", "guide fits badly")
@@ -399,8 +402,8 @@ CASES: dict[str, Callable[[SimpleNamespace], Programs]] = {
 }
 KNOWN_BY = {
     "one_site": "a formula of GaussianAR1",
-    "two_sites": "the independence of Independent(Normal)",
-    "known_by_density": "the density of MultivariateNormal, a Gaussian",
+    "two_sites": "the fixed scale of Independent(Normal) against Independent(Normal)",
+    "known_by_density": "the fixed scale of Independent(Normal) against MultivariateNormal",
 }
 
 

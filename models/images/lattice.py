@@ -5,12 +5,13 @@ from __future__ import annotations
 import torch
 
 from pyro_delta.data.images.spec import require_image
-from pyro_delta.distributions.gaussian_sequence import check_steps
+from pyro_delta.distributions.gaussian_ar1 import check_steps
 from pyro_delta.errors import UserError
+from pyro_delta.inverse import solve_for_rate
 from pyro_delta.models.priors.ar1 import check_one_given, even_starts
 from pyro_delta.models.priors.dense import DensePrior, ar_factor
 from pyro_delta.protocol import Spec
-from pyro_delta.rate import ar1_committed_rate, check_invertible, parse_alpha, solve_for_rate
+from pyro_delta.rate import ar1_committed_rate, check_invertible, parse_alpha
 
 
 class LatticePrior(DensePrior):

@@ -20,15 +20,15 @@ import torch
 from torch import Tensor, nn
 
 from pyro_delta.distributions import GaussianSequence
-from pyro_delta.distributions.gaussian_sequence import check_steps
+from pyro_delta.distributions.gaussian_ar1 import check_steps
 from pyro_delta.errors import UserError, unknown_name
+from pyro_delta.inverse import solve_for_rate
 from pyro_delta.models.priors.ar1 import check_one_given, even_starts
 from pyro_delta.protocol import Spec
 from pyro_delta.rate import (
     check_invertible,
     check_whole,
     committed_rate,
-    solve_for_rate,
 )
 
 # ν → 2ν and the coefficients of the polynomial in x.

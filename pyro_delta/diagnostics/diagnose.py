@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from pyro_delta.commitment import IN_THE_MEAN
 from pyro_delta.diagnostics import table
 from pyro_delta.diagnostics.bounds import (
     Encoding,
@@ -46,8 +47,8 @@ ADVICE: dict[Verdict, str] = {
         "The numbers are not finite: training diverged; train again with a lower learning rate, or clip gradients."
     ),
     "floor broken": (
-        "The floor is broken: a datum has a KL of {least:.4g} nats, below δ = {delta:.4g}; the formula is not that of "
-        "this guide's family, or the prior is not the one that it is of."
+        "The floor is broken: {broken}; the formula is not that of this guide's family, or the prior is not the one "
+        "that it is of."
     ),
     "collapsed": "The posterior has collapsed and no floor prevents it: {mend}.",
     "nothing told": (
@@ -148,7 +149,8 @@ def diagnosed(
     numbers["neg_elbo_nats"] = (encoding.rate + encoding.distortion).mean().item()
     numbers["distortion_nats"] = encoding.distortion.mean().item()
     numbers["delta_known_by"] = known.known_by
-    numbers["floor_holds"] = floor_holds(encoding, known.nats)
+    numbers["delta_guarantee"] = known.guarantee
+    numbers["floor_holds"] = floor_holds(encoding, known.nats, known.guarantee)
     numbers["rate_closed_form"] = encoding.closed_form
     per_dimension = encoding.rate_per_dimension
     numbers["rate_nats_per_dim"] = None if per_dimension is None else per_dimension.tolist()
@@ -201,13 +203,21 @@ def advise(verdict: Verdict, numbers: Mapping[str, Any], events: Mapping[str, tu
     delta = numbers["delta_nats"] or 0.0
     floor = "" if delta < SMALL_FLOOR else f", and no posterior of this family can fall below {delta:.4g} nats"
     return ADVICE[verdict].format(
-        least=numbers["rate_nats_min"],
+        broken=_broken(numbers) if verdict == "floor broken" else "",
         delta=delta,
         k_hat=numbers.get("k_hat_median", math.nan),
         gap=numbers.get("iw_gap_nats", math.nan),
         mend=_floors(events) if verdict == "collapsed" else "",
         floor=floor,
     )
+
+
+def _broken(numbers: Mapping[str, Any]) -> str:
+    """How a floor is broken, that of the mean or that of a datum."""
+    found = f"a datum has a KL of {numbers['rate_nats_min']:.6g} nats"
+    if numbers.get("delta_guarantee") == IN_THE_MEAN:
+        found = f"the mean KL of the data is {numbers['rate_nats_mean']:.6g} nats"
+    return f"{found}, below δ = {numbers['delta_nats']:.6g}"
 
 
 def _floors(events: Mapping[str, tuple[int, ...]]) -> str:
@@ -235,10 +245,7 @@ def failure(numbers: Mapping[str, Any]) -> str | None:
     if numbers["floor_holds"] is None:
         reasons.append("the KL or δ has no closed form, so the floor cannot be certified")
     elif not numbers["floor_holds"]:
-        reasons.append(
-            f"the floor is broken: a datum has KL {numbers['rate_nats_min']:.6g} nats, "
-            f"below δ = {numbers['delta_nats']:.6g}"
-        )
+        reasons.append(f"the floor is broken: {_broken(numbers)}")
     if not numbers["latents_used"]:
         reasons.append(
             f"the latents are not used: another datum's latents cost at least {least_gap(dict(numbers)):.3g} nats "

@@ -25,12 +25,13 @@ from torch.distributions import Distribution, Normal, kl_divergence
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 from pyro_delta.call import run
-from pyro_delta.commitment import Commitment, commitment
+from pyro_delta.commitment import AT_LEAST, Commitment, commitment
 from pyro_delta.data.splits import Split, mapped, size_of
 from pyro_delta.data.tensors import as_split
-from pyro_delta.distributions.any_gaussian import Gaussian, as_gaussian, gaussian_kl
+from pyro_delta.distributions.any_gaussian import as_gaussian, gaussian_kl
 from pyro_delta.distributions.dimensions import per_dimension
 from pyro_delta.distributions.float64 import as_float64
+from pyro_delta.distributions.gaussian_types import Gaussian
 from pyro_delta.distributions.mean_field import normal_parameters
 from pyro_delta.errors import UserError
 from pyro_delta.protocol import Batch
@@ -42,6 +43,8 @@ Latents = Mapping[str, Tensor]
 """Latent site → values, (B, …)."""
 SAME = 1e-6
 """Change of a density, relative to its size, that counts as none."""
+COMPARED = 3
+"""Data whose posteriors tell whether a family keeps its shape."""
 UNKNOWN_DENSITY = (KeyError, NotImplementedError)
 """Errors of a density that knows what it drew itself alone, such as that of a planar flow."""
 
@@ -338,9 +341,12 @@ def tiled(batch: Batch, count: int) -> Batch:
 
 @singledispatch
 def committed(vae: Pair, data: Any) -> Commitment:
-    """What the guide's family commits against the prior; the families are read off the first of the data."""
+    """What the guide's family commits against the prior, read off the first of the data.
+
+    What must be fixed for that is compared with posteriors of other data, and of the first with other weights.
+    """
     with evaluating(vae, 0), torch.enable_grad():
-        (first, *_) = batches(as_split(data).take(slice(1)), 1, vae)
+        first, *rest = some_of(data, vae)
         seen = trace(vae, first)
         learns = prior_learns(vae, first, seen)
         model_prior = getattr(vae.model, "prior", None)
@@ -348,7 +354,9 @@ def committed(vae: Pair, data: Any) -> Commitment:
             return commitment(
                 {name: (latent.q, latent.p) for name, latent in seen.latents.items()},
                 learns=learns,
+                others=partial(_others, vae, first, rest, seen),
                 formula=getattr(vae.guide, "committed_rate", None),
+                guarantee=getattr(vae.guide, "guarantee", AT_LEAST),
                 floor=getattr(model_prior, "floor_nats", None),
                 unless=beyond_formulas(vae, first, seen),
             )
@@ -357,26 +365,64 @@ def committed(vae: Pair, data: Any) -> Commitment:
 def prior_learns(vae: VAE, batch: Batch, seen: Traced) -> bool:
     """Whether the density of a prior depends on anything that training changes, whoever owns it.
 
-    By its gradient, and by what it is after all parameters of model and guide have moved: a gradient may be cut off.
+    By its gradient, and by what it is once all weights of model and guide have moved: a gradient may be cut off.
     """
     if any(latent.p.log_prob(latent.placed.detach()).requires_grad for latent in seen.latents.values()):
         return True
-    with torch.no_grad():
-        kept = [(parameter, parameter.clone()) for parameter in vae.parameters() if parameter.requires_grad]
-        z, device = {name: value.detach() for name, value in seen.z.items()}, [device_of(vae)]
-        with torch.random.fork_rng(device if device[0].type == "cuda" else []):
-            torch.manual_seed(0)  # the same weights for whoever asks
-            try:
-                for parameter, before in kept:
-                    parameter.add_(0.1 * torch.randn_like(before))
-                after = sites(vae, "model", batch, z)
-            finally:
-                for parameter, before in kept:
-                    parameter.copy_(before)
+    with torch.no_grad(), moved(vae):
+        after = sites(vae, "model", batch, seen.z)
     return any(
         not torch.allclose(latent.log_p, after[name].log_prob, rtol=SAME, atol=SAME)
         for name, latent in seen.latents.items()
     )
+
+
+def some_of(data: Any, vae: Pair) -> list[Batch]:
+    """The first of the data, and those of the next ones that are not the same."""
+    first, *others = batches(as_split(data).take(slice(COMPARED)), 1, vae)
+    return [first, *(other for other in others if not all(map(torch.equal, _tensors(first), _tensors(other))))]
+
+
+def _tensors(batch: Batch) -> list[Tensor]:
+    found: list[Tensor] = []
+
+    def note(values: Tensor) -> Tensor:
+        found.append(values)
+        return values
+
+    mapped(batch, note)
+    return found
+
+
+def _others(vae: VAE, first: Batch, rest: list[Batch], seen: Traced) -> Iterator[dict[str, Distribution]]:
+    """Posteriors of other data and, if there are any, of the first one with other weights."""
+    for batch in rest:
+        yield {name: drawn.q for name, drawn in posteriors(vae, batch, seen.z).items()}
+    if rest:
+        with moved(vae):
+            yield {name: drawn.q for name, drawn in posteriors(vae, first, seen.z).items()}
+
+
+@contextmanager
+def moved(vae: VAE) -> Iterator[None]:
+    """Every weight that learns a tenth of its own size away, or a tenth if it is small; put back afterwards."""
+    weights = [weight for weight in _weights(vae) if weight.requires_grad and weight.is_floating_point()]
+    before = [weight.detach().clone() for weight in weights]
+    try:
+        with torch.no_grad():
+            for weight in weights:
+                weight.add_(0.1 * torch.randn_like(weight) * weight.abs().clamp_min(1.0))
+        yield
+    finally:
+        with torch.no_grad():
+            for weight, value in zip(weights, before, strict=True):
+                weight.copy_(value)
+
+
+def _weights(vae: VAE) -> list[Tensor]:
+    """Of the programs, and of Pyro's store, each once."""
+    found = [*vae.parameters(), *(value for _, value in pyro.get_param_store().named_parameters())]
+    return list({id(weight): weight for weight in found}.values())
 
 
 def beyond_formulas(vae: Pair, batch: Batch, seen: Traced) -> str | None:

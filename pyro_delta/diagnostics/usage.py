@@ -10,9 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pyro_delta.commitment import IN_THE_MEAN
 from pyro_delta.data.splits import size_of
 from pyro_delta.diagnostics.bounds import Encoding, flat, ignore
 from pyro_delta.diagnostics.trace import UNKNOWN_DENSITY, batches, device_of, evaluating, posteriors, score
+from pyro_delta.families import Guarantee
 from pyro_delta.protocol import Advance, Split
 from pyro_delta.vae import VAE
 
@@ -41,11 +43,12 @@ def needed_gap(numbers: dict[str, Any]) -> float:
     return max(LEAST_GAP, LEAST_GAP_OF_RATE * numbers["rate_nats_mean"])
 
 
-def floor_holds(encoding: Encoding, delta: float | None) -> bool | None:
-    """Whether every datum has KL ≥ δ(1 − 1e-9); None without a closed form."""
+def floor_holds(encoding: Encoding, delta: float | None, guarantee: Guarantee | None = None) -> bool | None:
+    """Whether every datum, or their mean if no more is guaranteed, has KL ≥ δ(1 − 1e-9); None without a closed form."""
     if delta is None or not encoding.closed_form:
         return None
-    return bool((encoding.rate >= delta * (1 - 1e-9) - ROUNDING).all())
+    rate = encoding.rate.mean() if guarantee == IN_THE_MEAN else encoding.rate
+    return bool((rate >= delta * (1 - 1e-9) - ROUNDING).all())
 
 
 @torch.no_grad()

@@ -12,6 +12,22 @@ from torch.distributions import Independent, biject_to, constraints, register_kl
 from pyro_delta.distributions.mean_field import check_exact, mean_field_parameters
 from pyro_delta.errors import UserError
 
+MAX_STEPS = 512
+"""Steps that a dense factor is for: each dimension holds n² numbers and costs n³."""
+
+
+def check_steps(length: int) -> None:
+    """Refuse sequences that a dense factor is not for.
+
+    Raises:
+        UserError: `length` is above `MAX_STEPS`.
+    """
+    if length > MAX_STEPS:
+        raise UserError(
+            f"{length} steps are too many for a dense {length} × {length} factor; use at most {MAX_STEPS}, "
+            "or GaussianAR1, whose cost is linear."
+        )
+
 
 class _Correlation(constraints.Constraint):
     """The open interval (−1, 1): at ±1 the conditional variance 1 − α² is zero and the density does not exist."""
@@ -121,6 +137,23 @@ class GaussianAR1(TorchDistribution):
         step = value[..., 1:, :] - alpha * value[..., :-1, :]
         square_d = value[..., 0, :].square() + (step.square() / ((1 - alpha) * (1 + alpha))).sum(-2)
         return -0.5 * (square_d + self._log_det_d() + self.length * math.log(2 * math.pi)).sum(-1)
+
+    def precision(self) -> Tensor:
+        """Λ_k of each dimension, float64, shape batch_shape + (d, n, n).
+
+        Tridiagonal: with s = 1 − α², 1/s at both ends of the diagonal, (1 + α²)/s inside, −α/s beside it.
+
+        Raises:
+            UserError: there are more than 512 steps.
+        """
+        check_steps(self.length)
+        alpha = self.alpha.double().unsqueeze(-1)
+        scale = ((1 - alpha) * (1 + alpha)).sqrt()
+        steps = torch.eye(self.length, dtype=torch.float64, device=alpha.device)
+        # Row t of the whitening matrix is (z_t − α z_{t−1})/√s, the first is z_1.
+        whitening = (steps - alpha.unsqueeze(-1) * steps.roll(1, 0).tril()) / scale.unsqueeze(-1)
+        whitening[..., 0, :] = steps[0]
+        return whitening.mT @ whitening
 
     def entropy(self) -> Tensor:
         """Differential entropy in nats, shape batch_shape."""

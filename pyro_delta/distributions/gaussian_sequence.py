@@ -9,25 +9,9 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor
 from torch.distributions import Independent, constraints, register_kl
 
-from pyro_delta.distributions.gaussian_ar1 import GaussianAR1
+from pyro_delta.distributions.gaussian_ar1 import GaussianAR1, check_steps
 from pyro_delta.distributions.mean_field import check_exact, check_same_event, mean_field_parameters
 from pyro_delta.errors import UserError
-
-MAX_STEPS = 512
-"""Steps that a dense factor is for: each dimension holds n² numbers and costs n³."""
-
-
-def check_steps(length: int) -> None:
-    """Refuse sequences that a dense factor is not for.
-
-    Raises:
-        UserError: `length` is above `MAX_STEPS`.
-    """
-    if length > MAX_STEPS:
-        raise UserError(
-            f"{length} steps are too many for a dense {length} × {length} factor; use at most {MAX_STEPS}, "
-            "or GaussianAR1, whose cost is linear."
-        )
 
 
 class GaussianSequence(TorchDistribution):

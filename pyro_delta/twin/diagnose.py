@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import numpyro
 import torch
 from flax import nnx
@@ -20,19 +21,19 @@ from numpyro import handlers
 from numpyro.distributions import Distribution, ExpandedDistribution, MaskedDistribution
 
 from pyro_delta.call import run
-from pyro_delta.commitment import Commitment, commitment
+from pyro_delta.commitment import AT_LEAST, Commitment, commitment
 from pyro_delta.data.splits import mapped, size_of
-from pyro_delta.data.tensors import as_split
 from pyro_delta.diagnostics.trace import (
     Latents,
     Site,
-    batches,
     beyond_formulas,
     committed,
     device_of,
     evaluating,
     per_datum,
+    posteriors,
     sites,
+    some_of,
     trace,
 )
 from pyro_delta.errors import UserError
@@ -149,6 +150,23 @@ class _Program:
 
         return any(bool((slope != 0).any()) for slope in jax.grad(log_prob)([leaves[i] for i in learned]))
 
+    @contextmanager
+    def moved(self) -> Iterator[None]:
+        """Every weight a tenth of its own size away, or a tenth if it is small; put back afterwards."""
+        before = self.weights
+        rng = np.random.default_rng(0)
+
+        def move(leaf: Any) -> Any:
+            if not jnp.issubdtype(leaf.dtype, jnp.floating):
+                return leaf
+            return leaf + 0.1 * jnp.maximum(abs(leaf), 1.0) * rng.standard_normal(leaf.shape).astype(leaf.dtype)
+
+        self.weights = jax.tree.map(move, before)
+        try:
+            yield
+        finally:
+            self.weights = before
+
     def check(self, written: dict[str, _Written]) -> None:
         """Refuses distributions that lose their parameters when they leave a compiled function.
 
@@ -258,7 +276,7 @@ def _device_of(vae: NumPyroVAE) -> torch.device:
 @committed.register(NumPyroVAE)
 def _committed(vae: NumPyroVAE, data: Any) -> Commitment:
     with evaluating(vae, 0):
-        (first,) = batches(as_split(data).take(slice(1)), 1, vae)
+        first, *rest = some_of(data, vae)
         seen = trace(vae, first)
         given = {name: to_jax(z) for name, z in seen.z.items()}
         rate_of = getattr(vae.guide, "committed_rate", None)
@@ -268,10 +286,19 @@ def _committed(vae: NumPyroVAE, data: Any) -> Commitment:
             claimed = rate_of(prior.own)
             return claimed.item() if getattr(claimed, "size", 0) == 1 else claimed
 
+        def others() -> Iterator[dict[str, Any]]:
+            for batch in rest:
+                yield {name: drawn.q for name, drawn in posteriors(vae, batch, seen.z).items()}
+            if rest:
+                with vae.programs["guide"].moved():
+                    yield {name: drawn.q for name, drawn in posteriors(vae, first, seen.z).items()}
+
         return commitment(
             {name: (latent.q, latent.p) for name, latent in seen.latents.items()},
             learns=vae.programs["model"].moves_latents(mapped(first, to_jax), given, vae.draw_key()),
+            others=others,
             formula=None if rate_of is None else formula,
+            guarantee=getattr(vae.guide, "guarantee", AT_LEAST),
             floor=getattr(getattr(vae.model, "prior", None), "floor_nats", None),
             unless=beyond_formulas(vae, first, seen),
         )

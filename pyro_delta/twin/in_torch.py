@@ -17,16 +17,24 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 from numpyro.distributions import Distribution as NumPyroDistribution
-from numpyro.distributions import ExpandedDistribution, Normal
+from numpyro.distributions import (
+    ExpandedDistribution,
+    Independent,
+    LowRankMultivariateNormal,
+    MultivariateNormal,
+    Normal,
+)
 from numpyro.distributions import constraints as numpyro_constraints
 from numpyro.distributions.kl import kl_divergence
 from torch import Size, Tensor
+from torch import distributions as torch_dist
 from torch.distributions import Distribution, constraints
 from torch.distributions.kl import register_kl
 
 from pyro_delta.distributions import mean_field
 from pyro_delta.distributions.dimensions import per_dimension
 from pyro_delta.distributions.float64 import as_float64
+from pyro_delta.distributions.gaussian_types import Gaussian, gaussian_by_type, register_gaussian
 from pyro_delta.errors import UserError
 from pyro_delta.rate import register_committed_rate
 from pyro_delta.twin.distributions import GaussianAR1, GaussianSequence, normal_parameters
@@ -104,7 +112,31 @@ def _class_of(title: str, has_formula: bool) -> type[InTorch]:
     made = type(title, (InTorch,), {})
     if has_formula:
         register_committed_rate(made)(_committed_rate)
+    register_gaussian(made)(_gaussian_by_type)
     return made
+
+
+def _gaussian_by_type(distribution: InTorch) -> Gaussian | None:
+    """Mean and precision of a Gaussian of a class that torch has, too."""
+    with _precision(distribution.wide):
+        known = _torchs_own(distribution.own)
+    return None if known is None else gaussian_by_type(known)
+
+
+def _torchs_own(own: NumPyroDistribution) -> Distribution | None:
+    """The same distribution of torch's own; None if it is of another class than those below."""
+    inner = _torchs_own(own.base_dist) if hasattr(own, "base_dist") else None
+    if isinstance(own, ExpandedDistribution):
+        return None if inner is None else inner.expand(Size(own.batch_shape))
+    if type(own) is Independent:
+        return None if inner is None else torch_dist.Independent(inner, own.reinterpreted_batch_ndims)
+    if type(own) is Normal:
+        return torch_dist.Normal(to_torch(own.loc), to_torch(own.scale))
+    if type(own) is MultivariateNormal:
+        return torch_dist.MultivariateNormal(to_torch(own.loc), scale_tril=to_torch(own.scale_tril))
+    if type(own) is LowRankMultivariateNormal:
+        return torch_dist.LowRankMultivariateNormal(to_torch(own.loc), to_torch(own.cov_factor), to_torch(own.cov_diag))
+    return None
 
 
 def _committed_rate(prior: InTorch, blocks: int) -> Tensor:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pyro_delta.commitment import Commitment
 from pyro_delta.diagnostics.trace import trace
 from pyro_delta.diagnostics.verify.case import COUNT, Case, Finding, apart, passes_on, reason
 from pyro_delta.diagnostics.verify.causality import check_conditioning, check_guide, check_network, sweep
@@ -31,12 +32,14 @@ class Certificate:
     Attributes:
         findings: in order.
         delta_nats: the committed rate, if it is certified: no check failed, and those that it rests on were made.
-        certified_by: "formula", "type" or "probing"; None if nothing is certified.
+        certified_by: "by formula", "by type" or "by probing, up to 27 nats"; None if nothing is certified.
+        guarantee: of which rate it is the least; None if nothing is certified.
     """
 
     findings: tuple[Finding, ...]
     delta_nats: float | None
     certified_by: str | None = None
+    guarantee: str | None = None
 
     def asdict(self) -> dict[str, Any]:
         """Plain values, as `pyro-delta verify --json` prints them."""
@@ -45,6 +48,7 @@ class Certificate:
             "passed": self.failure is None,
             "delta_nats": self.delta_nats,
             "certified_by": self.certified_by,
+            "guarantee": self.guarantee,
             "checks": checks,
         }
 
@@ -94,7 +98,7 @@ def verify(
         torch.manual_seed(seed)
         case = Case(vae, spec, extras or {}, sizes)
         _tried(case)
-        rate, delta, by = _rate_made(case)
+        rate, known = _rate_made(case)
         checks: dict[str, Callable[[str, Case], Finding]] = {
             "distribution of the prior": check_prior,
             "distribution of the posterior": check_posterior,
@@ -109,8 +113,10 @@ def verify(
         findings = (rate, *(_made(title, check, case) for title, check in checks.items()))
     failed = any(finding.passed is False for finding in findings)
     if failed or any(finding.passed is None for finding in findings if finding.name in RESTS_ON):
+        known = None
+    if known is None:
         return Certificate(findings, None)
-    return Certificate(findings, delta, by)
+    return Certificate(findings, known.throughout, known.way, known.guarantee)
 
 
 @torch.no_grad()
@@ -134,15 +140,14 @@ def _swept(case: Case) -> str | None:
         return None
 
 
-def _rate_made(case: Case) -> tuple[Finding, float | None, str | None]:
+def _rate_made(case: Case) -> tuple[Finding, Commitment | None]:
     title = RESTS_ON[0]
     try:
-        finding, delta = check_rate(title, case)
+        return check_rate(title, case)
     except Exception as error:
         if passes_on(error):
             raise
-        return Finding(title, False, f"it cannot be checked: {reason(error)}"), None, None
-    return finding, delta, None if delta is None else "formula"
+        return Finding(title, False, f"it cannot be checked: {reason(error)}"), None
 
 
 def _made(title: str, check: Callable[[str, Case], Finding], case: Case) -> Finding:

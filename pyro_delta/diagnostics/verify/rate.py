@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution, kl_divergence
 
-from pyro_delta.commitment import Commitment
+from pyro_delta.commitment import IN_THE_MEAN, Commitment
 from pyro_delta.diagnostics.trace import ClosedForm, committed, depend_on_one_another, posteriors, trace
 from pyro_delta.diagnostics.verify.case import Case, Finding, shake
 from pyro_delta.distributions.float64 import as_float64
@@ -31,16 +31,20 @@ STALLED = 30
 """Steps without progress after which a descent ends."""
 
 
-def check_rate(title: str, case: Case) -> tuple[Finding, float | None]:
-    """The committed rate, and its nats where it is certified."""
+def check_rate(title: str, case: Case) -> tuple[Finding, Commitment | None]:
+    """The committed rate, and what is known of it where it is certified."""
     known = committed(case.vae, _data(case))
+    if known.guarantee == IN_THE_MEAN:
+        found = f"{known.nats:.6g} nats in the mean over a batch, in training mode, by the guide's formula; of no datum"
+        return Finding(title, None, found), None
     if known.nats is not None and known.learns:
         if known.throughout is None:
             found = f"not certified: the prior learns, with no floor for this guide; {known.nats:.6g} nats as it starts"
             return Finding(title, None, found), None
-        return _learned_rate(title, case, known.nats, known.throughout)
+        finding = _learned_rate(title, case, known.nats, known.throughout)
+        return finding, known if finding.passed else None
     if known.nats is not None and not known.claimed:
-        return Finding(title, True, f"δ = {known.nats:.6g} nats, certified by {known.known_by}"), known.nats
+        return Finding(title, True, f"δ = {known.nats:.6g} nats {known.way}: {known.known_by}"), known
     with torch.no_grad():
         batch = case.batch(case.x)
         seen = trace(case.vae, batch)
@@ -56,7 +60,7 @@ def check_rate(title: str, case: Case) -> tuple[Finding, float | None]:
         refuted = f"the guide claims δ = {known.nats:.6g} nats, but a KL of {least:.6g} was found"
         return Finding(title, False, refuted), None
     found = f"δ = {known.nats:.6g} nats by the guide's formula; least found {least:.6g}"
-    return Finding(title, True, found), known.nats
+    return Finding(title, True, found), known
 
 
 def _data(case: Case) -> Any:
@@ -66,15 +70,15 @@ def _data(case: Case) -> Any:
 # --- The floor of a prior that learns ---
 
 
-def _learned_rate(title: str, case: Case, start: float, floor: float) -> tuple[Finding, float | None]:
+def _learned_rate(title: str, case: Case, start: float, floor: float) -> Finding:
     """The floor of a prior that learns, unless weights are found with which it commits less."""
     least = min(start, _least_by_chance(case), _least_by_descent(case))
     if least < floor * (1 - ROUNDING):
         refuted = f"the prior claims floor_nats = {floor:.6g}, but commits {least:.6g} nats with other weights"
-        return Finding(title, False, refuted), None
+        return Finding(title, False, refuted)
     now = f"{start:.6g} nats as it starts, least found {least:.6g}"
     found = f"δ = {floor:.6g} nats, the floor of a prior that learns; {now}"
-    return Finding(title, True, found), floor
+    return Finding(title, True, found)
 
 
 @torch.no_grad()
