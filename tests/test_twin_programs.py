@@ -30,7 +30,7 @@ from pyro_delta.twin import build as twins
 from pyro_delta.twin import crosscheck as crosschecking
 from pyro_delta.twin.crosscheck import Crosscheck, crosscheck
 from pyro_delta.twin.images import conditional, encoder, gated_pixelcnn, logistic_mixture
-from pyro_delta.twin.weights import load_weights
+from pyro_delta.twin.weights import load_weights, torch_weights
 
 GREY, COLOUR, TOKENS = ImageSpec(1, 4, 6, 17), ImageSpec(3, 4, 4, 256), TokenSpec(6, 11)
 TRUNK = {"channels": [4, 6], "row_blocks": [1, 1], "pixel_blocks": 1}
@@ -163,6 +163,18 @@ def test_pyro_and_numpyro_agree(name: str) -> None:
         assert unknown == ({"KL(q‖p)", "δ"} if CASES[name].auxiliary else set())
         assert found.gradients.keys() == dict(made.named_parameters()).keys()
         assert set(found.buffers) == set(made.state_dict()) - set(found.gradients)
+
+
+def test_both_numbers_of_a_coordinate_start_alike_from_data() -> None:
+    made, twin = pair("standard, gated, contour")
+    randomise(made, 0)
+    load_weights(twin, made.state_dict())
+    x = random_images(GREY, (16,))
+    made.guide.start_from(x)
+    twin.guide.start_from(jnp.asarray(x.numpy()))
+    found = torch_weights(twin)
+    for name, value in made.state_dict().items():
+        np.testing.assert_allclose(found[name], value.numpy(), rtol=1e-9, atol=1e-12, err_msg=name)
 
 
 def test_a_gradient_of_rounding_errors_agrees() -> None:

@@ -71,9 +71,10 @@ def contour_radius(cos: Tensor, sin: Tensor, delta: float) -> Tensor:
     with torch.no_grad():
         radius = start_above(sin, delta)
         for _ in range(STEPS):
-            radius = radius - (_kl(radius, cos, sin) - delta) / _slope(radius, cos, sin)
-        slope = _slope(radius, cos, sin)
-    return radius - (_kl(radius, cos, sin) - delta) / slope
+            kl, slope = _kl_and_slope(radius, cos, sin)
+            radius = radius - (kl - delta) / slope
+    kl, slope = _kl_and_slope(radius, cos, sin)
+    return radius - (kl - delta) / slope.detach()
 
 
 def start_above(sin: Tensor, delta: float) -> Tensor:
@@ -85,12 +86,8 @@ def start_above(sin: Tensor, delta: float) -> Tensor:
     return torch.where(sin > 0, 2 * math.sqrt(delta), delta + math.sqrt(delta * delta + 4 * delta)).to(sin.dtype)
 
 
-def _kl(radius: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Equation (1)."""
-    log_variance = radius * sin
-    return 0.5 * (torch.expm1(log_variance) - log_variance + (radius * cos).square())
-
-
-def _slope(radius: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """∂KL/∂r, positive for r > 0."""
-    return 0.5 * sin * torch.expm1(radius * sin) + radius * cos.square()
+def _kl_and_slope(radius: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+    """Equation (1) and its derivative by r, which is positive for r > 0."""
+    log_variance, mean = radius * sin, radius * cos
+    rise = torch.expm1(log_variance)
+    return 0.5 * (rise - log_variance + mean.square()), 0.5 * sin * rise + mean * cos
