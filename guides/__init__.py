@@ -1,8 +1,8 @@
 """Amortised inference programs. Import as `pyro_delta.guides`."""
 
+from pyro_delta.guides.images.contour import ContourGuide
 from pyro_delta.guides.images.encoder import ImageEncoder, regions
 from pyro_delta.guides.images.image_guide import ImageGuide
-from pyro_delta.guides.images.independent_delta import IndependentDeltaGuide
 from pyro_delta.guides.images.mean_field import AntiCausalGuide, BidirectionalGuide
 from pyro_delta.guides.images.structured import StructuredGuide
 from pyro_delta.guides.sequences.gru import GRUGuide
@@ -10,10 +10,10 @@ from pyro_delta.guides.sequences.gru import GRUGuide
 __all__ = [
     "AntiCausalGuide",
     "BidirectionalGuide",
+    "ContourGuide",
     "GRUGuide",
     "ImageEncoder",
     "ImageGuide",
-    "IndependentDeltaGuide",
     "StructuredGuide",
     "regions",
 ]

@@ -62,7 +62,7 @@ SHIPPED: dict[str, dict[str, str]] = {
     "guide": {
         "anti_causal": "pyro_delta.guides:AntiCausalGuide",
         "bidirectional": "pyro_delta.guides:BidirectionalGuide",
-        "independent_delta": "pyro_delta.guides:IndependentDeltaGuide",
+        "contour": "pyro_delta.guides:ContourGuide",
         "structured": "pyro_delta.guides:StructuredGuide",
         "gru": "pyro_delta.guides:GRUGuide",
     },

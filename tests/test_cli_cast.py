@@ -45,7 +45,7 @@ def test_every_shipped_pair_trains_and_keeps_its_floor_or_is_refused(prior: str,
     options = ("--prior", prior, "--guide", guide)
     sets = tuple(part for pair in NEEDED.get(prior, ()) for part in ("--set", pair))
     words = None
-    if guide == "independent_delta" and prior != "standard_normal":
+    if guide == "contour" and prior != "standard_normal":
         words = "needs a standard normal prior"
     elif guide == "gru":
         sets += ("--dataset", "descriptions", "--set", "likelihood.hidden=8", "--set", "guide.hidden=8")
@@ -146,7 +146,7 @@ def test_afterwards_it_leaves_the_run_as_it_was_and_takes_the_others_place(besid
     assert math.isfinite(iw["iw_bpd"])
 
 
-@pytest.mark.parametrize("guide", ["independent_delta", "structured"])
+@pytest.mark.parametrize("guide", ["contour", "structured"])
 def test_guides_that_know_their_rate_commit_none_against_it(guide: str, tmp_path: Path) -> None:
     train(tmp_path / "run", "--prior", "standard_normal", "--guide", guide, sets=("auxiliary.enabled=true",), steps=2)
     assert numbers("evaluate", tmp_path / "run")["delta_nats"] is not None

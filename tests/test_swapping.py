@@ -22,7 +22,7 @@ OF_TOKENS = {"likelihood": {"gru"}, "guide": {"gru"}}
 """Shipped programs that take sequences of tokens …"""
 OF_IMAGES = {
     "likelihood": {"gated_pixelcnn", "pixelsnail"},
-    "guide": {"anti_causal", "bidirectional", "independent_delta", "structured"},
+    "guide": {"anti_causal", "bidirectional", "contour", "structured"},
     "prior": {"lattice"},
 }
 """… or images; the others take both."""

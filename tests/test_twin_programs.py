@@ -30,7 +30,7 @@ from pyro_delta.twin import build as twins
 from pyro_delta.twin import crosscheck as crosschecking
 from pyro_delta.twin.crosscheck import Crosscheck, crosscheck
 from pyro_delta.twin.images import conditional, encoder, gated_pixelcnn, logistic_mixture
-from pyro_delta.twin.weights import load_weights
+from pyro_delta.twin.weights import load_weights, torch_weights
 
 GREY, COLOUR, TOKENS = ImageSpec(1, 4, 6, 17), ImageSpec(3, 4, 4, 256), TokenSpec(6, 11)
 TRUNK = {"channels": [4, 6], "row_blocks": [1, 1], "pixel_blocks": 1}
@@ -60,10 +60,10 @@ CASES = {
         {"program": "structured", "block": 3, **GUIDE},
         elbo="trace",
     ),
-    "standard, no latents, independent δ": Case(
-        {"program": "standard_normal", "dims": 1, "length": 2},
-        {**GATED, "use_latents": False},
-        {"program": "independent_delta", "rate_nats": 2.0, **GUIDE},
+    "standard, gated, contour": Case(
+        {"program": "standard_normal", "dims": 2, "length": 2},
+        GATED,
+        {"program": "contour", "rate_nats": 0.8, **GUIDE},
     ),
     "ar, snail full, bidirectional": Case(
         {"program": "ar", "dims": 2, "pacf": [0.7, -0.3]},
@@ -77,8 +77,10 @@ CASES = {
         {"program": "anti_causal", **GUIDE},
         elbo="trace",
     ),
-    "matern, gated, structured": Case(
-        {"program": "matern", "dims": 1, "rate_nats": 2.0}, GATED, {"program": "structured", **GUIDE}
+    "matern, no latents, structured": Case(
+        {"program": "matern", "dims": 1, "rate_nats": 2.0},
+        {**GATED, "use_latents": False},
+        {"program": "structured", **GUIDE},
     ),
     "auxiliary, snail, anti-causal": Case(
         {"program": "ar1", "dims": 2, "rate_nats": 2.0},
@@ -161,6 +163,28 @@ def test_pyro_and_numpyro_agree(name: str) -> None:
         assert unknown == ({"KL(q‖p)", "δ"} if CASES[name].auxiliary else set())
         assert found.gradients.keys() == dict(made.named_parameters()).keys()
         assert set(found.buffers) == set(made.state_dict()) - set(found.gradients)
+
+
+def test_both_numbers_of_a_coordinate_start_alike_from_data() -> None:
+    made, twin = pair("standard, gated, contour")
+    randomise(made, 0)
+    load_weights(twin, made.state_dict())
+    x = random_images(GREY, (16,))
+    made.guide.start_from(x)
+    twin.guide.start_from(jnp.asarray(x.numpy()))
+    found = torch_weights(twin)
+    for name, value in made.state_dict().items():
+        np.testing.assert_allclose(found[name], value.numpy(), rtol=1e-9, atol=1e-12, err_msg=name)
+
+
+def test_a_gradient_of_rounding_errors_agrees() -> None:
+    """A weight without any effect: what either side has for its gradient is noise, and its ratio means nothing."""
+    terms = dict.fromkeys(crosschecking.TERMS)
+    ours = crosschecking.Side(terms, {"a": np.array([8.0, 1.0]), "b": np.array([1e-16])})
+    for noise, expected in ((-1e-16, 0.0), (1e-14, 99.0)):
+        theirs = crosschecking.Side(terms, {"a": np.array([8.0, 1.0]), "b": np.array([noise])})
+        _, gradients = crosschecking._compared([(ours, theirs)], 2e-16)
+        assert gradients == {"a": 0.0, "b": pytest.approx(expected)}
 
 
 def test_single_precision_agrees_to_its_own_rounding() -> None:

@@ -20,7 +20,8 @@ class ImageGuide(nn.Module):
     """An amortised guide: an image encoder gives each latent step d means and whatever else its family asks for.
 
     A family derives from it, says by `extra` how many numbers beside the mean each coordinate takes, and gives
-    `posterior`. With all of them 0 it should have the scale with which the posterior attains its δ.
+    `posterior`. Of the numbers of a coordinate, as many as its attribute `from_data` says start from data, the others
+    at 0, where they should give the scale with which the posterior attains its δ.
 
     Args:
         spec: shape and levels of the images.
@@ -42,6 +43,7 @@ class ImageGuide(nn.Module):
     """
 
     causality: ClassVar[str] = "anti_causal"
+    from_data: ClassVar[int] = 1
 
     def __init__(
         self,
@@ -98,16 +100,18 @@ class ImageGuide(nn.Module):
 
     @torch.no_grad()
     def start_from(self, x: Tensor) -> None:
-        """Takes its initial weights from images (B, C, H, W) [1]: means of mean 0 and deviation 1, all else 0.
+        """Takes its initial weights from images (B, C, H, W) [1].
+
+        The numbers that start from data, the mean first, get mean 0 and deviation 1 over images and steps.
 
         A random causal network says nearly the same of every image. A guide that starts like that carries no
         information, the decoder learns to do without z, and nothing calls it back.
         """
         encoder = self.encoder
         encoder.standardise(x)
-        out, d = encoder.out, self.dims
-        out.weight[d:], out.bias[d:] = 0.0, 0.0
-        mean_kd = encoder(x)[..., :d].flatten(0, 1)
-        deviation_d = deviation(mean_kd)
-        out.weight[:d] /= deviation_d.unsqueeze(1)
-        out.bias[:d] = (out.bias[:d] - mean_kd.mean(0)) / deviation_d
+        out, o = encoder.out, self.from_data * self.dims
+        out.weight[o:], out.bias[o:] = 0.0, 0.0
+        numbers_ko = encoder(x)[..., :o].flatten(0, 1)
+        deviation_o = deviation(numbers_ko)
+        out.weight[:o] /= deviation_o.unsqueeze(1)
+        out.bias[:o] = (out.bias[:o] - numbers_ko.mean(0)) / deviation_o

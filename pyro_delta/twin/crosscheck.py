@@ -65,7 +65,8 @@ class Crosscheck:
 
     Attributes:
         terms: of the ELBO, and δ.
-        gradients: weight → max|Δg| / max|g|, both over all data, g the gradient of the −ELBO of a datum.
+        gradients: weight → max|Δg| / max|g|, both over all data, g the gradient of the −ELBO of a datum; 0 where the
+            difference is a rounding error of the largest gradient of any weight.
         buffers: fixed number of the programs, such as α → max|Δ| / max|value|.
         tolerance: of terms and gradients.
         images: number of data.
@@ -138,7 +139,7 @@ def crosscheck(
             _numpyro(twin, mapped(one, _array), eps.astype(str(dtype).removeprefix("torch.")), elbo)
             for one, eps in given
         )
-        terms, gradients = _compared(zip(ours, theirs, strict=True))
+        terms, gradients = _compared(zip(ours, theirs, strict=True), torch.finfo(dtype).eps)
         if (delta := committed(vae, split).nats) is None:
             terms.append(Agreement("δ", None, None, 0.0))
         else:
@@ -147,8 +148,12 @@ def crosscheck(
     return Crosscheck(tuple(terms), gradients, buffers, TOLERANCE[dtype], len(split), precision)
 
 
-def _compared(sides: Iterable[tuple[Side, Side]]) -> tuple[list[Agreement], dict[str, float]]:
-    """Terms and gradients of one datum after the other."""
+def _compared(sides: Iterable[tuple[Side, Side]], eps: float) -> tuple[list[Agreement], dict[str, float]]:
+    """Terms and gradients of one datum after the other.
+
+    What is within `eps` of the largest gradient of any weight is rounding: a gradient that should be 0, as that of a
+    posterior which pays its floor and says nothing, is rounding on either side.
+    """
     terms: dict[str, list[tuple[Array | None, Array | None]]] = {name: [] for name in TERMS}
     apart: dict[str, float] = defaultdict(float)
     size: dict[str, float] = defaultdict(float)
@@ -159,7 +164,8 @@ def _compared(sides: Iterable[tuple[Side, Side]]) -> tuple[list[Agreement], dict
             apart[name] = np.maximum(apart[name], np.abs(gradient - theirs.gradients[name]).max())
             size[name] = np.maximum(size[name], np.abs(gradient).max())
     agreements = [_agreement(name, *map(_joined, zip(*pairs, strict=True))) for name, pairs in terms.items()]
-    return agreements, {name: _ratio(apart[name], size[name]) for name in size}
+    rounding = eps * max(size.values(), default=0.0)
+    return agreements, {name: 0.0 if apart[name] <= rounding else _ratio(apart[name], size[name]) for name in size}
 
 
 @dataclass(frozen=True)

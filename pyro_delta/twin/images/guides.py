@@ -10,6 +10,7 @@ References:
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any, ClassVar
 
 import jax
@@ -32,6 +33,8 @@ from pyro_delta.twin.variables import Buffer
 class ImageGuide(nnx.Module):
     """q(z | x) from an image encoder that gives d means, and `extra` numbers beside each.
 
+    As many numbers of a coordinate as the attribute `from_data` says start from data, the mean first, the others at 0.
+
     Args:
         spec: shape and levels of the images.
         prior: the twin of the prior; `starts`, the event shape and, if it has them, `columns` are read.
@@ -46,6 +49,7 @@ class ImageGuide(nnx.Module):
     """
 
     causality: ClassVar[str] = "anti_causal"
+    from_data: ClassVar[int] = 1
 
     def __init__(
         self,
@@ -93,17 +97,17 @@ class ImageGuide(nnx.Module):
         return jnp.split(raw, raw.shape[-1] // self.dims, axis=-1)
 
     def start_from(self, x: Array) -> None:
-        """Initialises by images (B, C, H, W) [2]: means of mean 0 and deviation 1 over them, all else 0."""
-        encoder, d = self.encoder, self.dims
+        """Initialises by images (B, C, H, W) [2]: `from_data` numbers with mean 0 and deviation 1, the others 0."""
+        encoder, o = self.encoder, self.from_data * self.dims
         pooled_bnf = encoder.pool(x)
         deviation_nf = _deviation(pooled_bnf)
         encoder.step_scale[...] = 1 / deviation_nf
         encoder.step_shift[...] = -pooled_bnf.mean(0) / deviation_nf
-        mean_kd = encoder(x)[..., :d].reshape(-1, d)
-        deviation_d = _deviation(mean_kd)
+        numbers_ko = encoder(x)[..., :o].reshape(-1, o)
+        deviation_o = _deviation(numbers_ko)
         kernel, bias = encoder.out.kernel[...], encoder.out.bias[...]
-        encoder.out.kernel[...] = jnp.zeros_like(kernel).at[:, :d].set(kernel[:, :d] / deviation_d)
-        encoder.out.bias[...] = jnp.zeros_like(bias).at[:d].set((bias[:d] - mean_kd.mean(0)) / deviation_d)
+        encoder.out.kernel[...] = jnp.zeros_like(kernel).at[:, :o].set(kernel[:, :o] / deviation_o)
+        encoder.out.bias[...] = jnp.zeros_like(bias).at[:o].set((bias[:o] - numbers_ko.mean(0)) / deviation_o)
 
 
 class AntiCausalGuide(ImageGuide):
@@ -127,7 +131,7 @@ class BidirectionalGuide(AntiCausalGuide):
     causality = "none"
 
 
-class IndependentDeltaGuide(ImageGuide):
+class ContourGuide(ImageGuide):
     """Independent over coordinates, each of which keeps KL ≥ δ/(n·d) from N(0, 1) [1, appendix].
 
     Args:
@@ -141,25 +145,29 @@ class IndependentDeltaGuide(ImageGuide):
         UserError: if the prior is not standard normal.
     """
 
+    from_data = 2
+
     def __init__(self, spec: ImageSpec, prior: Any, *, rngs: nnx.Rngs, rate_nats: float = 4.0, **network: Any) -> None:
         """See the class."""
         super().__init__(spec, prior, 1, rngs=rngs, **network)
         self.rate_nats = rate_nats
         self.committed_rate(prior())
-        self.delta = rate_nats / math.prod(prior().event_shape) * (1 + 1e-4) + 1e-6
-        self.least, self.most = variances_without_mean(self.delta)
+        self.delta = rate_nats / math.prod(prior().event_shape)
 
     def posterior(self, x: Array) -> Independent:
         """q(z | x) for images (B, C, H, W), event shape (n, d)."""
-        mean, ratio = self.encode(x)
-        variance = self.least + (self.most - self.least) * jax.nn.sigmoid(ratio)
-        square = jnp.maximum(2 * self.delta + 1 + jnp.log(variance) - variance, 1e-12)
-        return Normal(jnp.sqrt(square) + jax.nn.softplus(mean), jnp.sqrt(variance)).to_event(2)
+        v = jnp.stack(self.encode(x))
+        small = jnp.hypot(*v) < 1e-4
+        v = v.at[0].add(jnp.where(small, 2e-4, 0.0))
+        drawn_in = v * jnp.minimum(1.0, 86 / jnp.hypot(*v))
+        inside = _kl_from_standard(v) < _above(self.delta)
+        mean, log_variance = jnp.where(inside, onto_contour(v, _above(self.delta)), drawn_in)
+        return Normal(mean, jnp.exp(log_variance / 2)).to_event(2)
 
     def committed_rate(self, prior: Distribution) -> float:
         """δ in nats of this family against a prior, which must be standard normal."""
         if committed_rate(prior).item() > 1e-12:
-            raise UserError(f"the guide independent_delta needs a standard normal prior, not {type(prior).__name__}.")
+            raise UserError(f"the guide contour needs a standard normal prior, not {type(prior).__name__}.")
         return self.rate_nats
 
 
@@ -195,17 +203,49 @@ class StructuredGuide(ImageGuide):
         return committed_rate(prior, self.block).item()
 
 
-def variances_without_mean(delta: float) -> tuple[float, float]:
-    """The variances at which KL(N(0, σ²) ‖ N(0, 1)) = δ > 0: ln x − x + c = 0 with c = 2δ + 1.
+@partial(jax.custom_jvp, nondiff_argnums=(1,))
+def onto_contour(v: Array, delta: float) -> Array:
+    """The point w = k·v, k > 0, at which KL(N(μ, σ²) ‖ N(0, 1)) = δ with (μ, ln σ²) = w.
 
-    The smaller is found in u = ln x, the larger in x: the left side changes sign on −c … 0, and on 1 … 4c.
+    The KL rises along the ray, so halving finds k: it is 0 at the near end, and at least δ at |w| = 2δ + 2, since it
+    is at least (|w| − 1)/2 wherever |w| ≥ 2.
+
+    Args:
+        v: numbers other than (0, 0), shape (2, …).
+        delta: nats, above 0.
     """
-    from scipy.optimize import brentq
+    unit = v / jnp.hypot(*v)
 
-    c = 2 * delta + 1
-    log_low = brentq(lambda u: u - math.exp(u) + c, -c, 0.0, xtol=1e-300, rtol=1e-15)
-    high = brentq(lambda x: math.log(x) - x + c, 1.0, 4 * c, xtol=1e-300, rtol=1e-15)
-    return math.exp(log_low), high
+    def halve(_: int, ends: tuple[Array, Array]) -> tuple[Array, Array]:
+        low, high = ends
+        middle = (low + high) / 2
+        below = _kl_from_standard(middle * unit) < delta
+        return jnp.where(below, middle, low), jnp.where(below, high, middle)
+
+    near = jnp.zeros_like(unit[0])
+    low, high = jax.lax.fori_loop(0, 64, halve, (near, near + 2 * delta + 2))
+    return (low + high) / 2 * unit
+
+
+@onto_contour.defjvp
+def _onto_contour_jvp(delta: float, primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+    """KL(k·v) = δ, differentiated: w moves by k·dv, less what leads off the contour, taken off along the ray."""
+    (v,), (dv,) = primals, tangents
+    w = onto_contour(v, delta)
+    normal = jnp.stack([w[0], jnp.expm1(w[1]) / 2])
+    moved = jnp.hypot(*w) / jnp.hypot(*v) * dv
+    return w, moved - w * (normal * moved).sum(0) / (normal * w).sum(0)
+
+
+def _kl_from_standard(w: Array) -> Array:
+    """KL(N(μ, σ²) ‖ N(0, 1)) for w = (μ, ln σ²), shape (2, …)."""
+    mean, log_variance = w
+    return (jnp.square(mean) + jnp.expm1(log_variance) - log_variance) / 2
+
+
+def _above(delta: float) -> float:
+    """δ and a margin for what rounding μ and σ to single precision takes off."""
+    return ((1 + 1e-6) * math.sqrt(delta) + 1e-6) ** 2
 
 
 def _positive_diagonal(ratio_bnd: Array) -> Array:
