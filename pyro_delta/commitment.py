@@ -58,6 +58,20 @@ class Commitment:
     cap_nats: float | None = None
 
     @property
+    def sentence(self) -> str:
+        """What is committed, in a sentence."""
+        if self.nats is None:
+            return f"not certified: {self.known_by}"
+        if self.throughout is None:
+            return f"not certified: the prior learns, with no floor for this guide; {self.nats:.6g} nats as it starts"
+        of = (
+            " in the mean over a batch, in training mode, and of no single datum,"
+            if self.guarantee == IN_THE_MEAN
+            else ""
+        )
+        return f"δ = {self.throughout:.6g} nats{of} {self.way}: {self.known_by}"
+
+    @property
     def way(self) -> str:
         """How it is certified, in short: by formula, by type, by probing and up to which nats, or not at all."""
         if self.certified_by is None:

@@ -56,6 +56,7 @@ class Case:
         place: position of every number, of the event shape.
         order: rank of every number, of the event shape.
         group_place: (G,) the first position of each group of numbers.
+        in_the_mean: whether what is committed is a mean over a batch in training mode, such as by batch statistics.
     """
 
     def __init__(
@@ -69,6 +70,7 @@ class Case:
         starts = getattr(getattr(vae.model, "prior", None), "starts", None)
         self.starts: Tensor | None = None if starts is None else starts.cpu()
         self.place, self.order = torch.from_numpy(spec.places().copy()), torch.from_numpy(spec.order().copy())
+        self.in_the_mean = False
         groups = int(self.order.max()) + 1
         self.group_place = torch.from_numpy(_least_place(self.place, self.order, groups))
 

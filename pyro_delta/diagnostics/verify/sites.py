@@ -163,7 +163,7 @@ def _one_by_one(case: Case) -> Found:
     x = case.data(max(*case.sizes, COUNT))
     z = case.latents(x)
     for mode, vae in _modes(case):
-        if mode == MODES[1] and _noisy(case, vae, x[:COUNT], first(z, COUNT)):
+        if mode == MODES[1] and (case.in_the_mean or _noisy(case, vae, x[:COUNT], first(z, COUNT))):
             continue
         alone = [_run(case, vae, x[i : i + 1], {name: v[i : i + 1] for name, v in z.items()}) for i in range(COUNT)]
         for size in sorted({COUNT, *case.sizes}):
@@ -197,7 +197,7 @@ def _in_both_modes(case: Case) -> Found:
         found = _run(case, training, case.x, z, seed)
         for part, whose in (("model", "prior"), ("guide", "posterior")):
             for name, site in found[part].items():
-                if site.observed:
+                if site.observed or (case.in_the_mean and part == "guide"):
                     continue
                 there = plain[part][name]
                 if (one := title_of(there.fn)) != (other := title_of(site.fn)):
