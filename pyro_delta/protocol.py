@@ -194,7 +194,8 @@ class Guide(Protocol):
     """q(z | x), built as `Object(spec, prior, **options)`.
 
     Optional: `start_from(x)`, to be initialised by data. `committed_rate(prior)`, δ in nats of its own family, if that
-    is not independent over steps and dimensions.
+    is not independent over steps and dimensions; with it `guarantee`, one of `pyro_delta.families.Guarantee`, if δ does
+    not bound the KL of every datum from below.
 
     Attributes:
         causality: of `CAUSALITIES`.

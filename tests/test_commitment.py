@@ -110,6 +110,45 @@ def test_what_no_formula_knows(found: Callable[[], Commitment], known_by: str) -
     assert known.known_by.startswith(known_by)
 
 
+class Mixture(GaussianAR1):
+    """With a weight of 1e-6 on a Gaussian far away, whose KL is then 13.8 nats."""
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        far = dist.Normal(40.0, 0.5).log_prob(value).sum((-1, -2))
+        parts = [math.log1p(-1e-6) + super().log_prob(value), math.log(1e-6) + far]
+        return torch.stack(parts).logsumexp(0)
+
+
+LONG = torch.full((4,), 0.9)
+
+
+@pytest.mark.parametrize(
+    ("found", "nats", "way", "guarantee"),
+    [
+        (lambda: plain(GaussianAR1(LONG, 32)), 38.92, "by formula", "every datum, at least"),
+        (lambda: plain(CORRELATED, q=mean_field(1, 8)), CORRELATED_RATE, "by type", "every datum, at least"),
+        (lambda: plain(mean_field(1, 4, 2)), 0.0, "by type", "every datum, at least"),
+        (lambda: plain(Own(ALPHA, 4)), RATE, "by probing, up to 27 nats", "every datum, at least"),
+        (lambda: plain(Mixture(LONG, 32), q=mean_field(1, 32, 4)), 13, "by probing, up to 13 nats",
+         "every datum, at least"),
+        (lambda: commitment({"a": (mean_field(1, 32, 4), Mixture(LONG, 32)), "b": (mean_field(1, 4, 2), AR1),
+                             "c": (mean_field(1, 4, 2), Own(ALPHA, 4))}, learns=False),
+         13 + 2 * RATE, "by probing, up to 13 nats", "every datum, at least"),
+        (lambda: plain(AR1, formula=lambda prior: 1.25), 1.25, "by formula", "every datum, at least"),
+        (lambda: plain(AR1, formula=lambda prior: 1.25, guarantee="mean over the data"), 1.25, "by formula",
+         "mean over the data"),
+        (lambda: plain(dist.StudentT(5.0, torch.zeros(4, 2)).to_event(2)), None, "not certified", None),
+    ],
+)  # fmt: skip
+def test_by_what_it_is_certified(
+    found: Callable[[], Commitment], nats: float | None, way: str, guarantee: str | None
+) -> None:
+    known = found()
+    assert known.nats == (None if nats is None else pytest.approx(nats, abs=1e-2))
+    assert (known.way, known.guarantee) == (way, guarantee)
+    assert (known.certified_by is None) == (known.nats is None)
+
+
 @pytest.mark.parametrize("value", [math.nan, math.inf, -1.0, "much", None, torch.ones(2)])
 def test_claims_that_are_no_rates(value: Any) -> None:
     with pytest.raises(UserError, match=r"committed_rate of the guide gives .*; it must be a finite number of nats"):

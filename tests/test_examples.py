@@ -61,7 +61,7 @@ def test_examples_with_a_picture(name: str, tmp_path: Path, capsys: pytest.Captu
 def test_own_data(capsys: pytest.CaptureFixture[str]) -> None:
     run("own_data.py", steps=3)
     shown = capsys.readouterr().out
-    assert "δ = 4 nats, certified" in shown
+    assert "δ = 4 nats by formula" in shown
     assert "anti-causal; z_1 sees 24 of 24 positions" in shown
     assert re.search(r"rate ≥ δ, as guaranteed +yes", shown)
 

@@ -588,7 +588,7 @@ def test_directions_are_learned_at_a_constant_rate(cls: type) -> None:
             pyro.sample("z", cls(loc / loc.norm(dim=-1, keepdim=True), 20.0))
 
     svi = SVI(model, guide, pyro.optim.Adam({"lr": 0.1}), TraceMeanField_ELBO())
-    for _ in range(40):
+    for _ in range(60):
         svi.step()
     loc = torch.nn.functional.normalize(pyro.param("loc").detach(), dim=-1)
     assert ((loc * data).sum(-1) > 0.95).all()

@@ -198,9 +198,7 @@ def test_doctor_takes_a_file_of_numpyro(tmp_path: Path) -> None:
     code, out, err = call("doctor", f"{path}:make", "--json")
     assert code == 0, err
     found = json.loads(out)
-    assert found["delta_nats"] == pytest.approx(
-        0.01 - 1 - math.log(0.01), rel=1e-6
-    )  # of two numbers of fixed scale 0.1
+    assert found["delta_nats"] == pytest.approx(0.01 - 1 - math.log(0.01), rel=1e-6)  # both of scale 0.1
     assert found["delta_guarantee"] == "every datum, at least"
     assert found["n_images"] == 30
     assert found["rate_nats_mean"] > 2
