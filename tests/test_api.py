@@ -334,7 +334,7 @@ def test_data_of_ones_own_are_judged_in_the_place_of_the_runs(digits: Run) -> No
     assert pyro_delta.evaluate(digits, data=data)["n_images"] == 20
     assert pyro_delta.check(digits, data=data, split="validation").numbers["n_images"] == 20
     one = Splits(digits.spec, few, few, Split(few.x[:1]))
-    with pytest.raises(UserError, match="there is 1 datum; to shuffle latents takes 2 or more"):
+    with pytest.raises(UserError, match="there is 1 datum; to compare latents takes 4"):
         pyro_delta.check(digits, data=one)
 
 

@@ -11,6 +11,7 @@ from pyro_delta.data.splits import SPLITS, Split
 from pyro_delta.data.tensors import as_split, labels_of
 from pyro_delta.diagnostics import bounds
 from pyro_delta.diagnostics.diagnose import Diagnosis, diagnosed
+from pyro_delta.diagnostics.told import TOLD_IMAGES, TOLD_SAMPLES
 from pyro_delta.diagnostics.trace import runs
 from pyro_delta.errors import UserError, unknown_name
 from pyro_delta.inference.run import Run, load
@@ -76,6 +77,8 @@ def diagnose(
     params: Mapping[str, Any] | None = None,
     particles: int = 25,
     weighed: int = 200,
+    told_samples: int = TOLD_SAMPLES,
+    told_images: int = TOLD_IMAGES,
     seed: int = 0,
     advance: Advance = bounds.ignore,
 ) -> Diagnosis:
@@ -97,11 +100,13 @@ def diagnose(
         params: of a NumPyro model and guide that are functions, such as `svi.get_params(state)`; {} if there are none.
         particles: K of the importance-weighted bound, and of k̂; 1 leaves them out.
         weighed: data, from the start, that this bound is of.
-        seed: of posterior samples and of the shuffle.
-        advance: called with the number of data just done; all data are seen twice.
+        told_samples: M of what z tells the decoder, which can show at most ln M nats.
+        told_images: random data that it is of.
+        seed: of posterior samples, of the shuffle and of the random data.
+        advance: called with the number of data just done: all data twice, and the passes of what z tells.
 
     Raises:
-        UserError: if the programs cannot be run on the data, or there are fewer than two data.
+        UserError: if the programs cannot be run on the data, or there are fewer than four data.
     """
     vae = _pair(model, guide, params)
     if hasattr(data, "test") and hasattr(data, "train"):
@@ -116,6 +121,8 @@ def diagnose(
         spec=spec,
         particles=particles,
         weighed=weighed,
+        told_samples=told_samples,
+        told_images=told_images,
         seed=seed,
         advance=advance,
     )

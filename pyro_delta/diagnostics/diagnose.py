@@ -21,16 +21,9 @@ from pyro_delta.diagnostics.bounds import (
     summarise,
 )
 from pyro_delta.diagnostics.importance import importance_bound, importance_weights
+from pyro_delta.diagnostics.told import TOLD_IMAGES, TOLD_SAMPLES, group_sizes, told
 from pyro_delta.diagnostics.trace import committed
-from pyro_delta.diagnostics.usage import (
-    floor_holds,
-    information,
-    least_gap,
-    needed_gap,
-    probe,
-    shuffled_gap,
-)
-from pyro_delta.errors import UserError
+from pyro_delta.diagnostics.usage import LEAST_TOLD, floor_holds, information, least_told, probe, shuffled_gap
 from pyro_delta.protocol import Advance, Spec, Split
 from pyro_delta.rate import ar1_committed_rate
 from pyro_delta.vae import VAE
@@ -39,8 +32,12 @@ Verdict = Literal["diverged", "floor broken", "collapsed", "nothing told", "guid
 
 SMALL_FLOOR = 0.1
 """Nats: a floor below it is none."""
+SMALL_RATE = 0.5
+"""Nats: a posterior whose mean rate is below it, and that tells nothing, has collapsed."""
 LARGE_GAP = 0.1
 """Part of the rate by which −ELBO may exceed the importance-weighted bound before the guide is said to fit badly."""
+OVERCONFIDENT = 0.7
+"""τ below which the decoder is said to take z for more reliable than it is."""
 ADVICE: dict[Verdict, str] = {
     "diverged": (
         "The numbers are not finite: training diverged; train again with a lower learning rate, or clip gradients."
@@ -51,15 +48,15 @@ ADVICE: dict[Verdict, str] = {
     ),
     "collapsed": "The posterior has collapsed and no floor prevents it: {mend}.",
     "nothing told": (
-        "The floor of {delta:.4g} nats is met, but the latents tell nothing of the data: start the guide from data "
-        "(means of deviation 1), let it learn more slowly than the model, or take a prior with fewer dimensions and a "
-        "larger α."
+        "Nothing shows that z tells the decoder of the data (at least {told:.2g} nats, calibrated, 99 % bound), though "
+        "{though}: start the guide from data (means of deviation 1), let it learn more slowly than the model, or take "
+        "a prior with fewer dimensions and a larger α."
     ),
     "guide fits badly": (
         "The latents are used, but the guide fits the model's posterior badly (k̂ {k_hat:.2f}, −ELBO {gap:.3g} nats "
         "above the importance-weighted bound): stop earlier if it overfits, or give it a richer network or family."
     ),
-    "used": "The latents are used{floor}.",
+    "used": "The latents are used{floor}{tau}.",
 }
 """Verdict → the sentence of advice, the first whose case is met."""
 
@@ -122,6 +119,8 @@ def diagnosed(
     spec: Spec | None = None,
     particles: int = 25,
     weighed: int = 200,
+    told_samples: int = TOLD_SAMPLES,
+    told_images: int = TOLD_IMAGES,
     seed: int = 0,
     advance: Advance = ignore,
 ) -> Diagnosis:
@@ -134,14 +133,15 @@ def diagnosed(
         spec: of the data; without it bits are per number that the model observes.
         particles: K of the importance-weighted bound, and of k̂; 1 leaves them out.
         weighed: data, from the start, that this bound is of.
-        seed: of posterior samples and of the shuffle.
-        advance: called with the number of data just done; all data are seen twice.
+        told_samples: M of what z tells, which can show at most ln M.
+        told_images: random data that it is of.
+        seed: of posterior samples, of the shuffle and of the random data.
+        advance: called with the number of data just done: all data twice, and `told_passes`.
 
     Raises:
-        UserError: if the programs cannot be run on the data, or there are fewer than two data.
+        UserError: if the programs cannot be run on the data, or there are fewer than four data.
     """
-    if len(split) < 2:
-        raise UserError(f"there is {len(split)} datum; to shuffle latents takes 2 or more.")
+    group_sizes(len(split), told_samples, told_images)  # refused before any work is done
     encoding = encode(vae, split, seed=seed, advance=advance)
     known, unit = committed(vae, split), Unit.of(spec, encoding.scored)
     numbers: Line = summarise(encoding, unit, known.nats) | standard_errors(encoding, unit)
@@ -157,12 +157,18 @@ def diagnosed(
         numbers |= _importance(vae, split, encoding, unit, particles, weighed, seed)
     gap = shuffled_gap(vae, split, encoding, seed=seed, advance=advance)
     numbers["shuffled_gap_nats"], numbers["shuffled_gap_se"] = gap.mean().item(), standard_error(gap)
-    numbers["mutual_information_nats"], numbers["mutual_information_cap_nats"] = information(vae, split, encoding)
-    numbers["probe_accuracy"] = probe(vae, split, encoding, fit, seed)
-    numbers["latents_used"] = least_gap(numbers) > needed_gap(numbers)
+    numbers |= told(vae, split, encoding, samples=told_samples, images=told_images, seed=seed, advance=advance)
+    numbers |= information(vae, split, encoding) | probe(vae, split, encoding, fit, seed)
+    numbers["latents_used"] = least_told(numbers) > LEAST_TOLD
     verdict = judge(numbers)
     advice = advise(verdict, numbers, {name: tuple(value.shape[1:]) for name, value in encoding.z.items()})
     return Diagnosis(numbers, verdict, advice, getattr(spec, "unit", "bits/number"))
+
+
+def told_passes(count: int, samples: int = TOLD_SAMPLES, images: int = TOLD_IMAGES) -> int:
+    """Passes of the decoder that `diagnosed` makes to see what z tells, of a split of `count` data."""
+    size, groups = group_sizes(count, samples, images)
+    return groups * size * size
 
 
 def _importance(
@@ -184,12 +190,13 @@ def _importance(
 
 def judge(numbers: Mapping[str, Any]) -> Verdict:
     """The first verdict of `ADVICE` whose case is met."""
-    if not all(math.isfinite(numbers[key]) for key in ("rate_nats_mean", "distortion_nats", "shuffled_gap_nats")):
+    if not all(math.isfinite(numbers[key]) for key in ("rate_nats_mean", "distortion_nats")):
         return "diverged"
     if numbers["floor_holds"] is False:
         return "floor broken"
     if not numbers["latents_used"]:
-        return "collapsed" if (numbers["delta_nats"] or 0.0) < SMALL_FLOOR else "nothing told"
+        small = (numbers["delta_nats"] or 0.0) < SMALL_FLOOR and numbers["rate_nats_mean"] < SMALL_RATE
+        return "collapsed" if small else "nothing told"
     bad_tail = (numbers.get("k_hat_median") or 0.0) > 0.7
     if bad_tail and numbers["iw_gap_nats"] > LARGE_GAP * max(numbers["rate_nats_mean"], 1.0):
         return "guide fits badly"
@@ -200,6 +207,7 @@ def advise(verdict: Verdict, numbers: Mapping[str, Any], events: Mapping[str, tu
     """The sentence of advice, with the numbers in it; `events` holds the shape of each latent site."""
     delta = numbers["delta_nats"] or 0.0
     floor = "" if delta < SMALL_FLOOR else f", and no posterior of this family can fall below {delta:.4g} nats"
+    met, tau = f"the floor of {delta:.4g} nats is met", numbers["told_tau"]
     return ADVICE[verdict].format(
         least=numbers["rate_nats_min"],
         delta=delta,
@@ -207,6 +215,9 @@ def advise(verdict: Verdict, numbers: Mapping[str, Any], events: Mapping[str, tu
         gap=numbers.get("iw_gap_nats", math.nan),
         mend=_floors(events) if verdict == "collapsed" else "",
         floor=floor,
+        told=max(0.0, least_told(numbers)),
+        though=f"the rate is {numbers['rate_nats_mean']:.3g} nats" if delta < SMALL_FLOOR else met,
+        tau=f"; the decoder is overconfident in z (τ = {tau:.2g})" if tau < OVERCONFIDENT else "",
     )
 
 
@@ -241,7 +252,8 @@ def failure(numbers: Mapping[str, Any]) -> str | None:
         )
     if not numbers["latents_used"]:
         reasons.append(
-            f"the latents are not used: another datum's latents cost at least {least_gap(dict(numbers)):.3g} nats "
-            f"(99 % bound), not more than {needed_gap(dict(numbers)):.3g}"
+            f"the latents are not shown to be used: they tell the decoder at least "
+            f"{max(0.0, least_told(numbers)):.2g} nats "
+            f"(calibrated, 99 % bound), not more than {LEAST_TOLD:g}"
         )
     return f"check failed: {'; and '.join(reasons)}." if reasons else None
