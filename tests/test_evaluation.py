@@ -185,9 +185,13 @@ def test_importance_bound_is_tighter_than_the_elbo_in_chunks_of_any_size(batch: 
     assert bound.shape == (20,)
     assert bound.dtype == torch.float64
     assert bound.mean() < elbo.mean() - 1
-    numbers = evaluate(vae, Split(images, None), particles=50, images=6)
-    assert numbers["iw_images"] == 6
-    assert numbers["n_images"] == 20
+    numbers = evaluate(vae, Split(images, None), particles=50)
+    assert numbers["iw_images"] == numbers["n_images"] == 20
+    assert numbers["iw_neg_elbo_bpd"] == pytest.approx(numbers["neg_elbo_bpd"], rel=1e-12)
+    paired = encode(vae, images)
+    gap = paired.rate + paired.distortion - importance_bound(importance_weights(vae, images, 50))
+    assert numbers["iw_gap_nats"] == pytest.approx(gap.mean().item(), rel=1e-9)
+    assert numbers["iw_gap_nats_se"] == pytest.approx(standard_error(gap), rel=1e-9)
 
 
 def test_importance_bound_nears_the_exact_evidence() -> None:
@@ -369,6 +373,29 @@ def test_probe_on_separable_latents_and_on_one_class() -> None:
     assert probe_accuracy(z, labels, z * math.nan, labels) is None
 
 
+def test_the_family_is_read_off_every_batch() -> None:
+    """A guide that is correlated in its last batch alone commits what no formula of independent ones says."""
+
+    class Changing(Reader):
+        def forward(self, x: Tensor) -> Tensor:
+            q = self.posterior(x)
+            if len(x) == 20:
+                flat = dist.MultivariateNormal(q.mean.flatten(1), 0.01 * torch.eye(16))
+                q = dist.TransformedDistribution(flat, dist.transforms.ReshapeTransform((16,), (4, 4)))
+            with pyro.plate("data", len(x)):
+                return pyro.sample("z", q)
+
+    vae, images = readable_programs(), random_images(120)
+    assert evaluate(vae, images)["delta_nats"] > 0
+    vae.guide = Changing(0.1)
+    encoding = encode(vae, images)
+    assert encoding.families["z"] == {"Independent(Normal)", "TransformedDistribution(MultivariateNormal)"}
+    assert not encoding.mean_field
+    numbers = check(vae, images).numbers
+    assert numbers["delta_nats"] is numbers["floor_holds"] is None
+    assert numbers["delta_known_by"].startswith("posteriors of 'z' are Independent(Normal) and TransformedDistribution")
+
+
 def test_delta_is_that_of_the_prior() -> None:
     alpha_d = np.array([0.5, 0.6, 0.7, 0.8], dtype=np.float32).astype(np.float64)
     expected = 0.5 * (2 * np.log1p(alpha_d**2) - np.log1p(-(alpha_d**2))).sum()
@@ -378,5 +405,8 @@ def test_delta_is_that_of_the_prior() -> None:
 def test_k_hat_of_weights_that_are_alike() -> None:
     alike, tied = torch.full((2, 25), 3.0).double(), torch.tensor([0.0, 1.0]).double().repeat(1, 25)
     assert k_hat(alike).tolist() == [0, 0]
+    rounded = 1e-3 * torch.randn(200, 25).double() - 7000  # what an exact posterior gives in float32
+    assert not k_hat(rounded).any()
+    assert k_hat(torch.randn(200, 25).double()).median() > 0
     assert k_hat(tied).item() == 0
     assert not k_hat(torch.full((1, 25), math.nan).double()).item() < math.inf

@@ -9,9 +9,9 @@ from typing import Any, Literal
 
 from pyro_delta.diagnostics import table
 from pyro_delta.diagnostics.bounds import (
-    Encoding,
     Line,
     Unit,
+    committed_by_all,
     encode,
     flat,
     ignore,
@@ -20,7 +20,8 @@ from pyro_delta.diagnostics.bounds import (
     standard_errors,
     summarise,
 )
-from pyro_delta.diagnostics.importance import importance_bound, importance_weights
+from pyro_delta.diagnostics.control import bought
+from pyro_delta.diagnostics.importance import K_HAT_LIMIT
 from pyro_delta.diagnostics.told import TOLD_IMAGES, TOLD_SAMPLES, group_sizes, told
 from pyro_delta.diagnostics.trace import committed
 from pyro_delta.diagnostics.usage import LEAST_TOLD, floor_holds, information, least_told, probe, shuffled_gap
@@ -121,6 +122,7 @@ def diagnosed(
     weighed: int = 200,
     told_samples: int = TOLD_SAMPLES,
     told_images: int = TOLD_IMAGES,
+    control: VAE | None = None,
     seed: int = 0,
     advance: Advance = ignore,
 ) -> Diagnosis:
@@ -135,15 +137,16 @@ def diagnosed(
         weighed: data, from the start, that this bound is of.
         told_samples: M of what z tells, which can show at most ln M.
         told_images: random data that it is of.
+        control: a model without latents and its guide, to compare with.
         seed: of posterior samples, of the shuffle and of the random data.
-        advance: called with the number of data just done: all data twice, and `told_passes`.
+        advance: called with the number of data just done: all data twice, once more for a control, and `told_passes`.
 
     Raises:
         UserError: if the programs cannot be run on the data, or there are fewer than four data.
     """
     group_sizes(len(split), told_samples, told_images)  # refused before any work is done
     encoding = encode(vae, split, seed=seed, advance=advance)
-    known, unit = committed(vae, split), Unit.of(spec, encoding.scored)
+    known, unit = committed_by_all(committed(vae, split), encoding), Unit.of(spec, encoding.scored)
     numbers: Line = summarise(encoding, unit, known.nats) | standard_errors(encoding, unit)
     numbers["neg_elbo_nats"] = (encoding.rate + encoding.distortion).mean().item()
     numbers["distortion_nats"] = encoding.distortion.mean().item()
@@ -154,7 +157,9 @@ def diagnosed(
     numbers["rate_nats_per_dim"] = None if per_dimension is None else per_dimension.tolist()
     numbers["latent_units"] = flat(encoding.z).shape[1]
     if particles > 1:
-        numbers |= _importance(vae, split, encoding, unit, particles, weighed, seed)
+        numbers |= importance_line(vae, split, encoding, unit, particles, weighed=weighed, seed=seed)
+    if control is not None:
+        numbers |= bought(encoding, control, split, unit, seed=seed, advance=advance)
     gap = shuffled_gap(vae, split, encoding, seed=seed, advance=advance)
     numbers["shuffled_gap_nats"], numbers["shuffled_gap_se"] = gap.mean().item(), standard_error(gap)
     numbers |= told(vae, split, encoding, samples=told_samples, images=told_images, seed=seed, advance=advance)
@@ -171,20 +176,6 @@ def told_passes(count: int, samples: int = TOLD_SAMPLES, images: int = TOLD_IMAG
     return groups * size * size
 
 
-def _importance(
-    vae: VAE, split: Split, encoding: Encoding, unit: Unit, particles: int, weighed: int, seed: int
-) -> Line:
-    """The importance-weighted bound, and how far −ELBO of the same data is above it."""
-    log_weights = importance_weights(vae, split.take(slice(weighed)), particles, seed=seed)
-    bound = importance_bound(log_weights)
-    gap = (encoding.rate + encoding.distortion)[: len(bound)] - bound
-    return importance_line(log_weights, unit) | {
-        "iw_nats": bound.mean().item(),
-        "iw_gap_nats": gap.mean().item(),
-        "iw_gap_nats_se": standard_error(gap),
-    }
-
-
 # --- Verdict and advice ---
 
 
@@ -197,7 +188,7 @@ def judge(numbers: Mapping[str, Any]) -> Verdict:
     if not numbers["latents_used"]:
         small = (numbers["delta_nats"] or 0.0) < SMALL_FLOOR and numbers["rate_nats_mean"] < SMALL_RATE
         return "collapsed" if small else "nothing told"
-    bad_tail = (numbers.get("k_hat_median") or 0.0) > 0.7
+    bad_tail = (numbers.get("k_hat_median") or 0.0) > K_HAT_LIMIT
     if bad_tail and numbers["iw_gap_nats"] > LARGE_GAP * max(numbers["rate_nats_mean"], 1.0):
         return "guide fits badly"
     return "used"
@@ -242,7 +233,7 @@ def _floors(events: Mapping[str, tuple[int, ...]]) -> str:
 
 def failure(numbers: Mapping[str, Any]) -> str | None:
     """Why a `check` fails, in a sentence, or None if it passes."""
-    reasons = []
+    reasons: list[str] = []
     if numbers["floor_holds"] is None:
         reasons.append("the KL or δ has no closed form, so the floor cannot be certified")
     elif not numbers["floor_holds"]:
@@ -252,8 +243,13 @@ def failure(numbers: Mapping[str, Any]) -> str | None:
         )
     if not numbers["latents_used"]:
         reasons.append(
-            f"the latents are not shown to be used: they tell the decoder at least "
+            "the latents are not shown to be used: they tell the decoder at least "
             f"{max(0.0, least_told(numbers)):.2g} nats "
             f"(calibrated, 99 % bound), not more than {LEAST_TOLD:g}"
+        )
+    if numbers.get("finished") is False:
+        reasons.append(
+            f"the training has not come to its end: it has made {numbers['trained_steps']} steps, and these are the "
+            f"{numbers['weights']} weights, of step {numbers['step']}"
         )
     return f"check failed: {'; and '.join(reasons)}." if reasons else None
