@@ -333,6 +333,10 @@ def test_the_best_weights_are_kept_and_used(tmp_path: Path, monkeypatch: pytest.
     numbers = pyro_delta.evaluate(best, images=5)
     assert {key: numbers[key] for key in best.facts} == best.facts
     assert (numbers["weights"], numbers["step"], numbers["finished"]) == ("best", 2, True)
+    assert call("train-prior", tmp_path / "run", "--steps", 1, "--hidden", 4)[0] == 0
+    assert pyro_delta.load(tmp_path / "run", prior="auxiliary").step == 2
+    with pytest.raises(UserError, match=r"was trained for the weights of step 2, not for those of step 4; train it"):
+        pyro_delta.load(tmp_path / "run", prior="auxiliary", weights="last")
     with pytest.raises(UserError, match="unknown weights 'bset'; did you mean 'best'"):
         pyro_delta.load(tmp_path / "run", weights="bset")
 

@@ -79,6 +79,9 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert set(result) >= METRICS
     assert result["split"] == "validation"
     assert result["step"] == 20
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    best = min((line for line in lines if line["split"] == "validation"), key=lambda line: line["neg_elbo_bpd"])
+    assert (result["best_step"], result["best_neg_elbo_bpd"]) == (best["step"], best["neg_elbo_bpd"])
     return folder
 
 

@@ -129,6 +129,8 @@ def _run(trainer: Training, folder: Path, preset: str, resumed: bool, as_json: b
         )
         raise click.exceptions.Exit(130)
     result = summary | {"run": str(folder)}
+    if trainer.best is not None:
+        result |= {f"best_{key}": trainer.best[key] for key in ("step", "neg_elbo_bpd")}
     if as_json:
         print_json(result)
     else:

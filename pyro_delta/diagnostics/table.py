@@ -50,6 +50,8 @@ LABELS = {
     "trained_steps": ("steps of its training", ""),
     "control_trained_steps": ("steps of the control's", ""),
     "finished": ("training came to its end", ""),
+    "best_neg_elbo_bpd": ("best −ELBO of a validation: its weights are used", "bits"),
+    "best_step": ("step of that", ""),
     "train_s": ("training time", "s"),
     "cross_entropy_nats": ("cross entropy of the prior", "nats"),
     "run": ("run", ""),
