@@ -24,8 +24,8 @@ from pyro_delta.config import load_preset, parse_settings
 from pyro_delta.data.images.datasets import Digits
 from pyro_delta.errors import UserError
 from pyro_delta.inference.auxiliary import AuxiliaryTraining, train_prior
+from pyro_delta.inference.provenance import provenance
 from pyro_delta.programs import SHIPPED
-from pyro_delta.provenance import provenance
 from pyro_delta.vae import with_prior
 
 Pair = tuple[str, str]

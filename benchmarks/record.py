@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from pyro_delta.provenance import provenance
+from pyro_delta.inference.provenance import provenance
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")

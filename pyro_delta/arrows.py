@@ -23,7 +23,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("commitment", "data", "vae", "svi", "call"),
     ("rate", "nn", "programs"),
     ("distributions", "validation"),
-    ("protocol", "files", "errors", "limits", "presets", "provenance", ""),
+    ("protocol", "files", "errors", "limits", "presets", ""),
 )
 """From the roof to the cellar; the last name is the package itself, which loads everything lazily."""
 

@@ -43,6 +43,8 @@ SETTINGS = {
     "training.log_every": 2,
     "training.validations": 2,
 }
+QUICK = {"told_samples": 4, "told_images": 16, "weighed": 5}
+"""For a check of which other numbers are looked at."""
 CLOCKS = {"wall_s", "train_s", "images_per_s"}
 FILES = ["checkpoint.pt", "config.json", "events", "metrics.jsonl", "run.json", "samples"]
 
@@ -401,8 +403,8 @@ def test_check_is_the_command(digits: Run) -> None:
     assert found.numbers["floor_holds"] is True
     assert found.numbers["n_images"] == len(digits.data().test)
     assert found.numbers["particles"] == 25
-    assert "iw_bpd" not in pyro_delta.check(digits.folder, particles=1).numbers
-    assert pyro_delta.check(digits, split="train").numbers["n_images"] == len(digits.data().train)
+    assert "iw_bpd" not in pyro_delta.check(digits.folder, particles=1, **QUICK).numbers
+    assert pyro_delta.check(digits, split="train", **QUICK).numbers["n_images"] == len(digits.data().train)
 
 
 def test_data_of_ones_own_are_judged_in_the_place_of_the_runs(digits: Run) -> None:
@@ -424,7 +426,7 @@ def test_what_latents_buy_is_paired_with_a_control(tmp_path: Path) -> None:
     assert run.config.model_dump() == {
         **control.config.model_dump(), "likelihood": run.config.likelihood.model_dump(),
     }  # fmt: skip
-    found = pyro_delta.check(tmp_path / "run", control=tmp_path / "run-control", images=60).numbers
+    found = pyro_delta.check(tmp_path / "run", control=tmp_path / "run-control", images=60, **QUICK).numbers
     chosen = subset(run.data().test, 60, 0)
     ours, theirs = encode(run.vae, chosen), encode(control.vae, chosen)
     for name, gain in (
@@ -437,7 +439,7 @@ def test_what_latents_buy_is_paired_with_a_control(tmp_path: Path) -> None:
     assert (found["n_images"], found["split_images"], found["control_step"]) == (60, 360, control.step)
 
     shorter = train("digits", likelihood__use_latents=False, training__steps=2)
-    advice = pyro_delta.check(run, control=shorter, images=20).advice
+    advice = pyro_delta.check(run, control=shorter, images=20, **QUICK).advice
     assert "Run and control have had different numbers of steps, 4 and 2: part of what lies between them" in advice
     with pytest.raises(UserError, match="the control's decoder changes with z; give a run without latents"):
         pyro_delta.check(run, control=run, images=20)

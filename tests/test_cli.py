@@ -188,7 +188,7 @@ def test_check_prints_its_table_and_fails_unused_latents(trained: Path) -> None:
 def test_check_fails_a_latent_free_run(tmp_path: Path) -> None:
     sets = ("--set", "likelihood.use_latents=false")
     assert call("train", *TINY, *sets, "--steps", 2, "--out", tmp_path / "run")[0] == 0
-    code, out, err = call("check", tmp_path / "run", "--split", "validation", "--json")
+    code, out, err = call("check", tmp_path / "run", "--split", "validation", "--images", 40, "--json")
     assert code == 1
     assert json.loads(out)["shuffled_gap_nats"] == json.loads(out)["told_calibrated_nats"] == 0
     assert err.startswith("pyro-delta: check failed: the latents are not shown to be used")

@@ -14,9 +14,9 @@ from pyro_delta.diagnostics.diagnose import Diagnosis, diagnosed
 from pyro_delta.diagnostics.told import TOLD_IMAGES, TOLD_SAMPLES
 from pyro_delta.diagnostics.trace import runs
 from pyro_delta.errors import UserError, unknown_name
+from pyro_delta.inference.provenance import provenance
 from pyro_delta.inference.run import Run, load
 from pyro_delta.protocol import Advance, Data, Spec
-from pyro_delta.provenance import provenance
 from pyro_delta.vae import VAE
 
 

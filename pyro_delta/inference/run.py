@@ -36,9 +36,9 @@ from pyro_delta.errors import UserError, unknown_name
 from pyro_delta.files import written_whole
 from pyro_delta.inference.auxiliary import AuxiliaryTraining
 from pyro_delta.inference.checkpoint import load_checkpoint, load_weights, save_atomically
+from pyro_delta.inference.provenance import provenance
 from pyro_delta.programs import KINDS, check_copies, find, keep_copies
 from pyro_delta.protocol import Data, Prior, Spec
-from pyro_delta.provenance import provenance
 from pyro_delta.vae import VAE, with_prior
 
 CONFIG, INFO, METRICS, EVENTS, CHECKPOINT, SAMPLES, PROGRAMS, AUXILIARY = (

@@ -9,7 +9,7 @@ from typing import Any
 
 from pyro_delta import __version__
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def provenance() -> dict[str, Any]:
