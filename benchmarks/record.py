@@ -7,6 +7,7 @@ import json
 import multiprocessing
 import os
 import platform
+import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import version
@@ -55,7 +56,7 @@ def save(out: Path, seed: int, rows: Sequence[dict[str, Any]], **more: Any) -> N
     """
     out.parent.mkdir(parents=True, exist_ok=True)
     record = {
-        "command": " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]]),
+        "command": shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]]),
         "seed": seed,
         "machine": machine(),
         **provenance(),

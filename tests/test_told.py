@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pyro_delta.data import Split
 from pyro_delta.diagnostics.bounds import Encoding, encode
-from pyro_delta.diagnostics.told import calibration, contrast, group_sizes, logmeanexp, tempered, told
+from pyro_delta.diagnostics.told import calibration, contrast, group_sizes, tempered, told
 from pyro_delta.diagnostics.usage import least_told, mutual_information
 from pyro_delta.errors import UserError
 from pyro_delta.vae import VAE
@@ -49,7 +49,7 @@ def expected(size: int, likelihood: Tensor = P, tau: float = 1.0) -> float:
     for x, *zs in itertools.product(range(3), repeat=size + 1):
         chance = P_X[x] * Q[x, zs[0]] * math.prod(Q_Z[z] for z in zs[1:])
         critic = tau * likelihood[zs, x].log()
-        total += (chance * (critic[0] - logmeanexp(critic))).item()
+        total += (chance * (critic[0] - critic.exp().mean().log())).item()
     return total
 
 
@@ -142,13 +142,20 @@ def test_several_sites_by_the_double_loop() -> None:
     assert (found["told_samples"], found["told_images"], found["told_judged"]) == (5, 20, 10)
     order = np.random.default_rng([3, 11]).permutation(21)[:20].reshape(4, 5)
     centre = (encoding.z["a"] + encoding.z["b"]).double()
-    terms = []
-    for group in order:
-        for i in group:
-            log_p = [dist.Normal(centre[j], 0.3).log_prob(x[i].double()).sum() for j in group]
-            own = log_p[list(group).index(i)]
-            terms.append(own - torch.stack(log_p).logsumexp(0) + math.log(5))
-    assert found["told_nats"] == pytest.approx(torch.stack(terms).mean().item(), rel=1e-5)
+
+    def by_hand(groups: np.ndarray, tau: float) -> float:
+        terms = []
+        for group in groups:
+            for i in group:
+                log_p = [tau * dist.Normal(centre[j], 0.3).log_prob(x[i].double()).sum() for j in group]
+                terms.append(log_p[list(group).index(i)] - torch.stack(log_p).logsumexp(0) + math.log(5))
+        return torch.stack(terms).mean().item()
+
+    assert found["told_nats"] == pytest.approx(by_hand(order, 1.0), rel=1e-5)
+    tau = found["told_tau"]
+    assert tau < 1
+    assert by_hand(order[:2], tau) > max(by_hand(order[:2], part * tau) for part in (0.9, 1.1))
+    assert found["told_calibrated_nats"] == pytest.approx(by_hand(order[2:], tau), rel=1e-5)
 
 
 def test_a_decoder_that_does_not_hear_z_is_told_exactly_nothing() -> None:
