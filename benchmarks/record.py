@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import os
 import platform
+import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
+from pyro_delta.inference.provenance import provenance
+
+Job = TypeVar("Job")
+Result = TypeVar("Result")
 FOLDER = Path(__file__).parents[1] / "reference" / "benchmarks"
 
 
@@ -21,6 +27,19 @@ def add_common_arguments(parser: argparse.ArgumentParser, name: str) -> None:
     """`--seed` and `--out`."""
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=FOLDER / f"{name}.json", help="where the numbers go")
+
+
+def add_jobs_argument(parser: argparse.ArgumentParser) -> None:
+    """`--jobs`."""
+    parser.add_argument("--jobs", type=int, default=2, metavar="N", help="runs at a time, each a process of one thread")
+
+
+def in_parallel(run: Callable[[Job], Result], jobs: Sequence[Job], processes: int) -> Iterator[Result]:
+    """The results of jobs as they come, each of which runs in a process of one thread."""
+    os.environ["OMP_NUM_THREADS"] = "1"  # for the workers, which are started anew
+    torch.set_num_threads(1)  # as in the workers, for the record
+    with multiprocessing.get_context("spawn").Pool(processes, torch.set_num_threads, (1,)) as pool:
+        yield from pool.imap_unordered(run, jobs)
 
 
 def write(out: Path, seed: int, rows: Sequence[dict[str, Any]], **more: Any) -> None:
@@ -31,15 +50,19 @@ def write(out: Path, seed: int, rows: Sequence[dict[str, Any]], **more: Any) -> 
 
 
 def save(out: Path, seed: int, rows: Sequence[dict[str, Any]], **more: Any) -> None:
-    """Writes the rows, and whatever more, with machine, versions, seed and command."""
+    """Writes the rows, and whatever more, with machine, versions, commit, seed and command.
+
+    Rows of runs that `pyro_delta.check` judged carry the digest of their configuration.
+    """
     out.parent.mkdir(parents=True, exist_ok=True)
     record = {
-        "command": " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]]),
+        "command": shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]]),
         "seed": seed,
         "machine": machine(),
+        **provenance(),
         "versions": {
             "python": platform.python_version(),
-            **{name: version(name) for name in ("pyro-delta", "torch", "pyro-ppl", "jax", "numpyro")},
+            **{name: version(name) for name in ("torch", "pyro-ppl", "jax", "numpyro")},
         },
         "rows": list(rows),
         **more,

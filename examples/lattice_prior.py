@@ -33,7 +33,8 @@ def main(steps: int = 1500, out: Path = Path("lattice_prior.png")) -> None:
     numbers = pyro_delta.check(run).numbers
     print(f"−ELBO {numbers['neg_elbo_bpd']:.3f} bits/dim, KL {numbers['rate_nats_mean']:.2f} nats on average,")
     print(f"{numbers['rate_nats_min']:.4f} at the least, δ {numbers['delta_nats']:.4f};", end=" ")
-    print(f"another image's z costs {numbers['shuffled_gap_nats']:.2f} nats")
+    told, error = numbers["told_calibrated_nats"], numbers["told_calibrated_nats_se"]
+    print(f"z tells the decoder {told:.2f} ± {error:.2f} nats")
     run.spec.show(draw(run.vae, 12, decodings=4), out, columns=12)
     print(f"drawn: {out}")
 

@@ -64,7 +64,8 @@ def main(steps: int = 1500, out: Path = Path("own_guide.png")) -> None:
     numbers = pyro_delta.check(run).numbers
     print(f"−ELBO {numbers['neg_elbo_bpd']:.3f} bits/dim, KL {numbers['rate_nats_mean']:.2f} nats on average,")
     print(f"{numbers['rate_nats_min']:.4f} at the least, δ {numbers['delta_nats']:.4f};", end=" ")
-    print(f"another image's z costs {numbers['shuffled_gap_nats']:.2f} nats")
+    told, error = numbers["told_calibrated_nats"], numbers["told_calibrated_nats_se"]
+    print(f"z tells the decoder {told:.2f} ± {error:.2f} nats")
     data.spec.show(reconstructions(run.vae, data.test.take(slice(12)), 2), out, columns=12)
     print(f"drawn: {out}")
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pyro_delta.api.judge import check, diagnose, evaluate
-    from pyro_delta.api.train import resume, train
+    from pyro_delta.api.train import resume, train, train_control
     from pyro_delta.data.named import load as load_data
     from pyro_delta.diagnostics.diagnose import Diagnosis
     from pyro_delta.diagnostics.verify import verify
@@ -36,6 +36,7 @@ __all__ = [
     "load_data",
     "resume",
     "train",
+    "train_control",
     "verify",
 ]
 
@@ -51,6 +52,7 @@ _PLACES = {
     "load_data": "data.named:load",
     "resume": "api.train:resume",
     "train": "api.train:train",
+    "train_control": "api.train:train_control",
     "verify": "diagnostics.verify:verify",
 }
 

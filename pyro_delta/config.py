@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import tomllib
 from collections.abc import Iterable, Sequence
@@ -291,6 +292,12 @@ def save(config: Config, path: Path) -> None:
     """Writes the configuration as JSON."""
     with written_whole(path) as file:
         file.write((config.model_dump_json(indent=2) + "\n").encode())
+
+
+def digest(config: Config) -> str:
+    """A fingerprint of all settings: the first 16 hexadecimal digits of the SHA-256 of their JSON, keys in order."""
+    text = json.dumps(config.model_dump(mode="json"), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def load(path: Path, folder: Path | None = None) -> Config:

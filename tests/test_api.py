@@ -1,6 +1,7 @@
 """The library from Python: train, resume, load, check and evaluate, with and without a folder; what that imports."""
 
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -14,11 +15,15 @@ from test_inference import SPEC, toy_data
 from torch import Tensor
 
 import pyro_delta
-from pyro_delta.config import Config, load_preset, validate
+from pyro_delta.api.train import control_config
+from pyro_delta.config import Config, digest, load_preset, validate
 from pyro_delta.data import Split, Splits
+from pyro_delta.data.splits import subset
+from pyro_delta.diagnostics.bounds import encode
 from pyro_delta.diagnostics.diagnose import Diagnosis
 from pyro_delta.errors import CheckFailed, UserError
-from pyro_delta.inference.run import Run
+from pyro_delta.inference import training
+from pyro_delta.inference.run import Run, read_config
 
 SETTINGS = {
     "prior.dims": 2,
@@ -38,6 +43,8 @@ SETTINGS = {
     "training.log_every": 2,
     "training.validations": 2,
 }
+QUICK = {"told_samples": 4, "told_images": 16, "weighed": 5}
+"""For a check of which other numbers are looked at."""
 CLOCKS = {"wall_s", "train_s", "images_per_s"}
 FILES = ["checkpoint.pt", "config.json", "events", "metrics.jsonl", "run.json", "samples"]
 
@@ -296,6 +303,74 @@ def test_an_auxiliary_prior_stands_in_for_the_models(tmp_path: Path) -> None:
     assert (found["delta_nats"], tighter["delta_nats"]) == (pytest.approx(3.0, rel=1e-6), None)
 
 
+# --- Which weights ---
+
+
+def test_the_best_weights_are_kept_and_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Validation is made to say that the first of two was the better one."""
+    judged: list[dict[str, Tensor]] = []
+    encode, summarise = training.encode, training.summarise
+
+    def seen(vae: Any, split: Split) -> Any:
+        judged.append({name: value.clone() for name, value in vae.state_dict().items()})
+        return encode(vae, split)
+
+    monkeypatch.setattr(training, "encode", seen)
+    monkeypatch.setattr(training, "summarise", lambda *given: summarise(*given) | {"neg_elbo_bpd": float(len(judged))})
+    run = train("digits", out=tmp_path / "run", auxiliary__enabled=True, auxiliary__hidden=4)
+    best, last = (pyro_delta.load(tmp_path / "run", weights=which) for which in ("best", "last"))
+    assert len(judged) == 2
+    for found, expected in ((run, judged[0]), (best, judged[0]), (last, judged[1])):
+        torch.testing.assert_close(dict(found.vae.state_dict()), expected, rtol=0, atol=0)
+    assert [(r.weights, r.step, r.trained_steps, r.finished) for r in (run, best, last)] == [
+        ("best", 2, 4, True), ("best", 2, 4, True), ("last", 4, 4, True),
+    ]  # fmt: skip
+    auxiliary = [pyro_delta.load(tmp_path / "run", prior="auxiliary", weights=which) for which in ("best", "last")]
+    state = torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)
+    kept = state["best"]["auxiliary"], state["auxiliary"]["average"]
+    name = "network.lstm.weight_hh_l0"
+    assert torch.equal(auxiliary[0].vae.model.prior.state_dict()[name], kept[0][name])
+    assert torch.equal(auxiliary[1].vae.model.prior.state_dict()[name], kept[1][f"module.{name}"])
+    assert not torch.equal(kept[0][name], kept[1][f"module.{name}"])
+    numbers = pyro_delta.evaluate(best, images=5)
+    assert {key: numbers[key] for key in best.facts} == best.facts
+    assert (numbers["weights"], numbers["step"], numbers["finished"]) == ("best", 2, True)
+    assert call("train-prior", tmp_path / "run", "--steps", 1, "--hidden", 4)[0] == 0
+    assert pyro_delta.load(tmp_path / "run", prior="auxiliary").step == 2
+    with pytest.raises(UserError, match=r"was trained for the weights of step 2, not for those of step 4; train it"):
+        pyro_delta.load(tmp_path / "run", prior="auxiliary", weights="last")
+    with pytest.raises(UserError, match="unknown weights 'bset'; did you mean 'best'"):
+        pyro_delta.load(tmp_path / "run", weights="bset")
+
+
+def test_without_validations_the_last_weights_are_those(tmp_path: Path) -> None:
+    run = train("digits", out=tmp_path / "run", training__validations=0)
+    for found in (run, pyro_delta.load(tmp_path / "run")):
+        assert (found.weights, found.step) == ("last", 4)
+
+
+def test_what_goes_with_every_number(digits: Run) -> None:
+    assert digits.folder is not None
+    facts = digits.facts
+    assert facts["config_digest"] == digest(digits.config) == digest(read_config(digits.folder))
+    assert facts["config_digest"] != digest(load_preset("digits"))
+    assert facts["version"] == pyro_delta.__version__
+    info = json.loads((digits.folder / "run.json").read_text())
+    assert {key: info[key] for key in ("version", "commit", "config_digest")} == {
+        key: facts[key] for key in ("version", "commit", "config_digest")
+    }
+    root = Path(__file__).parents[1]
+    if (root / ".git").exists():
+        head = subprocess.run(["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
+        assert str(facts["commit"]).removesuffix("-dirty") == head.stdout.strip()
+
+
+def test_a_run_made_longer_has_the_digest_of_what_it_is(tmp_path: Path) -> None:
+    train("digits", out=tmp_path / "run", training__steps=2)
+    longer = pyro_delta.resume(tmp_path / "run", {"training.steps": 3}, device="cpu")
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["config_digest"] == longer.facts["config_digest"]
+
+
 # --- check and evaluate ---
 
 
@@ -307,8 +382,12 @@ def test_evaluate_is_the_command(digits: Run) -> None:
     for run in (digits, digits.folder, str(digits.folder)):
         found = pyro_delta.evaluate(run, particles=3, images=10, advance=seen.append)
         assert {key: numbers[key] for key in found} == pytest.approx(found)
-    assert numbers.keys() - found.keys() == {"split", "unit"}
-    assert sum(seen) == 3 * (len(digits.data().test) + 10)
+    assert numbers.keys() - found.keys() == {"unit"}
+    assert sum(seen) == 3 * (10 + 10)
+    assert (found["n_images"], found["iw_images"], found["split_images"], found["seed"]) == (10, 10, 360, 0)
+    assert found["iw_neg_elbo_bpd"] == pytest.approx(found["neg_elbo_bpd"], rel=1e-9)
+    others = pyro_delta.evaluate(digits, images=10, seed=1)
+    assert others["distortion_bpd"] != found["distortion_bpd"]
     other = pyro_delta.evaluate(digits, split="validation")
     assert other["n_images"] == len(digits.data().validation)
     assert other["neg_elbo_bpd"] == pytest.approx(digits.metrics[-1]["neg_elbo_bpd"], rel=1e-6)
@@ -324,8 +403,8 @@ def test_check_is_the_command(digits: Run) -> None:
     assert found.numbers["floor_holds"] is True
     assert found.numbers["n_images"] == len(digits.data().test)
     assert found.numbers["particles"] == 25
-    assert "iw_bpd" not in pyro_delta.check(digits.folder, particles=1).numbers
-    assert pyro_delta.check(digits, split="train").numbers["n_images"] == len(digits.data().train)
+    assert "iw_bpd" not in pyro_delta.check(digits.folder, particles=1, **QUICK).numbers
+    assert pyro_delta.check(digits, split="train", **QUICK).numbers["n_images"] == len(digits.data().train)
 
 
 def test_data_of_ones_own_are_judged_in_the_place_of_the_runs(digits: Run) -> None:
@@ -334,8 +413,47 @@ def test_data_of_ones_own_are_judged_in_the_place_of_the_runs(digits: Run) -> No
     assert pyro_delta.evaluate(digits, data=data)["n_images"] == 20
     assert pyro_delta.check(digits, data=data, split="validation").numbers["n_images"] == 20
     one = Splits(digits.spec, few, few, Split(few.x[:1]))
-    with pytest.raises(UserError, match="there is 1 datum; to shuffle latents takes 2 or more"):
+    with pytest.raises(UserError, match="there is 1 datum; to compare latents takes 4"):
         pyro_delta.check(digits, data=one)
+
+
+def test_what_latents_buy_is_paired_with_a_control(tmp_path: Path) -> None:
+    run = train("digits", out=tmp_path / "run")
+    control = pyro_delta.train_control(run, device="cpu")
+    assert control.folder == tmp_path / "run-control"
+    assert control.config.likelihood.options["use_latents"] is False
+    assert (control.trained_steps, control.config.training.seed) == (run.trained_steps, run.config.training.seed)
+    assert run.config.model_dump() == {
+        **control.config.model_dump(), "likelihood": run.config.likelihood.model_dump(),
+    }  # fmt: skip
+    found = pyro_delta.check(tmp_path / "run", control=tmp_path / "run-control", images=60, **QUICK).numbers
+    chosen = subset(run.data().test, 60, 0)
+    ours, theirs = encode(run.vae, chosen), encode(control.vae, chosen)
+    for name, gain in (
+        ("bought_nats", theirs.distortion - ours.distortion),
+        ("net_bought_nats", theirs.distortion - ours.distortion - ours.rate),
+    ):
+        assert found[name] == pytest.approx(gain.mean().item(), rel=1e-9)
+        assert found[f"{name}_se"] == pytest.approx(gain.std().item() / 60**0.5, rel=1e-9)
+    assert found["control_bpd"] == pytest.approx(theirs.distortion.mean().item() / (64 * math.log(2)), rel=1e-9)
+    assert (found["n_images"], found["split_images"], found["control_step"]) == (60, 360, control.step)
+
+    shorter = train("digits", likelihood__use_latents=False, training__steps=2)
+    advice = pyro_delta.check(run, control=shorter, images=20, **QUICK).advice
+    assert "Run and control have had different numbers of steps, 4 and 2: part of what lies between them" in advice
+    with pytest.raises(UserError, match="the control's decoder changes with z; give a run without latents"):
+        pyro_delta.check(run, control=run, images=20)
+    other = train("digits", likelihood__use_latents=False, training__steps=2, data__seed=1)
+    with pytest.raises(UserError, match=r"the control was trained on .*data.seed=1, the run on .*data.seed=0"):
+        pyro_delta.check(run, control=other, images=20)
+
+
+def test_a_likelihood_that_knows_no_control_says_so() -> None:
+    config = load_preset("digits")
+    options = {key: value for key, value in config.likelihood.options.items() if key != "use_latents"}
+    own = config.model_copy(update={"likelihood": config.likelihood.model_copy(update={"options": options})})
+    with pytest.raises(UserError, match="'gated_pixelcnn' has no option use_latents, by which a control would be made"):
+        control_config(own, 3)
 
 
 @pytest.mark.parametrize("judge", [pyro_delta.check, pyro_delta.evaluate])

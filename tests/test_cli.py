@@ -20,6 +20,7 @@ from PIL import Image
 
 from pyro_delta.cli import COMMANDS, main
 from pyro_delta.data import load as load_data
+from pyro_delta.data.splits import subset
 from pyro_delta.diagnostics.bounds import evaluate
 from pyro_delta.inference import recorder as records
 from pyro_delta.inference import run as runs
@@ -78,6 +79,9 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert set(result) >= METRICS
     assert result["split"] == "validation"
     assert result["step"] == 20
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    best = min((line for line in lines if line["split"] == "validation"), key=lambda line: line["neg_elbo_bpd"])
+    assert (result["best_step"], result["best_neg_elbo_bpd"]) == (best["step"], best["neg_elbo_bpd"])
     return folder
 
 
@@ -105,7 +109,9 @@ def test_run_folder_holds_everything(trained: Path) -> None:
     assert config["training"]["steps"] == 20
     assert config["training"]["minutes"] is None
     assert config["prior"]["rate_nats"] == 4
-    assert set(json.loads((trained / "run.json").read_text())) == {"format", "preset", "spec", "versions", "programs"}
+    assert set(json.loads((trained / "run.json").read_text())) == {
+        "format", "preset", "spec", "version", "commit", "config_digest", "versions", "programs",
+    }  # fmt: skip
 
 
 def test_evaluate_agrees_with_the_library(trained: Path) -> None:
@@ -113,17 +119,18 @@ def test_evaluate_agrees_with_the_library(trained: Path) -> None:
     assert code == 0
     numbers = json.loads(out)
     test = load_data("digits").test
-    expected = evaluate(runs.load(trained).vae, test, particles=3, images=20)
+    expected = evaluate(runs.load(trained).vae, subset(test, 20, 0), particles=3)
     assert {key: numbers[key] for key in expected} == pytest.approx(expected)
-    assert numbers["n_images"] == len(test)
-    assert numbers["iw_images"] == 20
+    assert numbers["n_images"] == numbers["iw_images"] == 20
+    assert (numbers["split"], numbers["split_images"], numbers["seed"]) == ("test", len(test), 0)
+    assert numbers["iw_neg_elbo_bpd"] == numbers["neg_elbo_bpd"]
     assert {"iw_bpd", "iw_bpd_se", "neg_elbo_bpd_se", "rate_bpd_se", "distortion_bpd_se"} <= set(numbers)
 
 
 def test_what_is_evaluated_are_the_averaged_weights(trained: Path) -> None:
     state = torch.load(trained / "checkpoint.pt", weights_only=True)
     name, average = next((k, v) for k, v in state["average"].items() if "weight" in k)
-    vae = runs.load(trained).vae
+    vae = runs.load(trained, weights="last").vae
     assert torch.equal(vae.state_dict()[name.removeprefix("module.")], average)
     assert not torch.equal(state["vae"][name.removeprefix("module.")], average)
     assert not any(getattr(part, "bf16", False) for part in vae.modules())
@@ -135,13 +142,19 @@ def test_tables_are_for_people(trained: Path) -> None:
     assert "−ELBO" in out
     assert "±" in out
     assert "bits/dim" in out
+    state = torch.load(trained / "checkpoint.pt", weights_only=True)
+    title = f"best weights, of step {state['best']['step']}: all data of the test split, seed 0"
+    assert title in " ".join(out.split())
+    code, out, _ = call("evaluate", trained, "--weights", "last", "--images", 7, "--seed", 3)
+    assert "last weights, of step 20: 7 data of the test split, seed 3" in " ".join(out.split())
+    assert "not come to its end" not in out
 
 
 def test_check_prints_its_table_and_fails_unused_latents(trained: Path) -> None:
     code, out, err = call("check", trained, "--json")
     numbers = json.loads(out)
     assert code == 1
-    assert "latents are not used" in err
+    assert "the latents are not shown to be used" in err
     assert numbers["floor_holds"] is True
     assert numbers["latents_used"] is False
     assert set(numbers) >= {
@@ -152,7 +165,22 @@ def test_check_prints_its_table_and_fails_unused_latents(trained: Path) -> None:
         "active_units",
         "mutual_information_nats",
         "mutual_information_cap_nats",
+        "mutual_information_nats_se",
+        "told_nats",
+        "told_nats_se",
+        "told_calibrated_nats",
+        "told_calibrated_nats_se",
+        "told_tau",
+        "told_cap_nats",
         "probe_accuracy",
+        "probe_accuracy_se",
+        "probe_chance",
+        "weights",
+        "step",
+        "finished",
+        "version",
+        "commit",
+        "config_digest",
     }
     assert numbers["probe_accuracy"] is not None
 
@@ -160,10 +188,10 @@ def test_check_prints_its_table_and_fails_unused_latents(trained: Path) -> None:
 def test_check_fails_a_latent_free_run(tmp_path: Path) -> None:
     sets = ("--set", "likelihood.use_latents=false")
     assert call("train", *TINY, *sets, "--steps", 2, "--out", tmp_path / "run")[0] == 0
-    code, out, err = call("check", tmp_path / "run", "--split", "validation", "--json")
+    code, out, err = call("check", tmp_path / "run", "--split", "validation", "--images", 40, "--json")
     assert code == 1
-    assert json.loads(out)["shuffled_gap_nats"] == 0
-    assert err.startswith("pyro-delta: check failed: the latents are not used")
+    assert json.loads(out)["shuffled_gap_nats"] == json.loads(out)["told_calibrated_nats"] == 0
+    assert err.startswith("pyro-delta: check failed: the latents are not shown to be used")
 
 
 @pytest.mark.parametrize(
@@ -258,9 +286,10 @@ def test_interrupted_and_resumed_is_the_same_training(trained: Path, tmp_path: P
     assert f"stopped at step 10; go on with: pyro-delta train --out {folder} --resume" in err
     assert call("train", "--out", folder, "--resume")[0] == 0
     ours, theirs = (torch.load(path / "checkpoint.pt", weights_only=True) for path in (folder, trained))
-    for part in ("vae", "average"):
-        for name, value in theirs[part].items():
-            torch.testing.assert_close(ours[part][name], value, rtol=0, atol=0)
+    assert ours["best"]["step"] == theirs["best"]["step"]
+    for part in ("vae", "average", "best"):
+        mine, others = (state[part]["vae"] if part == "best" else state[part] for state in (ours, theirs))
+        torch.testing.assert_close(mine, others, rtol=0, atol=0)
     keys = METRICS - {"wall_s", "train_s"}
     for a, b in zip(records.read_metrics(folder), records.read_metrics(trained), strict=True):
         assert {key: a[key] for key in keys} == {key: b[key] for key in keys}
@@ -301,6 +330,34 @@ def test_diverged_training_stops_with_a_sentence(tmp_path: Path) -> None:
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert lines[-1]["neg_elbo_bpd"] is None
     assert torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)["step"] == 0
+    # What is left are the weights of the start, which are nobody's result.
+    words = "has not come to its end: it has made 0 steps, and these are the last weights, of step 0"
+    code, out, _ = call("evaluate", tmp_path / "run", "--images", 5)
+    assert code == 0
+    assert words in " ".join(out.split())
+    code, out, _ = call("evaluate", tmp_path / "run", "--images", 5, "--json")
+    assert {key: json.loads(out)[key] for key in ("weights", "step", "trained_steps", "finished")} == {
+        "weights": "last", "step": 0, "trained_steps": 0, "finished": False,
+    }  # fmt: skip
+    code, _, err = call("check", tmp_path / "run", "--images", 20)
+    assert code == 1
+    assert words in err
+
+
+def test_a_run_and_its_control(tmp_path: Path) -> None:
+    code, out, err = call("train", *TINY, "--steps", 4, "--control", "--out", tmp_path / "run", "--json")
+    assert code == 0, err
+    assert [json.loads(line)["run"] for line in out.splitlines()] == [
+        str(tmp_path / "run"), str(tmp_path / "run-control"),
+    ]  # fmt: skip
+    options = ("--control", tmp_path / "run-control", "--images", 30, "--told-images", 20, "--told-samples", 5)
+    code, out, err = call("check", tmp_path / "run", *options, "--json")
+    numbers = json.loads(out)
+    assert numbers["bought_nats"] - numbers["rate_nats_mean"] == pytest.approx(numbers["net_bought_nats"])
+    assert (numbers["control_trained_steps"], numbers["trained_steps"]) == (4, 4)
+    assert (numbers["told_samples"], numbers["told_images"]) == (5, 20)
+    code, _, err = call("train", *TINY, "--control", "--out", tmp_path / "run")
+    assert (code, "holds another run" in err) == (2, True)
 
 
 def test_default_folders_do_not_meet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -634,7 +691,10 @@ BAD: dict[str, tuple[list[str], str, Callable[[Path, Path], None]]] = {
     "check damaged config": (["check", "run"], "is damaged", run_with("config.json", b"{")),
     "check odd config": (["check", "run"], "run/config.json is damaged", run_with("config.json", b"[]")),
     "check damaged info": (["check", "run"], "missing or damaged", run_with("run.json", b"{}")),
-    "images without particles": (["evaluate", "run", "--images", "5"], "--particles", a_run),
+    "too many images to check": (["check", "run", "--images", "361"], "give 1 to 360", a_run),
+    "too few images to check": (["check", "run", "--images", "3"], "to compare latents takes 4", a_run),
+    "control on resuming": (["train", "--resume", "--control", "--out", "run"], "goes with a new run", a_run),
+    "control that is no run": (["check", "run", "--control", "no"], "no is no run", a_run),
     "too many images": (["evaluate", "run", "--images", "361", "--particles", "2"], "give 1 to 360", a_run),
     "no particle": (["evaluate", "run", "--particles", "0"], "--particles", a_run),
     "no image": (["sample", "run", "--num", "0", "--out", "a.png"], "--num", a_run),

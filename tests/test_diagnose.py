@@ -692,7 +692,7 @@ def test_labels_are_for_the_probe() -> None:
     assert given == within
     assert 0 <= given["probe_accuracy"] <= 1
     fit = diagnose(vae.model, vae.guide, x, labels=labels, fit={"x": x, "labels": labels}).numbers
-    assert {key for key in fit if fit[key] != given[key]} <= {"probe_accuracy"}
+    assert {key for key in fit if fit[key] != given[key]} <= {"probe_accuracy", "probe_accuracy_se", "probe_chance"}
 
 
 def test_data_with_splits() -> None:
@@ -779,12 +779,16 @@ def test_every_number_of_an_exact_model() -> None:
         "distortion_nats": (-log_px.mean() - rate_bk.sum(1).mean(), found["distortion_bpd_se"] * bits),
         "iw_gap_nats": (0.0, found["iw_gap_nats_se"]),
         "shuffled_gap_nats": (signal.sum(), found["shuffled_gap_se"]),
-        "mutual_information_nats": (0.5 * signal.log1p().sum(), (3 / number) ** 0.5),
+        "mutual_information_nats": (0.5 * signal.log1p().sum(), found["mutual_information_nats_se"]),
         # The sign of a sample against that of its mean, which are correlated normals, and half the data.
-        "probe_accuracy": (1 - math.acos((1 - variance[0]) ** 0.5) / math.pi, (0.25 / number) ** 0.5),
+        "probe_accuracy": (1 - math.acos((1 - variance[0]) ** 0.5) / math.pi, found["probe_accuracy_se"]),
     }
     for key, (value, error) in within.items():
         assert found[key] == pytest.approx(float(value), abs=4 * error), key
+    # The decoder is the model's own: z tells it all, and the bound of M samples is near the information.
+    information = 0.5 * signal.log1p().sum().item()
+    assert information - 0.25 < found["told_nats"] < information + 3 * found["told_nats_se"]
+    assert found["told_tau"] > 0.7
     assert found["floor_holds"] is found["latents_used"] is found["rate_closed_form"] is True
 
 
@@ -922,10 +926,14 @@ def diverged() -> Diagnosis:
 @pytest.mark.parametrize(
     ("make", "verdict", "words"),
     [
-        (used, "used", r"The latents are used\.$"),
+        (used, "used", r"The latents are used; the decoder is overconfident in z \(τ = 0\.[1-6]\d*\)\.$"),
         (collapsed, "collapsed", r"with GaussianAR1\(α, 2\) as the prior of 'latent' and its 4 numbers in shape"),
-        (partial(with_floor, tells=True), "used", r"used, and no posterior of this family can fall below 4 nats\."),
-        (partial(with_floor, tells=False), "nothing told", r"The floor of 4 nats is met, but the latents tell nothing"),
+        (partial(with_floor, tells=True), "used", r"used, and no posterior of this family can fall below 4 nats"),
+        (
+            partial(with_floor, tells=False),
+            "nothing told",
+            r"at least 0 nats, .* though the floor of 4 nats is met: start",
+        ),
         (false_formula, "floor broken", r"a datum has a KL of [\d.]+ nats, below δ = 100; the formula is not that of"),
         (overfitted, "guide fits badly", r"fits the model's posterior badly \(k̂ [\d.]+, −ELBO [\d.]+ nats above"),
         (diverged, "diverged", r"not finite: training diverged; train again with a lower learning rate"),
@@ -944,9 +952,10 @@ def test_verdicts_on_real_models(make: Callable[[], Diagnosis], verdict: str, wo
 NUMBERS = {
     "rate_nats_mean": 5.0, "rate_nats_min": 4.5, "distortion_nats": 20.0, "delta_nats": 0.0, "floor_holds": True,
     "shuffled_gap_nats": 9.0, "shuffled_gap_se": 0.1, "latents_used": True, "k_hat_median": 0.2, "iw_gap_nats": 0.3,
+    "told_calibrated_nats": 2.0, "told_calibrated_nats_se": 0.0, "told_judged": 128, "told_tau": 0.9,
 }  # fmt: skip
 """Of a VAE that is well."""
-UNUSED = {"latents_used": False, "shuffled_gap_nats": 0.01}
+UNUSED = {"latents_used": False, "told_calibrated_nats": 0.04, "rate_nats_mean": 0.4}
 
 
 @pytest.mark.parametrize(
@@ -970,9 +979,13 @@ UNUSED = {"latents_used": False, "shuffled_gap_nats": 0.01}
             "The posterior has collapsed and no floor prevents it: one latent number at 'z' cannot be given a floor by "
             "a sequence; use a sequence of 2 steps or more.")),
         ({**UNUSED, "delta_nats": 4.0}, (4, 2), (
-            "The floor of 4 nats is met, but the latents tell nothing of the data: start the guide from data (means of "
-            "deviation 1), let it learn more slowly than the model, or take a prior with fewer dimensions and a larger "
-            "α.")),
+            "Nothing shows that z tells the decoder of the data (at least 0.04 nats, calibrated, 99 % bound), though "
+            "the floor of 4 nats is met: start the guide from data (means of deviation 1), let it learn more slowly "
+            "than the model, or take a prior with fewer dimensions and a larger α.")),
+        ({**UNUSED, "told_calibrated_nats": -0.01, "rate_nats_mean": 3.0}, (4, 2), (
+            "Nothing shows that z tells the decoder of the data (at least 0 nats, calibrated, 99 % bound), though the "
+            "rate is 3 nats: start the guide from data (means of deviation 1), let it learn more slowly than the "
+            "model, or take a prior with fewer dimensions and a larger α.")),
         ({"k_hat_median": 0.9, "iw_gap_nats": 0.8}, (4, 2), (
             "The latents are used, but the guide fits the model's posterior badly (k̂ 0.90, −ELBO 0.8 nats above the "
             "importance-weighted bound): stop earlier if it overfits, or give it a richer network or family.")),
@@ -981,6 +994,7 @@ UNUSED = {"latents_used": False, "shuffled_gap_nats": 0.01}
         ({"delta_nats": 4.0}, (4, 2), (
             "The latents are used, and no posterior of this family can fall below 4 nats.")),
         ({"delta_nats": 1e-16}, (4, 2), "The latents are used."),
+        ({"told_tau": 0.35}, (4, 2), "The latents are used; the decoder is overconfident in z (τ = 0.35)."),
     ],
 )  # fmt: skip
 def test_every_sentence_of_advice(numbers: dict[str, Any], event: tuple[int, ...], sentence: str) -> None:
@@ -1011,7 +1025,7 @@ def test_forms_of_a_diagnosis() -> None:
     assert lines[0] == "used"
     assert lines[-1] == "The latents are used & well."
     assert re.search(r"^rate, mean +5\.0000 +nats$", str(found), re.MULTILINE)
-    assert re.search(r"^cost of another datum's z +9\.0000 ± 0\.1 +nats$", str(found), re.MULTILINE)
+    assert re.search(r"^cost of another datum's z \(not information\) +9\.0000 ± 0\.1 +nats$", str(found), re.MULTILINE)
     assert re.search(r"^linear probe on z, accuracy +—$", str(found), re.MULTILINE)
     assert re.search(r"^rate of each latent dimension +1 3\.5 +nats$", str(found), re.MULTILINE)
     assert repr(found) == "<Diagnosis: used, rate 5.0000 nats>"
@@ -1026,7 +1040,7 @@ def test_forms_of_a_diagnosis() -> None:
     assert "The latents are used & well." in console.file.getvalue()
     assert found.failure is None
     assert str(Diagnosis(NUMBERS | UNUSED, "collapsed", "…").failure).startswith(
-        "check failed: the latents are not used"
+        "check failed: the latents are not shown to be used: they tell the decoder at least 0.04 nats"
     )
 
 
@@ -1097,7 +1111,7 @@ X = torch.ones(N, D)
         ((nothing_observed, X, X), "the guide is a Tensor, not callable; call diagnose(model, guide, data)"),
         ((X, nothing_observed, X), "the model is a Tensor, not callable; call diagnose(model, guide, data)"),
         ((nothing_observed, guide_of_latent), "needs data; give what both are called with"),
-        ((nothing_observed, guide_of_latent, X[:1]), "there is 1 datum; to shuffle latents takes 2 or more"),
+        ((nothing_observed, guide_of_latent, X[:1]), "there is 1 datum; to compare latents takes 4."),
         ((nothing_observed, guide_of_latent, torch.tensor(1.0)), "is no data; give a tensor (N, *shape)"),
         ((nothing_observed, guide_of_latent, {}), "a dict of data has the keys []"),
         ((nothing_observed, guide_of_latent, {"x": X, "y": X[:3]}), "'y' has 3 entries for 12 data; give one for each"),

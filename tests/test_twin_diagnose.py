@@ -43,6 +43,8 @@ DRAWN = {
     "distortion_nats": "distortion_bpd_se",
     "iw_nats": "iw_bpd_se",
     "shuffled_gap_nats": "shuffled_gap_se",
+    "told_nats": "told_nats_se",
+    "told_calibrated_nats": "told_calibrated_nats_se",
 }
 """Numbers that depend on what is drawn, and their standard errors, over the data."""
 
@@ -53,7 +55,16 @@ def same(found: Diagnosis, expected: Diagnosis, rtol: float = 1e-6) -> None:
     assert ours.keys() == theirs.keys()
     assert found.verdict == expected.verdict
     computed = ["active_units", "latent_units", "n_images", "iw_images", "floor_holds", "rate_closed_form"]
-    computed += ["mutual_information_cap_nats", "latents_used", "delta_nats", "rate_nats_per_dim"]
+    computed += [
+        "mutual_information_cap_nats",
+        "told_cap_nats",
+        "told_samples",
+        "told_images",
+        "told_judged",
+        "latents_used",
+        "delta_nats",
+        "rate_nats_per_dim",
+    ]
     if theirs["rate_closed_form"]:
         computed += ["rate_nats_mean", "rate_nats_min", "rate_bpd", "rate_nats_mean_se"]
     assert abs(ours["rate_nats_mean"] - theirs["rate_nats_mean"]) < 4 * theirs["rate_nats_mean_se"]
@@ -176,7 +187,7 @@ def test_a_collapsed_vae_is_told_what_to_do(mlp: dict[str, Any]) -> None:
     assert found.verdict == "collapsed"
     assert found.numbers["delta_nats"] == 0
     assert found.numbers["delta_known_by"] == "the independence of Independent(Normal)"
-    assert found.numbers["shuffled_gap_nats"] == 0
+    assert found.numbers["shuffled_gap_nats"] == found.numbers["told_nats"] == 0
     assert "GaussianAR1" in found.advice
 
 
@@ -546,7 +557,7 @@ def test_functions_without_their_parameters_are_not_taken_for_untrained_ones() -
     with pytest.raises(UserError, match=r"functions of NumPyro; give their parameters, params=svi\.get_params"):
         pyro_delta.diagnose(model, guide, X)
     with pytest.raises(UserError, match=r"no parameter 'encoder\$params' among 'decoder\$params'; give those that"):
-        pyro_delta.diagnose(model, guide, np.ones((3, 64), np.float32), params={"decoder$params": {}})
+        pyro_delta.diagnose(model, guide, np.ones((4, 64), np.float32), params={"decoder$params": {}})
 
 
 # --- Distributions seen from torch ---

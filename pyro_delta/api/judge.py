@@ -7,12 +7,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pyro_delta.data.splits import SPLITS, Split
+from pyro_delta.data.splits import SPLITS, Split, subset
 from pyro_delta.data.tensors import as_split, labels_of
 from pyro_delta.diagnostics import bounds
 from pyro_delta.diagnostics.diagnose import Diagnosis, diagnosed
+from pyro_delta.diagnostics.told import TOLD_IMAGES, TOLD_SAMPLES
 from pyro_delta.diagnostics.trace import runs
 from pyro_delta.errors import UserError, unknown_name
+from pyro_delta.inference.provenance import provenance
 from pyro_delta.inference.run import Run, load
 from pyro_delta.protocol import Advance, Data, Spec
 from pyro_delta.vae import VAE
@@ -23,6 +25,8 @@ def check(
     *,
     data: Data | None = None,
     split: str = "test",
+    images: int | None = None,
+    control: Run | str | Path | None = None,
     root: str | None = None,
     seed: int = 0,
     advance: Advance = bounds.ignore,
@@ -34,17 +38,56 @@ def check(
         run: a run, or its folder.
         data: in the place of those that it was trained on.
         split: train, validation or test.
+        images: so many random data of the split, for all that is computed; all if None.
+        control: a run without latents, of the same data, or its folder: what the latents buy is measured against it.
         root: where the data live now.
-        seed: of posterior samples and of the shuffle.
-        advance: called with the number of data just done; all are seen twice.
-        options: particles and weighed, as for `pyro_delta.diagnose`.
+        seed: of posterior samples, of the shuffle and of the random data.
+        advance: called with the number of data just done, as for `pyro_delta.diagnose`.
+        options: particles, weighed, told_samples and told_images, as for `pyro_delta.diagnose`.
 
     Raises:
-        UserError: if the data cannot be read, or the split has fewer than two.
+        UserError: if the data cannot be read, there are fewer than four, or the control is of other data or hears z.
     """
-    run, data, part = _parts(run, data, split, root)
-    fit = None if split == "train" else data.train
-    return diagnosed(run.vae, part, fit=fit, spec=data.spec, seed=seed, advance=advance, **options)
+    run, data, part, measured = _parts(run, data, split, images, root, seed)
+    other = None if control is None else _control(control, run)
+    found = diagnosed(
+        run.vae,
+        part,
+        fit=None if split == "train" else data.train,
+        spec=data.spec,
+        control=None if other is None else other.vae,
+        seed=seed,
+        advance=advance,
+        **options,
+    )
+    numbers, advice = found.numbers | measured, found.advice
+    if other is not None:
+        numbers |= {f"control_{key}": value for key, value in other.facts.items() if key not in provenance()}
+        if other.trained_steps != run.trained_steps:
+            advice += (
+                f" Run and control have had different numbers of steps, {run.trained_steps} and "
+                f"{other.trained_steps}: part of what lies between them is training."
+            )
+    return replace(found, numbers=numbers, advice=advice)
+
+
+def _control(control: Run | str | Path, run: Run) -> Run:
+    """A run to compare with, of the same data.
+
+    Raises:
+        UserError: if it was trained on others.
+    """
+    other = control if isinstance(control, Run) else load(control)
+    if other.spec != run.spec or other.config.data != run.config.data:
+        raise UserError(
+            f"the control was trained on {_data_in_words(other)}, the run on {_data_in_words(run)}; give one of the "
+            "same data."
+        )
+    return other
+
+
+def _data_in_words(run: Run) -> str:
+    return ", ".join(f"data.{key}={value}" for key, value in run.config.data.model_dump().items())
 
 
 def evaluate(
@@ -52,17 +95,19 @@ def evaluate(
     *,
     data: Data | None = None,
     split: str = "test",
+    images: int | None = None,
     root: str | None = None,
     seed: int = 0,
     advance: Advance = bounds.ignore,
-    **options: Any,
+    particles: int = 1,
 ) -> dict[str, Any]:
-    """Bounds on the likelihood, rate and distortion of a run over a whole split, with standard errors.
+    """Bounds on the likelihood, rate and distortion of a run, with standard errors; all are of the same data.
 
-    Arguments as for `check`; options are particles and images, as for `pyro_delta.diagnostics.bounds.evaluate`.
+    Arguments as for `check`; particles as for `pyro_delta.diagnostics.bounds.evaluate`.
     """
-    run, data, part = _parts(run, data, split, root)
-    return bounds.evaluate(run.vae, part, spec=data.spec, seed=seed, advance=advance, **options)
+    run, data, part, measured = _parts(run, data, split, images, root, seed)
+    numbers = bounds.evaluate(run.vae, part, spec=data.spec, particles=particles, seed=seed, advance=advance)
+    return numbers | measured
 
 
 def diagnose(
@@ -76,6 +121,8 @@ def diagnose(
     params: Mapping[str, Any] | None = None,
     particles: int = 25,
     weighed: int = 200,
+    told_samples: int = TOLD_SAMPLES,
+    told_images: int = TOLD_IMAGES,
     seed: int = 0,
     advance: Advance = bounds.ignore,
 ) -> Diagnosis:
@@ -97,11 +144,13 @@ def diagnose(
         params: of a NumPyro model and guide that are functions, such as `svi.get_params(state)`; {} if there are none.
         particles: K of the importance-weighted bound, and of k̂; 1 leaves them out.
         weighed: data, from the start, that this bound is of.
-        seed: of posterior samples and of the shuffle.
-        advance: called with the number of data just done; all data are seen twice.
+        told_samples: M of what z tells the decoder, which can show at most ln M nats.
+        told_images: random data that it is of.
+        seed: of posterior samples, of the shuffle and of the random data.
+        advance: called with the number of data just done: all data twice, and the passes of what z tells.
 
     Raises:
-        UserError: if the programs cannot be run on the data, or there are fewer than two data.
+        UserError: if the programs cannot be run on the data, or there are fewer than four data.
     """
     vae = _pair(model, guide, params)
     if hasattr(data, "test") and hasattr(data, "train"):
@@ -116,6 +165,8 @@ def diagnose(
         spec=spec,
         particles=particles,
         weighed=weighed,
+        told_samples=told_samples,
+        told_images=told_images,
         seed=seed,
         advance=advance,
     )
@@ -166,9 +217,14 @@ def _split(data: Any, labels: Any) -> Split:
     return replace(split, labels=labels)
 
 
-def _parts(run: Run | str | Path, data: Data | None, split: str, root: str | None) -> tuple[Run, Data, Split]:
+def _parts(
+    run: Run | str | Path, data: Data | None, split: str, images: int | None, root: str | None, seed: int
+) -> tuple[Run, Data, Split, dict[str, Any]]:
+    """Run, data, the part of them that is looked at, and what is to be said of it."""
     if split not in SPLITS:
         raise unknown_name("split", split, SPLITS)
     run = run if isinstance(run, Run) else load(run)
     data = run.data(root) if data is None else data
-    return run, data, getattr(data, split)
+    whole = getattr(data, split)
+    measured = {"split": split, "split_images": len(whole), "seed": seed, **run.facts}
+    return run, data, subset(whole, images, seed), measured

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,13 +18,13 @@ from pyro_delta.inference.pyro_training import PyroTraining
 from pyro_delta.inference.recorder import Recorder, stopping
 from pyro_delta.inference.run import (
     CHECKPOINT,
-    CONFIG,
     PROGRAMS,
     Run,
     check_free,
     check_made_with,
     create,
     default_folder,
+    note_configuration,
     read_config,
     read_info,
     read_metrics,
@@ -60,7 +61,8 @@ def train(
         show: called with each line of metrics.
 
     Returns:
-        The run, with averaged weights, in evaluation mode.
+        The run, with its best averaged weights on the validation split, as `load` gives it; the last ones where
+        there was no validation.
 
     Raises:
         UserError: for settings, data or a folder that do not do.
@@ -116,6 +118,55 @@ def resume(
     return _run(training, Path(out), show, data, resumed=True)
 
 
+def train_control(
+    run: Run, *, out: str | Path | None = None, device: str = "auto", show: Show = lambda line: None
+) -> Run:
+    """Trains the same decoder without latents: the control for `check(run, control=…)`.
+
+    With the settings, data and seed of a run, and as many steps as it has made.
+
+    Args:
+        run: with latents.
+        out: a new folder; by default that of the run, with `-control` behind it; none if the run has none.
+        device: auto, cpu or cuda.
+        show: called with each line of metrics.
+
+    Raises:
+        UserError: if its likelihood has no option `use_latents`, or as `train`.
+    """
+    if out is None and run.folder is not None:
+        out = control_folder(run.folder)
+    given = run.given if run.config.data.program == "given" else None
+    return train(control_config(run.config, run.trained_steps), data=given, out=out, device=device, show=show)
+
+
+def control_folder(folder: Path) -> Path:
+    """Where the control of a run goes unless something else is said."""
+    return folder.with_name(f"{folder.name}-control")
+
+
+def control_config(config: Config, steps: int) -> Config:
+    """A configuration without latents, for so many steps.
+
+    Raises:
+        UserError: if the likelihood cannot do without.
+    """
+    likelihood = config.likelihood
+    if "use_latents" not in likelihood.options:
+        raise UserError(
+            f"the likelihood {likelihood.program!r} has no option use_latents, by which a control would be made; train "
+            "a model without latents yourself, and give it to check --control."
+        )
+    without = likelihood.model_copy(update={"options": {**likelihood.options, "use_latents": False}})
+    return config.model_copy(
+        update={
+            "likelihood": without,
+            "training": config.training.model_copy(update={"steps": steps, "minutes": None}),
+            "auxiliary": config.auxiliary.model_copy(update={"enabled": False}),
+        }
+    )
+
+
 def begin(
     out: Path | None, preset: str | None, settings: list[tuple[str, Any]], device: str
 ) -> tuple[Training, Path, str]:
@@ -125,6 +176,11 @@ def begin(
         UserError: as `train`.
     """
     config, preset = configuration.choose(settings, preset)
+    return begin_with(config, out, preset, device)
+
+
+def begin_with(config: Config, out: Path | None, preset: str, device: str) -> tuple[Training, Path, str]:
+    """The same of a whole configuration."""
     if out is not None:
         check_free(out)
     training = prepare(config, device)
@@ -159,7 +215,7 @@ def reopen(
         raise UserError(f"{config.data.program} now holds {training.data.spec}, but the run was made for {spec}.")
     training.restore(state, out / CHECKPOINT)
     if config != read_config(out):
-        configuration.save(config, out / CONFIG)
+        note_configuration(out, config)
     return training, info.preset
 
 
@@ -220,8 +276,21 @@ def _run(training: Training, folder: Path | None, show: Show, given: Data | None
         training.run()
     else:
         carry_out(training, folder, show, resumed=resumed)
-    vae = training.averaged().eval()
-    return Run(training.config, training.data.spec, vae, folder, given or training.data, tuple(lines))
+    vae, best = copy.deepcopy(training.averaged()).eval(), training.best
+    if best is not None:
+        vae.load_state_dict(best["vae"])
+    return Run(
+        training.config,
+        training.data.spec,
+        vae,
+        "last" if best is None else "best",
+        training.step if best is None else best["step"],
+        training.step,
+        training.progress >= 1,
+        folder,
+        given or training.data,
+        tuple(lines),
+    )
 
 
 def choose_device(name: str) -> torch.device:

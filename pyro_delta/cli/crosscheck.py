@@ -15,6 +15,7 @@ from pyro_delta.cli.options import (
     run_argument,
     seed_option,
     split_option,
+    weights_option,
     with_prior_option,
 )
 from pyro_delta.errors import CheckFailed
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 )
 @click.option("--float64", is_flag=True, help="In double precision, to 1e-9 rather than 1e-4.")
 @with_prior_option
+@weights_option
 @seed_option
 @root_option
 @json_option
@@ -40,6 +42,7 @@ def crosscheck(
     images: int,
     float64: bool,
     with_prior: str,
+    weights: str,
     seed: int,
     data_root: str | None,
     as_json: bool,
@@ -62,7 +65,7 @@ def crosscheck(
     from pyro_delta.twin.build import twin_of_run
     from pyro_delta.twin.crosscheck import crosscheck as compare
 
-    loaded = load(run, "cpu", with_prior)
+    loaded = load(run, "cpu", with_prior, weights)
     data = getattr(loaded.data(data_root), split)
     found = compare(
         loaded.vae,
@@ -73,7 +76,7 @@ def crosscheck(
         seed=seed,
     )
     if as_json:
-        print_json({"split": split, **found.asdict()})
+        print_json({"split": split, **loaded.facts, **found.asdict()})
     else:
         _print(f"{run}: {found.images} data of the {split} split, {found.precision}", found)
     if found.failure:

@@ -13,6 +13,7 @@ from pyro_delta.cli.options import (
     root_option,
     run_argument,
     seed_option,
+    weights_option,
 )
 
 
@@ -22,11 +23,20 @@ from pyro_delta.cli.options import (
 @click.option("--out", type=click.Path(path_type=Path), required=True, metavar="FILE.nc", help="The NetCDF file.")
 @click.option("--num", type=click.IntRange(min=1), help="The first so many data (default: all).")
 @click.option("--draws", type=click.IntRange(min=1), default=1, show_default=True, help="Samples of each posterior.")
+@weights_option
 @seed_option
 @device_option
 @root_option
 def encode(
-    run: Path, given: str, out: Path, num: int | None, draws: int, seed: int, device: str, data_root: str | None
+    run: Path,
+    given: str,
+    out: Path,
+    num: int | None,
+    draws: int,
+    weights: str,
+    seed: int,
+    device: str,
+    data_root: str | None,
 ) -> None:
     """Latents of DATA under the guide of RUN: means, scales and samples, in a NetCDF file that ArviZ reads.
 
@@ -44,7 +54,7 @@ def encode(
 
     if out.suffix != ".nc":
         raise UserError(f"{str(out)!r} is no NetCDF file; give a name that ends in .nc.")
-    loaded = load(run, choose_device(device))
+    loaded = load(run, choose_device(device), weights=weights)
     found, names = read_given(loaded, given, num, data_root)
     starts = loaded.vae.model.prior.starts
     with counting("encoding", len(found)) as advance:

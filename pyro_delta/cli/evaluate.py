@@ -8,14 +8,17 @@ import click
 
 from pyro_delta.cli.options import (
     device_option,
+    images_option,
     json_option,
     print_json,
     root_option,
     run_argument,
+    seed_option,
     split_option,
+    title_of_numbers,
+    weights_option,
     with_prior_option,
 )
-from pyro_delta.errors import UserError
 
 
 @click.command()
@@ -23,7 +26,9 @@ from pyro_delta.errors import UserError
 @split_option
 @click.option("--particles", type=click.IntRange(min=1), default=1, help="K > 1 adds the importance-weighted bound.")
 @with_prior_option
-@click.option("--images", type=click.IntRange(min=1), help="Of the split, for that bound alone (default: all).")
+@weights_option
+@images_option
+@seed_option
 @device_option
 @root_option
 @json_option
@@ -32,34 +37,38 @@ def evaluate(
     split: str,
     particles: int,
     with_prior: str,
+    weights: str,
     images: int | None,
+    seed: int,
     device: str,
     data_root: str | None,
     as_json: bool,
 ) -> None:
     """Bounds on the likelihood, rate and distortion of RUN over a whole split, with standard errors.
 
+    All numbers are of the same data: with --particles, which takes K passes a datum, --images limits them all.
+
     \b
     pyro-delta evaluate runs/first
     pyro-delta evaluate runs/first --particles 100 --images 200 --json
     pyro-delta evaluate runs/first --with-prior auxiliary
     """  # noqa: D301 (click wants the backspace itself)
-    if images is not None and particles == 1:
-        raise UserError(f"--images {images} goes with --particles K, K > 1; the rest always takes the whole split.")
+    from pyro_delta.api.judge import evaluate as evaluate_run
     from pyro_delta.api.train import choose_device
-    from pyro_delta.diagnostics.bounds import evaluate as evaluate_split
     from pyro_delta.inference.run import load
     from pyro_delta.report.progress import counting
     from pyro_delta.report.tables import print_table
 
-    loaded = load(run, choose_device(device), with_prior)
-    part = getattr(loaded.data(data_root), split)
-    total = len(part) + (0 if particles == 1 else min(images or len(part), len(part)))
-    with counting("evaluating", total) as advance:
-        numbers = evaluate_split(
-            loaded.vae, part, spec=loaded.spec, particles=particles, images=images, advance=advance
+    loaded = load(run, choose_device(device), with_prior, weights)
+    data = loaded.data(data_root)
+    count = len(getattr(data, split)) if images is None else images
+    with counting("evaluating", count * (1 if particles == 1 else 2)) as advance:
+        numbers = evaluate_run(
+            loaded, data=data, split=split, images=images, particles=particles, seed=seed, advance=advance
         )
     if as_json:
-        print_json({"split": split, "unit": loaded.spec.unit, **numbers})
+        print_json({"unit": loaded.spec.unit, **numbers})
     else:
-        print_table(f"{run}: {split} split", numbers, loaded.spec.unit)
+        print_table(title_of_numbers(run, numbers), numbers, loaded.spec.unit)
+        if loaded.caveat:
+            click.echo(loaded.caveat)

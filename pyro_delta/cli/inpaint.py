@@ -15,6 +15,7 @@ from pyro_delta.cli.options import (
     root_option,
     run_argument,
     seed_option,
+    weights_option,
 )
 
 
@@ -27,6 +28,7 @@ from pyro_delta.cli.options import (
 @click.option("--num", type=click.IntRange(min=1), default=4, show_default=True, help="The first so many images.")
 @click.option("--particles", type=click.IntRange(min=1), default=64, show_default=True, help="K of each image.")
 @click.option("--completions", type=click.IntRange(min=1), default=4, show_default=True, help="Of each image.")
+@weights_option
 @seed_option
 @device_option
 @root_option
@@ -40,6 +42,7 @@ def inpaint(
     num: int,
     particles: int,
     completions: int,
+    weights: str,
     seed: int,
     device: str,
     data_root: str | None,
@@ -66,7 +69,7 @@ def inpaint(
     check_png(out)
     if rows is not None and mask is not None:
         raise UserError(f"--rows {rows} and --mask {mask} contradict each other; give one of them.")
-    loaded = load(run, choose_device(device))
+    loaded = load(run, choose_device(device), weights=weights)
     spec = require_image(loaded.spec, "completing")
     keep_hw = upper_rows(spec, rows) if mask is None else mask_of_picture(mask, spec)
     found, names = read_given(loaded, given, num, data_root)
@@ -80,6 +83,7 @@ def inpaint(
     spec.show(completion_sheet(found.x, keep_hw, completed), out, len(found))
     sizes = [done.effective_sample_size for done in completed]
     if as_json:
-        print_json({"picture": str(out), "particles": particles, "effective_sample_size": dict(zip(names, sizes))})
+        found_sizes = dict(zip(names, sizes))
+        print_json({"picture": str(out), "particles": particles, "effective_sample_size": found_sizes, **loaded.facts})
     else:
         click.echo(f"{out}: effective sample size of {particles}: " + ", ".join(f"{size:.1f}" for size in sizes))

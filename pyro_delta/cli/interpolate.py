@@ -14,6 +14,7 @@ from pyro_delta.cli.options import (
     root_option,
     run_argument,
     seed_option,
+    weights_option,
 )
 
 
@@ -25,11 +26,20 @@ from pyro_delta.cli.options import (
 )
 @click.option("--steps", type=click.IntRange(min=2), default=8, show_default=True, help="Points of each path.")
 @click.option("--pairs", type=click.IntRange(min=1), default=4, show_default=True, help="Paths, each a row.")
+@weights_option
 @seed_option
 @device_option
 @root_option
 def interpolate(
-    run: Path, given: str, out: Path, steps: int, pairs: int, seed: int, device: str, data_root: str | None
+    run: Path,
+    given: str,
+    out: Path,
+    steps: int,
+    pairs: int,
+    weights: str,
+    seed: int,
+    device: str,
+    data_root: str | None,
 ) -> None:
     """Decodings along the way from the latents of one datum to those of the next, pair by pair.
 
@@ -45,7 +55,7 @@ def interpolate(
     from pyro_delta.inference.run import load
     from pyro_delta.report.progress import counting
 
-    loaded = load(run, choose_device(device))
+    loaded = load(run, choose_device(device), weights=weights)
     check_out(out, loaded.spec)
     found, _ = read_given(loaded, given, 2 * pairs, data_root)
     if len(found) < 2 * pairs:

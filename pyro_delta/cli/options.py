@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,6 +41,16 @@ with_prior_option = click.option(
     show_default=True,
     help="auxiliary: the prior of train-prior, or one trained beside the model.",
 )
+weights_option = click.option(
+    "--weights",
+    type=click.Choice(["best", "last"]),
+    default="best",
+    show_default=True,
+    help="best: of the validation with the least −ELBO; the last ones where there was none.",
+)
+images_option = click.option(
+    "--images", type=click.IntRange(min=1), metavar="N", help="So many random data of the split, for all numbers."
+)
 backend_option = click.option("--backend", type=click.Choice(["pyro", "numpyro"]), default="pyro", show_default=True)
 dataset_option = click.option(
     "--dataset",
@@ -66,6 +76,15 @@ def program_options(command: Callable[..., Any]) -> Callable[..., Any]:
     for name, text in helps.items():
         command = click.option(name, metavar="PROGRAM", help=text)(command)
     return command
+
+
+def title_of_numbers(run: Path, numbers: Mapping[str, Any]) -> str:
+    """What a table of numbers was measured on: run, weights, and which data of which split."""
+    data = f"{numbers['n_images']} data" if numbers["n_images"] < numbers["split_images"] else "all data"
+    seed = f", seed {numbers['seed']}"
+    return (
+        f"{run}, {numbers['weights']} weights, of step {numbers['step']}: {data} of the {numbers['split']} split{seed}"
+    )
 
 
 def settings_of(pairs: tuple[str, ...], options: dict[str, Any]) -> Settings:

@@ -14,6 +14,7 @@ from pyro_delta.cli.options import (
     root_option,
     run_argument,
     seed_option,
+    weights_option,
 )
 
 
@@ -25,11 +26,20 @@ from pyro_delta.cli.options import (
 )
 @click.option("--num", type=click.IntRange(min=1), default=8, show_default=True, help="The first so many data.")
 @click.option("--decodings", type=click.IntRange(min=1), default=3, show_default=True, help="Of each datum's z.")
+@weights_option
 @seed_option
 @device_option
 @root_option
 def reconstruct(
-    run: Path, given: str, out: Path, num: int, decodings: int, seed: int, device: str, data_root: str | None
+    run: Path,
+    given: str,
+    out: Path,
+    num: int,
+    decodings: int,
+    weights: str,
+    seed: int,
+    device: str,
+    data_root: str | None,
 ) -> None:
     """Data and, below each, what the decoder of RUN makes of one sample of its latents.
 
@@ -44,7 +54,7 @@ def reconstruct(
     from pyro_delta.inference.run import load
     from pyro_delta.report.progress import counting
 
-    loaded = load(run, choose_device(device))
+    loaded = load(run, choose_device(device), weights=weights)
     check_out(out, loaded.spec)
     found, _ = read_given(loaded, given, num, data_root)
     with counting("decoding", len(found) * decodings) as advance:

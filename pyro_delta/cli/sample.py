@@ -17,6 +17,7 @@ from pyro_delta.cli.options import (
     root_option,
     run_argument,
     seed_option,
+    weights_option,
     with_prior_option,
 )
 
@@ -29,6 +30,7 @@ from pyro_delta.cli.options import (
 )
 @click.option("--same-z", type=click.IntRange(min=1), metavar="R", help="R decodings of each latent, in its column.")
 @with_prior_option
+@weights_option
 @backend_option
 @seed_option
 @device_option
@@ -40,6 +42,7 @@ def sample(
     out: Path,
     same_z: int | None,
     with_prior: str,
+    weights: str,
     backend: str,
     seed: int,
     device: str,
@@ -71,10 +74,10 @@ def sample(
         from pyro_delta.twin.sampling import draw as draw_by_twin
 
         compute_on(device)
-        loaded = load(run, "cpu", with_prior)
+        loaded = load(run, "cpu", with_prior, weights)
         draw_from_run = partial(draw_by_twin, twin_of_run(loaded))
     else:
-        loaded = load(run, choose_device(device), with_prior)
+        loaded = load(run, choose_device(device), with_prior, weights)
         told = required(loaded.vae.model.likelihood, 1)
         draw_from_run = partial(draw, loaded.vae, extras=extras_of(loaded.data(data_root).test, num) if told else None)
     check_out(out, loaded.spec)
@@ -83,6 +86,6 @@ def sample(
     columns = math.ceil(math.sqrt(num)) if same_z is None else num
     loaded.spec.show(drawn, out, columns)
     if as_json:
-        print_json({"file": str(out), "data": len(drawn), "columns": columns, "seed": seed})
+        print_json({"file": str(out), "data": len(drawn), "columns": columns, "seed": seed, **loaded.facts})
     else:
         click.echo(str(out))

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 @click.option("--minutes", type=float, help="Minutes of training alone, in place of --steps.")
 @click.option("--out", type=click.Path(path_type=Path), help="Run folder (default: runs/<dataset>-<preset>-<seed>).")
 @click.option("--resume", is_flag=True, help="Go on with the run in --out; --steps or --minutes may extend it.")
+@click.option("--control", is_flag=True, help="Then train the same without latents, as many steps, into OUT-control.")
 @click.option("--seed", type=int, help="Of weights, batches and noise (default: 0).")
 @device_option
 @set_option
@@ -58,6 +59,7 @@ def train(
     minutes: float | None,
     out: Path | None,
     resume: bool,
+    control: bool,
     seed: int | None,
     device: str,
     pairs: tuple[str, ...],
@@ -69,6 +71,8 @@ def train(
     pyro-delta train --dataset digits --out runs/first
     pyro-delta train --dataset cifar10 --minutes 30 --seed 1 --set training.lr=1e-3
     pyro-delta train --out runs/first --resume --steps 4000
+    pyro-delta train --dataset digits --control --out runs/second
+    pyro-delta check runs/second --control runs/second-control
     """  # noqa: D301 (click wants the backspace itself)
     settings = settings_of(
         pairs,
@@ -88,15 +92,27 @@ def train(
     )
     if resume and out is None:
         raise UserError("--resume needs --out RUN, the folder of the run to go on with.")
-    from pyro_delta.api.train import begin, reopen
+    if resume and control:
+        raise UserError("--control goes with a new run; of a finished one, pyro_delta.train_control(run) makes it.")
+    from pyro_delta.api.train import begin, begin_with, control_config, control_folder, reopen
+    from pyro_delta.inference.run import check_free
 
+    if control and out is not None:
+        check_free(control_folder(out))
     if resume:
         assert out is not None
         trainer, preset = reopen(out, settings, device, preset=preset)
         folder = out
     else:
         trainer, folder, preset = begin(out, preset, settings, device)
+    if control:  # refused before any work is done
+        control_config(trainer.config, 1)
+        check_free(control_folder(folder))
     _run(trainer, folder, preset, resume, as_json)
+    if control:
+        config = control_config(trainer.config, trainer.step)
+        trainer, folder, preset = begin_with(config, control_folder(folder), preset, device)
+        _run(trainer, folder, preset, False, as_json)
 
 
 def _run(trainer: Training, folder: Path, preset: str, resumed: bool, as_json: bool) -> None:
@@ -115,6 +131,8 @@ def _run(trainer: Training, folder: Path, preset: str, resumed: bool, as_json: b
         )
         raise click.exceptions.Exit(130)
     result = summary | {"run": str(folder)}
+    if trainer.best is not None:
+        result |= {f"best_{key}": trainer.best[key] for key in ("step", "neg_elbo_bpd")}
     if as_json:
         print_json(result)
     else:

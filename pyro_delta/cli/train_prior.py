@@ -14,6 +14,7 @@ from pyro_delta.cli.options import (
     root_option,
     run_argument,
     seed_option,
+    weights_option,
 )
 from pyro_delta.errors import UserError
 
@@ -25,6 +26,7 @@ from pyro_delta.errors import UserError
 @click.option("--hidden", type=click.IntRange(min=1), default=128, show_default=True, help="Size of the LSTM's state.")
 @click.option("--mixtures", type=click.IntRange(min=1), default=1, show_default=True, help="Gaussians of each step.")
 @click.option("--lr", type=click.FloatRange(min=0, min_open=True), default=3e-3, show_default=True)
+@weights_option
 @seed_option
 @device_option
 @root_option
@@ -36,6 +38,7 @@ def train_prior(
     hidden: int,
     mixtures: int,
     lr: float,
+    weights: str,
     seed: int,
     device: str,
     data_root: str | None,
@@ -62,7 +65,7 @@ def train_prior(
 
     if not math.isfinite(lr):  # nan passes every range
         raise UserError(f"--lr {lr} is no learning rate; give a finite number above 0.")
-    loaded = load(run, choose_device(device))
+    loaded = load(run, choose_device(device), weights=weights)
     data = loaded.data(data_root)
     torch.manual_seed(seed)
     settings = AuxiliaryConfig(enabled=True, hidden=hidden, mixtures=mixtures, lr=lr)
@@ -75,7 +78,7 @@ def train_prior(
             lines.append(line)
 
         fit(training, loaded.vae, data.train, steps, batch=batch, seed=seed, log=log)
-    save_auxiliary(run, settings, training)
+    save_auxiliary(loaded, settings, training)
     if as_json:
         print_json(lines[-1])
     else:

@@ -144,6 +144,20 @@ def balanced_order(split: Split, seed: int) -> Tensor:
     return torch.from_numpy(order)
 
 
+def subset(split: Split, count: int | None, seed: int) -> Split:
+    """So many random data of a split, in their order there; all of them if `count` is None.
+
+    Raises:
+        UserError: if there are fewer.
+    """
+    if count is None:
+        return split
+    if not 1 <= count <= len(split):
+        raise UserError(f"{count} data are asked for, but the split has {len(split)}; give 1 to {len(split)}.")
+    chosen = np.random.default_rng(seed).permutation(len(split))[:count]
+    return split.take(torch.from_numpy(np.sort(chosen)))
+
+
 def hold_out(split: Split, count: int, seed: int) -> tuple[Split, Split]:
     """Divide a split into the data that are left, in a new order, and `count` held-out ones.
 

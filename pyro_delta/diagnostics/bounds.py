@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from pyro_delta.commitment import Commitment
 from pyro_delta.data.tensors import as_split
 from pyro_delta.diagnostics.importance import (
     FEWEST_FOR_K_HAT,
@@ -26,9 +28,9 @@ from pyro_delta.diagnostics.trace import (
     rate_of_dimensions,
     trace,
 )
+from pyro_delta.distributions.any_gaussian import title_of
 from pyro_delta.distributions.mean_field import normal_parameters
-from pyro_delta.errors import UserError
-from pyro_delta.protocol import Advance, Spec
+from pyro_delta.protocol import Advance, Spec, Split
 from pyro_delta.vae import VAE
 
 LN2 = math.log(2.0)
@@ -53,7 +55,8 @@ class Encoding:
         z: one sample each, by site, (N, …).
         mean_field: whether posteriors are Normal, independent over coordinates, and sites independent of one another,
             so that mean and scale are all.
-        apart: whether sites do not depend on one another.
+        apart: whether sites do not depend on one another, in any batch.
+        families: what the posterior of each site is, by name, in any batch; one where it is the same for all data.
         scored: numbers of a datum that were scored, a mean over the data.
         masked: whether some latents may not count, of some data.
         rate_per_dimension: mean KL of each latent dimension (the last axis of the event), (d,) nats; None where the
@@ -71,6 +74,7 @@ class Encoding:
     scored: float
     masked: bool = False
     rate_per_dimension: Tensor | None = None
+    families: Mapping[str, frozenset[str]] = field(default_factory=dict)
 
 
 def flat(values: dict[str, Tensor]) -> Tensor:
@@ -99,15 +103,14 @@ def encode(
     rates, distortions, dimensions, scored = [], [], [], 0.0
     parts: dict[str, dict[str, list[Tensor]]] = {"mean": {}, "scale": {}, "z": {}}
     closed = mean_field = True
-    apart: bool | None = None
-    masked = False
+    apart, masked = True, False
+    families: dict[str, set[str]] = {}
     closed_form = ClosedForm()
     with evaluating(vae, seed):
         for x in batches(data, batch, vae):
             seen = trace(vae, x)
             scored += seen.scored * len(seen.log_px)
-            if apart is None:
-                apart = not depend_on_one_another(vae, x, seen)
+            apart = apart and not depend_on_one_another(vae, x, seen)
             rate = closed_form(vae, x, seen) if apart else None
             if rate is None:
                 closed = False
@@ -118,6 +121,7 @@ def encode(
             for name, latent in seen.latents.items():
                 masked = masked or latent.masked
                 mean_field = mean_field and apart and normal_parameters(latent.q) is not None
+                families.setdefault(name, set()).add(title_of(latent.q))
                 kept = {"z": latent.z, **latent.moments()}
                 for what, value in kept.items():
                     parts[what].setdefault(name, []).append(value.cpu())
@@ -130,8 +134,8 @@ def encode(
     if closed and len(known) == len(dimensions):
         per_dimension = torch.stack(known).sum(0).cpu() / len(rate)
     return Encoding(
-        rate, closed, torch.cat(distortions), mean, scale, z, mean_field, bool(apart), scored / len(rate), masked,
-        per_dimension,
+        rate, closed, torch.cat(distortions), mean, scale, z, mean_field, apart, scored / len(rate), masked,
+        per_dimension, {name: frozenset(found) for name, found in families.items()},
     )  # fmt: skip
 
 
@@ -141,46 +145,77 @@ def evaluate(
     *,
     spec: Spec | None = None,
     particles: int = 1,
-    images: int | None = None,
     seed: int = 0,
     advance: Advance = ignore,
 ) -> Line:
-    """Bounds, rate and distortion over a whole split, each mean with its standard error over the data.
+    """Bounds, rate and distortion, each mean with its standard error over the data; all are of all the data.
 
     Args:
         vae: model and guide.
         data: as for `encode`; every datum counts.
         spec: of the data; without it bounds are per number that the model observes.
         particles: K; above 1 the importance-weighted bound is added.
-        images: number of data, from the start of the split, for that bound (all if None).
         seed: of the posterior samples.
         advance: called with the number of data just done, first for the ELBO, then for the bound.
-
-    Raises:
-        UserError: if there are fewer data than `images`.
     """
     split = as_split(data)
-    if images is not None and not 1 <= images <= len(split):
-        raise UserError(f"{images} data are asked for, but the split has {len(split)}; give 1 to {len(split)}.")
     encoding = encode(vae, split, seed=seed, advance=advance)
     unit = Unit.of(spec, encoding.scored)
-    numbers = summarise(encoding, unit, committed(vae, split).nats) | standard_errors(encoding, unit)
+    known = committed_by_all(committed(vae, split), encoding)
+    numbers = summarise(encoding, unit, known.nats) | standard_errors(encoding, unit)
     if particles > 1:
-        log_weights = importance_weights(vae, split.take(slice(images)), particles, seed=seed, advance=advance)
-        numbers |= importance_line(log_weights, unit)
+        numbers |= importance_line(vae, split, encoding, unit, particles, seed=seed, advance=advance)
     return numbers
 
 
-def importance_line(log_weights: Tensor, unit: Unit) -> Line:
-    """The importance-weighted bound of log weights (N, K), with its error, and k̂."""
+def committed_by_all(known: Commitment, encoding: Encoding) -> Commitment:
+    """What was read off the first datum, unless the posteriors of others are of another family."""
+    for name, families in encoding.families.items():
+        if len(families) > 1:
+            which = " and ".join(sorted(families))
+            return replace(
+                known, nats=None, throughout=None, known_by=f"posteriors of {name!r} are {which}, by batch: no one rate"
+            )
+    return known
+
+
+def importance_line(
+    vae: VAE,
+    split: Split,
+    encoding: Encoding,
+    unit: Unit,
+    particles: int,
+    *,
+    weighed: int | None = None,
+    seed: int = 0,
+    advance: Advance = ignore,
+) -> Line:
+    """The importance-weighted bound beside −ELBO of the same data, what lies between them datum by datum, and k̂.
+
+    Args:
+        vae: model and guide.
+        split: data.
+        encoding: of them.
+        unit: of bounds.
+        particles: K.
+        weighed: data, from the start, that it is of (all if None).
+        seed: of the particles.
+        advance: called with the number of data just done.
+    """
+    log_weights = importance_weights(vae, split.take(slice(weighed)), particles, seed=seed, advance=advance)
     bound = importance_bound(log_weights)
+    loss = (encoding.rate + encoding.distortion)[: len(bound)]
     numbers: Line = {
         "iw_bpd": unit.bits(bound.mean().item()),
         "iw_bpd_se": standard_error(bound) * unit.per_number,
+        "iw_nats": bound.mean().item(),
+        "iw_neg_elbo_bpd": unit.bits(loss.mean().item()),
+        "iw_gap_nats": (loss - bound).mean().item(),
+        "iw_gap_nats_se": standard_error(loss - bound),
         "iw_images": len(bound),
-        "particles": log_weights.shape[1],
+        "particles": particles,
     }
-    if log_weights.shape[1] >= FEWEST_FOR_K_HAT:
+    if particles >= FEWEST_FOR_K_HAT:
         k = k_hat(log_weights)
         numbers |= {"k_hat_median": k.median().item(), "k_hat_bad": (k > K_HAT_LIMIT).double().mean().item()}
     return numbers

@@ -10,9 +10,9 @@ from typing import Any, Literal
 from pyro_delta.commitment import IN_THE_MEAN
 from pyro_delta.diagnostics import table
 from pyro_delta.diagnostics.bounds import (
-    Encoding,
     Line,
     Unit,
+    committed_by_all,
     encode,
     flat,
     ignore,
@@ -21,17 +21,11 @@ from pyro_delta.diagnostics.bounds import (
     standard_errors,
     summarise,
 )
-from pyro_delta.diagnostics.importance import importance_bound, importance_weights
+from pyro_delta.diagnostics.control import bought
+from pyro_delta.diagnostics.importance import K_HAT_LIMIT
+from pyro_delta.diagnostics.told import TOLD_IMAGES, TOLD_SAMPLES, group_sizes, told
 from pyro_delta.diagnostics.trace import committed
-from pyro_delta.diagnostics.usage import (
-    floor_holds,
-    information,
-    least_gap,
-    needed_gap,
-    probe,
-    shuffled_gap,
-)
-from pyro_delta.errors import UserError
+from pyro_delta.diagnostics.usage import LEAST_TOLD, floor_holds, information, least_told, probe, shuffled_gap
 from pyro_delta.protocol import Advance, Spec, Split
 from pyro_delta.rate import ar1_committed_rate
 from pyro_delta.vae import VAE
@@ -40,8 +34,12 @@ Verdict = Literal["diverged", "floor broken", "collapsed", "nothing told", "guid
 
 SMALL_FLOOR = 0.1
 """Nats: a floor below it is none."""
+SMALL_RATE = 0.5
+"""Nats: a posterior whose mean rate is below it, and that tells nothing, has collapsed."""
 LARGE_GAP = 0.1
 """Part of the rate by which −ELBO may exceed the importance-weighted bound before the guide is said to fit badly."""
+OVERCONFIDENT = 0.7
+"""τ below which the decoder is said to take z for more reliable than it is."""
 ADVICE: dict[Verdict, str] = {
     "diverged": (
         "The numbers are not finite: training diverged; train again with a lower learning rate, or clip gradients."
@@ -52,15 +50,15 @@ ADVICE: dict[Verdict, str] = {
     ),
     "collapsed": "The posterior has collapsed and no floor prevents it: {mend}.",
     "nothing told": (
-        "The floor of {delta:.4g} nats is met, but the latents tell nothing of the data: start the guide from data "
-        "(means of deviation 1), let it learn more slowly than the model, or take a prior with fewer dimensions and a "
-        "larger α."
+        "Nothing shows that z tells the decoder of the data (at least {told:.2g} nats, calibrated, 99 % bound), though "
+        "{though}: start the guide from data (means of deviation 1), let it learn more slowly than the model, or take "
+        "a prior with fewer dimensions and a larger α."
     ),
     "guide fits badly": (
         "The latents are used, but the guide fits the model's posterior badly (k̂ {k_hat:.2f}, −ELBO {gap:.3g} nats "
         "above the importance-weighted bound): stop earlier if it overfits, or give it a richer network or family."
     ),
-    "used": "The latents are used{floor}.",
+    "used": "The latents are used{floor}{tau}.",
 }
 """Verdict → the sentence of advice, the first whose case is met."""
 
@@ -123,6 +121,9 @@ def diagnosed(
     spec: Spec | None = None,
     particles: int = 25,
     weighed: int = 200,
+    told_samples: int = TOLD_SAMPLES,
+    told_images: int = TOLD_IMAGES,
+    control: VAE | None = None,
     seed: int = 0,
     advance: Advance = ignore,
 ) -> Diagnosis:
@@ -135,16 +136,18 @@ def diagnosed(
         spec: of the data; without it bits are per number that the model observes.
         particles: K of the importance-weighted bound, and of k̂; 1 leaves them out.
         weighed: data, from the start, that this bound is of.
-        seed: of posterior samples and of the shuffle.
-        advance: called with the number of data just done; all data are seen twice.
+        told_samples: M of what z tells, which can show at most ln M.
+        told_images: random data that it is of.
+        control: a model without latents and its guide, to compare with.
+        seed: of posterior samples, of the shuffle and of the random data.
+        advance: called with the number of data just done: all data twice, once more for a control, and `told_passes`.
 
     Raises:
-        UserError: if the programs cannot be run on the data, or there are fewer than two data.
+        UserError: if the programs cannot be run on the data, or there are fewer than four data.
     """
-    if len(split) < 2:
-        raise UserError(f"there is {len(split)} datum; to shuffle latents takes 2 or more.")
+    group_sizes(len(split), told_samples, told_images)  # refused before any work is done
     encoding = encode(vae, split, seed=seed, advance=advance)
-    known, unit = committed(vae, split), Unit.of(spec, encoding.scored)
+    known, unit = committed_by_all(committed(vae, split), encoding), Unit.of(spec, encoding.scored)
     numbers: Line = summarise(encoding, unit, known.nats) | standard_errors(encoding, unit)
     numbers["neg_elbo_nats"] = (encoding.rate + encoding.distortion).mean().item()
     numbers["distortion_nats"] = encoding.distortion.mean().item()
@@ -156,29 +159,23 @@ def diagnosed(
     numbers["rate_nats_per_dim"] = None if per_dimension is None else per_dimension.tolist()
     numbers["latent_units"] = flat(encoding.z).shape[1]
     if particles > 1:
-        numbers |= _importance(vae, split, encoding, unit, particles, weighed, seed)
+        numbers |= importance_line(vae, split, encoding, unit, particles, weighed=weighed, seed=seed)
+    if control is not None:
+        numbers |= bought(encoding, control, split, unit, seed=seed, advance=advance)
     gap = shuffled_gap(vae, split, encoding, seed=seed, advance=advance)
     numbers["shuffled_gap_nats"], numbers["shuffled_gap_se"] = gap.mean().item(), standard_error(gap)
-    numbers["mutual_information_nats"], numbers["mutual_information_cap_nats"] = information(vae, split, encoding)
-    numbers["probe_accuracy"] = probe(vae, split, encoding, fit, seed)
-    numbers["latents_used"] = least_gap(numbers) > needed_gap(numbers)
+    numbers |= told(vae, split, encoding, samples=told_samples, images=told_images, seed=seed, advance=advance)
+    numbers |= information(vae, split, encoding) | probe(vae, split, encoding, fit, seed)
+    numbers["latents_used"] = least_told(numbers) > LEAST_TOLD
     verdict = judge(numbers)
     advice = advise(verdict, numbers, {name: tuple(value.shape[1:]) for name, value in encoding.z.items()})
     return Diagnosis(numbers, verdict, advice, getattr(spec, "unit", "bits/number"))
 
 
-def _importance(
-    vae: VAE, split: Split, encoding: Encoding, unit: Unit, particles: int, weighed: int, seed: int
-) -> Line:
-    """The importance-weighted bound, and how far −ELBO of the same data is above it."""
-    log_weights = importance_weights(vae, split.take(slice(weighed)), particles, seed=seed)
-    bound = importance_bound(log_weights)
-    gap = (encoding.rate + encoding.distortion)[: len(bound)] - bound
-    return importance_line(log_weights, unit) | {
-        "iw_nats": bound.mean().item(),
-        "iw_gap_nats": gap.mean().item(),
-        "iw_gap_nats_se": standard_error(gap),
-    }
+def told_passes(count: int, samples: int = TOLD_SAMPLES, images: int = TOLD_IMAGES) -> int:
+    """Passes of the decoder that `diagnosed` makes to see what z tells, of a split of `count` data."""
+    size, groups = group_sizes(count, samples, images)
+    return groups * size * size
 
 
 # --- Verdict and advice ---
@@ -186,13 +183,14 @@ def _importance(
 
 def judge(numbers: Mapping[str, Any]) -> Verdict:
     """The first verdict of `ADVICE` whose case is met."""
-    if not all(math.isfinite(numbers[key]) for key in ("rate_nats_mean", "distortion_nats", "shuffled_gap_nats")):
+    if not all(math.isfinite(numbers[key]) for key in ("rate_nats_mean", "distortion_nats")):
         return "diverged"
     if numbers["floor_holds"] is False:
         return "floor broken"
     if not numbers["latents_used"]:
-        return "collapsed" if (numbers["delta_nats"] or 0.0) < SMALL_FLOOR else "nothing told"
-    bad_tail = (numbers.get("k_hat_median") or 0.0) > 0.7
+        small = (numbers["delta_nats"] or 0.0) < SMALL_FLOOR and numbers["rate_nats_mean"] < SMALL_RATE
+        return "collapsed" if small else "nothing told"
+    bad_tail = (numbers.get("k_hat_median") or 0.0) > K_HAT_LIMIT
     if bad_tail and numbers["iw_gap_nats"] > LARGE_GAP * max(numbers["rate_nats_mean"], 1.0):
         return "guide fits badly"
     return "used"
@@ -202,6 +200,7 @@ def advise(verdict: Verdict, numbers: Mapping[str, Any], events: Mapping[str, tu
     """The sentence of advice, with the numbers in it; `events` holds the shape of each latent site."""
     delta = numbers["delta_nats"] or 0.0
     floor = "" if delta < SMALL_FLOOR else f", and no posterior of this family can fall below {delta:.4g} nats"
+    met, tau = f"the floor of {delta:.4g} nats is met", numbers["told_tau"]
     return ADVICE[verdict].format(
         broken=_broken(numbers) if verdict == "floor broken" else "",
         delta=delta,
@@ -209,6 +208,9 @@ def advise(verdict: Verdict, numbers: Mapping[str, Any], events: Mapping[str, tu
         gap=numbers.get("iw_gap_nats", math.nan),
         mend=_floors(events) if verdict == "collapsed" else "",
         floor=floor,
+        told=max(0.0, least_told(numbers)),
+        though=f"the rate is {numbers['rate_nats_mean']:.3g} nats" if delta < SMALL_FLOOR else met,
+        tau=f"; the decoder is overconfident in z (τ = {tau:.2g})" if tau < OVERCONFIDENT else "",
     )
 
 
@@ -241,14 +243,20 @@ def _floors(events: Mapping[str, tuple[int, ...]]) -> str:
 
 def failure(numbers: Mapping[str, Any]) -> str | None:
     """Why a `check` fails, in a sentence, or None if it passes."""
-    reasons = []
+    reasons: list[str] = []
     if numbers["floor_holds"] is None:
         reasons.append("the KL or δ has no closed form, so the floor cannot be certified")
     elif not numbers["floor_holds"]:
         reasons.append(f"the floor is broken: {_broken(numbers)}")
     if not numbers["latents_used"]:
         reasons.append(
-            f"the latents are not used: another datum's latents cost at least {least_gap(dict(numbers)):.3g} nats "
-            f"(99 % bound), not more than {needed_gap(dict(numbers)):.3g}"
+            "the latents are not shown to be used: they tell the decoder at least "
+            f"{max(0.0, least_told(numbers)):.2g} nats "
+            f"(calibrated, 99 % bound), not more than {LEAST_TOLD:g}"
+        )
+    if numbers.get("finished") is False:
+        reasons.append(
+            f"the training has not come to its end: it has made {numbers['trained_steps']} steps, and these are the "
+            f"{numbers['weights']} weights, of step {numbers['step']}"
         )
     return f"check failed: {'; and '.join(reasons)}." if reasons else None

@@ -23,6 +23,8 @@ K_HAT_LIMIT = 0.7
 References:
     1. A. Vehtari et al., "Pareto Smoothed Importance Sampling", JMLR 2024.
 """
+ALIKE = 0.01
+"""Nats within which log weights count as equal: the float32 sums that they come from round to as much."""
 
 
 @torch.no_grad()
@@ -76,7 +78,9 @@ def importance_bound(log_weights: Tensor) -> Tensor:
 def k_hat(log_weights: Tensor) -> Tensor:
     """Shape of the Pareto distribution that fits the largest weights (N, K) of every datum: (N,), by ArviZ.
 
-    0 where so many weights are alike, such as all those of an exact posterior, that no tail stands out.
+    0 where all weights are alike, such as those of an exact posterior, whose tail would be one of rounding errors, and
+    where so many are alike that no tail stands out.
     """
     k = torch.from_numpy(np.asarray(load_arviz().psislw(log_weights.numpy())[1]))
-    return torch.where(k.isinf() & log_weights.isfinite().all(1), 0.0, k)
+    alike = log_weights.amax(1) - log_weights.amin(1) < ALIKE
+    return torch.where((alike | k.isinf()) & log_weights.isfinite().all(1), 0.0, k)

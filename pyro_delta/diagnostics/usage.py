@@ -1,9 +1,11 @@
-"""Are the latents used? The floor, the cost of another datum's latents, mutual information, and a linear probe."""
+"""Are the latents used? The floor, what a wrong z costs, mutual information, and a linear probe; see `told`, too."""
 
 from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -12,7 +14,8 @@ from torch import Tensor
 
 from pyro_delta.commitment import IN_THE_MEAN
 from pyro_delta.data.splits import size_of
-from pyro_delta.diagnostics.bounds import Encoding, flat, ignore
+from pyro_delta.diagnostics.bounds import Encoding, flat, ignore, standard_error
+from pyro_delta.diagnostics.told import contrast
 from pyro_delta.diagnostics.trace import UNKNOWN_DENSITY, batches, device_of, evaluating, posteriors, score
 from pyro_delta.families import Guarantee
 from pyro_delta.protocol import Advance, Split
@@ -23,24 +26,18 @@ PAIRWISE_DATA = 1000
 """Of a split, for the mutual information where the posterior is not mean-field: it costs their square."""
 DEPENDENT_DATA = 64
 """The same where the guide must run for every pair, since its sites depend on one another."""
-QUANTILE_99 = 2.326
-"""One-sided 99 % quantile of the standard normal."""
-LEAST_GAP = 0.1
-"""Nats that the gap must exceed, and …"""
-LEAST_GAP_OF_RATE = 0.05
-"""… the part of the mean rate."""
+LEAST_TOLD = 0.1
+"""Nats that z must tell the decoder, with 99 % confidence, to count as used: whatever the rate, it is information."""
 ROUNDING = 1e-10
 """Nats: at δ = 0 a posterior equal to the prior may come out a rounding error below zero."""
 
 
-def least_gap(numbers: dict[str, Any]) -> float:
-    """Lower 99 % bound of the shuffled gap in nats."""
-    return numbers["shuffled_gap_nats"] - QUANTILE_99 * numbers["shuffled_gap_se"]
+def least_told(numbers: Mapping[str, Any]) -> float:
+    """Lower 99 % bound, by Student's t, of what is told in nats, calibrated."""
+    from scipy.stats import t
 
-
-def needed_gap(numbers: dict[str, Any]) -> float:
-    """The gap in nats above which latents count as used."""
-    return max(LEAST_GAP, LEAST_GAP_OF_RATE * numbers["rate_nats_mean"])
+    quantile = float(t.ppf(0.99, numbers["told_judged"] - 1))
+    return numbers["told_calibrated_nats"] - quantile * numbers["told_calibrated_nats_se"]
 
 
 def floor_holds(encoding: Encoding, delta: float | None, guarantee: Guarantee | None = None) -> bool | None:
@@ -62,6 +59,9 @@ def shuffled_gap(
     advance: Advance = ignore,
 ) -> Tensor:
     """−log p(x_i | z_j) + log p(x_i | z_i) of every datum i with the latents of another one j, (N,) nats.
+
+    How far a wrong z misleads the decoder, which says whether it hears z at all. It is not information: it may well
+    exceed the KL.
 
     Args:
         vae: model and guide.
@@ -92,26 +92,29 @@ def partners(count: int, seed: int) -> Tensor:
     return torch.from_numpy(partner)
 
 
-def information(vae: VAE, data: Split, encoding: Encoding) -> tuple[float | None, float | None]:
-    """I(z; x) in nats under the aggregate posterior of the data, and the most that it could show, ln N.
+def information(vae: VAE, data: Split, encoding: Encoding) -> dict[str, float | None]:
+    """I(z; x) in nats under the aggregate posterior of the data, its standard error, and the most it could show, ln N.
 
     Of all data where the posterior is mean-field; of the first `PAIRWISE_DATA`, or `DEPENDENT_DATA`, where it is not.
     None where data have different latents, by masks, or a posterior's density is known of its own draws alone.
     """
-    if encoding.masked:
-        return None, None
-    if encoding.mean_field:
-        return mutual_information(encoding), math.log(len(data))
-    count = min(len(data), PAIRWISE_DATA if encoding.apart else DEPENDENT_DATA)
-    z = {name: value[:count] for name, value in encoding.z.items()}
-    try:
-        found = pairwise_mutual_information(vae, data.take(slice(count)), z, apart=encoding.apart)
-    except UNKNOWN_DENSITY:
-        return None, None
-    return found, math.log(count)
+    found: tuple[float, float] | None = None
+    count = len(data)
+    if encoding.mean_field and not encoding.masked:
+        found = mutual_information(encoding)
+    elif not encoding.masked:
+        count = min(count, PAIRWISE_DATA if encoding.apart else DEPENDENT_DATA)
+        z = {name: value[:count] for name, value in encoding.z.items()}
+        with suppress(*UNKNOWN_DENSITY):
+            found = pairwise_mutual_information(vae, data.take(slice(count)), z, apart=encoding.apart)
+    return {
+        "mutual_information_nats": None if found is None else found[0],
+        "mutual_information_nats_se": None if found is None else found[1],
+        "mutual_information_cap_nats": None if found is None else math.log(count),
+    }
 
 
-def mutual_information(encoding: Encoding, chunk: int = 256) -> float:
+def mutual_information(encoding: Encoding, chunk: int = 256) -> tuple[float, float]:
     """I(z; x) in nats under the aggregate posterior of these N data: mean of log q(z_i|x_i) − log 1/N Σ_j q(z_i|x_j).
 
     One sample z_i of each datum; at most ln N. Costs O(N²·n·d), in float64.
@@ -119,24 +122,31 @@ def mutual_information(encoding: Encoding, chunk: int = 256) -> float:
     Args:
         encoding: of the N data; q is Normal and independent over coordinates.
         chunk: rows of the N×N matrix of log densities held at a time.
+
+    Returns:
+        The information, and its standard error over the data, as that of `pyro_delta.diagnostics.told.contrast`.
     """
     z_bk, mean_bk, scale_bk = (flat(part).double() for part in (encoding.z, encoding.mean, encoding.scale))
     precision_bk = scale_bk.pow(-2)
     # log N(z; μ, σ) summed over k = −½ z²·σ⁻² + z·(μσ⁻²) + what depends on j alone; what depends on i alone cancels.
     linear_bk = mean_bk * precision_bk
     constant_b = -0.5 * (mean_bk * linear_bk).sum(1) - scale_bk.log().sum(1)
-    total = 0.0
+    terms_b = torch.zeros(len(z_bk), dtype=torch.float64)
+    as_partner_b = torch.zeros_like(terms_b)
     for start in range(0, len(z_bk), chunk):
         z = z_bk[start : start + chunk]
         log_q = (-0.5 * z.square()) @ precision_bk.T + z @ linear_bk.T + constant_b
-        total += (log_q.diagonal(start) - log_q.logsumexp(1)).sum().item()
-    return total / len(z_bk) + math.log(len(z_bk))
+        terms_b[start : start + chunk] = log_q.diagonal(start) - log_q.logsumexp(1) + math.log(len(z_bk))
+        weights = log_q.softmax(1)
+        as_partner_b += weights.sum(0)
+        as_partner_b[start : start + chunk] -= weights.diagonal(start)
+    return terms_b.mean().item(), standard_error(terms_b - as_partner_b)
 
 
 @torch.no_grad()
 def pairwise_mutual_information(
     vae: VAE, data: Any, z: dict[str, Tensor], *, apart: bool = True, batch: int = 50
-) -> float:
+) -> tuple[float, float]:
     """`mutual_information` for a posterior of any family, by the density of every sample under every posterior.
 
     Args:
@@ -160,8 +170,7 @@ def pairwise_mutual_information(
                     for i in range(count)
                 ]
                 columns.append(torch.stack(rows).double())  # type: ignore[arg-type]
-    log_q = torch.cat(columns, 1)
-    return (log_q.diagonal() - log_q.logsumexp(1)).mean().item() + math.log(count)
+    return contrast(torch.cat(columns, 1).cpu())
 
 
 def _same_for_all(samples: dict[str, Tensor], i: int, count: int) -> dict[str, Tensor]:
@@ -195,8 +204,10 @@ def probe_accuracy(z_fit: Tensor, labels_fit: Tensor, z: Tensor, labels: Tensor)
     return float(probe.score(z.double().flatten(1).numpy(), labels.numpy()))
 
 
-def probe(vae: VAE, data: Split, encoding: Encoding, fit: Split | None, seed: int) -> float | None:
-    """Accuracy of a linear probe on samples of z, or None without labels.
+def probe(vae: VAE, data: Split, encoding: Encoding, fit: Split | None, seed: int) -> dict[str, float | None]:
+    """Accuracy of a linear probe on samples of z, its standard error, and what guessing gives; None without labels.
+
+    Chance is the accuracy of always saying the commonest class of those that the probe is fitted to.
 
     Args:
         vae: model and guide.
@@ -206,15 +217,16 @@ def probe(vae: VAE, data: Split, encoding: Encoding, fit: Split | None, seed: in
         seed: of the samples.
     """
     z, labels = flat(encoding.z), data.labels
-    if labels is None:
-        return None
+    found: dict[str, float | None] = {"probe_accuracy": None, "probe_accuracy_se": None, "probe_chance": None}
     if fit is None:
         half = min(PROBE_DATA, len(data) // 2)
-        z_fit = sample_latents(vae, data.take(slice(half)), seed=seed + 1)
-        return probe_accuracy(z_fit, labels[:half], z[half:], labels[half:])
-    if fit.labels is None:
-        return None
+        fit, z, labels = data.take(slice(half)), z[half:], None if labels is None else labels[half:]
     first = fit.take(slice(PROBE_DATA))
-    z_fit = sample_latents(vae, first, seed=seed + 1)
-    assert first.labels is not None
-    return probe_accuracy(z_fit, first.labels, z, labels)
+    if labels is None or first.labels is None:
+        return found
+    accuracy = probe_accuracy(sample_latents(vae, first, seed=seed + 1), first.labels, z, labels)
+    if accuracy is None:
+        return found
+    error = math.sqrt(accuracy * (1 - accuracy) / len(labels))
+    chance = (labels == first.labels.mode().values).double().mean().item()
+    return {"probe_accuracy": accuracy, "probe_accuracy_se": error, "probe_chance": chance}

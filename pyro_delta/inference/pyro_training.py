@@ -25,7 +25,7 @@ from pyro_delta.inference.checkpoint import load_weights, restore_rng, rng_state
 from pyro_delta.inference.elbo import RateDistortionELBO
 from pyro_delta.inference.objectives import NegativeELBO
 from pyro_delta.inference.optim import GuardedStep, MovingAverage, learning_rate, make_optimizer
-from pyro_delta.inference.training import START_DATA, Training
+from pyro_delta.inference.training import START_DATA, Training, on_cpu
 from pyro_delta.nn.precision import Network, set_bf16
 from pyro_delta.protocol import Batch, Data, Split
 from pyro_delta.vae import VAE, localise, parameters_of
@@ -116,6 +116,11 @@ class PyroTraining(Training):
     def averaged(self) -> VAE:
         """The averaged programs."""
         return cast(VAE, self.average.module)
+
+    def weights(self) -> dict[str, Any]:
+        """The averaged weights, and those of the auxiliary prior beside them."""
+        auxiliary = None if self.auxiliary is None else on_cpu(self.auxiliary.average.module.state_dict())
+        return super().weights() | {"auxiliary": auxiliary}
 
     def state(self) -> dict[str, Any]:
         """Everything needed to go on."""

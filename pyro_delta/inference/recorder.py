@@ -55,8 +55,9 @@ class Recorder:
         self.show(line)
 
     def every(self, trainer: Training) -> None:
-        """After each logging step: a checkpoint when one is due, a picture after each validation."""
-        if time.monotonic() - self.saved >= 60 * trainer.config.training.checkpoint_minutes:
+        """After each logging step: a checkpoint when one is due or the weights are the best so far, and pictures."""
+        best = trainer.best is not None and trainer.best["step"] == trainer.step
+        if best or time.monotonic() - self.saved >= 60 * trainer.config.training.checkpoint_minutes:
             self.save(trainer)
         if self.lines and self.lines[-1]["split"] == "validation":
             self.draw(trainer)

@@ -3,12 +3,13 @@
 ::
 
     config.json      the whole configuration
-    run.json         format, preset, spec of the data, versions of packages, digests of programs that are not shipped
+    run.json         format, preset, spec of the data, versions of packages, commit, digests of the configuration and of
+                     programs that are not shipped
     programs/        copies of programs that came from files
     auxiliary.pt     an auxiliary prior, trained afterwards
     metrics.jsonl    one line of numbers per logging step and validation
     events/          the same for TensorBoard
-    checkpoint.pt    the newest state
+    checkpoint.pt    the newest state, and the best weights on the validation split
     samples/         what the model drew in training
 """
 
@@ -26,16 +27,16 @@ from typing import Any
 import torch
 from torch import nn
 
-from pyro_delta import __version__
 from pyro_delta import config as configuration
 from pyro_delta.build import build, load_data
 from pyro_delta.config import AuxiliaryConfig, Config
 from pyro_delta.data.named import spec_before_data
 from pyro_delta.data.spec import spec_as_dict, spec_of_dict
-from pyro_delta.errors import UserError
+from pyro_delta.errors import UserError, unknown_name
 from pyro_delta.files import written_whole
 from pyro_delta.inference.auxiliary import AuxiliaryTraining
 from pyro_delta.inference.checkpoint import load_checkpoint, load_weights, save_atomically
+from pyro_delta.inference.provenance import provenance
 from pyro_delta.programs import KINDS, check_copies, find, keep_copies
 from pyro_delta.protocol import Data, Prior, Spec
 from pyro_delta.vae import VAE, with_prior
@@ -57,16 +58,22 @@ EXTENSIBLE = {"training.steps", "training.minutes", "data.root"}
 
 FORMAT = 2
 """Of a run folder; others are refused."""
+WEIGHTS = ("best", "last")
+"""Of a run, that can be asked for."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """A trained model and its guide, with the averaged weights, in float32 and evaluation mode.
+    """A trained model and its guide, with averaged weights, in float32 and evaluation mode.
 
     Attributes:
         config: all settings.
         spec: of the data.
         vae: model and guide.
+        weights: best, of the validation with the least −ELBO, or last.
+        step: that these weights are of.
+        trained_steps: that its training has made.
+        finished: whether that came to its end.
         folder: that it was read from; None if it was trained without one.
         given: the data, where they were handed over rather than named.
         lines: of metrics, where there is no folder.
@@ -75,6 +82,10 @@ class Run:
     config: Config
     spec: Spec
     vae: VAE
+    weights: str
+    step: int
+    trained_steps: int
+    finished: bool
     folder: Path | None = None
     given: Data | None = None
     lines: tuple[dict[str, Any], ...] = ()
@@ -83,6 +94,28 @@ class Run:
         """In a line."""
         names = ", ".join(f"{kind} {getattr(self.config, kind).program}" for kind in KINDS[:4])
         return f"<Run {self.folder or 'in memory'}: {names}>"
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What goes with every number that is measured of it: which weights, of what training, and by which code."""
+        return {
+            "weights": self.weights,
+            "step": self.step,
+            "trained_steps": self.trained_steps,
+            "finished": self.finished,
+            "config_digest": configuration.digest(self.config),
+            **provenance(),
+        }
+
+    @property
+    def caveat(self) -> str | None:
+        """In a sentence, that it is not what its training was to give; None if it is."""
+        if self.finished:
+            return None
+        return (
+            f"The training has not come to its end: it has made {self.trained_steps} steps, and these are the "
+            f"{self.weights} weights, of step {self.step}; go on with --resume, or train again if it diverged."
+        )
 
     @property
     def metrics(self) -> tuple[dict[str, Any], ...]:
@@ -152,8 +185,9 @@ def create(folder: Path, config: Config, spec: Spec, preset: str) -> None:
         "format": FORMAT,
         "preset": preset,
         "spec": spec_as_dict(spec),
+        **provenance(),
+        "config_digest": configuration.digest(config),
         "versions": {
-            "pyro-delta": __version__,
             "python": platform.python_version(),
             **{package: version(package) for package in PACKAGES},
         },
@@ -227,31 +261,62 @@ def read_config(folder: Path) -> Config:
     return configuration.load(folder / CONFIG, folder / PROGRAMS)
 
 
-def load(folder: Path | str, device: torch.device | str = "cpu", prior: str = "model") -> Run:
+def load(folder: Path | str, device: torch.device | str = "cpu", prior: str = "model", weights: str = "best") -> Run:
     """Reads a run: its averaged weights in its programs. Torch's random state stays as it is.
 
     Args:
         folder: of the run.
         device: where the programs go.
         prior: model, or auxiliary to put the auxiliary prior in the place of the model's own.
+        weights: best, those of the validation with the least −ELBO, or last; where there was no validation, best are
+            the last ones. `Run.weights` says which they are.
 
     Raises:
         UserError: if the folder is no run, it has no such prior, its checkpoint is missing, damaged or of another
             configuration, or a program is missing or has changed.
     """
+    if weights not in WEIGHTS:
+        raise unknown_name("weights", weights, WEIGHTS)
     folder = Path(folder)
     config = read_config(folder)
     spec = read_spec(folder, config)
-    state = load_checkpoint(folder / CHECKPOINT, device, keys=("config", "average"))
+    state = load_checkpoint(folder / CHECKPOINT, device, keys=("config", "average", "step", "train_s", "best"))
     check_made_with(state, config, folder)
     with torch.random.fork_rng(devices=[]):
         vae = build(config, spec, folder / PROGRAMS, check=False).to(device)
-    load_weights(vae, averaged_weights(state), folder / CHECKPOINT)
+    kept = state["best"] if weights == "best" else None
+    chosen = kept or last_weights(state)
+    load_weights(vae, chosen["vae"], folder / CHECKPOINT)
     if config.training.channels_last:  # as it was trained: up to three times as fast
         vae.to(memory_format=torch.channels_last)
     if prior == "auxiliary":
-        vae = with_prior(vae, _auxiliary(folder, config, vae.model.prior, state, device))
-    return Run(config, spec, vae.eval(), folder)
+        vae = with_prior(vae, _auxiliary(folder, config, vae.model.prior, chosen, device))
+    return Run(
+        config,
+        spec,
+        vae.eval(),
+        "best" if kept else "last",
+        chosen["step"],
+        state["step"],
+        is_finished(config, state["step"], state["train_s"]),
+        folder,
+    )
+
+
+def last_weights(state: dict[str, Any]) -> dict[str, Any]:
+    """The newest averaged weights in a state, and those of an auxiliary prior, as `Training.best` holds them."""
+    auxiliary = state.get("auxiliary")
+    return {
+        "step": state["step"],
+        "vae": averaged_weights(state),
+        "auxiliary": averaged_weights(auxiliary) if auxiliary else None,
+    }
+
+
+def is_finished(config: Config, step: int, train_s: float) -> bool:
+    """Whether a training that has made so many steps in so many seconds came to its end."""
+    settings = config.training
+    return step >= settings.steps if settings.steps is not None else train_s >= 60 * (settings.minutes or 0)
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
@@ -276,24 +341,31 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
     return lines
 
 
-def save_auxiliary(folder: Path, settings: AuxiliaryConfig, training: AuxiliaryTraining) -> None:
-    """Writes an auxiliary prior that was trained for a finished run."""
-    save_atomically({"settings": settings.model_dump(), **training.state()}, folder / AUXILIARY)
+def save_auxiliary(run: Run, settings: AuxiliaryConfig, training: AuxiliaryTraining) -> None:
+    """Writes an auxiliary prior that was trained for the weights of a run that was read from its folder."""
+    assert run.folder is not None
+    made = {"settings": settings.model_dump(), "step": run.step, **training.state()}
+    save_atomically(made, run.folder / AUXILIARY)
 
 
 def _auxiliary(
-    folder: Path, config: Config, prior: Prior, state: dict[str, Any], device: torch.device | str
+    folder: Path, config: Config, prior: Prior, chosen: dict[str, Any], device: torch.device | str
 ) -> nn.Module:
-    """The auxiliary prior of a run: one trained afterwards, or else beside the model."""
-    settings, weights, path = config.auxiliary, state.get("auxiliary"), folder / CHECKPOINT
+    """The auxiliary prior of a run for the weights chosen: one trained afterwards, or else beside the model."""
+    settings, weights, path = config.auxiliary, chosen["auxiliary"], folder / CHECKPOINT
     if (folder / AUXILIARY).exists():
         path = folder / AUXILIARY
-        weights = load_checkpoint(path, device, keys=("settings", "average"))
-        settings = AuxiliaryConfig(**weights["settings"])
+        state = load_checkpoint(path, device, keys=("settings", "step", "average"))
+        if state["step"] != chosen["step"]:
+            raise UserError(
+                f"{path} was trained for the weights of step {state['step']}, not for those of step {chosen['step']}; "
+                f"train it again with pyro-delta train-prior {folder}, or choose --weights best or last."
+            )
+        settings, weights = AuxiliaryConfig(**state["settings"]), averaged_weights(state)
     if not weights:
         raise UserError(f"{folder} has no auxiliary prior; train one with pyro-delta train-prior {folder}.")
     auxiliary = AuxiliaryTraining.of(settings, prior).prior
-    load_weights(auxiliary, averaged_weights(weights), path)
+    load_weights(auxiliary, weights, path)
     return auxiliary
 
 
@@ -340,6 +412,13 @@ def _first_change(before: dict[str, Any], config: Config) -> tuple[str, Any, Any
             if key not in EXTENSIBLE and now != value:
                 return key, value, now
     return None
+
+
+def note_configuration(folder: Path, config: Config) -> None:
+    """Writes the configuration of a run that was made longer, and its digest."""
+    info = json.loads((folder / INFO).read_text(encoding="utf-8"))
+    write_text(folder / INFO, json.dumps(info | {"config_digest": configuration.digest(config)}, indent=2) + "\n")
+    configuration.save(config, folder / CONFIG)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Self
+
+from torch import Tensor
 
 from pyro_delta.config import Config
 from pyro_delta.diagnostics.bounds import Unit, encode, summarise
@@ -18,7 +20,7 @@ from pyro_delta.vae import VAE
 
 STATE = (
     "config", "vae", "average", "optimizer", "objective", "auxiliary", "skipped", "streak", "step", "train_s",
-    "wall_s", "validated", "rng",
+    "wall_s", "validated", "best", "rng",
 )  # fmt: skip
 """Keys of `Training.state`."""
 START_DATA = 256
@@ -60,6 +62,7 @@ class Training(ABC):
         committed: what the guide's family commits, with the weights at the start and throughout.
         delta: what is committed throughout the training, in nats; None if no formula says it.
         unit: of bounds.
+        best: `weights` at the least −ELBO of a validation so far, with its `step` and `neg_elbo_bpd`; None before one.
         interrupted: set it to end `run` early.
     """
 
@@ -71,6 +74,7 @@ class Training(ABC):
         self.clock, self.step, self.wall = Clock(), 0, time.time()
         self.lr = config.training.lr
         self.validated = 0
+        self.best: dict[str, Any] | None = None
         self.interrupted = False
 
     @property
@@ -136,6 +140,10 @@ class Training(ABC):
     def averaged(self) -> VAE:
         """Pyro's programs with the averaged weights: those to evaluate and to sample from."""
 
+    def weights(self) -> dict[str, Any]:
+        """What is evaluated, as it is now, on the CPU: the averaged weights, and those of an auxiliary prior."""
+        return {"vae": on_cpu(self.averaged().state_dict()), "auxiliary": None}
+
     def state(self) -> dict[str, Any]:
         """Everything needed to go on, under the keys `STATE`, of which a backend adds its own."""
         return {
@@ -144,11 +152,12 @@ class Training(ABC):
             "train_s": self.clock.read(),
             "wall_s": time.time() - self.wall,
             "validated": self.validated,
+            "best": self.best,
         }
 
     def restore(self, state: dict[str, Any], path: Path) -> None:
         """Goes on from a `state` that was read from `path`."""
-        self.step = state["step"]
+        self.step, self.best = state["step"], state["best"]
         self.clock, self.wall = Clock(state["train_s"]), time.time() - state["wall_s"]
         self.validated = min(state["validated"], self._due())  # fewer are due again when a run is extended
 
@@ -173,4 +182,12 @@ class Training(ABC):
         if (due := self._due()) > self.validated:
             self.validated = due
             split = self.data.validation.take(slice(self.config.training.validation_images))
-            self.line("validation", summarise(encode(self.averaged(), split), self.unit, self.delta))
+            numbers = summarise(encode(self.averaged(), split), self.unit, self.delta)
+            self.line("validation", numbers)
+            if numbers["neg_elbo_bpd"] < (math.inf if self.best is None else self.best["neg_elbo_bpd"]):
+                self.best = {"step": self.step, "neg_elbo_bpd": numbers["neg_elbo_bpd"], **self.weights()}
+
+
+def on_cpu(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A copy of weights that training does not change any more."""
+    return {name: value.detach().to("cpu", copy=True) for name, value in weights.items()}
