@@ -1,8 +1,8 @@
 """Does the posterior collapse, and does δ prevent it? The digits: α = 0 against δ = 4 nats, both ELBOs, several seeds.
 
-The configuration is the preset `digits`; its length was chosen on the validation split, and it is frozen. `--set` tries
-another, with `--split validation`. Each run trains and is judged by the same code as `pyro-delta train` and `pyro-delta
-check --control`: with its best weights on the validation split, and against the run without latents of the same seed.
+The configuration is the preset `digits`; it was chosen with `--split validation` and is frozen. `--set` tries another.
+Each run trains and is judged by the same code as `pyro-delta train` and `pyro-delta check --control`: at the step that
+was best on the validation split, and against the run without latents of the same seed.
 """
 
 from __future__ import annotations

@@ -216,6 +216,19 @@ def test_interrupted_and_resumed_is_uninterrupted(data: Any, length: int, tmp_pa
     assert [line["step"] for line in lines] == [6]
 
 
+def test_the_best_weights_are_kept(data: Any) -> None:
+    trainer = trainer_of(data, lines := [], steps=6, validations=3, log_every=2, decay="none")
+    trainer.run()
+    validated = [line for line in lines if line["split"] == "validation"]
+    assert len(validated) == 3
+    least = min(validated, key=lambda line: line["neg_elbo_bpd"])
+    best = trainer.state()["best"]
+    assert (best["step"], best["neg_elbo_bpd"]) == (least["step"], least["neg_elbo_bpd"])
+    until = trainer_of(data, steps=best["step"], log_every=2, decay="none")
+    until.run()
+    assert_equal(best["vae"], until.averaged().state_dict(), rtol=0, atol=0)
+
+
 def test_steps_that_are_not_finite_are_skipped_and_end_a_run(data: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     trainer = trainer_of(data, lines := [], steps=60)
     before = weights_of(trainer)

@@ -35,7 +35,7 @@ from pyro_delta.vae import VAE
 TOLD_SAMPLES = 64
 """M, unless there are too few data: the bound can show at most ln 64 = 4.16 nats."""
 TOLD_IMAGES = 256
-"""Data that it is of: with M = 64, 16 384 passes of the decoder, a minute for 32×32×3 on two CPU cores."""
+"""Data that it is of: with M = 64, 16 384 passes of the decoder."""
 ROWS = 128
 """Data that pass the decoder together."""
 STREAM = 11
