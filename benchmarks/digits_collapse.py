@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import argparse
 import math
+import tempfile
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from record import add_common_arguments, add_jobs_argument, in_parallel, save, write
 
 import pyro_delta
 from pyro_delta.config import parse_settings
-from pyro_delta.inference.run import Run
 
 CONTROL = "no latents"
 ARMS: dict[str, list[tuple[str, Any]]] = {
@@ -49,20 +50,26 @@ COLUMNS = {
 }
 
 
-def run(job: tuple[Sequence[str], int, list[tuple[str, Any]], str]) -> list[dict[str, Any]]:
-    """Trains all arms with one seed, the control first, and checks each against it."""
-    arms, seed, settings, split = job
-    control: Run | None = None
-    found = []
-    for arm in sorted(arms, key=lambda arm: arm != CONTROL):
-        trained = pyro_delta.train(dict(ARMS[arm]) | {"training.seed": seed} | dict(settings), data="digits")
-        numbers = pyro_delta.check(trained, split=split, control=control).numbers
-        if arm == CONTROL:
-            control = trained
-        shown = (f"{name} {numbers[key]:.4g}" for key, name in COLUMNS.items() if key in numbers)
-        print(f"{arm}, seed {seed}: " + ", ".join(shown), flush=True)
-        found.append({"arm": arm, **numbers, "seed": seed, "train_s": trained.metrics[-1]["train_s"]})
-    return found
+def folder_of(runs: Path, arm: str, seed: int) -> Path:
+    """Where a run is kept until all are judged."""
+    return runs / f"{list(ARMS).index(arm)}-{seed}"
+
+
+def train(job: tuple[Path, str, int, list[tuple[str, Any]]]) -> str:
+    """Trains one arm with one seed."""
+    runs, arm, seed, settings = job
+    chosen = dict(ARMS[arm]) | {"training.seed": seed} | dict(settings)
+    trained = pyro_delta.train(chosen, data="digits", out=folder_of(runs, arm, seed))
+    return f"{arm}, seed {seed}: trained in {trained.metrics[-1]['train_s']:.0f} s"
+
+
+def judge(job: tuple[Path, str, int, str, bool]) -> dict[str, Any]:
+    """Checks one run, against the control of its seed if there is one."""
+    runs, arm, seed, split, controlled = job
+    run = pyro_delta.load(folder_of(runs, arm, seed))
+    control = folder_of(runs, CONTROL, seed) if controlled and arm != CONTROL else None
+    numbers = pyro_delta.check(run, split=split, control=control).numbers
+    return {"arm": arm, **numbers, "seed": seed, "train_s": run.metrics[-1]["train_s"]}
 
 
 def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
@@ -92,7 +99,7 @@ def summary(results: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def main() -> None:
-    """All arms of a seed in turn, several seeds at a time."""
+    """Trains all arms with all seeds, then judges them, several at a time."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--split", choices=["validation", "test"], default="test")
@@ -103,11 +110,19 @@ def main() -> None:
     arguments = parser.parse_args()
     settings = parse_settings(arguments.pairs)
     seeds = range(arguments.seed, arguments.seed + arguments.seeds)
-    jobs = [(arguments.arms, seed, settings, arguments.split) for seed in seeds]
+    pairs = [(arm, seed) for arm in arguments.arms for seed in seeds]
     results: list[dict[str, Any]] = []
-    for found in in_parallel(run, jobs, arguments.jobs):
-        results.extend(found)
-        save(arguments.out, arguments.seed, summary(results), runs=in_order(results))
+    with tempfile.TemporaryDirectory() as folder:
+        runs = Path(folder)
+        trained = in_parallel(train, [(runs, *pair, settings) for pair in pairs], arguments.jobs)
+        for line in trained:
+            print(line, flush=True)
+        jobs = [(runs, *pair, arguments.split, CONTROL in arguments.arms) for pair in pairs]
+        for found in in_parallel(judge, jobs, arguments.jobs):
+            shown = (f"{name} {found[key]:.4g}" for key, name in COLUMNS.items() if found.get(key) is not None)
+            print(f"{found['arm']}, seed {found['seed']}: " + ", ".join(shown), flush=True)
+            results.append(found)
+            save(arguments.out, arguments.seed, summary(results), runs=in_order(results))
     write(arguments.out, arguments.seed, summary(results), runs=in_order(results))
 
 
