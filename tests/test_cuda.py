@@ -27,6 +27,7 @@ def programs_on(device: str) -> VAE:
     return build(config_of(), SPEC).to(device)
 
 
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype")
 def test_a_step_never_makes_the_host_wait() -> None:
     trainer = trainer_of(vae=programs_on("cuda"), clip=1.0, bf16=True, channels_last=True)
     window = Window(0.0)

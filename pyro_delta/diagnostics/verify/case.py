@@ -74,11 +74,11 @@ class Case:
         groups = int(self.order.max()) + 1
         self.group_place = torch.from_numpy(_least_place(self.place, self.order, groups))
 
-    def batch(self, x: Tensor) -> Batch:
-        """Data as programs take them; what goes with the first `COUNT` is used again for more."""
+    def batch(self, x: Tensor, like: int | None = None) -> Batch:
+        """Data as programs take them; what goes with the first `COUNT` is used again for more, or that of `like`."""
         if not self.extras:
             return x
-        again = torch.arange(len(x)) % COUNT
+        again = torch.arange(len(x)) % COUNT if like is None else torch.full((len(x),), like)
         return {"x": x} | {name: values[again] for name, values in self.extras.items()}
 
     def data(self, size: int) -> Tensor:
@@ -167,9 +167,9 @@ def without_dropout(vae: VAE) -> VAE:
 
 @torch.no_grad()
 def shake(module: nn.Module, size: float) -> None:
-    """Adds noise of a size to all parameters."""
+    """Moves all parameters by noise of a size; by that part of their own size where they are larger than 1."""
     for parameter in module.parameters():
-        parameter.add_(size * torch.randn_like(parameter))
+        parameter.add_(size * torch.randn_like(parameter) * parameter.abs().clamp_min(1.0))
 
 
 def widened(values: Tensor) -> Tensor:

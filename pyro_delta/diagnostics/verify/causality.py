@@ -105,14 +105,15 @@ def _cut(
 ) -> str | None:
     """Replaces all that comes from a group on, for each of the cuts; what is said up to there must not move."""
     groups = torch.arange(len(case.group_place))
-    plain, _ = look(case, vae, case.x[base : base + 1], {name: value[base : base + 1] for name, value in z.items()})
+    one = {name: value[base : base + 1] for name, value in z.items()}
+    plain, _ = look(case, vae, case.x[base : base + 1], one, like=base)
     for fill in replacements(case)[:fills]:
         for start in range(0, len(cuts), CHUNK):
             chosen = torch.tensor(cuts[start : start + CHUNK])
             x = case.x[base].expand(len(chosen), *case.spec.shape)
             latents = {name: value[base].expand(len(chosen), *value.shape[1:]) for name, value in z.items()}
             after = case.order >= _like(chosen, case.order) if strict else case.order > _like(chosen, case.order)
-            changed, _ = look(case, vae, torch.where(after, fill[base].to(x.dtype), x), latents)
+            changed, _ = look(case, vae, torch.where(after, fill[base].to(x.dtype), x), latents, like=base)
             off = moved(plain.expand_as(changed), changed, case.same).any(-1) & (groups <= chosen[:, None])
             if off.any():
                 row, group = (int(i) for i in off.nonzero()[0])
@@ -284,14 +285,16 @@ def _told(drawn: Drawn, z: Tensor) -> Tensor:
 # --- Looking ---
 
 
-def _outputs(case: Case, vae: VAE, x: Tensor, z: Mapping[str, Tensor]) -> tuple[Tensor, bool] | None:
+def _outputs(
+    case: Case, vae: VAE, x: Tensor, z: Mapping[str, Tensor], like: int | None = None
+) -> tuple[Tensor, bool] | None:
     """What the likelihood says of every group of numbers given those before it, (B, G, …), and how it must be read.
 
     Parameters at a group must depend on earlier groups alone. Its log-probability depends on the group itself, too, so
     with those the second entry is False. Of a distribution that is independent over numbers the log-probability of
     fixed values is asked, through which what the model does with x shows. None if it tells of the whole alone.
     """
-    distribution, _ = observed(vae, case.batch(x), z)
+    distribution, _ = observed(vae, case.batch(x, like), z)
     if hasattr(distribution, "parameters_at"):
         found = distribution.parameters_at(x)
         return found.reshape(len(x), len(case.group_place), -1), True
@@ -307,11 +310,18 @@ def _outputs(case: Case, vae: VAE, x: Tensor, z: Mapping[str, Tensor]) -> tuple[
     return groups.index_add(1, case.order.reshape(-1), terms).unsqueeze(-1), True
 
 
-def look(case: Case, vae: VAE, x: Tensor, z: Mapping[str, Tensor], gradient: bool = False) -> tuple[Tensor, bool]:
-    """`_outputs` with the same noise at each call, such as that of dropout."""
+def look(
+    case: Case,
+    vae: VAE,
+    x: Tensor,
+    z: Mapping[str, Tensor],
+    gradient: bool = False,
+    like: int | None = None,
+) -> tuple[Tensor, bool]:
+    """`_outputs` with the same noise at each call, such as that of dropout; `like` as for `Case.batch`."""
     with torch.random.fork_rng(devices=[]), torch.set_grad_enabled(gradient):
         torch.manual_seed(0)
-        found = _outputs(case, vae, x, z)
+        found = _outputs(case, vae, x, z, like)
     assert found is not None
     return found
 

@@ -189,7 +189,7 @@ def _over_all(likelihood: Distribution, case: Case, levels: int, numbers: int) -
 def _likelihood_of_first(case: Case, x: Tensor) -> Distribution:
     """What the model observes data by, for the latents of the first datum."""
     z = {name: value[:1].expand(len(x), *value.shape[1:]) for name, value in case.latents().items()}
-    return observed(case.vae, case.batch(x), z)[0]
+    return observed(case.vae, case.batch(x, like=0), z)[0]
 
 
 def _over_numbers(base: Distribution, levels: int | None, dtype: torch.dtype) -> Tensor:
@@ -222,7 +222,10 @@ def _terms_summed(title: str, name: str, case: Case) -> Finding:
         x[:, here] = (torch.arange(count)[:, None] // levels ** torch.arange(len(here)) % levels).to(x.dtype)
         x = x.reshape(count, *case.spec.shape)
         core: Any = _likelihood_of_first(case, x)
-        total = core.terms(x).reshape(count, groups)[:, group].exp().sum()
+        terms = core.terms(x).reshape(count, groups)[:, group]
+        if not terms.any():
+            continue  # masked: it does not count for this datum
+        total = terms.exp().sum()
         if not (total - 1).abs() <= NORMALISED:
             return Finding(
                 title, False, f"the probabilities of {case.name(group)} by {name} sum to {total.item():.6g}, not 1"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -28,8 +29,6 @@ STARTS = 3
 """… weights that it starts from, …"""
 TRIED = 12
 """… and weights that those are chosen from: the ones of the largest slope and of the least rate."""
-STALLED = 30
-"""Steps without progress after which a descent ends."""
 
 
 def check_rate(title: str, case: Case) -> tuple[Finding, Commitment | None]:
@@ -92,19 +91,15 @@ def _least_by_chance(case: Case) -> float:
 
 def _least_by_descent(case: Case) -> float:
     """The least rate on the way of a descent in the model's weights, where the prior's formula has a gradient."""
-    vae, least, since = copy.deepcopy(case.vae), math.inf, 0
+    vae = copy.deepcopy(case.vae)
     parameters = [p for p in vae.model.parameters() if p.requires_grad]
-    optimizer = torch.optim.Adam(parameters, lr=0.1)
-    for _ in range(DESCENT):
+
+    def rate() -> tuple[Tensor, float]:
         with torch.enable_grad():
             value = committed_rate(prior(vae)).sum()
-        least, since = (value.item(), 0) if value.item() < least * (1 - 1e-4) else (least, since + 1)
-        if since > STALLED or not value.requires_grad:
-            break
-        optimizer.zero_grad()
-        value.backward()
-        optimizer.step()
-    return least
+        return value, value.item()
+
+    return _descended(parameters, rate)
 
 
 # --- A claim of the guide ---
@@ -118,7 +113,7 @@ def _least_rate(case: Case, claim: float | None) -> float:
     least = math.inf
     for vae, rate in _starts(case, 1 if claim is None else STARTS):
         least = min(least, rate)
-        least = min(least, _descended(case, vae, None if claim is None else claim * (1 - ROUNDING)))
+        least = min(least, _least_on_the_way(case, vae, None if claim is None else claim * (1 - ROUNDING)))
         if claim is not None and least < claim * (1 - ROUNDING):
             break
     return least
@@ -140,7 +135,8 @@ def _starts(case: Case, count: int) -> list[tuple[VAE, float]]:
             slope = sum(g.square().sum().item() for g in _gradients(rates.sum(), vae)) ** 0.5
         tried.append((vae, _guaranteed(case, rate_b), slope))
     first, others = tried[0], tried[1:]
-    live = [start for start in others if 0 < start[2] < math.inf]
+    most = 100 * max(1.0, first[1])  # beyond it weights are absurd
+    live = [start for start in others if start[2] > 0 and start[1] < most]
     chosen = [first, *sorted(live, key=lambda start: -start[2])[:1], *sorted(live, key=lambda start: start[1])]
     unique = list({id(start[0]): start for start in chosen}.values())[:count]
     lowest = min(tried, key=lambda start: start[1])
@@ -176,29 +172,49 @@ def _gradients(value: Tensor, vae: VAE) -> list[Tensor]:
     return [g for g in torch.autograd.grad(value, parameters, allow_unused=True) if g is not None]
 
 
+def _least_on_the_way(case: Case, vae: VAE, enough: float | None) -> float:
+    """The smallest KL on the way of a descent in the guide's weights."""
+    priors = _priors(case, vae)
+    if _rates(case, vae, priors) is None:
+        return math.inf
+
+    def rate() -> tuple[Tensor, float]:
+        rate_b = _rates(case, vae, priors)
+        assert rate_b is not None
+        return rate_b.sum(), _guaranteed(case, rate_b)
+
+    return _descended([p for p in vae.guide.parameters() if p.requires_grad], rate, enough)
+
+
 class _Refuted(Exception):  # noqa: N818 - not a mishap
-    """A KL below the claim was found."""
+    """A rate below the claim was found."""
 
 
-def _descended(case: Case, vae: VAE, enough: float | None) -> float:
-    """The smallest KL on the way of a descent, by L-BFGS; it ends below `enough`, or where there is no slope."""
-    parameters = [p for p in vae.guide.parameters() if p.requires_grad]
-    priors, least = _priors(case, vae), math.inf
-    if not parameters or _rates(case, vae, priors) is None:
+def _descended(
+    parameters: list[torch.nn.Parameter], rate: Callable[[], tuple[Tensor, float]], enough: float | None = None
+) -> float:
+    """The least number on the way of a descent by L-BFGS; it ends below `enough`, or where there is no slope.
+
+    Args:
+        parameters: that are moved.
+        rate: gives what is minimised, and the number that is asked for.
+        enough: that refutes a claim.
+    """
+    least = math.inf
+    if not parameters or not rate()[0].requires_grad:
         return least
     optimizer = torch.optim.LBFGS(parameters, max_iter=DESCENT, max_eval=DESCENT, line_search_fn="strong_wolfe")
 
     def closure() -> Tensor:
         nonlocal least
-        rate_b = _rates(case, vae, priors)
-        assert rate_b is not None
-        if rate_b.isfinite().all():
-            least = min(least, _guaranteed(case, rate_b))
+        value, number = rate()
+        if math.isfinite(number):
+            least = min(least, number)
         if enough is not None and least < enough:
             raise _Refuted
         optimizer.zero_grad()
-        rate_b.sum().backward()
-        return rate_b.sum().detach()
+        value.backward()
+        return value.detach()
 
     with contextlib.suppress(_Refuted):
         optimizer.step(closure)

@@ -69,10 +69,12 @@ Found = tuple[bool | None, str] | None
 
 
 @torch.no_grad()
-def _run(case: Case, vae: VAE, x: Tensor, z: Mapping[str, Tensor], seed: int = 0) -> dict[str, dict[str, Site]]:
+def _run(
+    case: Case, vae: VAE, x: Tensor, z: Mapping[str, Tensor], seed: int = 0, like: int | None = None
+) -> dict[str, dict[str, Site]]:
     """Sites of guide and model on data, given latents, with the same noise at each call."""
     torch.manual_seed(seed)
-    batch = case.batch(x)
+    batch = case.batch(x, like)
     return {part: sites(vae, part, batch, z) for part in ("guide", "model")}
 
 
@@ -165,7 +167,10 @@ def _one_by_one(case: Case) -> Found:
     for mode, vae in _modes(case):
         if mode == MODES[1] and (case.in_the_mean or _noisy(case, vae, x[:COUNT], first(z, COUNT))):
             continue
-        alone = [_run(case, vae, x[i : i + 1], {name: v[i : i + 1] for name, v in z.items()}) for i in range(COUNT)]
+        alone = [
+            _run(case, vae, x[i : i + 1], {name: values[i : i + 1] for name, values in z.items()}, like=i)
+            for i in range(COUNT)
+        ]
         for size in sorted({COUNT, *case.sizes}):
             for part, of_part in _run(case, vae, x[:size], first(z, size)).items():
                 for name, site in of_part.items():
