@@ -314,7 +314,7 @@ def load(path: Path, folder: Path | None = None) -> Config:
         tree = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(
-            f"{path.parent} is no run: it has no {path.name}; give a folder that `pyro-delta train` wrote."
+            f"{path.parent} is not a run: it has no {path.name}; give a folder that `pyro-delta train` wrote."
         ) from None
     except (json.JSONDecodeError, UnicodeDecodeError):
         raise UserError(f"{path} is damaged: it is not JSON.") from None

@@ -142,7 +142,7 @@ def object_at(place: str) -> Callable[..., Any]:
     """
     source, colon, attribute = place.rpartition(":")
     if not colon or not source or not attribute:
-        raise UserError(f"{place!r} is no place; write path/to/file.py:make or package.module:make.")
+        raise UserError(f"{place!r} is not a place; write path/to/file.py:make or package.module:make.")
     module = _module_at(source, repr(place), None)
     if module.__file__:
         _FILES[module.__file__] = place

@@ -177,9 +177,9 @@ def parse_alpha(spec: str | float, dims: int) -> list[float]:
             raise UserError(f"alpha {value:g} is outside (-1, 1); give correlations strictly between -1 and 1.")
     if separator == ":":
         if len(values) != 2:
-            raise UserError(f"alpha {text!r} is no spread: it has {len(values)} numbers; write LO:HI.")
+            raise UserError(f"alpha {text!r} is not a spread: it has {len(values)} numbers; write LO:HI.")
         if dims < 2:
-            raise UserError(f"alpha {text!r} with d = {dims} is no spread; LO:HI needs 2 dimensions or more.")
+            raise UserError(f"alpha {text!r} with d = {dims} is not a spread; LO:HI needs 2 dimensions or more.")
         return _spread(values[0], values[1], dims)
     if len(values) == 1:
         return values * dims

@@ -279,7 +279,7 @@ def test_refused_resumes(settings: dict[str, Any], words: str, digits: Run) -> N
 
 def test_only_runs_are_resumed_and_loaded(tmp_path: Path) -> None:
     for attempt in (pyro_delta.resume, pyro_delta.load, pyro_delta.check, pyro_delta.evaluate):
-        with pytest.raises(UserError, match=r"is no run: it has no config\.json"):
+        with pytest.raises(UserError, match=r"is not a run: it has no config\.json"):
             attempt(tmp_path)
 
 

@@ -1112,11 +1112,11 @@ X = torch.ones(N, D)
         ((X, nothing_observed, X), "the model is a Tensor, not callable; call diagnose(model, guide, data)"),
         ((nothing_observed, guide_of_latent), "needs data; give what both are called with"),
         ((nothing_observed, guide_of_latent, X[:1]), "there is 1 datum; to compare latents takes 4."),
-        ((nothing_observed, guide_of_latent, torch.tensor(1.0)), "is no data; give a tensor (N, *shape)"),
+        ((nothing_observed, guide_of_latent, torch.tensor(1.0)), "is not data; give a tensor (N, *shape)"),
         ((nothing_observed, guide_of_latent, {}), "a dict of data has the keys []"),
         ((nothing_observed, guide_of_latent, {"x": X, "y": X[:3]}), "'y' has 3 entries for 12 data; give one for each"),
-        ((nothing_observed, guide_of_latent, ["one", "two"]), "list is no data; give a tensor or an array"),
-        ((nothing_observed, guide_of_latent, DataLoader(TensorDataset(X))), "DataLoader is no data; give a tensor"),
+        ((nothing_observed, guide_of_latent, ["one", "two"]), "list is not data; give a tensor or an array"),
+        ((nothing_observed, guide_of_latent, DataLoader(TensorDataset(X))), "DataLoader is not data; give a tensor"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_looked_at_is_refused_in_a_sentence(given: tuple[Any, ...], words: str) -> None:
@@ -1209,7 +1209,7 @@ def test_doctor(here: Path) -> None:
 @pytest.mark.parametrize(
     ("place", "words"),
     [
-        ("mine.py", "'mine.py' is no place; write path/to/file.py:make or package.module:make"),
+        ("mine.py", "'mine.py' is not a place; write path/to/file.py:make or package.module:make"),
         ("mine.py:made", "unknown function of mine.py 'made'; did you mean 'make'?"),
         ("mine.py:value", "unknown function of mine.py 'value'"),
         ("yours.py:make", "cannot read the program yours.py"),

@@ -543,7 +543,7 @@ BATCHLESS = site("z", lambda x: distributions.Normal(jnp.zeros(4), 1).to_event(1
     [
         (OTHER, "the model samples 'z', which the guide does not"),
         (BATCHLESS, r"'z' has batch shape \(\) for 60 data"),
-        (site("z", lambda x: NoTree(x[:, :4])), r"NoTree at 'z' is no pytree .* pytree_data_fields"),
+        (site("z", lambda x: NoTree(x[:, :4])), r"NoTree at 'z' is not a pytree .* pytree_data_fields"),
         (None, "needs a guide"),
     ],
     ids=["other site", "no batch", "no pytree", "no guide"],

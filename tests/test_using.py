@@ -234,7 +234,7 @@ def test_encode_writes_a_file_for_arviz(run: Path, tmp_path: Path) -> None:
         (["inpaint", "run", "test", "--rows", "2", "--mask", "grey.png", "--out", "a.png"], "contradict each other"),
         (["inpaint", "run", "test", "--mask", "grey.png", "--out", "a.png"], "the mask grey.png is (5, 6)"),
         (["inpaint", "run", "test", "--mask", "white.png", "--out", "a.png"], "leaves nothing to complete"),
-        (["train-prior", "run", "--lr", "nan"], "--lr nan is no learning rate"),
+        (["train-prior", "run", "--lr", "nan"], "--lr nan is not a learning rate"),
     ],
 )
 def test_bad_input(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, args: list[str], words: str) -> None:

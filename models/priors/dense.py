@@ -168,7 +168,7 @@ class MaternPrior(DensePrior):
             length_scale = _matern_scale_for_rate(rate_nats, smoothness, steps, dims)
         assert length_scale is not None  # one of the two is given
         if not 0 <= length_scale < math.inf:
-            raise UserError(f"prior.length_scale={length_scale:g} is no length; give a number of steps, 0 or more.")
+            raise UserError(f"prior.length_scale={length_scale:g} is not a length; give a number of steps, 0 or more.")
         factor = matern_factor(smoothness, length_scale, steps)
         if factor is None:
             raise UserError(

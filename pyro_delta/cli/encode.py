@@ -53,7 +53,7 @@ def encode(
     from pyro_delta.report.progress import counting
 
     if out.suffix != ".nc":
-        raise UserError(f"{str(out)!r} is no NetCDF file; give a name that ends in .nc.")
+        raise UserError(f"{str(out)!r} is not a NetCDF file; give a name that ends in .nc.")
     loaded = load(run, choose_device(device), weights=weights)
     found, names = read_given(loaded, given, num, data_root)
     starts = loaded.vae.model.prior.starts

@@ -141,7 +141,7 @@ def check_out(out: Path, spec: Spec) -> None:
     from pyro_delta.errors import UserError
 
     if out.suffix.lower() != spec.suffix:
-        raise UserError(f"{str(out)!r} is no {spec.suffix} file; give a name that ends in {spec.suffix}.")
+        raise UserError(f"{str(out)!r} is not a {spec.suffix} file; give a name that ends in {spec.suffix}.")
     if not out.parent.is_dir():
         raise UserError(f"there is no folder {out.parent} for {out.name}; make it or give another.")
     if out.is_dir() or not os.access(out.parent, os.W_OK):

@@ -64,7 +64,7 @@ def train_prior(
     from pyro_delta.report.tables import print_table
 
     if not math.isfinite(lr):  # nan passes every range
-        raise UserError(f"--lr {lr} is no learning rate; give a finite number above 0.")
+        raise UserError(f"--lr {lr} is not a learning rate; give a finite number above 0.")
     loaded = load(run, choose_device(device), weights=weights)
     data = loaded.data(data_root)
     torch.manual_seed(seed)

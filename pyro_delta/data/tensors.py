@@ -112,7 +112,7 @@ def as_split(given: Given, *, named: bool = False) -> Split:
     else:
         split = Split(tensor_of(given))
     if split.x.dim() < 1:
-        raise UserError(f"{split.x!r} is no data; give a tensor (N, *shape).")
+        raise UserError(f"{split.x!r} is not data; give a tensor (N, *shape).")
     for name, values in {"labels": split.labels, **split.extras}.items():
         if values is not None and (count := len(values) if values.dim() else 1) != len(split.x):
             raise UserError(f"{name!r} has {count} entries for {len(split.x)} data; give one for each.")
@@ -132,7 +132,7 @@ def tensor_of(values: Any) -> Tensor:
         made = values if isinstance(values, Tensor) else torch.from_numpy(np.require(values, requirements=["C", "W"]))
     except (TypeError, ValueError):
         raise UserError(
-            f"{type(values).__name__} is no data; give a tensor or an array (N, …), a dict of them, or a torch data "
+            f"{type(values).__name__} is not data; give a tensor or an array (N, …), a dict of them, or a torch data "
             "set."
         ) from None
     if made.is_complex():

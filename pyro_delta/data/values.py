@@ -48,7 +48,7 @@ def checked(spec: Spec, x: Any, name: str) -> Tensor:
     if x.dtype == torch.bool:
         x = x.to(torch.uint8)
     if x.is_floating_point() and (wrong := x[(x != x.floor()) | x.isinf()]).numel():
-        raise UserError(f"{name} holds {wrong[0].item():g}, which is no integer 0 to {spec.levels - 1}.")
+        raise UserError(f"{name} holds {wrong[0].item():g}, which is not an integer 0 to {spec.levels - 1}.")
     if x.numel() and not 0 <= int(x.min()) <= int(x.max()) < spec.levels:
         raise UserError(
             f"{name} holds integers {int(x.min())} to {int(x.max())}; they must lie in 0 to {spec.levels - 1}."

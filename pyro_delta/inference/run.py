@@ -226,7 +226,7 @@ def read_info(folder: Path) -> Info:
     if written != FORMAT:
         raise UserError(
             f"{folder} was written by {'an older' if written < FORMAT else 'a newer'} pyro-delta (format {written}, "
-            f"this one reads {FORMAT}); train the run again, or use the version in its run.json."
+            f"this one reads {FORMAT}); train the run again."
         )
     return found
 
@@ -244,7 +244,7 @@ def read_spec(folder: Path, config: Config) -> Spec:
     except (ValueError, KeyError, TypeError, AttributeError, ImportError):
         spec = None
     if not isinstance(spec, Spec):
-        raise UserError(f"{folder / INFO} is damaged: {values!r} is no spec of data; restore it.")
+        raise UserError(f"{folder / INFO} is damaged: {values!r} is not a spec of data; restore it.")
     return spec
 
 
@@ -252,10 +252,10 @@ def read_config(folder: Path) -> Config:
     """The configuration of a run, whose programs are still what they were.
 
     Raises:
-        UserError: if the folder is no run, or a program is missing or has changed.
+        UserError: if the folder is not a run, or a program is missing or has changed.
     """
     if folder.is_file():
-        raise UserError(f"{folder} is a file, no run; give a folder that `pyro-delta train` wrote.")
+        raise UserError(f"{folder} is a file, not a run; give a folder that `pyro-delta train` wrote.")
     if (folder / CONFIG).exists():  # if not, the configuration's own words say what is wrong
         check_copies(read_info(folder).programs, folder / PROGRAMS)
     return configuration.load(folder / CONFIG, folder / PROGRAMS)
@@ -272,7 +272,7 @@ def load(folder: Path | str, device: torch.device | str = "cpu", prior: str = "m
             the last ones. `Run.weights` says which they are.
 
     Raises:
-        UserError: if the folder is no run, it has no such prior, its checkpoint is missing, damaged or of another
+        UserError: if the folder is not a run, it has no such prior, its checkpoint is missing, damaged or of another
             configuration, or a program is missing or has changed.
     """
     if weights not in WEIGHTS:
@@ -336,7 +336,7 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
                 break
             line = None
         if not (isinstance(line, dict) and isinstance(line.get("step"), int) and isinstance(line.get("split"), str)):
-            raise UserError(f"{path} is damaged: line {number} is no line of metrics; mend it or take it out.")
+            raise UserError(f"{path} is damaged: line {number} is not a line of metrics; mend it or take it out.")
         lines.append(line)
     return lines
 
@@ -378,7 +378,7 @@ def resumed_config(folder: Path, settings: list[tuple[str, Any]]) -> Config:
     """The configuration of a run to be resumed, longer if `settings` say so.
 
     Raises:
-        UserError: if the folder is no run, or a setting other than `EXTENSIBLE` contradicts the run's.
+        UserError: if the folder is not a run, or a setting other than `EXTENSIBLE` contradicts the run's.
     """
     saved = read_config(folder)
     config = configuration.overlaid(saved.model_dump(), settings, folder / PROGRAMS)

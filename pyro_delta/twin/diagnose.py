@@ -180,7 +180,7 @@ class _Program:
                 continue
             except AttributeError as error:
                 raise UserError(
-                    f"the distribution {type(site.fn).__name__} at {name!r} is no pytree ({error}); name its "
+                    f"the distribution {type(site.fn).__name__} at {name!r} is not a pytree ({error}); name its "
                     "parameters in pytree_data_fields, as NumPyro asks."
                 ) from error
         self._checked = True

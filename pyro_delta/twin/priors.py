@@ -251,7 +251,7 @@ class MaternPrior(DensePrior):
         else:
             scale = float(length_scale)  # type: ignore[arg-type]
         if not 0 <= scale < math.inf:
-            raise UserError(f"length_scale {scale:g} is no length; give a number of steps from 0 up.")
+            raise UserError(f"length_scale {scale:g} is not a length; give a number of steps from 0 up.")
         factor = matern_factor(smoothness, scale, n)
         if factor is None:
             longest = _longest_scale(smoothness, n)

@@ -239,7 +239,7 @@ def alpha_of_spelling(spelling: str | float, dims: int) -> Array:
             alpha_d = np.array(given * dims if len(given) == 1 else given)
     except ValueError:
         raise UserError(
-            f"alpha {spelling!r} is no number, LO:HI or list of {dims} numbers; give one of them."
+            f"alpha {spelling!r} is neither a number nor LO:HI nor a list of {dims} numbers; give one of them."
         ) from None
     if len(alpha_d) != dims:
         raise UserError(f"alpha {spelling!r} has {len(alpha_d)} numbers for {dims} dimensions; give one of each.")

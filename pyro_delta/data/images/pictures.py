@@ -49,7 +49,7 @@ def check_png(path: Path) -> None:
         UserError: if it does not end in .png or its folder is missing.
     """
     if path.suffix.lower() != ".png":
-        raise UserError(f"the picture {str(path)!r} is no .png file; give a name that ends in .png.")
+        raise UserError(f"the picture {str(path)!r} is not a .png file; give a name that ends in .png.")
     if not path.parent.is_dir():
         raise UserError(f"there is no folder {path.parent} for the picture {path.name}; make it or give another.")
     if path.is_dir() or not os.access(path.parent, os.W_OK):
