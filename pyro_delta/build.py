@@ -22,6 +22,9 @@ from pyro_delta.programs import blamed, find
 from pyro_delta.protocol import CAUSALITIES, Batch, Data, Objective, Spec
 from pyro_delta.vae import VAE, local_parameters, localise
 
+RESERVED = {"batch", "z"}
+"""Keywords of `DeltaVAE` and of likelihoods, which nothing that goes with x may be called."""
+
 
 def load_data(config: Config, root: str | None = None, folder: Path | None = None) -> Data:
     """The data of a configuration.
@@ -129,6 +132,10 @@ def _check_prior(prior: nn.Module, name: str, spec: Spec) -> None:
 def _check_fit(vae: VAE, config: Config, spec: Spec, example: Batch | None) -> None:
     """Data through guide and model: do their event shapes fit, one at a time and two, and their sites?"""
     example = blank(spec, 2) if example is None else example
+    if taken := RESERVED & (example.keys() if isinstance(example, dict) else set()):
+        raise UserError(
+            f"a batch has the key {min(taken)!r}, which a model takes for something else; name it otherwise."
+        )
     one, two = mapped(example, lambda values: values[:1]), mapped(example, lambda values: values[:2])
     vae.eval()
     with torch.random.fork_rng(devices=[]):

@@ -222,6 +222,8 @@ def blamed(name: str) -> Iterator[None]:
         else:
             frames = traceback.extract_tb(error.__traceback__)
             own = [frame for frame in frames if frame.filename == name.rpartition(":")[0] or frame.filename == name]
+            if not own and Path(frames[-1].filename).parts[-3:-1] == ("nn", "modules"):  # it was called wrongly
+                raise UserError(f"{name} fails: {_reason(error)}; mend the program.") from error
             file, line = (own or frames)[-1].filename, (own or frames)[-1].lineno
         raise _sentence(name, file, line, error) from error
 
@@ -235,8 +237,11 @@ def blame(error: Exception) -> UserError | None:
 
 
 def _sentence(name: str, file: str, line: int | None, error: Exception) -> UserError:
-    reason = next(iter(str(error).splitlines()), "").rstrip(".")
-    return UserError(f"{name} fails at {file}, line {line}: {type(error).__name__}: {reason}; mend the program.")
+    return UserError(f"{name} fails at {file}, line {line}: {_reason(error)}; mend the program.")
+
+
+def _reason(error: Exception) -> str:
+    return f"{type(error).__name__}: {next(iter(str(error).splitlines()), '').rstrip('.')}"
 
 
 # --- Options ---

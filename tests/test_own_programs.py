@@ -10,7 +10,7 @@ import pytest
 import torch
 from test_cli import SETS, call, write_images
 
-from pyro_delta.build import build_objective
+from pyro_delta.build import build, build_objective
 from pyro_delta.config import load_preset
 from pyro_delta.data.images import ImageSpec
 from pyro_delta.errors import UserError
@@ -359,3 +359,19 @@ def test_a_run_gets_a_name_of_its_folder(images: Path) -> None:
     code, out, err = call("train", "--dataset", "folder:./mine", *FOLDER, "--json")
     assert code == 0, err
     assert json.loads(out)["run"] == "runs/folder-mine-cifar10-small-0"
+
+
+def test_what_is_called_wrongly_is_named_without_torch_s_files(tmp_path: Path) -> None:
+    (tmp_path / "noz.py").write_text(
+        "import torch\nclass L(torch.nn.Module):\n    def __init__(self, spec, prior):\n        super().__init__()\n"
+        "    def forward(self):\n        return None\n"
+    )
+    with pytest.raises(UserError, match=r"noz.py:L fails: TypeError: .*forward\(\) takes 1 positional argument"):
+        build(load_preset("digits", [("likelihood.program", f"{tmp_path}/noz.py:L")]), ImageSpec(1, 4, 4, 5))
+
+
+@pytest.mark.parametrize("key", ["batch", "z"])
+def test_keys_that_models_take_for_something_else(key: str) -> None:
+    example = {"x": torch.zeros(2, 1, 4, 4, dtype=torch.uint8), key: torch.ones(2)}
+    with pytest.raises(UserError, match=f"a batch has the key '{key}', which a model takes for something else"):
+        build(load_preset("digits"), ImageSpec(1, 4, 4, 5), example=example)
