@@ -342,7 +342,7 @@ def test_programs_that_ask_for_what_data_lack_are_refused_when_they_are_built(he
     words = refuse(here, "def forward(self, x, lengths):", "def forward(self, x, lengths, widths):")
     assert words.endswith("Reader.forward() missing 1 required positional argument: 'widths'; mend the program.")
     words = refuse(here, "def forward(self, z, lengths):", "def forward(self, z, lengths, widths):")
-    assert words.startswith("mine.py:Walk fails at ")
+    assert words.startswith("mine.py:Walk fails: ")
     assert words.endswith("Walk.forward() missing 1 required positional argument: 'widths'; mend the program.")
 
 

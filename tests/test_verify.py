@@ -319,7 +319,7 @@ BROKEN: dict[str, tuple[Callable[[VAE], None], str, str]] = {
     "a density of integers": (density, "support", r"images are integers, but Independent\(Normal\) is a density"),
     "a site that is not the posterior": (another_site, "sites", "another distribution than its posterior"),
     "a prior with two faces": (two_faced, "sites", "in training mode is another"),
-    "a false floor": (false_floor, "committed rate", "claims floor_nats = 1, but commits 0"),
+    "a false floor": (false_floor, "committed rate", r"claims floor_nats = 1, but commits \d"),
     "an operation in place": (in_place, "causality of the guide", "it cannot be checked: RuntimeError"),
     "a wrong gradient": (wrong_gradient, "gradient", "by finite differences"),
 }  # fmt: skip
@@ -362,7 +362,7 @@ def test_the_floor_is_not_that_of_other_posteriors() -> None:
 
 def test_moments_that_are_missing_are_named() -> None:
     flat = dist.TransformedDistribution(
-        dist.MultivariateNormal(torch.zeros(8), torch.eye(8)), [dist.transforms.ReshapeTransform((8,), (4, 2))]
+        dist.Normal(torch.zeros(4, 2), 1.0).to_event(2), [dist.transforms.ExpTransform()]
     )
     vae = made()
     prior = Heavy()
@@ -621,10 +621,10 @@ OTHERS: dict[str, tuple[Callable[[], VAE], Any, str, str]] = {
         "z of a sequence changes with other sequences"),
     "tokens: a decoder that sees the token itself": (
         lambda: of_tokens(reads(lambda x: x.roll(-1, 1))), TOKENS, "causality of the network",
-        "token 1 changes with itself or later ones"),
+        r"token \d+ changes with itself or later ones"),
     "tokens: a decoder that sees the end": (
         lambda: of_tokens(reads(lambda x: torch.cat((x[:, :-1] * 0 + x[:, -1:], x[:, -1:]), 1))), TOKENS,
-        "causality of the network", "token 1 changes with itself or later ones"),
+        "causality of the network", r"token \d+ changes with itself or later ones"),
     "tokens: latents too early": (
         lambda: of_tokens(too_early, conditioning="full"), TOKENS, "causality of the conditioning",
         "token 0 sees z_2, which starts at token 3"),

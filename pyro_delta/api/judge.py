@@ -68,7 +68,26 @@ def check(
                 f" Run and control have had different numbers of steps, {run.trained_steps} and "
                 f"{other.trained_steps}: part of what lies between them is training."
             )
+        if not other.facts.get("finished", True):
+            advice += " The control's training has not come to its end."
+        if apart := _apart(run, other):
+            advice += f" Run and control differ in {apart}, too, not in their latents alone."
     return replace(found, numbers=numbers, advice=advice)
+
+
+FREE = {"likelihood.use_latents", "training.steps", "training.minutes", "training.log_every", "training.validations"}
+"""Settings in which a control may differ from its run."""
+
+
+def _apart(run: Run, control: Run) -> str:
+    """Settings of the decoder and of its training that a control has otherwise."""
+    mine, other = run.config.model_dump(mode="json"), control.config.model_dump(mode="json")
+    return ", ".join(
+        f"{section}.{field}"
+        for section in ("likelihood", "training")
+        for field in mine[section].keys() | other[section].keys()
+        if mine[section].get(field) != other[section].get(field) and f"{section}.{field}" not in FREE
+    )
 
 
 def _control(control: Run | str | Path, run: Run) -> Run:

@@ -121,7 +121,7 @@ def _run(trainer: Training, folder: Path, preset: str, resumed: bool, as_json: b
     from pyro_delta.report.tables import print_table
 
     if not as_json:
-        click.echo(f"committed rate: {trainer.committed.sentence}")
+        click.echo(f"committed rate: {trainer.committed.sentence} (pyro-delta verify checks that the programs keep it)")
     with following(trainer.config.training, trainer.data.spec.unit) as show:
         summary = carry_out(trainer, folder, show, resumed=resumed)
     if trainer.interrupted and trainer.progress < 1:

@@ -43,7 +43,7 @@ Latents = Mapping[str, Tensor]
 """Latent site → values, (B, …)."""
 SAME = 1e-6
 """Change of a density, relative to its size, that counts as none."""
-COMPARED = 3
+COMPARED = 16
 """Data whose posteriors tell whether a family keeps its shape."""
 UNKNOWN_DENSITY = (KeyError, NotImplementedError)
 """Errors of a density that knows what it drew itself alone, such as that of a planar flow."""
@@ -210,7 +210,7 @@ def trace(vae: Pair, batch: Batch, z: Latents | None = None) -> Traced:
     for name, p in model.items():
         if p.observed:
             log_px = log_px + p.log_prob
-            scored += _numbers(p) / size_of(batch)
+            scored += numbers(p) / size_of(batch)
         elif name in guide:
             q = guide[name]
             latents[name] = Latent(q.fn, p.fn, q.value, q.log_prob, p.log_prob, q.mask, q.scale, p.mask, q.dim)
@@ -369,12 +369,15 @@ def prior_learns(vae: VAE, batch: Batch, seen: Traced) -> bool:
     """
     if any(latent.p.log_prob(latent.placed.detach()).requires_grad for latent in seen.latents.values()):
         return True
-    with torch.no_grad(), moved(vae):
-        after = sites(vae, "model", batch, seen.z)
-    return any(
-        not torch.allclose(latent.log_p, after[name].log_prob, rtol=SAME, atol=SAME)
-        for name, latent in seen.latents.items()
-    )
+    for size in (0.1, 1.0, 10.0):
+        with torch.no_grad(), moved(vae, size):
+            after = sites(vae, "model", batch, seen.z)
+        if any(
+            not torch.allclose(latent.log_p, after[name].log_prob, rtol=SAME, atol=SAME)
+            for name, latent in seen.latents.items()
+        ):
+            return True
+    return False
 
 
 def some_of(data: Any, vae: Pair) -> list[Batch]:
@@ -404,14 +407,14 @@ def _others(vae: VAE, first: Batch, rest: list[Batch], seen: Traced) -> Iterator
 
 
 @contextmanager
-def moved(vae: VAE) -> Iterator[None]:
-    """Every weight that learns a tenth of its own size away, or a tenth if it is small; put back afterwards."""
+def moved(vae: VAE, size: float = 0.1) -> Iterator[None]:
+    """Every weight that learns moved by a part of its own size, or of 1 if it is small; put back afterwards."""
     weights = [weight for weight in _weights(vae) if weight.requires_grad and weight.is_floating_point()]
     before = [weight.detach().clone() for weight in weights]
     try:
         with torch.no_grad():
             for weight in weights:
-                weight.add_(0.1 * torch.randn_like(weight) * weight.abs().clamp_min(1.0))
+                weight.add_(size * torch.randn_like(weight) * weight.abs().clamp_min(1.0))
         yield
     finally:
         with torch.no_grad():
@@ -612,7 +615,7 @@ def _data_first(values: Tensor, fn: Distribution | None, dim: int | None, axis: 
     return values if dim is None else values.movedim(dim - (0 if fn is None else len(fn.event_shape)), axis)
 
 
-def _numbers(site: Site) -> float:
+def numbers(site: Site) -> float:
     """Numbers of all data at an observed site that no mask leaves out."""
     masks, fn = [(site.mask, site.fn)], site.fn
     while fn is not None:

@@ -24,6 +24,7 @@ from pyro_delta.diagnostics.verify.case import (
     moved,
     replacements,
 )
+from pyro_delta.diagnostics.verify.distributions import unwrapped
 from pyro_delta.distributions.any_gaussian import title_of
 from pyro_delta.vae import VAE
 
@@ -106,13 +107,15 @@ def _cut(
     """Replaces all that comes from a group on, for each of the cuts; what is said up to there must not move."""
     groups = torch.arange(len(case.group_place))
     one = {name: value[base : base + 1] for name, value in z.items()}
-    plain, _ = look(case, vae, case.x[base : base + 1], one, like=base)
+    alone, _ = look(case, vae, case.x[base : base + 1], one, like=base)
     for fill in replacements(case)[:fills]:
         for start in range(0, len(cuts), CHUNK):
             chosen = torch.tensor(cuts[start : start + CHUNK])
             x = case.x[base].expand(len(chosen), *case.spec.shape)
             latents = {name: value[base].expand(len(chosen), *value.shape[1:]) for name, value in z.items()}
             after = case.order >= _like(chosen, case.order) if strict else case.order > _like(chosen, case.order)
+            # Noise, such as that of dropout, is the same for a batch of the same size.
+            plain = look(case, vae, x, latents, like=base)[0] if vae.training else alone
             changed, _ = look(case, vae, torch.where(after, fill[base].to(x.dtype), x), latents, like=base)
             off = moved(plain.expand_as(changed), changed, case.same).any(-1) & (groups <= chosen[:, None])
             if off.any():
@@ -294,7 +297,7 @@ def _outputs(
     with those the second entry is False. Of a distribution that is independent over numbers the log-probability of
     fixed values is asked, through which what the model does with x shows. None if it tells of the whole alone.
     """
-    distribution, _ = observed(vae, case.batch(x, like), z)
+    distribution = unwrapped(observed(vae, case.batch(x, like), z)[0])
     if hasattr(distribution, "parameters_at"):
         found = distribution.parameters_at(x)
         return found.reshape(len(x), len(case.group_place), -1), True

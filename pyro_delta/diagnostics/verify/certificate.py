@@ -21,7 +21,7 @@ from pyro_delta.errors import UserError
 from pyro_delta.protocol import Spec
 from pyro_delta.vae import VAE, owner_of
 
-RESTS_ON = ("committed rate", "sites", "normalisation")
+RESTS_ON = ("committed rate", "sites", "normalisation", "causality of the network")
 """Checks that must have been made for a certificate; none of the others may have failed."""
 
 

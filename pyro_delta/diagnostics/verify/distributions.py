@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from typing import Any
 
 import torch
 from pyro.distributions import MaskedDistribution
 from torch import Tensor
-from torch.distributions import Distribution, Independent, MixtureSameFamily, TransformedDistribution, constraints
+from torch.distributions import Distribution, Independent, Transform, constraints
 
 from pyro_delta.diagnostics.trace import observed, posteriors, trace
-from pyro_delta.diagnostics.verify.case import Case, Finding, moved
+from pyro_delta.diagnostics.verify.case import COUNT, Case, Finding, moved, shake, without_dropout
 from pyro_delta.distributions.any_gaussian import title_of
 from pyro_delta.distributions.float64 import as_float64
+from pyro_delta.distributions.gaussian_types import gaussian_by_type
 
 DRAWS = 20_000
 """Samples for the agreement of `rsample`, `log_prob`, `mean` and `variance`."""
@@ -21,11 +23,13 @@ LARGEST_Z = 6.0
 """Standard errors by which a sample mean may be off: about one false alarm in 10⁸ coordinates."""
 OUTCOMES = 2**14
 """Most values that are summed over for the normalisation of a distribution of a user's own."""
-TERMS = 4
-"""Groups of numbers whose conditional distribution is summed, of a likelihood of a user's own."""
+SUMMED = 2**10
+"""Data that are scored to sum over the conditional distributions of groups of numbers."""
 NORMALISED = 1e-6
 """What a sum of probabilities may be off from 1."""
-NEVER_NORMALISED = {"Unit", "ImproperUniform", "Delta"}
+INTEGRATED = 0.01
+"""What an integral may be off from 1 because of the rule that takes it."""
+NEVER_NORMALISED = {"Unit", "ImproperUniform", "Delta", "Rejector"}
 """Classes of Pyro's that are no densities over what they are evaluated at, or carry a factor of one's own."""
 OWN_PARTS = {"parameters_at", "sample", "expand", "noise", "support", "arg_constraints", "has_rsample"}
 """What a subclass of a shipped distribution may change without touching how parameters become probabilities."""
@@ -69,7 +73,15 @@ def _agreement(title: str, distribution: Distribution) -> Finding:
         z = wide.rsample((DRAWS,))
         mean, variance = wide.mean, wide.variance
     except NotImplementedError as error:
+        if (known := gaussian_by_type(wide)) is not None:
+            mean = known.mean.reshape(wide.batch_shape + wide.event_shape)
+            variance = torch.linalg.inv(known.precision).diagonal(dim1=-2, dim2=-1).reshape(mean.shape)
+            return _agreeing(title, wide, z, mean, variance)
         return Finding(title, False, f"{type(distribution).__name__} lacks {str(error) or 'rsample, mean or variance'}")
+    return _agreeing(title, wide, z, mean, variance)
+
+
+def _agreeing(title: str, wide: Any, z: Tensor, mean: Tensor, variance: Tensor) -> Finding:
     centred = z - mean
     measured = [("mean", z, mean), ("variance", centred.square(), variance)]
     if real := is_real(wide.support):
@@ -121,9 +133,34 @@ def check_support(title: str, case: Case) -> Finding:
 # --- Normalisation ---
 
 
+def unwrapped(distribution: Distribution) -> Any:
+    """What an `Independent` or a `MaskedDistribution` wraps, if that tells more than of the whole."""
+    core: Any = distribution
+    while isinstance(core, (Independent, MaskedDistribution)) and _is_of_torch(type(core)):
+        core = core.base_dist
+    return core if hasattr(core, "parameters_at") or hasattr(core, "terms") else distribution
+
+
 @torch.no_grad()
 def check_normalised(title: str, case: Case) -> Finding:
-    """Is the likelihood a probability over data: by its type, or by sums over values where its class is not known?"""
+    """Is the likelihood a probability over data: by its type, or by sums over values where its class is not known?
+
+    In both modes, at the weights that are given and at others, which a normalisation may depend on.
+    """
+    finding = Finding(title, None, "there is no likelihood")
+    for size in (0.0, 0.5):
+        for training in (False, True):
+            other = copy.copy(case)
+            other.vae = copy.deepcopy(case.vae)
+            shake(other.vae, size)
+            without_dropout(other.vae) if training else other.vae.eval()
+            finding = _normalised(title, other)
+            if not finding.passed:
+                return finding
+    return finding
+
+
+def _normalised(title: str, case: Case) -> Finding:
     likelihood, _ = observed(case.vae, case.batch(case.x), case.latents())
     core: Any = likelihood
     while isinstance(core, (Independent, MaskedDistribution)) and _is_of_torch(type(core)):
@@ -133,21 +170,23 @@ def check_normalised(title: str, case: Case) -> Finding:
     name = title_of(core)
     levels, numbers = case.spec.levels, math.prod(case.spec.shape)
     if levels is not None and numbers * math.log(levels) <= math.log(OUTCOMES):
-        return _summed(title, name, _over_all(likelihood, case, levels, numbers))
-    if core is not likelihood and not len(core.event_shape) and (levels or 0) <= OUTCOMES:
-        return _summed(title, name, _over_numbers(core, levels, case.x.dtype))
+        return _summed(title, name, _over_all(case, levels, numbers))
+    whole = f"not checked: {name} is a class of its own, whose log_prob is that of the whole alone; give it terms(x)"
     if not hasattr(core, "terms"):
-        return Finding(
-            title,
-            None,
-            f"not checked: {name} is a class of its own, whose log_prob is that of the whole alone; give it terms(x)",
-        )
-    terms, whole = core.terms(case.x), core.log_prob(case.x)
-    if (off := moved(whole, terms.flatten(len(whole.shape)).sum(-1))).any():
+        if core is not likelihood and not len(core.event_shape) and (levels or 0) <= OUTCOMES:
+            try:
+                return _summed(title, name, _over_numbers(core, levels, case.x.dtype), levels is not None)
+            except NotImplementedError:  # no moments, by which to lay out an integral
+                return Finding(title, None, whole)
+        return Finding(title, None, whole)
+    terms, log_prob = core.terms(case.x), core.log_prob(case.x)
+    if (off := moved(log_prob, terms.flatten(len(log_prob.shape)).sum(-1))).any():
         i = int(off.flatten().nonzero()[0])
         total = terms.reshape(len(case.x), -1).sum(-1)[i]
         return Finding(
-            title, False, f"log_prob of {name} is {whole[i].item():.6g} nats, the sum of its terms {total.item():.6g}"
+            title,
+            False,
+            f"log_prob of {name} is {log_prob[i].item():.6g} nats, the sum of its terms {total.item():.6g}",
         )
     return _terms_summed(title, name, case)
 
@@ -157,39 +196,43 @@ def _is_of_torch(cls: type) -> bool:
 
 
 def _by_type(distribution: Any) -> bool:
-    """Whether a distribution is normalised because of its exact class, or one that changes its parameters alone."""
+    """Whether a distribution is normalised because of its exact class, or one that changes its parameters alone.
+
+    Distributions and transforms that it is made of count as well.
+    """
     cls = type(distribution)
-    if isinstance(distribution, (Independent, MaskedDistribution)) and _is_of_torch(cls):
-        return _by_type(distribution.base_dist)
-    if isinstance(distribution, TransformedDistribution) and _is_of_torch(cls):
-        transforms = all(type(part).__module__.startswith(("torch.", "pyro.")) for part in distribution.transforms)
-        return transforms and _by_type(distribution.base_dist)
-    if isinstance(distribution, MixtureSameFamily) and _is_of_torch(cls):
-        parts = (distribution.mixture_distribution, distribution.component_distribution)
-        return all(_by_type(part) for part in parts)
     if _is_of_torch(cls):
-        return cls.__name__ not in NEVER_NORMALISED
+        return cls.__name__ not in NEVER_NORMALISED and all(map(_part_by_type, vars(distribution).values()))
     own: set[str] = set()
     for base in cls.__mro__:
         if base.__module__.startswith("pyro_delta.distributions"):
-            changed = {name for name in own if not (name.startswith("__") and name != "__call__")} - OWN_PARTS
-            return not changed
-        own |= vars(base).keys()
+            return not {name for name in own if not name.startswith(("__", "_abc_"))} - OWN_PARTS
+        own |= vars(base).keys() - ({"__doc__"} if "__call__" not in vars(base) else set())
     return False
 
 
-def _over_all(likelihood: Distribution, case: Case, levels: int, numbers: int) -> Tensor:
+def _part_by_type(part: Any) -> bool:
+    if isinstance(part, (list, tuple)):
+        return all(map(_part_by_type, part))
+    if isinstance(part, Distribution):
+        return _by_type(part)
+    if isinstance(part, Transform):
+        return type(part).__module__.startswith(("torch.", "pyro.")) and all(map(_part_by_type, vars(part).values()))
+    return True
+
+
+def _over_all(case: Case, levels: int, numbers: int) -> Tensor:
     """Sum of the probabilities of all data, for the latents of the first datum."""
     count = levels**numbers
     codes = torch.arange(count)[:, None] // levels ** torch.arange(numbers) % levels
     x = codes.reshape(count, *case.spec.shape).to(case.x.dtype)
-    return _likelihood_of_first(case, x).log_prob(x).exp().sum()
+    return _likelihood_of(case, x, 0).log_prob(x).exp().sum()
 
 
-def _likelihood_of_first(case: Case, x: Tensor) -> Distribution:
-    """What the model observes data by, for the latents of the first datum."""
-    z = {name: value[:1].expand(len(x), *value.shape[1:]) for name, value in case.latents().items()}
-    return observed(case.vae, case.batch(x, like=0), z)[0]
+def _likelihood_of(case: Case, x: Tensor, datum: int) -> Distribution:
+    """What the model observes data by, for the latents of a datum."""
+    z = {name: value[datum].expand(len(x), *value.shape[1:]) for name, value in case.latents().items()}
+    return observed(case.vae, case.batch(x, like=datum), z)[0]
 
 
 def _over_numbers(base: Distribution, levels: int | None, dtype: torch.dtype) -> Tensor:
@@ -207,34 +250,39 @@ def _over_numbers(base: Distribution, levels: int | None, dtype: torch.dtype) ->
 
 
 def _terms_summed(title: str, name: str, case: Case) -> Finding:
-    """The conditional distribution of some groups of numbers, summed over their values."""
+    """The conditional distribution of groups of numbers, summed over their values: of all, if they are few."""
     levels, groups = case.spec.levels, len(case.group_place)
-    chosen = sorted({0, groups - 1, *torch.randint(groups, (TERMS - 2,)).tolist()})
-    for group in chosen:
-        here = (case.order == group).reshape(-1).nonzero()[:, 0]
-        if levels is None or len(here) * math.log(levels) > math.log(OUTCOMES):
-            what = "real numbers" if levels is None else f"{len(here)} numbers of {levels} levels"
-            return Finding(
-                title, None, f"not checked: {name} is a class of its own, and its terms of {what} cannot be summed"
-            )
-        count = levels ** len(here)
-        x = case.x[:1].reshape(1, -1).repeat(count, 1)
-        x[:, here] = (torch.arange(count)[:, None] // levels ** torch.arange(len(here)) % levels).to(x.dtype)
-        x = x.reshape(count, *case.spec.shape)
-        core: Any = _likelihood_of_first(case, x)
-        terms = core.terms(x).reshape(count, groups)[:, group]
-        if not terms.any():
-            continue  # masked: it does not count for this datum
-        total = terms.exp().sum()
-        if not (total - 1).abs() <= NORMALISED:
-            return Finding(
-                title, False, f"the probabilities of {case.name(group)} by {name} sum to {total.item():.6g}, not 1"
-            )
+    size = max(int((case.order == group).sum()) for group in range(groups))
+    if levels is None or size * math.log(levels) > math.log(SUMMED):
+        what = "real numbers" if levels is None else f"{size} numbers of {levels} levels"
+        found = f"not checked: {name} is a class of its own, and its terms of {what} cannot be summed"
+        return Finding(title, None, found)
+    many = max(1, SUMMED // levels**size)
+    chosen = sorted({0, groups - 1, *torch.randperm(groups)[:many].tolist()})
+    for datum in range(COUNT):
+        for group in chosen:
+            here = (case.order == group).reshape(-1).nonzero()[:, 0]
+            count = levels ** len(here)
+            x = case.x[datum].reshape(1, -1).repeat(count, 1)
+            x[:, here] = (torch.arange(count)[:, None] // levels ** torch.arange(len(here)) % levels).to(x.dtype)
+            x = x.reshape(count, *case.spec.shape)
+            core = unwrapped(_likelihood_of(case, x, datum))
+            terms = core.terms(x).reshape(count, groups)[:, group]
+            if case.extras and not terms.any():
+                continue  # masked by what goes with the data: it does not count for this one
+            total = terms.exp().sum()
+            if not (total - 1).abs() <= NORMALISED:
+                return Finding(
+                    title, False, f"the probabilities of {case.name(group)} by {name} sum to {total.item():.6g}, not 1"
+                )
     return Finding(title, True, f"the terms of {name} sum to one at {len(chosen)} of {groups} places")
 
 
-def _summed(title: str, name: str, total: Tensor) -> Finding:
+def _summed(title: str, name: str, total: Tensor, sums: bool = True) -> Finding:
     worst = total.flatten()[(total.flatten() - 1).abs().nan_to_num(nan=torch.inf).argmax()]
-    if not (worst - 1).abs() <= NORMALISED:
-        return Finding(title, False, f"the probabilities of {name} sum to {worst.item():.6g}, not 1")
-    return Finding(title, True, f"the probabilities of {name} sum to one")
+    off = (worst - 1).abs().item()
+    if off <= NORMALISED:
+        return Finding(title, True, f"the probabilities of {name} sum to one")
+    if not sums and not off > INTEGRATED:  # a kink, a heavy tail, or no moments to go by
+        return Finding(title, None, f"not checked: the density of {name} integrates to {worst.item():.6g}, by a rule")
+    return Finding(title, False, f"the probabilities of {name} sum to {worst.item():.6g}, not 1")

@@ -7,6 +7,7 @@ single precision give: the certificate holds for all of them, or it says which d
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -16,13 +17,26 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from pyro_delta.call import call
-from pyro_delta.diagnostics.trace import Site, placed, sites
-from pyro_delta.diagnostics.verify.case import COUNT, Case, Finding, first, moved, widened, without_dropout
+from pyro_delta.diagnostics.trace import Drawn, Site, numbers, placed, sites
+from pyro_delta.diagnostics.verify.case import (
+    COUNT,
+    Case,
+    Finding,
+    first,
+    moved,
+    replacements,
+    widened,
+    without_dropout,
+)
+from pyro_delta.diagnostics.verify.distributions import LARGEST_Z, is_real
 from pyro_delta.distributions.any_gaussian import title_of
+from pyro_delta.distributions.mean_field import normal_parameters
 from pyro_delta.vae import VAE
 
 CALLS = 4
 """Times that the programs are called in training mode, for a density that changes with each call."""
+DRAWN = 128
+"""Draws of a guide, whose noise is looked at."""
 SINGLE = 1e-3
 """Part of a log-probability, and nats, by which single precision may differ from double."""
 MODES = ("evaluation mode", "training mode")
@@ -56,7 +70,16 @@ def _log_probs(found: dict[str, dict[str, Site]]) -> dict[str, Tensor]:
 
 def check_sites(title: str, case: Case, singles: list[Single]) -> Finding:
     """The first way in which sites differ from what is certified, or that there is none."""
-    for check in (_plain_sites, _after_calls, _as_stated, _in_both_modes, _one_by_one):
+    for check in (
+        _plain_sites,
+        _given_data,
+        _after_calls,
+        _as_stated,
+        _one_prior,
+        _as_drawn,
+        _in_both_modes,
+        _one_by_one,
+    ):
         if (found := check(case)) is not None:
             return Finding(title, *found)
     if (found := _as_in_single(case, singles)) is not None:
@@ -87,23 +110,90 @@ def _modes(case: Case) -> list[tuple[str, VAE]]:
 
 def _plain_sites(case: Case) -> Found:
     """No scale and no mask, which would make another thing of the bound than of the rate that is certified."""
+    modes = [*_modes(case), (MODES[1], copy.deepcopy(case.vae).train())]
+    for size in case.sizes:
+        x = case.data(size)
+        z = case.latents(x)
+        for mode, vae in modes:
+            found = _run(case, vae, x, z)
+            scales = [(name, torch.as_tensor(site.scale)) for part in found.values() for name, site in part.items()]
+            flat = torch.cat([scale.double().flatten() for _, scale in scales])
+            if flat.max() != flat.min():
+                name, scale = max(scales, key=lambda pair: (pair[1] - 1).abs().max().item())
+                times = scale.flatten()[0].item()
+                return False, (
+                    f"the site {name!r} counts {times:g} times in training (a batch of {size}, {mode}); take "
+                    "poutine.scale away"
+                )
+            for part, of_part in found.items():
+                for name, site in of_part.items():
+                    if part == "guide" and site.observed:
+                        return False, f"the guide observes {name!r} rather than draw it ({mode}); take obs=… away"
+                    kept = numbers(site) if site.observed else float(not _masked(site.mask))
+                    all_of_it = site.value.numel() if site.observed else 1
+                    if kept < all_of_it and (not case.extras or not site.observed or kept == 0):
+                        return False, (
+                            f"the {part} masks the site {name!r} ({mode}), so that not all of it counts; take the "
+                            "mask away"
+                        )
+    return None
+
+
+def _given_data(case: Case) -> Found:
+    """What the model observes are the data that it is given."""
     z = case.latents()
     for mode, vae in _modes(case):
-        found = _run(case, vae, case.x, z)
-        scales = [(name, torch.as_tensor(site.scale)) for part in found.values() for name, site in part.items()]
-        flat = torch.cat([scale.double().flatten() for _, scale in scales])
-        if flat.max() != flat.min():
-            name, scale = max(scales, key=lambda pair: (pair[1] - 1).abs().max().item())
-            times = scale.flatten()[0].item()
-            return False, f"the site {name!r} counts {times:g} times in training ({mode}); take poutine.scale away"
-        for part, of_part in found.items():
-            for name, site in of_part.items():
-                if _masked(site.mask) and not case.extras:
+        seen = [site for site in _run(case, vae, case.x, z)["model"].values() if site.observed]
+        if len(seen) == 1 and seen[0].value.numel() == case.x.numel():
+            value = placed_first(seen[0])
+            if moved(case.x.double().reshape(len(case.x), -1), value.double().reshape(len(case.x), -1)).any():
+                return False, f"the model observes other numbers than the data that it is given ({mode})"
+    return None
+
+
+def placed_first(site: Site) -> Tensor:
+    """What stands at an observed site, the axis of the data first."""
+    return site.value if site.dim is None else site.value.movedim(site.dim - len(site.fn.event_shape), 0)
+
+
+def _one_prior(case: Case) -> Found:
+    """All data have the prior that the rate is read off."""
+    z = {name: value[:1].expand_as(value) for name, value in case.latents().items()}
+    for name, site in _run(case, case.vae, case.x, z)["model"].items():
+        if not site.observed and moved(site.log_prob[:1].expand_as(site.log_prob), site.log_prob).any():
+            return None, f"the prior of {name!r} differs from datum to datum: what it commits is that of the first"
+    return None
+
+
+def _as_drawn(case: Case) -> Found:
+    """What a guide draws is what its distribution draws: its noise is white, over coordinates and data."""
+    x = case.x[:1].expand(DRAWN, *case.spec.shape)
+    for mode, vae in [(MODES[0], case.vae), (MODES[1], copy.deepcopy(case.vae).train())]:
+        if mode == MODES[1] and case.in_the_mean:
+            continue
+        torch.manual_seed(1)
+        for name, site in sites(vae, "guide", case.batch(x, like=0), {}).items():
+            moments = Drawn(site.fn, site.value, site.log_prob, site.mask, site.dim).moments()
+            if not moments or not is_real(site.fn.support):
+                continue
+            noise = ((site.value - moments["mean"]) / moments["scale"]).flatten(1)
+            if normal_parameters(site.fn) is None:
+                noise = noise[:, :1]  # coordinates may depend on one another
+            for what, found in (("mean", noise.mean(0)), ("correlation", _correlation(noise))):
+                if not found.abs().max() <= LARGEST_Z / math.sqrt(DRAWN):
                     return False, (
-                        f"the {part} masks the site {name!r} ({mode}), so that not all of it counts; take "
-                        "poutine.mask away"
+                        f"what the guide draws at {name!r} is not what its distribution there draws: the noise of "
+                        f"{DRAWN} draws has a {what} of {found.abs().max().item():.2g} ({mode})"
                     )
     return None
+
+
+def _correlation(noise: Tensor) -> Tensor:
+    """Of different coordinates, and of the draws that follow one another."""
+    count, size = noise.shape
+    across = noise.T @ noise / count
+    along = (noise[1:] * noise[:-1]).mean(0)
+    return torch.cat((across[~torch.eye(size, dtype=torch.bool)], along))
 
 
 def _masked(mask: Any) -> bool:
@@ -172,16 +262,38 @@ def _one_by_one(case: Case) -> Found:
             for i in range(COUNT)
         ]
         for size in sorted({COUNT, *case.sizes}):
-            for part, of_part in _run(case, vae, x[:size], first(z, size)).items():
-                for name, site in of_part.items():
-                    there = site.log_prob[:COUNT]
-                    before = torch.cat([one[part][name].log_prob for one in alone[: len(there)]])
-                    if (off := moved(before, there)).any():
-                        i = int(off.nonzero()[0])
-                        return False, (
-                            f"the log-probability of one {case.what} at {name!r} of the {part} is "
-                            f"{before[i].item():.6g} nats alone and {there[i].item():.6g} in a batch of {size} ({mode})"
-                        )
+            whole = _run(case, vae, x[:size], first(z, size))
+            for start in range(0, size, COUNT):
+                here = slice(start, min(start + COUNT, size))
+                few = [
+                    _run(case, vae, x[here], {name: values[here] for name, values in z.items()}) if start else alone[i]
+                    for i in range(1 if start else min(COUNT, size))
+                ]
+                for part, of_part in whole.items():
+                    for name, site in of_part.items():
+                        there = site.log_prob[here]
+                        before = torch.cat([one[part][name].log_prob for one in few])
+                        if (off := moved(before, there)).any():
+                            i = int(off.nonzero()[0])
+                            return False, (
+                                f"the log-probability of one {case.what} at {name!r} of the {part} is "
+                                f"{before[i].item():.6g} nats in a batch of {'few' if start else 1} and "
+                                f"{there[i].item():.6g} in a batch of {size} ({mode})"
+                            )
+    return _apart(case)
+
+
+def _apart(case: Case) -> Found:
+    """What the model says of data does not depend on what the guide saw before."""
+    z, fill = case.latents(), replacements(case)[0]
+    found = []
+    for other in (case.x, fill.to(case.x.dtype)):
+        torch.manual_seed(0)
+        sites(case.vae, "guide", case.batch(other), {})
+        found.append(sites(case.vae, "model", case.batch(case.x), z))
+    for name, site in found[0].items():
+        if moved(site.log_prob, found[1][name].log_prob).any():
+            return False, f"what the model says at {name!r} depends on the data that the guide saw, and not by z alone"
     return None
 
 
@@ -197,14 +309,16 @@ def _in_both_modes(case: Case) -> Found:
     """Priors and posteriors are the same in training, with everything switched on, as in evaluation."""
     z = case.latents()
     plain = _run(case, case.vae, case.x, z)
-    training = copy.deepcopy(case.vae).train()
+    training, trained = copy.deepcopy(case.vae).train(), dict[str, Site]()
     for seed in (1, 2):
         found = _run(case, training, case.x, z, seed)
         for part, whose in (("model", "prior"), ("guide", "posterior")):
             for name, site in found[part].items():
-                if site.observed or (case.in_the_mean and part == "guide"):
+                if site.observed:
                     continue
                 there = plain[part][name]
+                if case.in_the_mean and part == "guide":  # another one than in evaluation, but the same at each call
+                    there = trained.setdefault(name, site)
                 if (one := title_of(there.fn)) != (other := title_of(site.fn)):
                     return False, f"the {whose} of {name!r} is {one} in evaluation mode and {other} in training mode"
                 if moved(there.log_prob, site.log_prob).any():
