@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyro
 import pytest
 import torch
@@ -18,6 +19,7 @@ import pyro_delta
 from pyro_delta.api.train import control_config
 from pyro_delta.config import Config, digest, load_preset, validate
 from pyro_delta.data import Split, Splits
+from pyro_delta.data.images.datasets import Digits
 from pyro_delta.data.splits import subset
 from pyro_delta.diagnostics.bounds import encode
 from pyro_delta.diagnostics.diagnose import Diagnosis
@@ -460,6 +462,57 @@ def test_a_likelihood_that_knows_no_control_says_so() -> None:
 def test_splits_have_three_names(judge: Any, digits: Run) -> None:
     with pytest.raises(UserError, match="unknown split 'tets'; did you mean 'test'"):
         judge(digits, split="tets")
+
+
+NOT_DATA = {
+    "a tensor": (torch.zeros(40, 3), "of type Tensor; they must be .*from_tensors"),
+    "an array": (np.zeros((40, 3)), "of type ndarray; "),
+    "a class": (Digits, "the class Digits; "),
+    "a number": (3, "of type int; "),
+}
+"""given as data → what the sentence says of it"""
+TAKE_DATA = {
+    "train": lambda run, data: pyro_delta.train(SETTINGS, data=data),
+    "resume": lambda run, data: pyro_delta.resume(run.folder, {"training.steps": 6}, data=data),
+    "check": lambda run, data: pyro_delta.check(run, data=data),
+    "evaluate": lambda run, data: pyro_delta.evaluate(run, data=data),
+}
+
+
+@pytest.mark.parametrize("entry", TAKE_DATA)
+@pytest.mark.parametrize("given", NOT_DATA)
+def test_what_is_not_data_is_refused_in_a_sentence(entry: str, given: str, digits: Run) -> None:
+    data, words = NOT_DATA[given]
+    with pytest.raises(UserError, match=f"^the data 'given' are {words}"):
+        TAKE_DATA[entry](digits, data)
+
+
+@pytest.mark.parametrize("entry", TAKE_DATA)
+def test_a_name_of_data_may_be_a_path(entry: str, digits: Run) -> None:
+    with pytest.raises(UserError, match=r"there is no data folder nowhere"):
+        TAKE_DATA[entry](digits, Path("folder:nowhere"))
+
+
+@pytest.mark.parametrize("entry", ["resume", "check", "evaluate"])
+def test_a_run_is_of_one_kind_of_data(entry: str, digits: Run) -> None:
+    with pytest.raises(UserError, match=r"now holds ImageSpec.*, but the run was made for ImageSpec"):
+        TAKE_DATA[entry](digits, toy_data())
+
+
+def test_data_are_taken_by_name_and_runs_by_their_folder(digits: Run) -> None:
+    assert digits.folder is not None
+    assert pyro_delta.evaluate(digits, data="digits") == pyro_delta.evaluate(digits)
+    assert pyro_delta.load_data(Path("digits")).spec == digits.spec
+    found = [pyro_delta.diagnose(run, **QUICK) for run in (digits, str(digits.folder))]
+    assert found[0].unit == "bits/dim"
+    assert found[0].numbers["neg_elbo_bpd"] == found[1].numbers["neg_elbo_bpd"]
+    assert found[0].numbers["n_images"] == len(digits.data().test)
+    assert pyro_delta.verify(str(digits.folder)).asdict() == pyro_delta.verify(digits.vae, digits.spec).asdict()
+    with pytest.raises(UserError, match=r"call verify\(vae, spec\), or verify\(run\)"):
+        pyro_delta.verify(digits.vae)
+    for entry in (pyro_delta.train_control, pyro_delta.check, pyro_delta.evaluate):
+        with pytest.raises(UserError, match="int is not a run; give what `train` or `load` returned, or its folder"):
+            entry(3)
 
 
 # --- what it imports ---

@@ -136,10 +136,23 @@ class Run:
         if self.given is not None:
             return self.given
         data = load_data(self.config, root, None if self.folder is None else self.folder / PROGRAMS)
-        if data.spec != self.spec:
-            name = self.config.data.program
-            raise UserError(f"{name} now holds {data.spec}, but the run was made for {self.spec}; restore them.")
+        check_spec(data, self.spec, self.config.data.program)
         return data
+
+
+def check_spec(data: Data, spec: Spec, name: str) -> None:
+    """Refuses data of another spec than a run was made for.
+
+    Args:
+        data: that are to be used.
+        spec: of the run.
+        name: of the data.
+
+    Raises:
+        UserError: with both specs.
+    """
+    if data.spec != spec:
+        raise UserError(f"{name} now holds {data.spec}, but the run was made for {spec}; give data of that spec.")
 
 
 def default_folder(config: Config, preset: str) -> Path:
@@ -301,6 +314,17 @@ def load(folder: Path | str, device: torch.device | str = "cpu", prior: str = "m
         is_finished(config, state["step"], state["train_s"]),
         folder,
     )
+
+
+def run_of(given: Run | str | Path) -> Run:
+    """A run, read if its folder is given.
+
+    Raises:
+        UserError: if it is neither, or as `load`.
+    """
+    if not isinstance(given, Run | str | Path):
+        raise UserError(f"{type(given).__name__} is not a run; give what `train` or `load` returned, or its folder.")
+    return given if isinstance(given, Run) else load(given)
 
 
 def last_weights(state: dict[str, Any]) -> dict[str, Any]:
