@@ -4,6 +4,7 @@ import json
 import math
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +19,14 @@ from torch import Tensor
 import pyro_delta
 from pyro_delta.api.train import control_config
 from pyro_delta.config import Config, digest, load_preset, validate
-from pyro_delta.data import Split, Splits
+from pyro_delta.data import ArraySpec, Spec, Split, Splits
 from pyro_delta.data.images.datasets import Digits
 from pyro_delta.data.splits import subset
 from pyro_delta.diagnostics.bounds import encode
 from pyro_delta.diagnostics.diagnose import Diagnosis
 from pyro_delta.errors import CheckFailed, UserError
 from pyro_delta.inference import training
-from pyro_delta.inference.run import Run, read_config
+from pyro_delta.inference.run import Run, create, read_config
 
 SETTINGS = {
     "prior.dims": 2,
@@ -497,6 +498,59 @@ def test_a_name_of_data_may_be_a_path(entry: str, digits: Run) -> None:
 def test_a_run_is_of_one_kind_of_data(entry: str, digits: Run) -> None:
     with pytest.raises(UserError, match=r"now holds ImageSpec.*, but the run was made for ImageSpec"):
         TAKE_DATA[entry](digits, toy_data())
+
+
+SMALL = {"particles": (0, 1), "weighed": (0, 1), "told_images": (0, 1), "seed": (-1, 0)}
+"""name → a number that is too small, and the least"""
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_numbers_that_are_too_small(name: str, digits: Run) -> None:
+    value, least = SMALL[name]
+    judges = [pyro_delta.check, pyro_delta.diagnose]
+    judges += [pyro_delta.evaluate] if name in ("particles", "seed") else []
+    for judge in judges:
+        with pytest.raises(UserError, match=f"^{name}={value} has no meaning; give a whole number, {least} or more"):
+            judge(digits, **{name: value})  # type: ignore[operator]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"prior": "aux"}, "unknown prior of a run 'aux'; did you mean 'auxiliary'"),
+        ({"device": "gpu"}, "the device 'gpu' is not known; give auto, cpu or cuda"),
+        ({"device": "meta"}, "the device 'meta' is not known; give auto, cpu or cuda"),
+        ({"device": "cuda:77"}, "--device cuda:77: torch finds no CUDA device here"),
+    ],
+)
+def test_runs_are_loaded_as_is_said(options: dict[str, Any], words: str, digits: Run) -> None:
+    assert digits.folder is not None
+    with pytest.raises(UserError, match=words):
+        pyro_delta.load(digits.folder, **options)
+    if "device" in options:
+        with pytest.raises(UserError, match=words):
+            pyro_delta.train(SETTINGS, data="digits", **options)
+
+
+class Bare(Spec):
+    """Of three numbers; no dataclass."""
+
+    shape = (3,)
+
+
+def local_spec() -> Any:
+    @dataclass(frozen=True)
+    class Local(ArraySpec):
+        pass
+
+    return Local((3,))
+
+
+@pytest.mark.parametrize("spec", [Bare(), local_spec()], ids=["no dataclass", "of a function"])
+def test_a_spec_that_cannot_be_kept_is_refused_before_training(spec: Any, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"^the spec \S+ of the data cannot be kept with a run; make its"):
+        create(tmp_path / "run", load_preset("default"), spec, "default")
+    assert not (tmp_path / "run").exists()
 
 
 def test_data_are_taken_by_name_and_runs_by_their_folder(digits: Run) -> None:

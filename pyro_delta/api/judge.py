@@ -23,6 +23,7 @@ from pyro_delta.inference.provenance import provenance
 from pyro_delta.inference.run import Run, check_spec, run_of
 from pyro_delta.protocol import Advance, Data, Spec
 from pyro_delta.vae import VAE
+from pyro_delta.validation import at_least
 
 
 def check(
@@ -260,6 +261,7 @@ def _parts(
     """Run, data, the part of them that is looked at, and what is to be said of it."""
     if split not in SPLITS:
         raise unknown_name("split", split, SPLITS)
+    at_least(0, seed=seed)
     run = run_of(run)
     if data is None:
         data = run.data(root)

@@ -24,6 +24,7 @@ from pyro_delta.inference.run import (
     check_free,
     check_made_with,
     check_spec,
+    choose_device,
     create,
     default_folder,
     note_configuration,
@@ -300,17 +301,6 @@ def _run(training: Training, folder: Path | None, show: Show, given: Data | None
         given or training.data,
         tuple(lines),
     )
-
-
-def choose_device(name: str) -> torch.device:
-    """The device of `auto`, `cpu` or `cuda`.
-
-    Raises:
-        UserError: if CUDA is asked for and absent.
-    """
-    if name == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device cuda: torch finds no CUDA device here; use --device cpu.")
-    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
 
 
 def _check_extension(config: Config, step: int, train_s: float, given: dict[str, Any]) -> None:
