@@ -582,7 +582,7 @@ def _sites(program: Callable[..., Any], batch: Batch, given: Latents) -> dict[st
     """
     try:
         return _written(program, batch, given, None)
-    except _Ambiguous:  # a plate has the batch's size by chance: it keeps it with one datum less
+    except Ambiguous:  # a plate has the batch's size by chance: it keeps it with one datum less
         fewer = _written(program, mapped(batch, lambda values: values[:-1]), {}, frozenset())
         stacks = [plate for site in fewer.values() for plate in site["cond_indep_stack"]]
         return _written(program, batch, given, frozenset(p.name for p in stacks if p.size == size_of(batch)))
@@ -607,7 +607,7 @@ def _site(name: str, site: dict[str, Any], count: int) -> Site:
     return Site(first, per_datum(name, log_prob, count, dim), observed, fn, site["mask"], site["scale"], dim)
 
 
-class _Ambiguous(Exception):  # noqa: N818 - not a mishap
+class Ambiguous(Exception):  # noqa: N818 - not a mishap
     """Several plates of a site are of the batch's size."""
 
 
@@ -622,11 +622,11 @@ def _dim(site: Any, count: int, fixed: frozenset[str] | None) -> int | None:
         fixed: names of plates that keep their size for any number of data; None if that is not known.
 
     Raises:
-        _Ambiguous: if it is not known, and there are several plates of that size.
+        Ambiguous: if it is not known, and there are several plates of that size.
     """
     plates = [plate for plate in site["cond_indep_stack"] if plate.vectorized and plate.size == count]
     if fixed is None and count > 1 and len(plates) > 1:
-        raise _Ambiguous
+        raise Ambiguous
     dims = [plate.dim for plate in plates if plate.name not in (fixed or ())]
     return None if not dims or -dims[0] == len(site["fn"].batch_shape) else dims[0]
 
