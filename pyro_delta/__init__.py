@@ -13,11 +13,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pyro_delta.api.judge import check, diagnose, evaluate
+    from pyro_delta.api.judge import check, diagnose, evaluate, verify
     from pyro_delta.api.train import resume, train, train_control
     from pyro_delta.data.named import load as load_data
     from pyro_delta.diagnostics.diagnose import Diagnosis
-    from pyro_delta.diagnostics.verify import verify
     from pyro_delta.distributions import GaussianAR1
     from pyro_delta.inference.run import Run, load
     from pyro_delta.rate import committed_rate
@@ -53,7 +52,7 @@ _PLACES = {
     "resume": "api.train:resume",
     "train": "api.train:train",
     "train_control": "api.train:train_control",
-    "verify": "diagnostics.verify:verify",
+    "verify": "api.judge:verify",
 }
 
 

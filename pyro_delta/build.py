@@ -83,7 +83,8 @@ def build_objective(config: Config, folder: Path | None = None, *, dims: int = 1
         dims: d, of the rates that it is tried on if it asks for that of each latent dimension.
 
     Raises:
-        UserError: if it cannot be made, or does not join rate and distortion to one number.
+        UserError: if it cannot be made, does not join rate and distortion to one number that has a gradient, cannot be
+            advanced, or has something else than numbers in `varying`.
     """
     section = config.objective
     with blamed(section.program):
@@ -91,13 +92,37 @@ def build_objective(config: Config, folder: Path | None = None, *, dims: int = 1
         objective, tried = make(**section.options), make(**section.options)
     if not callable(objective):
         raise UserError(f"the objective {section.program!r} makes a {type(objective).__name__}; it must be callable.")
-    with blamed(section.program):  # another one, for a call may leave its mark
+    with blamed(section.program), torch.enable_grad():  # another one, for a call may leave its mark
         apart = getattr(tried, "per_dimension", False)
-        joined = tried(torch.ones(dims) if apart else torch.ones(()), torch.ones(()), torch.ones(()))
+        rate, distortion = torch.ones(dims if apart else (), requires_grad=True), torch.ones((), requires_grad=True)
+        joined = tried(rate, distortion, torch.ones(()))
     if not isinstance(joined, Tensor) or joined.shape:
         found = f"a tensor of shape {tuple(joined.shape)}" if isinstance(joined, Tensor) else type(joined).__name__
         raise UserError(f"the objective {section.program!r} gives {found}; it must give one number, a tensor.")
+    if not joined.requires_grad:
+        raise UserError(
+            f"the objective {section.program!r} gives a number without a gradient; compute it of rate and distortion "
+            "as they are, not of their detached or plain values."
+        )
+    with blamed(section.program):
+        if hasattr(tried, "advance"):
+            tried.advance(1)
+        for made in (objective, tried):
+            _check_varying(getattr(made, "varying", {}), section.program)
     return objective
+
+
+def _check_varying(varying: Any, name: str) -> None:
+    """What an objective changes in training goes into lines of metrics and checkpoints."""
+    if not isinstance(varying, dict):
+        raise UserError(f"the objective {name!r} has varying {varying!r}; it must be a dict of names and numbers.")
+    for key, value in varying.items():
+        number = value.numel() == 1 if isinstance(value, Tensor) else type(value) in (int, float, bool)
+        if not isinstance(key, str) or not number:
+            raise UserError(
+                f"the objective {name!r} has varying[{key!r}] = {value!r}; it must be a name and a number, of Python "
+                "or a tensor."
+            )
 
 
 def _made(section: ProgramConfig, folder: Path | None, *given: Any) -> nn.Module:

@@ -222,7 +222,8 @@ def blamed(name: str) -> Iterator[None]:
         else:
             frames = traceback.extract_tb(error.__traceback__)
             own = [frame for frame in frames if frame.filename == name.rpartition(":")[0] or frame.filename == name]
-            if not own and Path(frames[-1].filename).parts[-3:-1] == ("nn", "modules"):  # it was called wrongly
+            by_torch = Path(frames[-1].filename).parts[-3:-1] == ("nn", "modules")
+            if not own and (by_torch or len(frames) == 2):  # it was called wrongly, here below the `yield` for one
                 raise UserError(f"{name} fails: {_reason(error)}; mend the program.") from error
             file, line = (own or frames)[-1].filename, (own or frames)[-1].lineno
         raise _sentence(name, file, line, error) from error
@@ -303,6 +304,12 @@ def checked_options(kind: str, name: str, options: Mapping[str, Any], folder: Pa
     try:
         checked = model.model_validate(dict(options))
     except ValidationError as error:
+        lacking = [str(first["loc"][0]) for first in error.errors() if first["type"] == "missing"]
+        if kind == "objective" and len(lacking) >= 3:  # rate, distortion, data: what a call takes, not what makes it
+            raise UserError(
+                f"the objective {name!r} asks for {', '.join(lacking)} to be made; name what makes it of its options: "
+                "a class, or a function that returns the function of rate, distortion and data."
+            ) from None
         key, mistake = first_mistake(error, f"{kind}.")
         known = [f"{kind}.{option}" for option in ("program", *model.model_fields)]
         raise (mistake or unknown_name(f"setting of the {kind} {name!r}", key, known)) from None

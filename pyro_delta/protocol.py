@@ -214,7 +214,8 @@ class Objective(Protocol):
     """What is minimised, built as `Object(**options)`: joins rate and distortion of a batch.
 
     Optional: `per_dimension = True` asks for the rate of each latent dimension, (d,), in the place of the total.
-    `varying`, numbers that change in training: they are logged, and saved in checkpoints.
+    `varying`, a dict of name to number (of Python, or a tensor) of what changes in training: it is logged, and saved in
+    checkpoints.
     """
 
     def __call__(self, rate: Tensor, distortion: Tensor, data: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from numbers import Integral
 from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -11,6 +12,17 @@ from pyro_delta.limits import LARGEST_SEED
 
 Seed = Annotated[int, Field(ge=0, le=LARGEST_SEED)]
 """What torch and NumPy both take."""
+
+
+def at_least(least: int, **values: int) -> None:
+    """Refuses whole numbers that are too small, by their names.
+
+    Raises:
+        UserError: naming the first, and what to give.
+    """
+    for name, value in values.items():
+        if not isinstance(value, Integral) or value < least:
+            raise UserError(f"{name}={value!r} has no meaning; give a whole number, {least} or more.")
 
 
 class Section(BaseModel):

@@ -4,9 +4,11 @@ import json
 import math
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyro
 import pytest
 import torch
@@ -17,13 +19,14 @@ from torch import Tensor
 import pyro_delta
 from pyro_delta.api.train import control_config
 from pyro_delta.config import Config, digest, load_preset, validate
-from pyro_delta.data import Split, Splits
+from pyro_delta.data import ArraySpec, Spec, Split, Splits
+from pyro_delta.data.images.datasets import Digits
 from pyro_delta.data.splits import subset
 from pyro_delta.diagnostics.bounds import encode
 from pyro_delta.diagnostics.diagnose import Diagnosis
 from pyro_delta.errors import CheckFailed, UserError
 from pyro_delta.inference import training
-from pyro_delta.inference.run import Run, read_config
+from pyro_delta.inference.run import Run, create, read_config
 
 SETTINGS = {
     "prior.dims": 2,
@@ -460,6 +463,110 @@ def test_a_likelihood_that_knows_no_control_says_so() -> None:
 def test_splits_have_three_names(judge: Any, digits: Run) -> None:
     with pytest.raises(UserError, match="unknown split 'tets'; did you mean 'test'"):
         judge(digits, split="tets")
+
+
+NOT_DATA = {
+    "a tensor": (torch.zeros(40, 3), "of type Tensor; they must be .*from_tensors"),
+    "an array": (np.zeros((40, 3)), "of type ndarray; "),
+    "a class": (Digits, "the class Digits; "),
+    "a number": (3, "of type int; "),
+}
+"""given as data → what the sentence says of it"""
+TAKE_DATA = {
+    "train": lambda run, data: pyro_delta.train(SETTINGS, data=data),
+    "resume": lambda run, data: pyro_delta.resume(run.folder, {"training.steps": 6}, data=data),
+    "check": lambda run, data: pyro_delta.check(run, data=data),
+    "evaluate": lambda run, data: pyro_delta.evaluate(run, data=data),
+}
+
+
+@pytest.mark.parametrize("entry", TAKE_DATA)
+@pytest.mark.parametrize("given", NOT_DATA)
+def test_what_is_not_data_is_refused_in_a_sentence(entry: str, given: str, digits: Run) -> None:
+    data, words = NOT_DATA[given]
+    with pytest.raises(UserError, match=f"^the data 'given' are {words}"):
+        TAKE_DATA[entry](digits, data)
+
+
+@pytest.mark.parametrize("entry", TAKE_DATA)
+def test_a_name_of_data_may_be_a_path(entry: str, digits: Run) -> None:
+    with pytest.raises(UserError, match=r"there is no data folder nowhere"):
+        TAKE_DATA[entry](digits, Path("folder:nowhere"))
+
+
+@pytest.mark.parametrize("entry", ["resume", "check", "evaluate"])
+def test_a_run_is_of_one_kind_of_data(entry: str, digits: Run) -> None:
+    with pytest.raises(UserError, match=r"now holds ImageSpec.*, but the run was made for ImageSpec"):
+        TAKE_DATA[entry](digits, toy_data())
+
+
+SMALL = {"particles": (0, 1), "weighed": (0, 1), "told_images": (0, 1), "seed": (-1, 0)}
+"""name → a number that is too small, and the least"""
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_numbers_that_are_too_small(name: str, digits: Run) -> None:
+    value, least = SMALL[name]
+    judges = [pyro_delta.check, pyro_delta.diagnose]
+    judges += [pyro_delta.evaluate] if name in ("particles", "seed") else []
+    for judge in judges:
+        with pytest.raises(UserError, match=f"^{name}={value} has no meaning; give a whole number, {least} or more"):
+            judge(digits, **{name: value})  # type: ignore[operator]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"prior": "aux"}, "unknown prior of a run 'aux'; did you mean 'auxiliary'"),
+        ({"device": "gpu"}, "the device 'gpu' is not known; give auto, cpu or cuda"),
+        ({"device": "meta"}, "the device 'meta' is not known; give auto, cpu or cuda"),
+        ({"device": "cuda:77"}, "--device cuda:77: torch finds no CUDA device here"),
+    ],
+)
+def test_runs_are_loaded_as_is_said(options: dict[str, Any], words: str, digits: Run) -> None:
+    assert digits.folder is not None
+    with pytest.raises(UserError, match=words):
+        pyro_delta.load(digits.folder, **options)
+    if "device" in options:
+        with pytest.raises(UserError, match=words):
+            pyro_delta.train(SETTINGS, data="digits", **options)
+
+
+class Bare(Spec):
+    """Of three numbers; no dataclass."""
+
+    shape = (3,)
+
+
+def local_spec() -> Any:
+    @dataclass(frozen=True)
+    class Local(ArraySpec):
+        pass
+
+    return Local((3,))
+
+
+@pytest.mark.parametrize("spec", [Bare(), local_spec()], ids=["no dataclass", "of a function"])
+def test_a_spec_that_cannot_be_kept_is_refused_before_training(spec: Any, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"^the spec \S+ of the data cannot be kept with a run; make its"):
+        create(tmp_path / "run", load_preset("default"), spec, "default")
+    assert not (tmp_path / "run").exists()
+
+
+def test_data_are_taken_by_name_and_runs_by_their_folder(digits: Run) -> None:
+    assert digits.folder is not None
+    assert pyro_delta.evaluate(digits, data="digits") == pyro_delta.evaluate(digits)
+    assert pyro_delta.load_data(Path("digits")).spec == digits.spec
+    found = [pyro_delta.diagnose(run, **QUICK) for run in (digits, str(digits.folder))]
+    assert found[0].unit == "bits/dim"
+    assert found[0].numbers["neg_elbo_bpd"] == found[1].numbers["neg_elbo_bpd"]
+    assert found[0].numbers["n_images"] == len(digits.data().test)
+    assert pyro_delta.verify(str(digits.folder)).asdict() == pyro_delta.verify(digits.vae, digits.spec).asdict()
+    with pytest.raises(UserError, match=r"call verify\(vae, spec\), or verify\(run\)"):
+        pyro_delta.verify(digits.vae)
+    for entry in (pyro_delta.train_control, pyro_delta.check, pyro_delta.evaluate):
+        with pytest.raises(UserError, match="int is not a run; give what `train` or `load` returned, or its folder"):
+            entry(3)
 
 
 # --- what it imports ---

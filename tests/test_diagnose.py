@@ -30,9 +30,11 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 from pyro_delta import Diagnosis, diagnose
 from pyro_delta.data import ArraySpec, from_tensors
 from pyro_delta.diagnostics.diagnose import ADVICE, advise, judge
+from pyro_delta.diagnostics.trace import trace
 from pyro_delta.distributions import GaussianAR1
 from pyro_delta.errors import UserError
 from pyro_delta.rate import alpha_for_rate
+from pyro_delta.vae import VAE
 
 N, D, K = 12, 16, 4
 """Data, numbers of a datum, latent numbers."""
@@ -642,6 +644,30 @@ def elbo(stranger: Stranger) -> float:
         batch = None
     with pyro.validation_enabled(False):
         return Trace_ELBO(max_plate_nesting=2).loss(model, guide, batch) / size
+
+
+@pytest.mark.parametrize("number", [3, 4, 5, 6])
+def test_a_plate_that_has_the_batch_s_size_by_chance(number: int) -> None:
+    """It stands outside that of the data, whose numbers belong to the data all the same."""
+    means, of_z = torch.arange(4.0), torch.randn(4, 5, generator=torch.Generator().manual_seed(1))
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("topics", 4), pyro.plate("data", len(x)):
+            z = pyro.sample("latent", dist.Normal(means, 1.0))
+        with pyro.plate("pixels", 5), pyro.plate("data again", len(x)):
+            pyro.sample("obs", dist.Normal(z @ of_z, 1.0), obs=x)
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("topics", 4), pyro.plate("data", len(x)):
+            pyro.sample("latent", dist.Normal(x[:, :4], 0.5))
+
+    x = torch.randn(number, 5, generator=torch.Generator().manual_seed(2))
+    seen = trace(VAE(model, guide), x)
+    z = seen.z["latent"]
+    torch.testing.assert_close(seen.log_q, dist.Normal(x[:, :4], 0.5).log_prob(z).sum(1))
+    torch.testing.assert_close(seen.log_p, dist.Normal(means, 1.0).log_prob(z).sum(1))
+    torch.testing.assert_close(seen.log_px, dist.Normal(z @ of_z, 1.0).log_prob(x).sum(1))
+    torch.testing.assert_close(seen.latents["latent"].moments()["mean"], x[:, :4])
 
 
 def named(program: Callable[..., Any], batch: Mapping[str, Tensor], nothing: None) -> Any:

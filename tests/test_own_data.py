@@ -290,9 +290,9 @@ MISTAKES: dict[str, tuple[Any, dict[str, Any], str]] = {
     "an empty dict": ({}, {}, r"a dict of data has the keys \[\]; name the data themselves 'x'"),
     "too few lengths": ({"x": X, "lengths": X[1:, 0]}, {}, r"'lengths' has 39 entries for 40 data; give one for each"),
     "one length": ({"x": X, "length": 3}, {}, r"'length' has 1 entries for 40 data; give one for each"),
-    "nothing by name": ({"x": X, "mask": None}, {}, r"NoneType is no data"),
+    "nothing by name": ({"x": X, "mask": None}, {}, r"NoneType is not data"),
     "too few labels": ({"x": X, "labels": np.zeros(39)}, {}, r"'labels' has 39 entries for 40 data"),
-    "labels in words": ({"x": X, "labels": np.array(["cat"] * N)}, {}, r"ndarray is no data"),
+    "labels in words": ({"x": X, "labels": np.array(["cat"] * N)}, {}, r"ndarray is not data"),
     "labels one-hot": ({"x": X, "labels": np.zeros((N, 4))}, {}, r"labels have shape \(40, 4\); give one whole number"),
     "labels in between": ({"x": X, "labels": X[:, 1]}, {}, r"labels hold 0.25; give one whole number for each datum"),
     "labels without a name": (
@@ -329,8 +329,8 @@ MISTAKES: dict[str, tuple[Any, dict[str, Any], str]] = {
         {},
         r"items of the data set Items have different names, 'x' and 'x', 'y'; give all the same",
     ),
-    "items with labels in words": (Items([(x, "cat") for x in X]), {}, r"str is no data"),
-    "items that are nothing": (Items([None] * N), {}, r"NoneType is no data"),
+    "items with labels in words": (Items([(x, "cat") for x in X]), {}, r"str is not data"),
+    "items that are nothing": (Items([None] * N), {}, r"NoneType is not data"),
 }
 
 
@@ -720,6 +720,23 @@ class BeyondItsLevels(Plain):
     test = Split(X + 100)
 
 
+class TooFewLabels(Plain):
+    test = Split(X, X[1:, 0])
+
+
+class LabelsOneHot(Plain):
+    validation = Split(X, X)
+
+
+class TooFewLengths(Plain):
+    test = Split(X, None, {"lengths": X[:7, 0]})
+
+
+class NotFinite(Plain):
+    spec = ArraySpec((3,))
+    test = Split(X / 0.0)
+
+
 class Fails:
     def __init__(self, *, path: str = "x") -> None:
         raise ValueError("there is no sea\\nhere")
@@ -774,7 +791,7 @@ NO_DATA: dict[str, tuple[str, dict[str, Any], str]] = {
     "no callable": ("{}:number", {}, r"unknown data of \S+mine.py 'number'; "),
     "no object": ("{}:", {}, r"unknown data '\S+mine.py:'; "),
     "no such module": ("nowhere.at_all:Mine", {}, r"there is no module nowhere.at_all for the data"),
-    "no spec": ("{}:NoSpec", {}, r"the data '\S+:NoSpec' have spec None; see pyro_delta.protocol.Spec"),
+    "no spec": ("{}:NoSpec", {}, r"the data '\S+:NoSpec' are of type NoSpec; .*from_tensors"),
     "text for a spec": (
         "{}:TextForSpec",
         {},
@@ -793,8 +810,16 @@ NO_DATA: dict[str, tuple[str, dict[str, Any], str]] = {
         {},
         r"the test split of '\S+' holds integers 100 to 219; they must lie in 0 to 199",
     ),
-    "nothing": ("{}:nothing", {}, r"the data '\S+:nothing' have spec None"),
-    "another function": ("os:getcwd", {}, r"the data 'os:getcwd' have spec None"),
+    "nothing": ("{}:nothing", {}, r"the data '\S+:nothing' are of type NoneType; they must be .*from_tensors"),
+    "another function": ("os:getcwd", {}, r"the data 'os:getcwd' are of type str"),
+    "too few labels": (
+        "{}:TooFewLabels",
+        {},
+        r"the test split of '\S+' has 39 entries of 'labels' for 40 data; give one for each",
+    ),
+    "labels one-hot": ("{}:LabelsOneHot", {}, r"labels have shape \(40, 3\); give one whole number for each datum"),
+    "too few lengths": ("{}:TooFewLengths", {}, r"the test split of '\S+' has 7 entries of 'lengths' for 40 data"),
+    "not finite": ("{}:NotFinite", {}, r"the test split of '\S+' holds a number that is not finite; take it out"),
     "fails": ("{}:Fails", {}, r"\S+mine.py:Fails fails at \S+mine.py, line \d+: ValueError: there is no sea; mend"),
     "unknown option": (
         "{}:make",

@@ -219,6 +219,22 @@ BROKEN = {
         "Lighter", MINE.replace("return distortion +", "return distortion.no +"),
         "mine.py:Lighter fails at mine.py, line 38: AttributeError: 'Tensor' object has no attribute 'no'; mend the"),
     "not callable": ("Lighter", MINE.replace("__call__", "call"), "makes a Lighter; it must be callable."),
+    "detached": ("Lighter", MINE.replace("return distortion +", "return torch.ones(()) #"),
+        "gives a number without a gradient; compute it of rate and distortion as they are"),
+    "no step": ("Lighter", MINE.replace("advance(self, step)", "advance(self)"),
+        "fails: TypeError: Lighter.advance() takes 1 positional argument but 2 were given; mend the program."),
+    "no advance": (
+        "Lighter", MINE.replace("def advance(self, step):\n        ", "advance = 3\n    def other(self, step):"),
+        "TypeError: 'int' object is not callable; mend the program."),
+    "varying a number": (
+        "Lighter", MINE.replace('["weight"] = self', " = self").replace('self.varying["weight"]', "0.5"),
+        "has varying 0.125; it must be a dict of names and numbers."),
+    "varying a word": ("Lighter", MINE.replace("self.weight / (1 + step)", "'less'"),
+        "has varying['weight'] = 'less'; it must be a name and a number"),
+    "varying of NumPy": ("Lighter", MINE.replace("self.weight / (1 + step)", "__import__('numpy').float64(1)"),
+        "has varying['weight'] = np.float64(1.0); it must be a name and a number"),
+    "a plain function": ("plain", MINE + "\n\ndef plain(rate, distortion, data):\n    return rate + distortion\n",
+        "the objective 'mine.py:plain' asks for rate, distortion, data to be made; name what makes it of its options"),
 }  # fmt: skip
 
 

@@ -175,7 +175,7 @@ MISFITS = {
 
 @pytest.mark.parametrize(("preset", "kind", "name", "words"), MISFITS.values(), ids=MISFITS)
 def test_programs_of_other_data_are_refused_in_a_sentence(preset: str, kind: str, name: str, words: str) -> None:
-    with pytest.raises(UserError, match=f"takes {words}"):
+    with pytest.raises(UserError, match=rf"takes {words}; name another with --{kind}\.$"):
         build(load_preset(preset, [(f"{kind}.program", name)]), spec_of(preset))
 
 

@@ -18,7 +18,7 @@ import pyro_delta
 from pyro_delta.data.splits import Split
 from pyro_delta.diagnostics.bounds import encode
 from pyro_delta.diagnostics.diagnose import Diagnosis
-from pyro_delta.diagnostics.trace import batches, committed, evaluating, posteriors, score
+from pyro_delta.diagnostics.trace import batches, committed, evaluating, posteriors, score, trace
 from pyro_delta.errors import UserError
 
 pytest.importorskip("flax")
@@ -596,3 +596,27 @@ def test_what_a_torch_distribution_says_numpyro_says() -> None:
         delta = pyro_delta.committed_rate(p)
         assert delta.dtype == torch.float64
         np.testing.assert_allclose(delta.numpy(), np.broadcast_to(committed_rate(own), (5,)), rtol=1e-12)
+
+
+@pytest.mark.parametrize("number", [3, 4, 5])
+def test_a_plate_that_has_the_batch_s_size_by_chance(number: int) -> None:
+    """As in Pyro: it stands outside that of the data, whose numbers belong to the data all the same."""
+    means, of_z = jnp.arange(4.0), jnp.asarray(np.random.default_rng(1).normal(size=(4, 5)), jnp.float32)
+
+    def model(x: Any) -> None:
+        with numpyro.plate("topics", 4), numpyro.plate("data", len(x)):
+            z = numpyro.sample("latent", distributions.Normal(means, 1.0))
+        with numpyro.plate("pixels", 5), numpyro.plate("data again", len(x)):
+            numpyro.sample("obs", distributions.Normal(z @ of_z, 1.0), obs=x)
+
+    def guide(x: Any) -> None:
+        with numpyro.plate("topics", 4), numpyro.plate("data", len(x)):
+            numpyro.sample("latent", distributions.Normal(x[:, :4], 0.5))
+
+    x = torch.randn(number, 5, generator=torch.Generator().manual_seed(2))
+    seen = trace(NumPyroVAE(model, guide, {}), x)
+    z, normal = seen.z["latent"], torch_distributions.Normal
+    torch.testing.assert_close(seen.log_q, normal(x[:, :4], 0.5).log_prob(z).sum(1))
+    torch.testing.assert_close(seen.log_p, normal(torch.arange(4.0), 1.0).log_prob(z).sum(1))
+    expected = normal(z @ torch.tensor(np.array(of_z)), 1.0).log_prob(x).sum(1)
+    torch.testing.assert_close(seen.log_px, expected, rtol=1e-5, atol=1e-5)

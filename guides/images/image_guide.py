@@ -59,7 +59,7 @@ class ImageGuide(nn.Module):
         pixel_kernel: int = 3,
     ) -> None:
         super().__init__()
-        image = require_image(spec, f"the guide {type(self).__name__}")
+        image = require_image(spec, "guide", type(self).__name__)
         self.dims = prior().event_shape[-1]
         self.encoder = ImageEncoder(
             image,

@@ -72,7 +72,7 @@ class GRUGuide(nn.Module):
 
     def __init__(self, spec: Spec, prior: Prior, *, hidden: int = 64) -> None:
         super().__init__()
-        tokens = require_tokens(spec, "the guide gru")
+        tokens = require_tokens(spec, "guide", "gru")
         self.dims = prior().event_shape[-1]
         self.encoder = BackwardGRU(tokens.levels, prior.starts, 2 * self.dims, hidden=hidden)
         with torch.no_grad():

@@ -169,7 +169,7 @@ class ImageLikelihood(nn.Module):
         super().__init__()
         self.conditioning = conditioning
         self.network = self.network_class(
-            require_image(spec, f"the likelihood {type(self).__name__}"),
+            require_image(spec, "likelihood", type(self).__name__),
             prior.starts,
             prior().event_shape[-1],
             use_latents=use_latents,

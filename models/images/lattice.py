@@ -50,7 +50,7 @@ class LatticePrior(DensePrior):
         rate_nats: float | None = None,
     ) -> None:
         check_one_given(alpha=alpha, rate_nats=rate_nats)
-        image = require_image(spec, "the prior lattice")
+        image = require_image(spec, "prior", "lattice")
         for name, blocks, size in (("rows", rows, image.height), ("columns", columns, image.width)):
             if blocks < 1 or size % blocks:
                 raise UserError(

@@ -98,7 +98,7 @@ class GRULikelihood(nn.Module):
         super().__init__()
         if conditioning not in get_args(Conditioning):
             raise unknown_name("likelihood.conditioning", conditioning, get_args(Conditioning))
-        tokens = require_tokens(spec, "the likelihood gru")
+        tokens = require_tokens(spec, "likelihood", "gru")
         self.conditioning = conditioning
         starts = prior.starts if conditioning == "causal" else torch.zeros_like(prior.starts)
         self.network = ConditionalGRU(

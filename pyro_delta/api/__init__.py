@@ -1,1 +1,1 @@
-"""What Python and the command line call: train, resume, check, evaluate, diagnose."""
+"""What Python and the command line call: train, resume, check, evaluate, diagnose, verify."""

@@ -1,4 +1,4 @@
-"""Judgement: `check` and `evaluate` of a run, `diagnose` of anybody's VAE."""
+"""Judgement: `check` and `evaluate` of a run, `diagnose` and `verify` of anybody's VAE."""
 
 from __future__ import annotations
 
@@ -7,23 +7,29 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
+from pyro_delta.data.named import data_of
 from pyro_delta.data.splits import SPLITS, Split, subset
 from pyro_delta.data.tensors import as_split, labels_of
 from pyro_delta.diagnostics import bounds
 from pyro_delta.diagnostics.diagnose import Diagnosis, diagnosed
 from pyro_delta.diagnostics.told import TOLD_IMAGES, TOLD_SAMPLES
 from pyro_delta.diagnostics.trace import runs
+from pyro_delta.diagnostics.verify import Certificate
+from pyro_delta.diagnostics.verify import verify as certify
 from pyro_delta.errors import UserError, unknown_name
 from pyro_delta.inference.provenance import provenance
-from pyro_delta.inference.run import Run, load
+from pyro_delta.inference.run import Run, check_spec, run_of
 from pyro_delta.protocol import Advance, Data, Spec
 from pyro_delta.vae import VAE
+from pyro_delta.validation import at_least
 
 
 def check(
     run: Run | str | Path,
     *,
-    data: Data | None = None,
+    data: str | Path | Data | None = None,
     split: str = "test",
     images: int | None = None,
     control: Run | str | Path | None = None,
@@ -36,7 +42,7 @@ def check(
 
     Args:
         run: a run, or its folder.
-        data: in the place of those that it was trained on.
+        data: in the place of those that it was trained on, or their name.
         split: train, validation or test.
         images: so many random data of the split, for all that is computed; all if None.
         control: a run without latents, of the same data, or its folder: what the latents buy is measured against it.
@@ -96,7 +102,7 @@ def _control(control: Run | str | Path, run: Run) -> Run:
     Raises:
         UserError: if it was trained on others.
     """
-    other = control if isinstance(control, Run) else load(control)
+    other = run_of(control)
     if other.spec != run.spec or other.config.data != run.config.data:
         raise UserError(
             f"the control was trained on {_data_in_words(other)}, the run on {_data_in_words(run)}; give one of the "
@@ -112,7 +118,7 @@ def _data_in_words(run: Run) -> str:
 def evaluate(
     run: Run | str | Path,
     *,
-    data: Data | None = None,
+    data: str | Path | Data | None = None,
     split: str = "test",
     images: int | None = None,
     root: str | None = None,
@@ -130,7 +136,7 @@ def evaluate(
 
 
 def diagnose(
-    model: Callable[..., Any] | VAE,
+    model: Callable[..., Any] | VAE | Run | str | Path,
     guide: Callable[..., Any] | None = None,
     data: Any = None,
     *,
@@ -152,11 +158,12 @@ def diagnose(
 
     Args:
         model: a Pyro model (a module, a function, or a method of a module), a NumPyro model (a function or an
-            `nnx.Module`), or a model and its guide in one: a `VAE`, or whatever has both as attributes.
+            `nnx.Module`), or a model and its guide in one: a `VAE`, a run or its folder, or whatever has both as
+            attributes.
         guide: its guide.
         data: what both are called with: a tensor or an array (N, …); a dict of them, whose keys model and guide name in
             their signatures; a torch data set; a split; or data with splits (`pyro_delta.data`), of which the test
-            split is looked at and the probe is fitted to the training split.
+            split is looked at and the probe is fitted to the training split; those of a run where None.
         labels: (N,), for a linear probe on samples of z; those of `data`, if it has some, where None.
         fit: data with labels that the probe is fitted to; without it, the first half of `data`.
         spec: of the data; without it bits are per number that the model observes.
@@ -171,6 +178,9 @@ def diagnose(
     Raises:
         UserError: if the programs cannot be run on the data, or there are fewer than four data.
     """
+    if isinstance(model, Run | str | Path):
+        run = run_of(model)
+        model, spec, data = run.vae, spec or run.spec, run.data() if data is None else data
     vae = _pair(model, guide, params)
     if hasattr(data, "test") and hasattr(data, "train"):
         spec, fit, data = spec or data.spec, data.train if fit is None else fit, data.test
@@ -189,6 +199,34 @@ def diagnose(
         seed=seed,
         advance=advance,
     )
+
+
+def verify(
+    vae: VAE | Run | str | Path,
+    spec: Spec | None = None,
+    seed: int = 0,
+    extras: Mapping[str, Tensor] | None = None,
+    *,
+    batch: int = 32,
+) -> Certificate:
+    """The certificate of programs; arguments as for `pyro_delta.diagnostics.verify.verify`.
+
+    Args:
+        vae: model and guide, or a run of them, or its folder.
+        spec: of the data; that of a run where None.
+        seed: as there.
+        extras: as there.
+        batch: as there.
+
+    Raises:
+        UserError: as there, or if neither a run nor a spec is given.
+    """
+    if isinstance(vae, Run | str | Path):
+        run = run_of(vae)
+        vae, spec = run.vae, spec or run.spec
+    if spec is None:
+        raise UserError("verify(vae) needs to know the data; call verify(vae, spec), or verify(run).")
+    return certify(vae, spec, seed, extras, batch=batch)
 
 
 def _pair(model: Any, guide: Any, params: Mapping[str, Any] | None) -> Any:
@@ -237,13 +275,18 @@ def _split(data: Any, labels: Any) -> Split:
 
 
 def _parts(
-    run: Run | str | Path, data: Data | None, split: str, images: int | None, root: str | None, seed: int
+    run: Run | str | Path, data: str | Path | Data | None, split: str, images: int | None, root: str | None, seed: int
 ) -> tuple[Run, Data, Split, dict[str, Any]]:
     """Run, data, the part of them that is looked at, and what is to be said of it."""
     if split not in SPLITS:
         raise unknown_name("split", split, SPLITS)
-    run = run if isinstance(run, Run) else load(run)
-    data = run.data(root) if data is None else data
+    at_least(0, seed=seed)
+    run = run_of(run)
+    if data is None:
+        data = run.data(root)
+    else:
+        data = data_of(data, root)
+        check_spec(data, run.spec, "data")
     whole = getattr(data, split)
     measured = {"split": split, "split_images": len(whole), "seed": seed, **run.facts}
     return run, data, subset(whole, images, seed), measured

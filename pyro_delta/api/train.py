@@ -12,6 +12,7 @@ import torch
 from pyro_delta import config as configuration
 from pyro_delta.build import build, load_data
 from pyro_delta.config import Config, DataConfig
+from pyro_delta.data.named import checked_data, data_of
 from pyro_delta.errors import UserError
 from pyro_delta.inference.checkpoint import load_checkpoint
 from pyro_delta.inference.pyro_training import PyroTraining
@@ -22,6 +23,8 @@ from pyro_delta.inference.run import (
     Run,
     check_free,
     check_made_with,
+    check_spec,
+    choose_device,
     create,
     default_folder,
     note_configuration,
@@ -30,6 +33,7 @@ from pyro_delta.inference.run import (
     read_metrics,
     read_spec,
     resumed_config,
+    run_of,
 )
 from pyro_delta.inference.training import STATE, Training
 from pyro_delta.protocol import Data
@@ -41,7 +45,7 @@ Settings = Mapping[str, Any]
 def train(
     settings: Config | Settings | None = None,
     *,
-    data: str | Data | None = None,
+    data: str | Path | Data | None = None,
     preset: str | None = None,
     out: str | Path | None = None,
     device: str = "auto",
@@ -68,7 +72,8 @@ def train(
         UserError: for settings, data or a folder that do not do.
         CheckFailed: if training diverges.
     """
-    given = data if data is not None and not isinstance(data, str) else None
+    data = str(data) if isinstance(data, Path) else data
+    given = None if data is None or isinstance(data, str) else checked_data(data, "given")
     if isinstance(settings, Config):
         if preset is not None or isinstance(data, str):
             raise UserError("a whole configuration names its own data and has no preset; leave data and preset out.")
@@ -97,7 +102,7 @@ def resume(
     out: str | Path,
     settings: Settings | None = None,
     *,
-    data: Data | None = None,
+    data: str | Path | Data | None = None,
     device: str = "auto",
     show: Show = lambda line: None,
 ) -> Run:
@@ -106,7 +111,7 @@ def resume(
     Args:
         out: folder of the run.
         settings: training.steps or training.minutes to extend it, data.root if the data have moved.
-        data: again, if the run was given data rather than their name.
+        data: again, or their name, if the run was given data rather than their name.
         device: auto, cpu or cuda.
         show: called with each line of metrics.
 
@@ -114,19 +119,24 @@ def resume(
         UserError: if there is nothing to go on from, or a setting contradicts the run's.
         CheckFailed: if training diverges.
     """
-    training, _ = reopen(Path(out), list((settings or {}).items()), device, data=data)
-    return _run(training, Path(out), show, data, resumed=True)
+    given = None if data is None else data_of(data)
+    training, _ = reopen(Path(out), list((settings or {}).items()), device, data=given)
+    return _run(training, Path(out), show, given, resumed=True)
 
 
 def train_control(
-    run: Run, *, out: str | Path | None = None, device: str = "auto", show: Show = lambda line: None
+    run: Run | str | Path,
+    *,
+    out: str | Path | None = None,
+    device: str = "auto",
+    show: Show = lambda line: None,
 ) -> Run:
     """Trains the same decoder without latents: the control for `check(run, control=…)`.
 
     With the settings, data and seed of a run, and as many steps as it has made.
 
     Args:
-        run: with latents.
+        run: with latents, or its folder.
         out: a new folder; by default that of the run, with `-control` behind it; none if the run has none.
         device: auto, cpu or cuda.
         show: called with each line of metrics.
@@ -134,6 +144,7 @@ def train_control(
     Raises:
         UserError: if its likelihood has no option `use_latents`, or as `train`.
     """
+    run = run_of(run)
     if out is None and run.folder is not None:
         out = control_folder(run.folder)
     given = run.given if run.config.data.program == "given" else None
@@ -211,8 +222,7 @@ def reopen(
     _check_extension(config, state["step"], state["train_s"], given=dict(settings))
     training = prepare(config, device, out / PROGRAMS, data)
     spec = read_spec(out, config)
-    if training.data.spec != spec:
-        raise UserError(f"{config.data.program} now holds {training.data.spec}, but the run was made for {spec}.")
+    check_spec(training.data, spec, config.data.program)
     training.restore(state, out / CHECKPOINT)
     if config != read_config(out):
         note_configuration(out, config)
@@ -291,17 +301,6 @@ def _run(training: Training, folder: Path | None, show: Show, given: Data | None
         given or training.data,
         tuple(lines),
     )
-
-
-def choose_device(name: str) -> torch.device:
-    """The device of `auto`, `cpu` or `cuda`.
-
-    Raises:
-        UserError: if CUDA is asked for and absent.
-    """
-    if name == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device cuda: torch finds no CUDA device here; use --device cpu.")
-    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
 
 
 def _check_extension(config: Config, step: int, train_s: float, given: dict[str, Any]) -> None:

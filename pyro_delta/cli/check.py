@@ -76,9 +76,8 @@ def check(
     pyro-delta check runs/first --control runs/first-control
     """  # noqa: D301 (click wants the backspace itself)
     from pyro_delta.api.judge import check as check_run
-    from pyro_delta.api.train import choose_device
     from pyro_delta.diagnostics.diagnose import told_passes
-    from pyro_delta.inference.run import load
+    from pyro_delta.inference.run import choose_device, load
     from pyro_delta.report.progress import counting
     from pyro_delta.report.tables import print_table
 

@@ -46,10 +46,9 @@ def encode(
     pyro-delta encode runs/first test --draws 10 --out z.nc
     python -c "import arviz; print(arviz.from_netcdf('z.nc').posterior['z'])"
     """  # noqa: D301 (click wants the backspace itself)
-    from pyro_delta.api.train import choose_device
     from pyro_delta.diagnostics.posterior import posterior_data, save_netcdf
     from pyro_delta.errors import UserError
-    from pyro_delta.inference.run import load
+    from pyro_delta.inference.run import choose_device, load
     from pyro_delta.report.progress import counting
 
     if out.suffix != ".nc":

@@ -54,8 +54,7 @@ def evaluate(
     pyro-delta evaluate runs/first --with-prior auxiliary
     """  # noqa: D301 (click wants the backspace itself)
     from pyro_delta.api.judge import evaluate as evaluate_run
-    from pyro_delta.api.train import choose_device
-    from pyro_delta.inference.run import load
+    from pyro_delta.inference.run import choose_device, load
     from pyro_delta.report.progress import counting
     from pyro_delta.report.tables import print_table
 

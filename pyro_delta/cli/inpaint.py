@@ -57,20 +57,23 @@ def inpaint(
     \b
     pyro-delta inpaint runs/first test --rows 4 --particles 256 --out completed.png
     """  # noqa: D301 (click wants the backspace itself)
-    from pyro_delta.api.train import choose_device
     from pyro_delta.data.images.pictures import check_png
-    from pyro_delta.data.images.spec import require_image
+    from pyro_delta.data.images.spec import ImageSpec
     from pyro_delta.diagnostics.images.inpainting import completion_sheet, mask_of_picture, upper_rows
     from pyro_delta.diagnostics.images.inpainting import inpaint as complete
     from pyro_delta.errors import UserError
-    from pyro_delta.inference.run import load
+    from pyro_delta.inference.run import choose_device, load
     from pyro_delta.report.progress import counting
 
     check_png(out)
     if rows is not None and mask is not None:
         raise UserError(f"--rows {rows} and --mask {mask} contradict each other; give one of them.")
     loaded = load(run, choose_device(device), weights=weights)
-    spec = require_image(loaded.spec, "completing")
+    spec = loaded.spec
+    if not isinstance(spec, ImageSpec):
+        raise UserError(
+            f"images are completed, not data of {type(spec).__name__}; give a run that was made for images."
+        )
     keep_hw = upper_rows(spec, rows) if mask is None else mask_of_picture(mask, spec)
     found, names = read_given(loaded, given, num, data_root)
     completed = []

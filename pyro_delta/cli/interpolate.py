@@ -49,10 +49,9 @@ def interpolate(
     \b
     pyro-delta interpolate runs/first test --pairs 4 --out path.png
     """  # noqa: D301 (click wants the backspace itself)
-    from pyro_delta.api.train import choose_device
     from pyro_delta.diagnostics.drawing import paths
     from pyro_delta.errors import UserError
-    from pyro_delta.inference.run import load
+    from pyro_delta.inference.run import choose_device, load
     from pyro_delta.report.progress import counting
 
     loaded = load(run, choose_device(device), weights=weights)

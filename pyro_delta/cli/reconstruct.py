@@ -49,9 +49,8 @@ def reconstruct(
     \b
     pyro-delta reconstruct runs/first test --num 8 --out reconstructions.png
     """  # noqa: D301 (click wants the backspace itself)
-    from pyro_delta.api.train import choose_device
     from pyro_delta.diagnostics.drawing import reconstructions
-    from pyro_delta.inference.run import load
+    from pyro_delta.inference.run import choose_device, load
     from pyro_delta.report.progress import counting
 
     loaded = load(run, choose_device(device), weights=weights)

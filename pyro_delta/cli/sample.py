@@ -60,10 +60,9 @@ def sample(
     pyro-delta sample runs/first --num 8 --same-z 4 --out same_z.png
     pyro-delta sample runs/first --num 16 --backend numpyro --out twin.png
     """  # noqa: D301 (click wants the backspace itself)
-    from pyro_delta.api.train import choose_device
     from pyro_delta.call import required
     from pyro_delta.diagnostics.drawing import draw, extras_of
-    from pyro_delta.inference.run import load
+    from pyro_delta.inference.run import choose_device, load
     from pyro_delta.report.progress import counting
 
     if backend == "numpyro":

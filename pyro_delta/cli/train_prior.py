@@ -55,11 +55,10 @@ def train_prior(
     """  # noqa: D301 (click wants the backspace itself)
     import torch
 
-    from pyro_delta.api.train import choose_device
     from pyro_delta.config import AuxiliaryConfig
     from pyro_delta.inference.auxiliary import AuxiliaryTraining
     from pyro_delta.inference.auxiliary import train_prior as fit
-    from pyro_delta.inference.run import load, save_auxiliary
+    from pyro_delta.inference.run import choose_device, load, save_auxiliary
     from pyro_delta.report.progress import counting
     from pyro_delta.report.tables import print_table
 

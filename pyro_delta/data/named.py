@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from pyro_delta.data.splits import SPLITS
+from pyro_delta.data.tensors import labels_of
 from pyro_delta.data.values import checked
 from pyro_delta.errors import UserError
 from pyro_delta.programs import blamed, checked_options, data_name, find
 from pyro_delta.protocol import Data, Spec
 
 
-def load(name: str, **options: Any) -> Data:
+def load(name: str | Path, **options: Any) -> Data:
     """Load data into memory.
 
     Args:
@@ -25,7 +26,7 @@ def load(name: str, **options: Any) -> Data:
         UserError: if the name or an option is unknown, files are missing, damaged or of mixed kinds, or `validation`
             does not leave at least one datum on either side.
     """
-    program, root = data_name(name)
+    program, root = data_name(str(name))
     given = {key: value for key, value in options.items() if value is not None}
     if "root" in given:
         given["root"] = str(given["root"])
@@ -43,26 +44,61 @@ def build_data(program: str, options: dict[str, Any], folder: Path | None = None
         folder: of a run's own programs.
 
     Raises:
-        UserError: if the program fails, or what it makes is no data, or others than its spec says.
+        UserError: if the program fails, or as `checked_data`.
     """
     with blamed(program):
         data = find("data", program, folder)(**options)
-    if not isinstance(getattr(data, "spec", None), Spec):
+    return checked_data(data, program)
+
+
+def data_of(given: str | Path | Data, root: str | None = None) -> Data:
+    """Data themselves, in Python: loaded if they are given by name, else checked.
+
+    Raises:
+        UserError: as `load` and `checked_data`.
+    """
+    return load(str(given), root=root) if isinstance(given, str | Path) else checked_data(given, "given")
+
+
+def checked_data(data: Any, name: str) -> Data:
+    """Data, which hold what their spec says.
+
+    Args:
+        data: whatever was made or given.
+        name: of it.
+
+    Raises:
+        UserError: if it is no data, or has a split of another shape, without data, with numbers that the spec does not
+            admit, or with another number of labels (or of what else goes with x).
+    """
+    if isinstance(data, type) or not hasattr(data, "spec"):
+        found = f"the class {data.__name__}" if isinstance(data, type) else f"of type {type(data).__name__}"
         raise UserError(
-            f"the data {program!r} have spec {getattr(data, 'spec', None)!r}; see pyro_delta.protocol.Spec."
+            f"the data {name!r} are {found}; they must be an object with a spec and splits, such as "
+            "pyro_delta.data.from_tensors makes of tensors and arrays."
         )
-    for name in SPLITS:
-        x: Any = getattr(getattr(data, name, None), "x", None)
+    if not isinstance(data.spec, Spec):
+        raise UserError(f"the data {name!r} have spec {data.spec!r}; see pyro_delta.protocol.Spec.")
+    for part in SPLITS:
+        split = getattr(data, part, None)
+        x: Any = getattr(split, "x", None)
         shape = tuple(getattr(x, "shape", ()))
         if not shape or shape[1:] != tuple(data.spec.shape):
             raise UserError(
-                f"the data {program!r} have a {name} split of shape {shape}; it must be a pyro_delta.data.Split of "
+                f"the data {name!r} have a {part} split of shape {shape}; it must be a pyro_delta.data.Split of "
                 f"shape (N, {', '.join(map(str, data.spec.shape))})."
             )
         if not shape[0]:
-            raise UserError(f"the data {program!r} have an empty {name} split; each needs one datum at least.")
-        if data.spec.levels is not None:
-            checked(data.spec, x, f"the {name} split of {program!r}")
+            raise UserError(f"the data {name!r} have an empty {part} split; each needs one datum at least.")
+        checked(data.spec, x, f"the {part} split of {name!r}")
+        labels = getattr(split, "labels", None)
+        beside = {"labels": None if labels is None else labels_of(labels), **(getattr(split, "extras", None) or {})}
+        for key, values in beside.items():
+            if values is not None and (count := (*getattr(values, "shape", ()), 1)[0]) != shape[0]:
+                raise UserError(
+                    f"the {part} split of {name!r} has {count} entries of {key!r} for {shape[0]} data; give one for "
+                    "each."
+                )
     return data
 
 

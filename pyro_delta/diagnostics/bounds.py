@@ -32,6 +32,7 @@ from pyro_delta.distributions.any_gaussian import title_of
 from pyro_delta.distributions.mean_field import normal_parameters
 from pyro_delta.protocol import Advance, Spec, Split
 from pyro_delta.vae import VAE
+from pyro_delta.validation import at_least
 
 LN2 = math.log(2.0)
 
@@ -157,7 +158,12 @@ def evaluate(
         particles: K; above 1 the importance-weighted bound is added.
         seed: of the posterior samples.
         advance: called with the number of data just done, first for the ELBO, then for the bound.
+
+    Raises:
+        UserError: if `particles` is below 1 or the seed below 0, or the programs cannot be run on the data.
     """
+    at_least(1, particles=particles)
+    at_least(0, seed=seed)
     split = as_split(data)
     encoding = encode(vae, split, seed=seed, advance=advance)
     unit = Unit.of(spec, encoding.scored)

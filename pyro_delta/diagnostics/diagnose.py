@@ -29,6 +29,7 @@ from pyro_delta.diagnostics.usage import LEAST_TOLD, floor_holds, information, l
 from pyro_delta.protocol import Advance, Spec, Split
 from pyro_delta.rate import ar1_committed_rate
 from pyro_delta.vae import VAE
+from pyro_delta.validation import at_least
 
 Verdict = Literal["diverged", "floor broken", "collapsed", "nothing told", "guide fits badly", "used"]
 
@@ -143,8 +144,10 @@ def diagnosed(
         advance: called with the number of data just done: all data twice, once more for a control, and `told_passes`.
 
     Raises:
-        UserError: if the programs cannot be run on the data, or there are fewer than four data.
+        UserError: if the programs cannot be run on the data, there are fewer than four data, or a number is too small.
     """
+    at_least(1, particles=particles, weighed=weighed, told_images=told_images)
+    at_least(0, seed=seed)
     group_sizes(len(split), told_samples, told_images)  # refused before any work is done
     encoding = encode(vae, split, seed=seed, advance=advance)
     known, unit = committed_by_all(committed(vae, split), encoding), Unit.of(spec, encoding.scored)

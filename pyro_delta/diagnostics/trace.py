@@ -533,16 +533,16 @@ def depend_on_one_another(vae: Pair, batch: Batch, seen: Traced, *, priors: bool
 
 
 class _Given(Messenger):
-    """Puts values at latent sites."""
+    """Puts values at latent sites; `fixed` as for `_dim`."""
 
-    def __init__(self, values: Mapping[str, Tensor]) -> None:
+    def __init__(self, values: Mapping[str, Tensor], fixed: frozenset[str] | None = frozenset()) -> None:
         super().__init__()
-        self.values = values
+        self.values, self.fixed = values, fixed
 
     def _pyro_sample(self, msg: Any) -> None:
         if msg["name"] in self.values and not msg["is_observed"]:
             z = self.values[msg["name"]]
-            msg["value"], msg["done"] = placed(z, msg["fn"], _dim(msg, len(z))), True
+            msg["value"], msg["done"] = placed(z, msg["fn"], _dim(msg, len(z), self.fixed)), True
 
 
 class _Reached(Exception):  # noqa: N818 - not a mishap
@@ -579,29 +579,58 @@ def _reach(vae: VAE, count: int, extras: Mapping[str, Any] | None, given: Latent
 
 
 def _sites(program: Callable[..., Any], batch: Batch, given: Latents) -> dict[str, dict[str, Any]]:
-    """What a program writes at its sites; those of plates, and values that are written down alone, are left out."""
-    with pyro.poutine.trace() as tracer, _Given(given):
+    """What a program writes at its sites; those of plates, and values that are written down alone, are left out.
+
+    Under `data_dim` each has its batch dimension of the data, see `_dim`.
+    """
+    try:
+        return _written(program, batch, given, None)
+    except Ambiguous:  # a plate has the batch's size by chance: it keeps it with one datum less
+        fewer = _written(program, mapped(batch, lambda values: values[:-1]), {}, frozenset())
+        stacks = [plate for site in fewer.values() for plate in site["cond_indep_stack"]]
+        return _written(program, batch, given, frozenset(p.name for p in stacks if p.size == size_of(batch)))
+
+
+def _written(
+    program: Callable[..., Any], batch: Batch, given: Latents, fixed: frozenset[str] | None
+) -> dict[str, dict[str, Any]]:
+    with pyro.poutine.trace() as tracer, _Given(given, fixed):
         run(program, batch)
     return {
-        name: site
+        name: {**site, "data_dim": _dim(site, size_of(batch), fixed)}
         for name, site in tracer.trace.nodes.items()
         if site["type"] == "sample" and not site_is_subsample(site) and not site["infer"].get("_deterministic")
     }
 
 
 def _site(name: str, site: dict[str, Any], count: int) -> Site:
-    fn, value, observed, dim = site["fn"], site["value"], site["is_observed"], _dim(site, count)
+    fn, value, observed, dim = site["fn"], site["value"], site["is_observed"], site["data_dim"]
     log_prob = scale_and_mask(fn.log_prob(value, *site["args"], **site["kwargs"]), 1.0, site["mask"])
     first = value if observed else _data_first(value, fn, dim)
     return Site(first, per_datum(name, log_prob, count, dim), observed, fn, site["mask"], site["scale"], dim)
 
 
-def _dim(site: Any, count: int) -> int | None:
+class Ambiguous(Exception):  # noqa: N818 - not a mishap
+    """Several plates of a site are of the batch's size."""
+
+
+def _dim(site: Any, count: int, fixed: frozenset[str] | None) -> int | None:
     """The batch dimension of B = `count` data at a site, from the right: that of its outermost plate of their size.
 
     None for the first one, which it is where there is no such plate.
+
+    Args:
+        site: of a trace, or on the way into one.
+        count: B.
+        fixed: names of plates that keep their size for any number of data; None if that is not known.
+
+    Raises:
+        Ambiguous: if it is not known, and there are several plates of that size.
     """
-    dims = [plate.dim for plate in site["cond_indep_stack"] if plate.vectorized and plate.size == count]
+    plates = [plate for plate in site["cond_indep_stack"] if plate.vectorized and plate.size == count]
+    if fixed is None and count > 1 and len(plates) > 1:
+        raise Ambiguous
+    dims = [plate.dim for plate in plates if plate.name not in (fixed or ())]
     return None if not dims or -dims[0] == len(site["fn"].batch_shape) else dims[0]
 
 

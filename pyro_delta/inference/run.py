@@ -58,6 +58,8 @@ EXTENSIBLE = {"training.steps", "training.minutes", "data.root"}
 
 FORMAT = 2
 """Of a run folder; others are refused."""
+PRIORS = ("model", "auxiliary")
+"""Of a run, that can be asked for."""
 WEIGHTS = ("best", "last")
 """Of a run, that can be asked for."""
 
@@ -136,10 +138,23 @@ class Run:
         if self.given is not None:
             return self.given
         data = load_data(self.config, root, None if self.folder is None else self.folder / PROGRAMS)
-        if data.spec != self.spec:
-            name = self.config.data.program
-            raise UserError(f"{name} now holds {data.spec}, but the run was made for {self.spec}; restore them.")
+        check_spec(data, self.spec, self.config.data.program)
         return data
+
+
+def check_spec(data: Data, spec: Spec, name: str) -> None:
+    """Refuses data of another spec than a run was made for.
+
+    Args:
+        data: that are to be used.
+        spec: of the run.
+        name: of the data.
+
+    Raises:
+        UserError: with both specs.
+    """
+    if data.spec != spec:
+        raise UserError(f"{name} now holds {data.spec}, but the run was made for {spec}; give data of that spec.")
 
 
 def default_folder(config: Config, preset: str) -> Path:
@@ -173,13 +188,32 @@ def check_free(folder: Path) -> None:
         raise UserError(f"cannot write {folder}: no permission in {parent}; give another --out.")
 
 
+def check_kept(spec: Spec) -> None:
+    """Refuses a spec that could not be read back from a run.
+
+    Raises:
+        UserError: if it is not a dataclass of plain values, or its class is not found by its name.
+    """
+    try:
+        back = spec_of_dict(json.loads(json.dumps(spec_as_dict(spec))))
+        same = bool(back == spec)
+    except (ValueError, KeyError, TypeError, AttributeError, ImportError):
+        same = False
+    if not same:
+        raise UserError(
+            f"the spec {type(spec).__qualname__} of the data cannot be kept with a run; make its class a frozen "
+            "dataclass of plain values, at the top of a module."
+        )
+
+
 def create(folder: Path, config: Config, spec: Spec, preset: str) -> None:
     """Makes the folder of a new run, with copies of the files that its programs came from.
 
     Raises:
-        UserError: as `check_free`.
+        UserError: as `check_free` and `check_kept`.
     """
     check_free(folder)
+    check_kept(spec)
     chosen = {kind: getattr(config, kind).program for kind in KINDS}
     info: dict[str, Any] = {
         "format": FORMAT,
@@ -266,17 +300,20 @@ def load(folder: Path | str, device: torch.device | str = "cpu", prior: str = "m
 
     Args:
         folder: of the run.
-        device: where the programs go.
+        device: where the programs go: auto, cpu or cuda.
         prior: model, or auxiliary to put the auxiliary prior in the place of the model's own.
         weights: best, those of the validation with the least −ELBO, or last; where there was no validation, best are
             the last ones. `Run.weights` says which they are.
 
     Raises:
-        UserError: if the folder is not a run, it has no such prior, its checkpoint is missing, damaged or of another
-            configuration, or a program is missing or has changed.
+        UserError: if the folder is not a run, it has no such prior, there is no such device, its checkpoint is missing,
+            damaged or of another configuration, or a program is missing or has changed.
     """
     if weights not in WEIGHTS:
         raise unknown_name("weights", weights, WEIGHTS)
+    if prior not in PRIORS:
+        raise unknown_name("prior of a run", prior, PRIORS)
+    device = choose_device(device)
     folder = Path(folder)
     config = read_config(folder)
     spec = read_spec(folder, config)
@@ -301,6 +338,36 @@ def load(folder: Path | str, device: torch.device | str = "cpu", prior: str = "m
         is_finished(config, state["step"], state["train_s"]),
         folder,
     )
+
+
+def choose_device(name: str | torch.device) -> torch.device:
+    """The device of `auto`, `cpu` or `cuda`.
+
+    Raises:
+        UserError: if it has another name, or CUDA is asked for and absent.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except (RuntimeError, TypeError):
+        device = None
+    if device is None or device.type not in ("cpu", "cuda"):
+        raise UserError(f"the device {str(name)!r} is not known; give auto, cpu or cuda.")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UserError(f"--device {name}: torch finds no CUDA device here; use --device cpu.")
+    return device
+
+
+def run_of(given: Run | str | Path) -> Run:
+    """A run, read if its folder is given.
+
+    Raises:
+        UserError: if it is neither, or as `load`.
+    """
+    if not isinstance(given, Run | str | Path):
+        raise UserError(f"{type(given).__name__} is not a run; give what `train` or `load` returned, or its folder.")
+    return given if isinstance(given, Run) else load(given)
 
 
 def last_weights(state: dict[str, Any]) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from pyro_delta.call import run
 from pyro_delta.commitment import AT_LEAST, Commitment, commitment
 from pyro_delta.data.splits import mapped, size_of
 from pyro_delta.diagnostics.trace import (
+    Ambiguous,
     Latents,
     Site,
     beyond_formulas,
@@ -114,6 +115,20 @@ class _Program:
         Raises:
             UserError: if it asks for a parameter that was not given, and would begin with an untrained one.
         """
+        try:
+            fixed: frozenset[str] | None = None
+            found = self._sites(weights, batch, given, key, fixed)
+        except Ambiguous:  # as in `pyro_delta.diagnostics.trace`
+            fewer = self._sites(weights, mapped(batch, lambda values: values[:-1]), {}, key, frozenset())
+            stacks = [plate for site in fewer.values() for plate in site["cond_indep_stack"]]
+            fixed = frozenset(plate.name for plate in stacks if plate.size == size_of(batch))
+            found = self._sites(weights, batch, given, key, fixed)
+        return {name: _written(site, _dim(site, size_of(batch), fixed)) for name, site in found.items()}
+
+    def _sites(
+        self, weights: tuple[Any, Any], batch: Any, given: Any, key: Array, fixed: frozenset[str] | None
+    ) -> dict[str, Any]:
+        """What NumPyro writes down at sample sites; `fixed` as for `_dim`, of which the errors are."""
         params, state = weights
         count = size_of(batch)
         program: Any = self._program if state is None else nnx.merge(self._program, state, self._rest, copy=True)
@@ -121,7 +136,7 @@ class _Program:
         def latent(site: Any) -> Array | None:
             if site["type"] != "sample" or site["is_observed"] or site["name"] not in given:
                 return None
-            dim = _dim(site, count)
+            dim = _dim(site, count, fixed)
             z = given[site["name"]]
             return z if dim is None else jnp.moveaxis(z, 0, dim - site["fn"].event_dim)
 
@@ -134,7 +149,10 @@ class _Program:
                     f"there is no parameter {name!r} among {', '.join(map(repr, params)) or 'none'}; give those that "
                     "were trained, params=svi.get_params(state)."
                 )
-        return {name: _written(site, count) for name, site in found.items() if site["type"] == "sample"}
+        sampled = {name: site for name, site in found.items() if site["type"] == "sample"}
+        for site in sampled.values():
+            _dim(site, count, fixed)
+        return sampled
 
     def moves_latents(self, batch: Any, given: Any, key: Array) -> bool:
         """Whether the density of given latents depends on the weights: whether one of its gradients is not 0."""
@@ -186,8 +204,8 @@ class _Program:
         self._checked = True
 
 
-def _written(site: Mapping[str, Any], count: int) -> _Written:
-    fn, value, dim = site["fn"], site["value"], _dim(site, count)
+def _written(site: Mapping[str, Any], dim: int | None) -> _Written:
+    fn, value = site["fn"], site["value"]
     noted, scale = site["intermediates"], site["scale"]
     log_prob = fn.log_prob(value, noted) if noted else fn.log_prob(value)
     if site["is_observed"]:
@@ -197,9 +215,12 @@ def _written(site: Mapping[str, Any], count: int) -> _Written:
     return _Written(first, log_prob, unmasked, mask, scale, dim)
 
 
-def _dim(site: Mapping[str, Any], count: int) -> int | None:
+def _dim(site: Mapping[str, Any], count: int, fixed: frozenset[str] | None) -> int | None:
     """As in `pyro_delta.diagnostics.trace`; NumPyro writes down the outermost plate last."""
-    dims = [plate.dim for plate in site["cond_indep_stack"] if plate.size == count]
+    plates = [plate for plate in site["cond_indep_stack"] if plate.size == count]
+    if fixed is None and count > 1 and len(plates) > 1:
+        raise Ambiguous
+    dims = [plate.dim for plate in plates if plate.name not in (fixed or ())]
     return None if not dims or -dims[-1] == len(site["fn"].batch_shape) else dims[-1]
 
 

@@ -244,7 +244,7 @@ class GRULikelihood(nnx.Module):
         hidden: int = 64,
     ) -> None:
         """See the class."""
-        tokens = require_tokens(spec, "the twin of the likelihood gru")
+        tokens = require_tokens(spec, "likelihood", "gru")
         starts = np.asarray(prior.starts[...]) * (conditioning == "causal")
         self.network = ConditionalGRU(
             tokens.levels,
@@ -274,7 +274,7 @@ class GRUGuide(nnx.Module):
 
     def __init__(self, spec: Spec, prior: Any, *, rngs: nnx.Rngs, hidden: int = 64) -> None:
         """See the class."""
-        tokens = require_tokens(spec, "the twin of the guide gru")
+        tokens = require_tokens(spec, "guide", "gru")
         self.dims = prior().event_shape[-1]
         starts = np.asarray(prior.starts[...]).tolist()
         self.encoder = BackwardGRU(tokens.levels, starts, 2 * self.dims, hidden=hidden, rngs=rngs)

@@ -91,14 +91,19 @@ class ImageSpec(Spec):
         return pictures, names
 
 
-def require_image(spec: object, program: str) -> ImageSpec:
+def require_image(spec: object, kind: str, name: str) -> ImageSpec:
     """The spec, which must be one of images.
 
+    Args:
+        spec: of data.
+        kind: of the program that takes nothing else, such as prior.
+        name: of that program.
+
     Raises:
-        UserError: naming the program that takes nothing else.
+        UserError: naming the program, and the option that names another.
     """
     if not isinstance(spec, ImageSpec):
         raise UserError(
-            f"{program} takes images, not data of {type(spec).__name__}; name another with --set or --likelihood."
+            f"the {kind} {name} takes images, not data of {type(spec).__name__}; name another with --{kind}."
         )
     return spec

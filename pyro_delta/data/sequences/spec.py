@@ -78,15 +78,20 @@ class TokenSpec(Spec):
         return read_lines(self, path, count)
 
 
-def require_tokens(spec: object, program: str) -> TokenSpec:
+def require_tokens(spec: object, kind: str, name: str) -> TokenSpec:
     """The spec, which must be one of sequences of tokens.
 
+    Args:
+        spec: of data.
+        kind: of the program that takes nothing else, such as guide.
+        name: of that program.
+
     Raises:
-        UserError: naming the program that takes nothing else.
+        UserError: naming the program, and the option that names another.
     """
     if not isinstance(spec, TokenSpec):
         raise UserError(
-            f"{program} takes sequences of tokens, not data of {type(spec).__name__}; name another with --likelihood "
-            "or --guide."
+            f"the {kind} {name} takes sequences of tokens, not data of {type(spec).__name__}; name another with "
+            f"--{kind}."
         )
     return spec

@@ -36,7 +36,7 @@ class LatticePrior(DensePrior):
         alpha: str | float | None = None,
         rate_nats: float | None = None,
     ) -> None:
-        image = require_image(spec, "the twin of the prior lattice")
+        image = require_image(spec, "prior", "lattice")
         if rows < 1 or columns < 1 or image.height % rows or image.width % columns:
             raise UserError(
                 f"{rows} × {columns} blocks do not divide an image of {image.height} × {image.width}; give divisors."
