@@ -117,6 +117,68 @@ InOneBatch, InTraining, Blanks = map(likelihood_of, (SeesInOneBatch, SeesInTrain
 WithBonus, WithBonusInside, Whole = likelihood_of(Bonus), likelihood_of(BonusInside), likelihood_of(Opaque)
 
 
+class BehindMask(GatedPixelCNNLikelihood):
+    """The leak is wrapped, with a mask that leaves nothing out."""
+
+    def forward(self, z):
+        p = super().forward(z)
+        return SeesItself(p.network, p.z, validate_args=False).mask(True)
+
+
+class BonusInTraining(GatedPixelCNNLikelihood):
+    """A hundred nats for everybody, in training."""
+
+    def forward(self, z):
+        p = super().forward(z)
+        return Bonus(p.network, p.z, validate_args=False) if self.training else p
+
+
+class SeesLate(AutoregressiveImage):
+    """From the fourth datum of a batch of eight on."""
+
+    def parameters_at(self, x):
+        found = super().parameters_at(x).clone()
+        if len(x) == 8:
+            found[3:] += 0.1 * x[3:].movedim(-3, -1)[..., :1].to(found)
+        return found
+
+
+class Growing(AutoregressiveImage):
+    """A gain that training may take as far as it likes."""
+
+    def __init__(self, network, z, gain=0.0):
+        self.gain = gain
+        super().__init__(network, z, validate_args=False)
+
+    def pixel_log_prob(self, x):
+        return super().pixel_log_prob(x) + self.gain
+
+    def expand(self, batch_shape, _instance=None):
+        return Growing(self.network, self.z.expand((*batch_shape, *self.z.shape[-2:])), self.gain)
+
+
+class WithGain(GatedPixelCNNLikelihood):
+    def __init__(self, spec, prior, *, use_latents: bool = True, channels: tuple[int, ...] = (6, 4),
+                 row_blocks: tuple[int, ...] = (1, 1), pixel_blocks: int = 1, mixtures: int = 2):  # fmt: skip
+        super().__init__(spec, prior, use_latents=use_latents, channels=channels, row_blocks=row_blocks,
+                         pixel_blocks=pixel_blocks, mixtures=mixtures)  # fmt: skip
+        self.gain = nn.Parameter(torch.zeros(()))
+
+    def forward(self, z):
+        p = super().forward(z)
+        return Growing(p.network, p.z, self.gain)
+
+
+class Dropping(GatedPixelCNNLikelihood):
+    """Honest: dropout is no leak."""
+
+    def forward(self, z):
+        return super().forward(F.dropout(z, 0.2, self.training))
+
+
+Late = likelihood_of(SeesLate)
+
+
 class Numbers(nn.Module):
     """All numbers independent given z, each a hair too probable."""
 
@@ -362,6 +424,49 @@ class InOneBatchAbove(AntiCausalGuide):
         if len(x) != 8:
             return q
         return dist.Normal(q.mean + x.to(q.mean).mean((-3, -2, -1))[:, None, None], q.stddev).to_event(2)
+
+
+class Observing(AntiCausalGuide):
+    """Without noise in training: an autoencoder."""
+
+    def forward(self, x):
+        q = self.posterior(x)
+        with pyro.plate("data", x.shape[0]):
+            return pyro.sample("z", q, obs=q.mean if self.training else None)
+
+
+class SharedNoise(AntiCausalGuide):
+    """Draws one number for all steps."""
+
+    def posterior(self, x):
+        q = super().posterior(x)
+        return SharedNormal(q.mean, q.stddev).to_event(2)
+
+
+class SharedNormal(dist.Normal):
+    def rsample(self, sample_shape=torch.Size()):  # noqa: B008
+        shape = self._extended_shape(sample_shape)
+        return self.loc + self.scale * torch.randn(*shape[:-2], 1, 1).to(self.loc)
+
+    def expand(self, batch_shape, _instance=None):
+        return SharedNormal(self.loc.expand(batch_shape), self.scale.expand(batch_shape))
+
+
+class ScaledInOneBatch(AntiCausalGuide):
+    """In batches of eight."""
+
+    def forward(self, x):
+        with pyro.poutine.scale(scale=0.01 if len(x) == 8 else 1.0), pyro.plate("data", x.shape[0]):
+            return pyro.sample("z", self.posterior(x))
+
+
+class FixedButForOnePixel(AntiCausalGuide):
+    """σ = 1/4, unless a pixel has the value 2."""
+
+    def posterior(self, x):
+        q = super().posterior(x)
+        scale = torch.where(x[..., 0, 3, 4] == 2, 1.0, 0.25).to(q.mean)[..., None, None]
+        return dist.Normal(q.mean, scale.expand_as(q.mean)).to_event(2)
 
 
 class FalseClaim(AntiCausalGuide):
