@@ -1243,7 +1243,7 @@ def test_doctor(here: Path) -> None:
         ("no.such.module:make", "there is no module no.such.module"),
         ("mine.py:nothing", "mine.py:nothing returns a int; return (model, guide, data), or a dict"),
         ("mine.py:too_much", "mine.py:too_much returns what diagnose does not take"),
-        ("mine.py:takes", "mine.py:takes fails at"),
+        ("mine.py:takes", "mine.py:takes fails: TypeError"),
         ("mine.py:fails", "mine.py:fails fails at mine.py, line 38: KeyError: 'weights"),
         ("mine.py:runs_into", "mine.py:runs_into fails at mine.py, line 41: RuntimeError: mat1 and mat2"),
     ],

@@ -147,7 +147,7 @@ class Guide(PyroModule):
     [
         (GUIDE, r"gives \(1, 8, 2\) \+ \(\) for one datum; the prior has event shape \(8, 2\)"),
         (GUIDE.replace('causality = "anti_causal"', "pass"), "gives|declares no causality"),
-        (GUIDE.replace("(self, spec, prior)", "(self, spec)"), "fails at .*TypeError"),
+        (GUIDE.replace("(self, spec, prior)", "(self, spec)"), r"Guide fails: TypeError: Guide\.__init__\(\) takes 2"),
     ],
 )
 def test_guides_that_do_not_fit(text: str, words: str, tmp_path: Path) -> None:
