@@ -54,7 +54,7 @@ HOSTILE: dict[str, tuple[str, str, list[tuple[str, object]], bool | None, str, s
     "a leak from the fourth datum on": ("likelihood", "Late", [], False, "sites", "in a batch of 8"),
     "a gain that grows": ("likelihood", "WithGain", [], False, "normalisation", "not 1"),
     "a guide that observes": ("guide", "Observing", [], False, "sites", "the guide observes 'z'"),
-    "one number for all steps": ("guide", "SharedNoise", [], None, "committed rate", "no closed form|no formula|of which"),
+    "one number for all steps": ("guide", "SharedNoise", [], None, "committed rate", "no closed form|of which"),
     "scaled in batches of eight": ("guide", "ScaledInOneBatch", [], False, "sites", "a batch of 8"),
     "a false claim": ("guide", "FalseClaim", NAKED, False, "committed rate", "but a KL of"),
 }  # fmt: skip
@@ -62,12 +62,8 @@ HOSTILE: dict[str, tuple[str, str, list[tuple[str, object]], bool | None, str, s
 
 def certified(kind: str, name: str, settings: list[tuple[str, object]], spec: ImageSpec) -> Certificate:
     torch.manual_seed(0)
-    known = [
-        pair
-        for pair in SMALL
-        if name not in ("Correlated", "Numbers", "WithGain") or not pair[0].startswith("likelihood")
-    ]
-    if settings is CORRELATED:
+    known = SMALL
+    if settings is CORRELATED or name in ("Numbers", "WithGain"):  # which have options of their own
         known = [pair for pair in SMALL if not pair[0].startswith("likelihood")]
     program = [(f"{kind}.program", f"{FILE}:{name}")]
     return verify(build(load_preset("digits", [*known, *program, *settings]), spec), spec, batch=8)
