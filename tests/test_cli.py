@@ -573,8 +573,7 @@ def setting(pair: str) -> list[str]:
 
 
 OLDER = (
-    "pyro-delta: run was written by an older pyro-delta (format 1, this one reads 2); train the run again, or use the "
-    "version in its run.json.\n"
+    "pyro-delta: run was written by an older pyro-delta (format 1, this one reads 2); train the run again.\n"
 )
 OLDER_CHECKPOINT = (
     "pyro-delta: run/checkpoint.pt was written by an older pyro-delta, whose names have changed since; train the run "

@@ -1155,7 +1155,7 @@ def test_what_cannot_be_looked_at_is_refused_in_a_sentence(given: tuple[Any, ...
 @pytest.mark.parametrize(
     ("labels", "words"),
     [(torch.zeros(3), "3 labels do not fit 12 data"), (torch.zeros(N, 2), "labels have shape (12, 2)"),
-     (["a"] * N, "list is no data"), (torch.full((N,), 0.5), "labels hold 0.5")],
+     (["a"] * N, "list is not data"), (torch.full((N,), 0.5), "labels hold 0.5")],
 )  # fmt: skip
 def test_labels_that_are_none(labels: Any, words: str) -> None:
     with pytest.raises(UserError) as error:

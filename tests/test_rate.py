@@ -236,8 +236,8 @@ def test_parse_alpha(spec: str | float, dims: int, alpha: list[float]) -> None:
         ("0.5:1", 2, "alpha 1 is outside"),
         ("nan", 2, "alpha nan is outside"),
         ("0.1,0.2", 3, "2 values for d = 3"),
-        ("0.5:0.9", 1, "no spread; LO:HI needs 2 dimensions"),
-        ("0.5:0.7:0.9", 2, "no spread: it has 3 numbers"),
+        ("0.5:0.9", 1, "not a spread; LO:HI needs 2 dimensions"),
+        ("0.5:0.7:0.9", 2, "not a spread: it has 3 numbers"),
         ("0.5", 0, "dims is 0"),
     ],
 )
