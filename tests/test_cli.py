@@ -572,9 +572,7 @@ def setting(pair: str) -> list[str]:
     return [*TRAIN[:7], *sets, "--out", "new", "--steps", "1", "--set", pair]
 
 
-OLDER = (
-    "pyro-delta: run was written by an older pyro-delta (format 1, this one reads 2); train the run again.\n"
-)
+OLDER = "pyro-delta: run was written by an older pyro-delta (format 1, this one reads 2); train the run again.\n"
 OLDER_CHECKPOINT = (
     "pyro-delta: run/checkpoint.pt was written by an older pyro-delta, whose names have changed since; train the run "
     "again.\n"
