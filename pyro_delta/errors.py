@@ -45,6 +45,11 @@ def nearest(name: str, names: Iterable[str]) -> list[str]:
     return near or [known for close in get_close_matches(part, by_part, n=1) for known in by_part[close]]
 
 
+def in_a_line(error: Exception) -> str:
+    """An error's class and the first line of what it says."""
+    return f"{type(error).__name__}: {next(iter(str(error).splitlines()), '').rstrip('.')}"
+
+
 def is_out_of_memory(error: Exception) -> bool:
     """Whether Python, NumPy or torch lacked memory, for which torch has no class of its own on the CPU."""
     words = (

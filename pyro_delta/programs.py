@@ -33,7 +33,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
-from pyro_delta.errors import UserError, is_out_of_memory, unknown_name
+from pyro_delta.errors import UserError, in_a_line, is_out_of_memory, unknown_name
 from pyro_delta.validation import Section, first_mistake
 
 SHIPPED: dict[str, dict[str, str]] = {
@@ -224,7 +224,7 @@ def blamed(name: str) -> Iterator[None]:
             own = [frame for frame in frames if frame.filename == name.rpartition(":")[0] or frame.filename == name]
             by_torch = Path(frames[-1].filename).parts[-3:-1] == ("nn", "modules")
             if not own and (by_torch or len(frames) == 2):  # it was called wrongly, here below the `yield` for one
-                raise UserError(f"{name} fails: {_reason(error)}; mend the program.") from error
+                raise UserError(f"{name} fails: {in_a_line(error)}; mend the program.") from error
             file, line = (own or frames)[-1].filename, (own or frames)[-1].lineno
         raise _sentence(name, file, line, error) from error
 
@@ -238,11 +238,7 @@ def blame(error: Exception) -> UserError | None:
 
 
 def _sentence(name: str, file: str, line: int | None, error: Exception) -> UserError:
-    return UserError(f"{name} fails at {file}, line {line}: {_reason(error)}; mend the program.")
-
-
-def _reason(error: Exception) -> str:
-    return f"{type(error).__name__}: {next(iter(str(error).splitlines()), '').rstrip('.')}"
+    return UserError(f"{name} fails at {file}, line {line}: {in_a_line(error)}; mend the program.")
 
 
 # --- Options ---

@@ -85,7 +85,7 @@ class Drawn:
     def log_prob(self, samples: Tensor) -> Tensor:
         """Log-densities of samples (S, …), each of a datum, under the posterior of each of B data: (S, B) nats."""
         log_prob = self.q.log_prob(placed(samples.unsqueeze(1), self.q, self.dim, axis=1))
-        return _data_first(log_prob, None, self.dim, axis=1).flatten(2).sum(2) if log_prob.dim() > 2 else log_prob
+        return data_first(log_prob, None, self.dim, axis=1).flatten(2).sum(2) if log_prob.dim() > 2 else log_prob
 
     def moments(self) -> dict[str, Tensor]:
         """Mean and scale, (B, …), where the posterior has them."""
@@ -133,7 +133,7 @@ class Latent:
 
 def _moments(q: Distribution, dim: int | None) -> dict[str, Tensor]:
     try:
-        return {"mean": _data_first(q.mean, q, dim), "scale": _data_first(q.stddev, q, dim)}
+        return {"mean": data_first(q.mean, q, dim), "scale": data_first(q.stddev, q, dim)}
     except NotImplementedError:
         return {}
 
@@ -606,7 +606,7 @@ def _written(
 def _site(name: str, site: dict[str, Any], count: int) -> Site:
     fn, value, observed, dim = site["fn"], site["value"], site["is_observed"], site["data_dim"]
     log_prob = scale_and_mask(fn.log_prob(value, *site["args"], **site["kwargs"]), 1.0, site["mask"])
-    first = value if observed else _data_first(value, fn, dim)
+    first = value if observed else data_first(value, fn, dim)
     return Site(first, per_datum(name, log_prob, count, dim), observed, fn, site["mask"], site["scale"], dim)
 
 
@@ -639,7 +639,7 @@ def placed(values: Tensor, fn: Distribution, dim: int | None, axis: int = 0) -> 
     return values if dim is None else values.movedim(axis, dim - len(fn.event_shape))
 
 
-def _data_first(values: Tensor, fn: Distribution | None, dim: int | None, axis: int = 0) -> Tensor:
+def data_first(values: Tensor, fn: Distribution | None, dim: int | None, axis: int = 0) -> Tensor:
     """The inverse of `placed`; without `fn`, of numbers that belong to whole events."""
     return values if dim is None else values.movedim(dim - (0 if fn is None else len(fn.event_shape)), axis)
 

@@ -207,11 +207,6 @@ def apart(vae: VAE, *, double: bool = True) -> Iterator[None]:
         yield
 
 
-def reason(error: Exception) -> str:
-    """An error in a line."""
-    return f"{type(error).__name__}: {next(iter(str(error).splitlines()), '').rstrip('.')}"
-
-
 def passes_on(error: Exception) -> bool:
     """Whether an error is not a program's: a user's mistake, said in a sentence, or a lack of memory."""
     return isinstance(error, UserError) or is_out_of_memory(error)

@@ -11,13 +11,13 @@ from torch import Tensor, nn
 
 from pyro_delta.commitment import Commitment
 from pyro_delta.diagnostics.trace import trace
-from pyro_delta.diagnostics.verify.case import COUNT, Case, Finding, apart, passes_on, reason
+from pyro_delta.diagnostics.verify.case import COUNT, Case, Finding, apart, passes_on
 from pyro_delta.diagnostics.verify.causality import check_conditioning, check_guide, check_network, sweep
 from pyro_delta.diagnostics.verify.distributions import check_normalised, check_posterior, check_prior, check_support
 from pyro_delta.diagnostics.verify.gradient import check_gradient
 from pyro_delta.diagnostics.verify.rate import check_rate
 from pyro_delta.diagnostics.verify.sites import check_sites, in_single_precision
-from pyro_delta.errors import UserError
+from pyro_delta.errors import UserError, in_a_line
 from pyro_delta.protocol import Spec
 from pyro_delta.vae import VAE, owner_of
 
@@ -127,7 +127,7 @@ def _tried(case: Case) -> None:
     except Exception as error:
         if passes_on(error):
             raise
-        raise UserError(f"model and guide cannot be run on data of {case.spec}: {reason(error)}.") from error
+        raise UserError(f"model and guide cannot be run on data of {case.spec}: {in_a_line(error)}.") from error
 
 
 def _swept(case: Case) -> str | None:
@@ -147,7 +147,7 @@ def _rate_made(case: Case) -> tuple[Finding, Commitment | None]:
     except Exception as error:
         if passes_on(error):
             raise
-        return Finding(title, False, f"it cannot be checked: {reason(error)}"), None
+        return Finding(title, False, f"it cannot be checked: {in_a_line(error)}"), None
 
 
 def _made(title: str, check: Callable[[str, Case], Finding], case: Case) -> Finding:
@@ -157,4 +157,4 @@ def _made(title: str, check: Callable[[str, Case], Finding], case: Case) -> Find
     except Exception as error:
         if passes_on(error):
             raise
-        return Finding(title, False, f"it cannot be checked: {reason(error)}")
+        return Finding(title, False, f"it cannot be checked: {in_a_line(error)}")

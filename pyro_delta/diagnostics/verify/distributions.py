@@ -135,9 +135,7 @@ def check_support(title: str, case: Case) -> Finding:
 
 def unwrapped(distribution: Distribution) -> Any:
     """What an `Independent` or a `MaskedDistribution` wraps, if that tells more than of the whole."""
-    core: Any = distribution
-    while isinstance(core, (Independent, MaskedDistribution)) and _is_of_torch(type(core)):
-        core = core.base_dist
+    core = _core(distribution)
     return core if hasattr(core, "parameters_at") or hasattr(core, "terms") else distribution
 
 
@@ -162,9 +160,7 @@ def check_normalised(title: str, case: Case) -> Finding:
 
 def _normalised(title: str, case: Case) -> Finding:
     likelihood, _ = observed(case.vae, case.batch(case.x), case.latents())
-    core: Any = likelihood
-    while isinstance(core, (Independent, MaskedDistribution)) and _is_of_torch(type(core)):
-        core = core.base_dist
+    core = _core(likelihood)
     if _by_type(core):
         return Finding(title, True, f"{title_of(likelihood)} is normalised by type")
     name = title_of(core)
@@ -191,6 +187,13 @@ def _normalised(title: str, case: Case) -> Finding:
     return _terms_summed(title, name, case)
 
 
+def _core(distribution: Any) -> Any:
+    """What stands in all wrappers of torch's and Pyro's."""
+    while isinstance(distribution, (Independent, MaskedDistribution)) and _is_of_torch(type(distribution)):
+        distribution = distribution.base_dist
+    return distribution
+
+
 def _is_of_torch(cls: type) -> bool:
     return cls.__module__.startswith(("torch.distributions", "pyro.distributions"))
 
@@ -207,7 +210,7 @@ def _by_type(distribution: Any) -> bool:
     for base in cls.__mro__:
         if base.__module__.startswith("pyro_delta.distributions"):
             return not {name for name in own if not name.startswith(("__", "_abc_"))} - OWN_PARTS
-        own |= vars(base).keys() - ({"__doc__"} if "__call__" not in vars(base) else set())
+        own |= vars(base).keys()
     return False
 
 

@@ -26,14 +26,14 @@ ROUNDING = 1e-6
 """Part of a claimed rate that a rate may lie below it."""
 DESCENT = 150
 """Steps of the optimiser that tries to refute a claim, …"""
-DATA = 24
-"""Random data whose KL is compared with what is certified, …"""
-SHAKEN = (0.0, 0.3, 3.0)
-"""… at weights with noise of these sizes."""
 STARTS = 3
 """… weights that it starts from, …"""
 TRIED = 12
 """… and weights that those are chosen from: the ones of the largest slope and of the least rate."""
+DATA = 24
+"""Random data whose KL is compared with what is certified, …"""
+SHAKEN = (0.0, 0.3, 3.0)
+"""… at weights with noise of these sizes."""
 
 
 def check_rate(title: str, case: Case) -> tuple[Finding, Commitment | None]:
