@@ -32,8 +32,10 @@ TARGETS = 12
 """Groups of numbers (besides the corners), positions and latent steps whose derivatives are taken."""
 CUTS = 1024
 """Groups of numbers from which on the data are replaced: all of them, if there are no more."""
-CHUNK = 64
-"""Data in a batch of those."""
+CHUNK = 16
+"""Data in a batch of those, …"""
+COPIES = 4
+"""… and of the data whose derivatives are taken at once."""
 
 
 # --- The likelihood's network ---
@@ -54,7 +56,7 @@ def check_network(title: str, case: Case, swept: str | None) -> Finding:
         plain, strict = look(case, vae, case.x, z)
         found = _derivatives_of_groups(case, vae, z, strict) or _other_data(case, vae, z, plain)
         for base in range(COUNT):  # random, blank and full
-            found = found or _cut(case, vae, z, base, _targets(case), strict)
+            found = found or _cut(case, vae, z, base, _targets(case), strict, fills=1 if base else COUNT)
         if found:
             return Finding(title, False, f"{found} ({mode})")
     if swept is not None:
@@ -78,18 +80,24 @@ def sweep(case: Case) -> str | None:
 
 def _derivatives_of_groups(case: Case, vae: VAE, z: Mapping[str, Tensor], strict: bool) -> str | None:
     """The first group, of some, that has a derivative by what it must not see."""
-    for group in _targets(case):
-        hidden = case.order >= group if strict else case.order > group
-        leaf = case.x.double().clone().requires_grad_()
+    targets = torch.tensor(_targets(case))
+    for group in targets[[0, -1]].tolist():
+        leaf = _leaf(case.x.double())
         grad = gradient_of(partial(_of_group, case, vae, z, group), leaf)
         if grad is None:
             return None
-        seen = grad != 0
-        if seen[1:].any():
+        if (grad[1:] != 0).any():
             return f"{case.name(group)} of one {case.what} sees other {case.others}"
-        late = case.order[seen[0] & hidden]
-        if late.numel():
-            return f"{case.name(group)} sees {case.name(int(late.min()))}"
+    for chosen in targets.split(COPIES):
+        leaf = _leaf(copies(case.x[0].double(), len(chosen)))
+        grad = gradient_of(partial(_of_groups, case, vae, _of_first(z, len(chosen)), chosen), leaf)
+        if grad is None:
+            return None
+        late = _like(chosen, case.order) <= case.order if strict else _like(chosen, case.order) < case.order
+        seen = (grad != 0) & late
+        if seen.any():
+            row = int(seen.flatten(1).any(1).nonzero()[0])
+            return f"{case.name(int(chosen[row]))} sees {case.name(int(case.order[seen[row]].min()))}"
     return None
 
 
@@ -111,13 +119,18 @@ def _cut(
     for fill in replacements(case)[:fills]:
         for start in range(0, len(cuts), CHUNK):
             chosen = torch.tensor(cuts[start : start + CHUNK])
-            x = case.x[base].expand(len(chosen), *case.spec.shape)
-            latents = {name: value[base].expand(len(chosen), *value.shape[1:]) for name, value in z.items()}
+            x = copies(case.x[base], len(chosen))
+            latents = {name: copies(value[base], len(chosen)) for name, value in z.items()}
             after = case.order >= _like(chosen, case.order) if strict else case.order > _like(chosen, case.order)
             # Noise, such as that of dropout, is the same for a batch of the same size.
             plain = look(case, vae, x, latents, like=base)[0] if vae.training else alone
             changed, _ = look(case, vae, torch.where(after, fill[base].to(x.dtype), x), latents, like=base)
-            off = moved(plain.expand_as(changed), changed, case.same).any(-1) & (groups <= chosen[:, None])
+            still = int(chosen.max()) + 1  # those after may all move
+            hidden = groups[:still] <= chosen[:, None]
+            before, changed = plain[:, :still], changed[:, :still]
+            if ((before - changed).abs().amax(-1) <= case.same)[hidden].all():
+                continue
+            off = moved(before.expand_as(changed), changed, case.same).any(-1) & hidden
             if off.any():
                 row, group = (int(i) for i in off.nonzero()[0])
                 cut = int(chosen[row])
@@ -125,6 +138,16 @@ def _cut(
                     return f"{case.name(group)} changes with {'itself or later ones' if strict else 'later ones'}"
                 return f"{case.name(group)} changes with {case.name(cut)} or later ones"
     return None
+
+
+def copies(one: Tensor, count: int) -> Tensor:
+    """A batch of `count` times the same."""
+    return one.expand(count, *one.shape)
+
+
+def _of_first(z: Mapping[str, Tensor], count: int) -> dict[str, Tensor]:
+    """Latents of `count` copies of the first datum."""
+    return {name: copies(value[0], count) for name, value in z.items()}
 
 
 def _like(cuts: Tensor, order: Tensor) -> Tensor:
@@ -172,28 +195,26 @@ def check_conditioning(title: str, case: Case) -> Finding:
     full = getattr(getattr(case.vae.model, "likelihood", None), "conditioning", "causal") == "full"
     used = torch.zeros(len(starts), dtype=torch.bool)
     other = z_bnd + 3 * torch.randn_like(z_bnd)
-    derived = _spread(case.spec.positions)
+    derived = torch.tensor(sorted(_spread(case.spec.positions)))
     for mode, vae in in_both_modes(case, lambda vae: look(case, vae, case.x, z)[0]):
         plain, _ = look(case, vae, case.x, z)
-        for place in range(case.spec.positions):
-            here, late = case.group_place == place, starts > place
-            grad = None
-            if place in derived:
-                grad = gradient_of(partial(_of_place, case, vae, name, here), z_bnd.clone().requires_grad_())
-            if grad is not None:
-                seen = (grad != 0).any(-1)
-                if seen[1:].any():
-                    where = f"{case.where} {place} of one {case.what}"
-                    return Finding(title, False, f"{where} sees latents of other {case.others} ({mode})")
-                used |= seen[0]
-                early = (seen[0] & late).nonzero()
+        for place in derived[[0, -1]].tolist():
+            grad = gradient_of(partial(_of_place, case, vae, name, case.group_place == place), _leaf(z_bnd))
+            if grad is not None and (grad[1:] != 0).any():
+                where = f"{case.where} {place} of one {case.what}"
+                return Finding(title, False, f"{where} sees latents of other {case.others} ({mode})")
+        for chosen in derived.split(COPIES):
+            grad = gradient_of(partial(_of_places, case, vae, name, chosen), _leaf(copies(z_bnd[0], len(chosen))))
+            for place, of_place in zip(chosen.tolist(), (grad if grad is not None else ()), strict=False):
+                seen = (of_place != 0).any(-1)
+                used |= seen
+                early = (seen & (starts > place)).nonzero()
                 if early.numel() and not full:
                     t = int(early[0])
                     found = f"{case.where} {place} sees z_{t + 1}, which starts at {case.where} {starts[t]} ({mode})"
                     return Finding(title, False, found)
-            if full or not late.any():
-                continue
-            changed, _ = look(case, vae, case.x, {name: torch.where(late[:, None], other, z_bnd)})
+        for place in () if full else range(int(starts.max())):
+            changed, _ = look(case, vae, case.x, {name: torch.where((starts > place)[:, None], other, z_bnd)})
             off = moved(plain, changed).flatten(2).any(-1).any(0) & (case.group_place <= place)
             if off.any():
                 least = int(case.group_place[off].min())
@@ -233,7 +254,7 @@ def check_guide(title: str, case: Case) -> Finding:
             above = case.place < starts[t]
             grad = None
             if t in derived:
-                grad = gradient_of(partial(_of_step, case, vae, z, t), case.x.double().clone().requires_grad_())
+                grad = gradient_of(partial(_of_step, case, vae, z, t), _leaf(case.x.double()))
                 differentiable = differentiable and grad is not None
             if grad is not None:
                 if across and (grad[1:] != 0).any():
@@ -246,7 +267,7 @@ def check_guide(title: str, case: Case) -> Finding:
                 if early.numel() and anti_causal:
                     where = f"{case.where} {int(early.min())}, before its start at {case.where} {starts[t]}"
                     return Finding(title, False, f"z_{t + 1} sees {where} ({mode})")
-            for fill in fills if anti_causal and above.any() else ():
+            for fill in fills[: COUNT if t in derived else 1] if anti_causal and above.any() else ():
                 changed = _moments(case, vae, z, torch.where(above, fill, case.x))
                 off = moved(plain, changed).flatten(2).any(-1).any(0) & (starts >= starts[t])
                 if off.any():
@@ -342,9 +363,25 @@ def _of_group(case: Case, vae: VAE, z: Mapping[str, Tensor], group: int, x: Tens
     return look(case, vae, x, z, True)[0][0, group]
 
 
+def _of_groups(case: Case, vae: VAE, z: Mapping[str, Tensor], groups: Tensor, x: Tensor) -> Tensor:
+    """What it says of one group of each of some copies of the first datum."""
+    return look(case, vae, x, z, True, like=0)[0][torch.arange(len(groups)), groups]
+
+
 def _of_place(case: Case, vae: VAE, name: str, here: Tensor, z: Tensor) -> Tensor:
     """What it says at a position of the first datum, with a gradient by the latents."""
     return look(case, vae, case.x, {name: z}, True)[0][0, here]
+
+
+def _of_places(case: Case, vae: VAE, name: str, places: Tensor, z: Tensor) -> Tensor:
+    """What it says at one position of each of some copies of the first datum, with a gradient by the latents."""
+    x = copies(case.x[0], len(places))
+    return look(case, vae, x, {name: z}, True, like=0)[0][case.group_place == places[:, None]]
+
+
+def _leaf(values: Tensor) -> Tensor:
+    """What a derivative is taken by."""
+    return values.clone().requires_grad_()
 
 
 def _of_step(case: Case, vae: VAE, z: Mapping[str, Tensor], t: int, x: Tensor) -> Tensor:

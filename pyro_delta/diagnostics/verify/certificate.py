@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +17,7 @@ from pyro_delta.diagnostics.verify.causality import check_conditioning, check_gu
 from pyro_delta.diagnostics.verify.distributions import check_normalised, check_posterior, check_prior, check_support
 from pyro_delta.diagnostics.verify.gradient import check_gradient
 from pyro_delta.diagnostics.verify.rate import check_rate
-from pyro_delta.diagnostics.verify.sites import check_sites, in_single_precision
+from pyro_delta.diagnostics.verify.sites import DRAWN, MODES, Found, as_drawn, check_sites, in_single_precision
 from pyro_delta.errors import UserError, in_a_line
 from pyro_delta.protocol import Spec
 from pyro_delta.vae import VAE, owner_of
@@ -93,12 +94,14 @@ def verify(
         torch.manual_seed(seed)
         single = Case(vae, spec, extras or {}, sizes, double=False)
         _tried(single)
-        singles, swept = in_single_precision(single), _swept(single)
+        single = _faster(single)
+        singles, swept, drawn = in_single_precision(single), _swept(single), _drawn(single)
     with apart(vae):
         torch.manual_seed(seed)
         case = Case(vae, spec, extras or {}, sizes)
         _tried(case)
         rate, known = _rate_made(case)
+        case = _faster(case)
         checks: dict[str, Callable[[str, Case], Finding]] = {
             "distribution of the prior": check_prior,
             "distribution of the posterior": check_posterior,
@@ -108,7 +111,7 @@ def verify(
             "causality of the conditioning": check_conditioning,
             "causality of the guide": check_guide,
             "gradient": check_gradient,
-            "sites": lambda title, case: check_sites(title, case, singles),
+            "sites": lambda title, case: check_sites(title, case, singles, drawn),
         }
         findings = (rate, *(_made(title, check, case) for title, check in checks.items()))
     failed = any(finding.passed is False for finding in findings)
@@ -130,6 +133,20 @@ def _tried(case: Case) -> None:
         raise UserError(f"model and guide cannot be run on data of {case.spec}: {in_a_line(error)}.") from error
 
 
+def _faster(case: Case) -> Case:
+    """The case with its convolutions' weights in channels_last, up to four times as fast, if the programs run so."""
+    other = copy.copy(case)
+    other.vae = copy.deepcopy(case.vae)
+    for weight in other.vae.parameters():
+        if weight.dim() == 4:
+            weight.data = weight.data.contiguous(memory_format=torch.channels_last)
+    try:
+        trace(other.vae, other.batch(other.x))
+    except RuntimeError:  # a view needs the layout that was
+        return case
+    return other
+
+
 def _swept(case: Case) -> str | None:
     """What a sweep finds; one that fails does so in double precision, too, and is reported there."""
     try:
@@ -138,6 +155,16 @@ def _swept(case: Case) -> str | None:
         if passes_on(error):
             raise
         return None
+
+
+def _drawn(case: Case) -> dict[str, Found]:
+    """What draws of the guide show; a guide that cannot draw so many says so in a finding."""
+    try:
+        return as_drawn(case)
+    except Exception as error:
+        if passes_on(error):
+            raise
+        return dict.fromkeys(MODES, (False, f"the guide cannot draw for a batch of {DRAWN}: {in_a_line(error)}"))
 
 
 def _rate_made(case: Case) -> tuple[Finding, Commitment | None]:

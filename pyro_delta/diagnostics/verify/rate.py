@@ -6,6 +6,7 @@ import contextlib
 import copy
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -85,8 +86,7 @@ def _as_measured(title: str, case: Case, known: Commitment) -> Finding:
     for size in SHAKEN:
         vae = copy.deepcopy(case.vae)
         shake(owner_of(vae.guide) or vae.guide, size)
-        seen = trace(vae, case.batch(x))
-        rate_b = ClosedForm()(vae, case.batch(x), seen)
+        rate_b = _closed_form(case, vae, x)
         if rate_b is None:
             break
         rate_b = rate_b[rate_b.isfinite()]
@@ -98,6 +98,16 @@ def _as_measured(title: str, case: Case, known: Commitment) -> Finding:
             found = f"{known.sentence}; but a KL of {rate_b[wrong][0].item():.6g} was found"
             return Finding(title, False, found)
     return Finding(title, True, known.sentence)
+
+
+def _closed_form(case: Case, vae: VAE, x: Tensor) -> Tensor | None:
+    """(B,) nats, the KL of data, where it has a closed form: against the prior of the first, which is that of all."""
+    first, drawn = trace(vae, case.batch(x[:1])), posteriors(vae, case.batch(x))
+    latents = {
+        name: replace(first.latents[name], q=of.q, z=of.z, log_q=of.log_q, mask=of.mask, dim=of.dim)
+        for name, of in drawn.items()
+    }
+    return ClosedForm()(vae, case.batch(x), replace(first, latents=latents))
 
 
 # --- The floor of a prior that learns ---
@@ -167,7 +177,7 @@ def _starts(case: Case, count: int) -> list[tuple[VAE, float]]:
             shake(vae.guide, 0.1 * 10 ** (2 * number / TRIED))
         vae.train(case.in_the_mean)
         with torch.no_grad():
-            rate_b = ClosedForm()(vae, case.batch(case.x), trace(vae, case.batch(case.x)))
+            rate_b = _closed_form(case, vae, case.x)
         assert rate_b is not None
         slope = 0.0
         if (rates := _rates(case, vae)) is not None:

@@ -41,6 +41,9 @@ SINGLE = 1e-3
 """Part of a log-probability, and nats, by which single precision may differ from double."""
 MODES = ("evaluation mode", "training mode")
 
+Found = tuple[bool | None, str] | None
+"""Whether a check passed, and what it found; None if there is nothing to say."""
+
 
 @dataclass(frozen=True)
 class Single:
@@ -50,6 +53,22 @@ class Single:
     x: Tensor
     z: dict[str, Tensor]
     log_prob: dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Run:
+    """What model and guide wrote at their sites in a mode, for the first data and latents of `at_all_sizes`."""
+
+    mode: str
+    vae: VAE
+    x: Tensor
+    z: dict[str, Tensor]
+    found: dict[str, dict[str, Site]]
+
+    @property
+    def where(self) -> str:
+        """In words."""
+        return f"a batch of {len(self.x)}, {self.mode}"
 
 
 @torch.no_grad()
@@ -68,28 +87,45 @@ def _log_probs(found: dict[str, dict[str, Site]]) -> dict[str, Tensor]:
     return of_q | {f"p of {name!r}": site.log_prob for name, site in found["model"].items()}
 
 
-def check_sites(title: str, case: Case, singles: list[Single]) -> Finding:
-    """The first way in which sites differ from what is certified, or that there is none."""
-    for check in (
-        _plain_sites,
-        _given_data,
-        _after_calls,
-        _as_stated,
-        _one_prior,
-        _as_drawn,
-        _in_both_modes,
-        _one_by_one,
-        _apart,
-    ):
-        if (found := check(case)) is not None:
+def check_sites(title: str, case: Case, singles: list[Single], drawn: Mapping[str, Found]) -> Finding:
+    """The first way in which sites differ from what is certified, or that there is none.
+
+    Args:
+        title: of the finding.
+        case: in double precision.
+        singles: what `in_single_precision` found.
+        drawn: what `as_drawn` found, in single precision.
+    """
+    runs = _at_all_sizes(case)
+    checks: tuple[Callable[[], Found], ...] = (
+        lambda: _plain_sites(case, runs),
+        lambda: _given_data(case, runs),
+        lambda: _after_calls(case),
+        lambda: _as_stated(case, runs),
+        lambda: _one_prior(case),
+        lambda: drawn[MODES[0]],
+        lambda: None if case.in_the_mean else drawn[MODES[1]],
+        lambda: _in_both_modes(case),
+        lambda: _one_by_one(case, runs),
+        lambda: _apart(case),
+        lambda: _as_in_single(case, singles),
+    )
+    for check in checks:
+        if (found := check()) is not None:
             return Finding(title, *found)
-    if (found := _as_in_single(case, singles)) is not None:
-        return Finding(title, *found)
     sizes = ", ".join(map(str, case.sizes))
     return Finding(title, True, f"the same in training and evaluation, in batches of {sizes}, single and double")
 
 
-Found = tuple[bool | None, str] | None
+def _at_all_sizes(case: Case) -> list[Run]:
+    """Runs in both modes on batches of all sizes, which begin with the same data and latents."""
+    x = case.data(max(*case.sizes, COUNT))
+    z = case.latents(x)
+    return [
+        Run(mode, vae, x[:size], first(z, size), _run(case, vae, x[:size], first(z, size)))
+        for mode, vae in _modes(case)
+        for size in sorted({COUNT, *case.sizes})
+    ]
 
 
 @torch.no_grad()
@@ -109,46 +145,39 @@ def _modes(case: Case) -> list[tuple[str, VAE]]:
 # --- What stands at the sites ---
 
 
-def _plain_sites(case: Case) -> Found:
+def _plain_sites(case: Case, runs: list[Run]) -> Found:
     """No scale and no mask, which would make another thing of the bound than of the rate that is certified."""
-    modes = [*_modes(case), (MODES[1], copy.deepcopy(case.vae).train())]
-    for size in case.sizes:
-        x = case.data(size)
-        z = case.latents(x)
-        for mode, vae in modes:
-            found = _run(case, vae, x, z)
-            scales = [(name, torch.as_tensor(site.scale)) for part in found.values() for name, site in part.items()]
-            flat = torch.cat([scale.double().flatten() for _, scale in scales])
-            if flat.max() != flat.min():
-                name, scale = max(scales, key=lambda pair: (pair[1] - 1).abs().max().item())
-                times = scale.flatten()[0].item()
-                return False, (
-                    f"the site {name!r} counts {times:g} times in training (a batch of {size}, {mode}); take "
-                    "poutine.scale away"
-                )
-            for part, of_part in found.items():
-                for name, site in of_part.items():
-                    if part == "guide" and site.observed:
-                        return False, f"the guide observes {name!r} rather than draw it ({mode}); take obs=… away"
-                    kept = numbers(site) if site.observed else float(not _masked(site.mask))
-                    all_of_it = site.value.numel() if site.observed else 1
-                    if kept < all_of_it and (not case.extras or not site.observed or kept == 0):
-                        return False, (
-                            f"the {part} masks the site {name!r} ({mode}), so that not all of it counts; take the "
-                            "mask away"
-                        )
+    last = runs[-1]
+    whole = copy.deepcopy(case.vae).train()  # with dropout
+    for run in [*runs, Run(MODES[1], whole, last.x, last.z, _run(case, whole, last.x, last.z))]:
+        scales = [(name, torch.as_tensor(site.scale)) for part in run.found.values() for name, site in part.items()]
+        flat = torch.cat([scale.double().flatten() for _, scale in scales])
+        if flat.max() != flat.min():
+            name, scale = max(scales, key=lambda pair: (pair[1] - 1).abs().max().item())
+            times = scale.flatten()[0].item()
+            return False, f"the site {name!r} counts {times:g} times in training ({run.where}); take poutine.scale away"
+        for part, of_part in run.found.items():
+            for name, site in of_part.items():
+                if part == "guide" and site.observed:
+                    return False, f"the guide observes {name!r} rather than draw it ({run.where}); take obs=… away"
+                kept = numbers(site) if site.observed else float(not _masked(site.mask))
+                all_of_it = site.value.numel() if site.observed else 1
+                if kept < all_of_it and (not case.extras or not site.observed or kept == 0):
+                    return False, (
+                        f"the {part} masks the site {name!r} ({run.where}), so that not all of it counts; take the "
+                        "mask away"
+                    )
     return None
 
 
-def _given_data(case: Case) -> Found:
+def _given_data(case: Case, runs: list[Run]) -> Found:
     """What the model observes are the data that it is given."""
-    z = case.latents()
-    for mode, vae in _modes(case):
-        seen = [site for site in _run(case, vae, case.x, z)["model"].values() if site.observed]
-        if len(seen) == 1 and seen[0].value.numel() == case.x.numel():
+    for run in runs:
+        seen = [site for site in run.found["model"].values() if site.observed]
+        if len(seen) == 1 and seen[0].value.numel() == run.x.numel():
             value = data_first(seen[0].value, seen[0].fn, seen[0].dim)
-            if moved(case.x.double().reshape(len(case.x), -1), value.double().reshape(len(case.x), -1)).any():
-                return False, f"the model observes other numbers than the data that it is given ({mode})"
+            if moved(run.x.double().reshape(len(run.x), -1), value.double().reshape(len(run.x), -1)).any():
+                return False, f"the model observes other numbers than the data that it is given ({run.where})"
     return None
 
 
@@ -161,26 +190,32 @@ def _one_prior(case: Case) -> Found:
     return None
 
 
-def _as_drawn(case: Case) -> Found:
-    """What a guide draws is what its distribution draws: its noise is white, over coordinates and data."""
+@torch.no_grad()
+def as_drawn(case: Case) -> dict[str, Found]:
+    """Is what a guide draws what its distribution draws? By mode; its noise is white, over coordinates and data."""
+    return {
+        mode: _white(case, mode, vae)
+        for mode, vae in zip(MODES, (case.vae, copy.deepcopy(case.vae).train()), strict=True)
+    }
+
+
+def _white(case: Case, mode: str, vae: VAE) -> Found:
+    """The first way in which noise is not white."""
     x = case.x[:1].expand(DRAWN, *case.spec.shape)
-    for mode, vae in [(MODES[0], case.vae), (MODES[1], copy.deepcopy(case.vae).train())]:
-        if mode == MODES[1] and case.in_the_mean:
+    torch.manual_seed(1)
+    for name, site in sites(vae, "guide", case.batch(x, like=0), {}).items():
+        moments = Drawn(site.fn, site.value, site.log_prob, site.mask, site.dim).moments()
+        if not moments or not is_real(site.fn.support):
             continue
-        torch.manual_seed(1)
-        for name, site in sites(vae, "guide", case.batch(x, like=0), {}).items():
-            moments = Drawn(site.fn, site.value, site.log_prob, site.mask, site.dim).moments()
-            if not moments or not is_real(site.fn.support):
-                continue
-            noise = ((site.value - moments["mean"]) / moments["scale"]).flatten(1)
-            if normal_parameters(site.fn) is None:
-                noise = noise[:, :1]  # coordinates may depend on one another
-            for what, found in (("mean", noise.mean(0)), ("correlation", _correlation(noise))):
-                if not found.abs().max() <= LARGEST_Z / math.sqrt(DRAWN):
-                    return False, (
-                        f"what the guide draws at {name!r} is not what its distribution there draws: the noise of "
-                        f"{DRAWN} draws has a {what} of {found.abs().max().item():.2g} ({mode})"
-                    )
+        noise = ((site.value - moments["mean"]) / moments["scale"]).flatten(1)
+        if normal_parameters(site.fn) is None:
+            noise = noise[:, :1]  # coordinates may depend on one another
+        for what, found in (("mean", noise.mean(0)), ("correlation", _correlation(noise))):
+            if not found.abs().max() <= LARGEST_Z / math.sqrt(DRAWN):
+                return False, (
+                    f"what the guide draws at {name!r} is not what its distribution there draws: the noise of {DRAWN} "
+                    f"draws has a {what} of {found.abs().max().item():.2g} ({mode})"
+                )
     return None
 
 
@@ -196,33 +231,27 @@ def _masked(mask: Any) -> bool:
     return mask is not None and not bool(torch.as_tensor(mask).all())
 
 
-def _as_stated(case: Case) -> Found:
+def _as_stated(case: Case, runs: list[Run]) -> Found:
     """The distributions at the sites are those that prior, likelihood and guide state when they are called alone."""
-    for mode, vae in _modes(case):
-        for size in case.sizes:
-            x = case.data(size)
-            z = case.latents(x)
-            found = _run(case, vae, x, z)
-            for what, site, stated in _stated(case, vae, x, z, found):
-                torch.manual_seed(0)
+    for run in runs:
+        for what, site, stated in _stated(case, run):
+            torch.manual_seed(0)
+            with torch.no_grad():
                 distribution = stated()
                 if not isinstance(distribution, Distribution):
                     continue
                 value = site.value if site.observed else placed(site.value, site.fn, site.dim)
-                with torch.no_grad():
-                    alone, there = distribution.log_prob(value), site.fn.log_prob(value)
-                if moved(there, alone.expand_as(there)).any():
-                    return False, f"{what}, in a batch of {size} ({mode})"
+                alone, there = distribution.log_prob(value), site.fn.log_prob(value)
+            if moved(there, alone.expand_as(there)).any():
+                return False, f"{what}, in {run.where}"
     return None
 
 
-def _stated(
-    case: Case, vae: VAE, x: Tensor, z: Mapping[str, Tensor], found: dict[str, dict[str, Site]]
-) -> list[tuple[str, Site, Callable[[], Any]]]:
+def _stated(case: Case, run: Run) -> list[tuple[str, Site, Callable[[], Any]]]:
     """What is wrong if they differ, a site, and what makes the distribution that is stated for it."""
-    batch = case.batch(x)
+    batch, vae = case.batch(run.x), run.vae
     extras = {key: value for key, value in batch.items() if key != "x"} if isinstance(batch, dict) else {}
-    guide, model = found["guide"], found["model"]
+    guide, model = run.found["guide"], run.found["model"]
     stated: list[tuple[str, Site, Callable[[], Any]]] = []
     if len(guide) != 1:
         return stated
@@ -230,7 +259,7 @@ def _stated(
     posterior = getattr(vae.guide, "posterior", None)
     if callable(posterior):
         what = f"the guide samples {name!r} from another distribution than its posterior(x)"
-        stated.append((what, guide[name], lambda: call(posterior, extras, x)))
+        stated.append((what, guide[name], lambda: call(posterior, extras, run.x)))
     prior, likelihood = (getattr(vae.model, part, None) for part in ("prior", "likelihood"))
     if callable(prior):
         what = f"the density of {name!r} in the model's plate is another than that of its prior alone"
@@ -238,43 +267,42 @@ def _stated(
     observed = [site for site in model.values() if site.observed]
     if callable(likelihood) and len(observed) == 1:
         what = "the model observes data by another distribution than its likelihood(z)"
-        stated.append((what, observed[0], lambda: call(likelihood, extras, z[name])))
+        stated.append((what, observed[0], lambda: call(likelihood, extras, run.z[name])))
     return stated
 
 
 # --- Against themselves ---
 
 
-def _one_by_one(case: Case) -> Found:
+def _one_by_one(case: Case, runs: list[Run]) -> Found:
     """A datum has the same log-probabilities alone and in batches of any size."""
-    x = case.data(max(*case.sizes, COUNT))
-    z = case.latents(x)
-    for mode, vae in _modes(case):
-        if mode == MODES[1] and (case.in_the_mean or _noisy(case, vae, x[:COUNT], first(z, COUNT))):
+    for mode in MODES:
+        here = [run for run in runs if run.mode == mode]
+        few = next(run for run in here if len(run.x) == COUNT)
+        if mode == MODES[1] and (case.in_the_mean or _noisy(case, few)):
             continue
-        alone = [
-            _run(case, vae, x[i : i + 1], {name: values[i : i + 1] for name, values in z.items()}, like=i)
-            for i in range(COUNT)
-        ]
-        for size in sorted({COUNT, *case.sizes}):
-            whole = _run(case, vae, x[:size], first(z, size))
-            for start in range(0, size, COUNT):
-                here = slice(start, min(start + COUNT, size))
-                few = alone[:size]
-                if start:
-                    few = [_run(case, vae, x[here], {name: values[here] for name, values in z.items()})]
-                for part, of_part in whole.items():
+        singly = [_run_of(case, few, slice(i, i + 1), like=i) for i in range(COUNT)]
+        for run in here:
+            for start in range(0, len(run.x), COUNT):
+                part_of = slice(start, min(start + COUNT, len(run.x)))
+                apart = [_run_of(case, run, part_of)] if start else singly[: len(run.x)]
+                for part, of_part in run.found.items():
                     for name, site in of_part.items():
-                        there = site.log_prob[here]
-                        before = torch.cat([one[part][name].log_prob for one in few])
+                        there = site.log_prob[part_of]
+                        before = torch.cat([one[part][name].log_prob for one in apart])
                         if (off := moved(before, there)).any():
                             i = int(off.nonzero()[0])
                             return False, (
                                 f"the log-probability of one {case.what} at {name!r} of the {part} is "
                                 f"{before[i].item():.6g} nats in a batch of {'few' if start else 1} and "
-                                f"{there[i].item():.6g} in a batch of {size} ({mode})"
+                                f"{there[i].item():.6g} in {run.where.replace(',', ' (')})"
                             )
     return None
+
+
+def _run_of(case: Case, run: Run, some: slice, like: int | None = None) -> dict[str, dict[str, Site]]:
+    """The same of some of a run's data."""
+    return _run(case, run.vae, run.x[some], {name: values[some] for name, values in run.z.items()}, like=like)
 
 
 def _apart(case: Case) -> Found:
@@ -291,9 +319,9 @@ def _apart(case: Case) -> Found:
     return None
 
 
-def _noisy(case: Case, vae: VAE, x: Tensor, z: Mapping[str, Tensor]) -> bool:
+def _noisy(case: Case, run: Run) -> bool:
     """Whether log-probabilities of given values differ from call to call."""
-    one, two = (_run(case, vae, x, z, seed) for seed in (1, 2))
+    one, two = (_run(case, run.vae, run.x, run.z, seed) for seed in (1, 2))
     return any(
         bool(moved(site.log_prob, two[part][name].log_prob).any()) for part in one for name, site in one[part].items()
     )
