@@ -295,7 +295,7 @@ def _one_by_one(case: Case, runs: list[Run]) -> Found:
                             return False, (
                                 f"the log-probability of one {case.what} at {name!r} of the {part} is "
                                 f"{before[i].item():.6g} nats in a batch of {'few' if start else 1} and "
-                                f"{there[i].item():.6g} in {run.where.replace(',', ' (')})"
+                                f"{there[i].item():.6g} in a batch of {len(run.x)} ({mode})"
                             )
     return None
 
