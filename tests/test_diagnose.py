@@ -1119,7 +1119,26 @@ def takes_others(a: Tensor, b: Tensor) -> None:
     """No key of the batch."""
 
 
+class Diverged(nn.Module):
+    """A posterior that torch cannot draw from: its logits are NaN."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.logits = nn.Parameter(torch.full((3,), math.nan))
+
+    def model(self, x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("latent", dist.OneHotCategorical(torch.ones(3)))
+            pyro.sample("obs", binomial(z[:, :1]), obs=x)
+
+    def guide(self, x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("latent", dist.OneHotCategorical(logits=self.logits))
+
+
 X = torch.ones(N, D)
+HOLES = torch.where(torch.arange(D) < 2, torch.tensor([math.nan, math.inf] * (D // 2)), X)
+DIVERGED = Diverged()
 
 
 @pytest.mark.parametrize(
@@ -1143,6 +1162,9 @@ X = torch.ones(N, D)
         ((nothing_observed, guide_of_latent, {"x": X, "y": X[:3]}), "'y' has 3 entries for 12 data; give one for each"),
         ((nothing_observed, guide_of_latent, ["one", "two"]), "list is not data; give a tensor or an array"),
         ((nothing_observed, guide_of_latent, DataLoader(TensorDataset(X))), "DataLoader is not data; give a tensor"),
+        ((nothing_observed, guide_of_latent, HOLES), "data holds 24 of 192 numbers that are NaN or infinite; take them"),
+        ((nothing_observed, guide_of_latent, {"x": X, "y": HOLES}), "data['y'] holds 24 of 192 numbers that are NaN"),
+        ((DIVERGED.model, DIVERGED.guide, X), "'owners.0.logits' is not finite, and the programs fail with it (Runtime"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_looked_at_is_refused_in_a_sentence(given: tuple[Any, ...], words: str) -> None:
@@ -1160,6 +1182,20 @@ def test_what_cannot_be_looked_at_is_refused_in_a_sentence(given: tuple[Any, ...
 def test_labels_that_are_none(labels: Any, words: str) -> None:
     with pytest.raises(UserError) as error:
         diagnose(nothing_observed, guide_of_latent, X, labels=labels)
+    assert words in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"spec": ArraySpec((D,), levels=2), "data": 2 * X}, "data holds integers 2 to 2; they must lie in 0 to 1"),
+        ({"spec": ArraySpec((D,), levels=2), "data": X / 2}, "data holds 0.5, which is not an integer 0 to 1"),
+        ({"data": X, "fit": HOLES}, "fit holds 24 of 192 numbers that are NaN or infinite"),
+    ],
+)
+def test_values_that_no_model_is_to_blame_for(options: dict[str, Any], words: str) -> None:
+    with pytest.raises(UserError) as error:
+        diagnose(nothing_observed, guide_of_latent, **options)
     assert words in str(error.value)
 
 

@@ -560,6 +560,42 @@ def test_functions_without_their_parameters_are_not_taken_for_untrained_ones() -
         pyro_delta.diagnose(model, guide, np.ones((4, 64), np.float32), params={"decoder$params": {}})
 
 
+def one_number(prior: Any, family: Callable[[Any, Any], Any]) -> tuple[Callable[..., None], Callable[..., None]]:
+    """A model and a guide of a latent number, with a weight each."""
+
+    def model(x: Any) -> None:
+        weight = numpyro.param("weight", jnp.ones(()))
+        with numpyro.plate("data", len(x)):
+            z = numpyro.sample("z", prior)
+            numpyro.sample("x", distributions.Normal((weight * z)[:, None], 1).expand([len(x), 2]).to_event(1), obs=x)
+
+    def guide(x: Any) -> None:
+        slope = numpyro.param("slope", jnp.ones(()))
+        with numpyro.plate("data", len(x)):
+            numpyro.sample("z", family(slope * x[:, 0], slope))
+
+    return model, guide
+
+
+NORMAL = one_number(distributions.Normal(0, 1), lambda mean, slope: distributions.Normal(mean, jnp.exp(slope)))
+BERNOULLI = one_number(distributions.Bernoulli(0.5), lambda logits, slope: distributions.Bernoulli(logits=logits))
+SMALL = np.random.default_rng(0).standard_normal((12, 2)).astype(np.float32)
+
+
+@pytest.mark.parametrize("programs", [NORMAL, BERNOULLI], ids=["normal", "bernoulli"])
+@pytest.mark.parametrize("weight", [1.0, math.nan])
+def test_weights_that_are_not_finite_have_diverged(programs: Any, weight: float) -> None:
+    found = pyro_delta.diagnose(*programs, SMALL, params={"weight": weight, "slope": math.nan}, weighed=4)
+    assert found.verdict == "diverged"
+    assert found.advice.startswith("The numbers are not finite: training diverged;")
+
+
+def test_data_that_are_not_finite_are_not_blamed_on_training() -> None:
+    holes = np.where(np.arange(12)[:, None] < 3, np.nan, SMALL)
+    with pytest.raises(UserError, match=r"^data holds 6 of 24 numbers that are NaN or infinite"):
+        pyro_delta.diagnose(*NORMAL, holes, params={"weight": 1.0, "slope": 1.0})
+
+
 # --- Distributions seen from torch ---
 
 

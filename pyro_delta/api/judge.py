@@ -12,6 +12,7 @@ from torch import Tensor
 from pyro_delta.data.named import data_of
 from pyro_delta.data.splits import SPLITS, Split, subset
 from pyro_delta.data.tensors import as_split, labels_of
+from pyro_delta.data.values import admitted, finite
 from pyro_delta.diagnostics import bounds
 from pyro_delta.diagnostics.diagnose import Diagnosis, diagnosed
 from pyro_delta.diagnostics.told import TOLD_IMAGES, TOLD_SAMPLES
@@ -176,7 +177,8 @@ def diagnose(
         advance: called with the number of data just done: all data twice, and the passes of what z tells.
 
     Raises:
-        UserError: if the programs cannot be run on the data, or there are fewer than four data.
+        UserError: if the programs cannot be run on the data, there are fewer than four data, or they hold numbers that
+            are not finite or that the spec does not admit.
     """
     if isinstance(model, Run | str | Path):
         run = run_of(model)
@@ -186,11 +188,14 @@ def diagnose(
         spec, fit, data = spec or data.spec, data.train if fit is None else fit, data.test
     if data is None:
         raise UserError("diagnose(model, guide, data) needs data; give what both are called with.")
-    split = _split(data, labels)
+    split, other = _split(data, labels), None if fit is None else as_split(fit)
+    for name, part in (("data", split), ("fit", other)):
+        if part is not None:
+            _check_values(part, spec, name)
     return diagnosed(
         vae,
         split,
-        fit=None if fit is None else as_split(fit),
+        fit=other,
         spec=spec,
         particles=particles,
         weighed=weighed,
@@ -262,6 +267,16 @@ def _is_flax(program: Any) -> bool:
 
 def _names_numpyro(program: Any) -> bool:
     return "numpyro" in getattr(getattr(program, "__code__", None), "co_names", ())
+
+
+def _check_values(split: Split, spec: Spec | None, name: str) -> None:
+    """Refuses data that any model would seem to have diverged on."""
+    for key, values in split.extras.items():
+        finite(values, f"{name}[{key!r}]")
+    if spec is None:
+        finite(split.x, name)
+    else:
+        admitted(spec, split.x, name)
 
 
 def _split(data: Any, labels: Any) -> Split:

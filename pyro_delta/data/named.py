@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from pyro_delta.data.splits import SPLITS
 from pyro_delta.data.tensors import labels_of
-from pyro_delta.data.values import checked
+from pyro_delta.data.values import checked, finite
 from pyro_delta.errors import UserError
 from pyro_delta.programs import blamed, checked_options, data_name, find
 from pyro_delta.protocol import Data, Spec
@@ -94,6 +96,8 @@ def checked_data(data: Any, name: str) -> Data:
         labels = getattr(split, "labels", None)
         beside = {"labels": None if labels is None else labels_of(labels), **(getattr(split, "extras", None) or {})}
         for key, values in beside.items():
+            if isinstance(values, Tensor):
+                finite(values, f"{key!r} in the {part} split of {name!r}")
             if values is not None and (count := (*getattr(values, "shape", ()), 1)[0]) != shape[0]:
                 raise UserError(
                     f"the {part} split of {name!r} has {count} entries of {key!r} for {shape[0]} data; give one for "

@@ -81,6 +81,7 @@ def k_hat(log_weights: Tensor) -> Tensor:
     0 where all weights are alike, such as those of an exact posterior, whose tail would be one of rounding errors, and
     where so many are alike that no tail stands out.
     """
-    k = torch.from_numpy(np.asarray(load_arviz().psislw(log_weights.numpy())[1]))
+    with np.errstate(invalid="ignore"):  # of weights that are not finite, whose k̂ is not either
+        k = torch.from_numpy(np.asarray(load_arviz().psislw(log_weights.numpy())[1]))
     alike = log_weights.amax(1) - log_weights.amin(1) < ALIKE
     return torch.where((alike | k.isinf()) & log_weights.isfinite().all(1), 0.0, k)

@@ -323,6 +323,18 @@ def device_of(vae: Pair) -> torch.device:
     return torch.device("cpu")
 
 
+@singledispatch
+def weights_of(vae: Pair) -> Iterator[tuple[str, Tensor]]:
+    """The weights that learn, by name: of the programs or, where they hold none, of Pyro's store."""
+    named = list(vae.named_parameters()) or pyro.get_param_store().named_parameters()
+    return ((name, weight) for name, weight in named if weight.requires_grad)
+
+
+def diverged_weight(vae: Pair) -> str | None:
+    """The name of the first weight that is not finite; None if all are."""
+    return next((name for name, weight in weights_of(vae) if not weight.isfinite().all()), None)
+
+
 def batches(data: Any, batch: int, vae: Pair) -> Iterator[Batch]:
     """The data in order, every one, on the programs' device; `data` is a split or what `as_split` takes."""
     split = data if isinstance(data, Split) else as_split(data)

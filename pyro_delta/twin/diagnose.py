@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro
+import pyro
 import torch
 from flax import nnx
 from jax import Array
@@ -36,6 +37,7 @@ from pyro_delta.diagnostics.trace import (
     sites,
     some_of,
     trace,
+    weights_of,
 )
 from pyro_delta.errors import UserError
 from pyro_delta.protocol import Batch
@@ -283,7 +285,8 @@ def _evaluating(vae: NumPyroVAE, seed: int) -> AbstractContextManager[None]:
 def _drawing(vae: NumPyroVAE, seed: int) -> Iterator[None]:
     before, vae.key = vae.key, jax.random.key(seed)
     try:
-        with numpyro.validation_enabled(False):
+        # Weights that diverged give numbers that are not finite, which torch's distributions refuse otherwise.
+        with numpyro.validation_enabled(False), pyro.validation_enabled(False):
             yield
     finally:
         vae.key = before
@@ -292,6 +295,15 @@ def _drawing(vae: NumPyroVAE, seed: int) -> Iterator[None]:
 @device_of.register(NumPyroVAE)
 def _device_of(vae: NumPyroVAE) -> torch.device:
     return torch.device("cpu")
+
+
+@weights_of.register(NumPyroVAE)
+def _weights_of(vae: NumPyroVAE) -> Iterator[tuple[str, torch.Tensor]]:
+    for program in vae.programs.values():
+        for part in program.weights:
+            for path, weight in jax.tree_util.tree_leaves_with_path(part):
+                if jnp.issubdtype(weight.dtype, jnp.floating):
+                    yield jax.tree_util.keystr(path, simple=True, separator="."), to_torch(weight)
 
 
 @committed.register(NumPyroVAE)
