@@ -1162,9 +1162,9 @@ DIVERGED = Diverged()
         ((nothing_observed, guide_of_latent, {"x": X, "y": X[:3]}), "'y' has 3 entries for 12 data; give one for each"),
         ((nothing_observed, guide_of_latent, ["one", "two"]), "list is not data; give a tensor or an array"),
         ((nothing_observed, guide_of_latent, DataLoader(TensorDataset(X))), "DataLoader is not data; give a tensor"),
-        ((nothing_observed, guide_of_latent, HOLES), "data holds 24 of 192 numbers that are NaN or infinite; take them"),
+        ((nothing_observed, guide_of_latent, HOLES), "data holds 24 of 192 numbers that are NaN or infinite; "),
         ((nothing_observed, guide_of_latent, {"x": X, "y": HOLES}), "data['y'] holds 24 of 192 numbers that are NaN"),
-        ((DIVERGED.model, DIVERGED.guide, X), "'owners.0.logits' is not finite, and the programs fail with it (Runtime"),
+        ((DIVERGED.model, DIVERGED.guide, X), "'owners.0.logits' is not finite, and the programs fail with it ("),
     ],
 )  # fmt: skip
 def test_what_cannot_be_looked_at_is_refused_in_a_sentence(given: tuple[Any, ...], words: str) -> None:

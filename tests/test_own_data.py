@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from torch.utils.data import Dataset, IterableDataset, TensorDataset
 
 from pyro_delta.data import ArraySpec, Batches, Spec, Split, Splits, from_dataset, from_tensors, load
 from pyro_delta.data.images import ImageSpec
+from pyro_delta.data.named import checked_data
 from pyro_delta.data.sequences import TokenSpec
 from pyro_delta.data.sequences.text import ALPHABET
 from pyro_delta.data.spec import spec_as_dict, spec_of_dict
@@ -260,7 +262,7 @@ MISTAKES: dict[str, tuple[Any, dict[str, Any], str]] = {
     "nan": (
         X.clone().fill_(torch.nan),
         {},
-        r"train holds 120 of 120 numbers that are NaN or infinite; take them out, or",
+        r"train holds 120 of 120 numbers that are NaN or infinite; take them out",
     ),
     "infinity": (X / 0, {}, r"train holds \d+ of \d+ numbers that are NaN or infinite"),
     "too large": (np.full((N, 3), 1e300), {}, r"train holds \d+ of \d+ numbers that are NaN or infinite"),
@@ -842,6 +844,53 @@ NO_DATA: dict[str, tuple[str, dict[str, Any], str]] = {
     "no folder": ("folder:/nowhere/at/all", {}, r"there is no data folder /nowhere/at/all; give one that holds train/"),
     "given": ("given", {}, r"the data of this run were given in Python and are not kept with it; give them again"),
 }
+
+
+@dataclass(frozen=True)
+class Four(Spec):
+    """Four numbers."""
+
+    shape = (4,)  # type: ignore[assignment]
+    positions = 4  # type: ignore[assignment]
+
+
+# what a class says in the place of `Four`, and what the message must say
+NO_SPEC: dict[str, tuple[dict[str, Any], str]] = {
+    "shape, a list": ({"shape": [4]}, r"has shape \[4\]; it must be a tuple of whole numbers, each 1 or more"),
+    "shape, a real number": ({"shape": (4.0,)}, r"has shape \(4.0,\); it must be a tuple of whole numbers"),
+    "shape, nothing": ({"shape": (0,)}, r"has shape \(0,\); it must be a tuple"),
+    "shape fails": ({"shape": property(lambda spec: 1 / 0)}, r"fails at shape: ZeroDivisionError: division by zero"),
+    "levels, text": ({"levels": "3"}, r"has levels '3'; it must be None, or a whole number from 2 to"),
+    "levels, one": ({"levels": 1}, r"has levels 1; it must be None, or a whole number from 2 to"),
+    "resolution": ({"resolution": -0.5}, r"has resolution -0.5; it must be None, or a finite number above 0"),
+    "positions": ({"positions": 0}, r"has positions 0; it must be a whole number, 1 or more"),
+    "scored": ({"scored": 2.5}, r"has scored 2.5; it must be a whole number, 1 or more"),
+    "unit": ({"unit": None}, r"has unit None; it must be text"),
+    "order, shape": ({"order": lambda spec: np.arange(3)}, r"has order an array of int64 of shape \(3,\), 0 to 2"),
+    "order, type": ({"order": lambda spec: np.arange(4.0)}, r"has order an array of float64 of shape \(4,\), 0.0"),
+    "order, a list": ({"order": lambda spec: [0, 1, 2, 3]}, r"has order \[0, 1, 2, 3\]; it must be an array"),
+    "order, a gap": ({"order": lambda spec: np.array([0, 2, 3, 4])}, r"has order .*; it must be of the ranks"),
+    "order, negative": ({"order": lambda spec: np.arange(4) - 1}, r"has order .*, -1 to 2; it must be of the ranks"),
+    "order takes more": ({"order": lambda spec, more: None}, r"fails at order: TypeError: .*missing 1 required"),
+    "places, too far": ({"places": lambda spec: np.arange(4) + 1}, r"has places .*, 1 to 4; it must be of positions, 0"),
+    "places fail": ({"places": lambda spec: {}["here"]}, r"fails at places: KeyError: 'here'; mend it"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NO_SPEC)
+def test_specs_that_say_what_no_data_are(name: str) -> None:
+    says, message = NO_SPEC[name]
+    spec, split = type("Own", (Four,), says)(), Split(torch.zeros(N, 4))
+    with pytest.raises(UserError, match=f"^the spec Own of the data 'mine' {message}") as caught:
+        checked_data(Splits(spec, split, split, split), "mine")
+    assert "\n" not in str(caught.value)
+    with pytest.raises(UserError, match=f"^the spec Own of the data {message}"):
+        from_tensors(split.x, spec=spec)
+
+
+def test_ranks_of_any_integers_will_do() -> None:
+    spec, split = type("Own", (Four,), {"order": lambda spec: np.zeros(4, np.uint8)})(), Split(torch.zeros(N, 4))
+    assert checked_data(Splits(spec, split, split, split), "mine").spec is spec
 
 
 @pytest.mark.parametrize("name", NO_DATA)

@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from pyro_delta.data.named import data_of
+from pyro_delta.data.spec import check_answers
 from pyro_delta.data.splits import SPLITS, Split, subset
 from pyro_delta.data.tensors import as_split, labels_of
 from pyro_delta.data.values import admitted, finite
@@ -189,6 +190,8 @@ def diagnose(
     if data is None:
         raise UserError("diagnose(model, guide, data) needs data; give what both are called with.")
     split, other = _split(data, labels), None if fit is None else as_split(fit)
+    if spec is not None:
+        check_answers(spec, "the data")
     for name, part in (("data", split), ("fit", other)):
         if part is not None:
             _check_values(part, spec, name)

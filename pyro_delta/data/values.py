@@ -16,7 +16,13 @@ from pyro_delta.protocol import Spec
 
 def dtype_of(spec: Spec) -> torch.dtype:
     """The type that data of a spec are held in."""
-    return getattr(torch, getattr(spec, "dtype", "float32" if spec.levels is None else "int64"))
+    name = getattr(spec, "dtype", "float32" if spec.levels is None else "int64")
+    dtype = getattr(torch, str(name), None)
+    if not isinstance(dtype, torch.dtype):
+        raise UserError(
+            f"the spec {type(spec).__name__} has dtype {name!r}; give the name of a torch type, like 'uint8'."
+        )
+    return dtype
 
 
 def blank(spec: Spec, count: int) -> Tensor:

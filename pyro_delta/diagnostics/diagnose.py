@@ -191,8 +191,8 @@ def _fails_by(lost: str | None) -> Iterator[None]:
         if lost is None:
             raise
         raise UserError(
-            f"the weight {lost!r} is not finite, and the programs fail with it ({in_a_line(error)}): training diverged; "
-            "train again with a lower learning rate, or clip gradients."
+            f"the weight {lost!r} is not finite, and the programs fail with it ({in_a_line(error)}): training "
+            "diverged; train again with a lower learning rate, or clip gradients."
         ) from error
 
 
