@@ -69,6 +69,8 @@ def check(
         **options,
     )
     numbers, advice = found.numbers | measured, found.advice
+    if measured["data_as_trained"] is False:
+        advice += f" {OTHER_DATA}"
     if other is not None:
         numbers |= {f"control_{key}": value for key, value in other.facts.items() if key not in provenance()}
         if other.trained_steps != run.trained_steps:
@@ -83,6 +85,10 @@ def check(
     return replace(found, numbers=numbers, advice=advice)
 
 
+OTHER_DATA = (
+    "The training data are not those that the run was trained on: they, or the seed of their choice, have changed."
+)
+"""Said with numbers of a run whose data are not what they were."""
 FREE = {"likelihood.use_latents", "training.steps", "training.minutes", "training.log_every", "training.validations"}
 """Settings in which a control may differ from its run."""
 
@@ -105,9 +111,11 @@ def _control(control: Run | str | Path, run: Run) -> Run:
         UserError: if it was trained on others.
     """
     other = run_of(control)
-    if other.spec != run.spec or other.config.data != run.config.data:
+    apart = None not in (run.data_digest, other.data_digest) and run.data_digest != other.data_digest
+    if apart or other.spec != run.spec or other.config.data != run.config.data:
         raise UserError(
-            f"the control was trained on {_data_in_words(other)}, the run on {_data_in_words(run)}; give one of the "
+            f"the control was trained on {_data_in_words(other)}, the run on {_data_in_words(run)}"
+            f"{', whose training data were others' if apart else ''}; give one of the "
             "same data."
         )
     return other
@@ -306,5 +314,11 @@ def _parts(
         data = data_of(data, root)
         check_spec(data, run.spec, "data")
     whole = getattr(data, split)
-    measured = {"split": split, "split_images": len(whole), "seed": seed, **run.facts}
+    measured = {
+        "split": split,
+        "split_images": len(whole),
+        "seed": seed,
+        "data_as_trained": run.trained_on(data),
+        **run.facts,
+    }
     return run, data, subset(whole, images, seed), measured
