@@ -1244,6 +1244,14 @@ def runs_into():
     return model, lambda x: guide(x[:, :2]) or guide(x[:, :1] @ x), make()[2]
 
 value = 3
+
+def helped():
+    import helping
+    return model, helping.guide, make()[2]
+
+def outside():
+    from functools import partial
+    return model, partial(torch.distributions.Normal, 0.0, "one"), make()[2]
 """
 
 
@@ -1251,6 +1259,9 @@ value = 3
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "mine.py").write_text(FILE)
     (tmp_path / "broken.py").write_text("def make(:")
+    (tmp_path / "importable.py").write_text(FILE)
+    (tmp_path / "helping.py").write_text("import torch\n\ndef guide(x):\n    return torch.ones(3) @ x\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -1282,6 +1293,10 @@ def test_doctor(here: Path) -> None:
         ("mine.py:takes", "mine.py:takes fails: TypeError"),
         ("mine.py:fails", "mine.py:fails fails at mine.py, line 38: KeyError: 'weights"),
         ("mine.py:runs_into", "mine.py:runs_into fails at mine.py, line 41: RuntimeError: mat1 and mat2"),
+        ("./mine.py:runs_into", "./mine.py:runs_into fails at mine.py, line 41: RuntimeError: mat1 and mat2"),
+        ("importable:runs_into", "/importable.py, line 41: RuntimeError: mat1 and mat2"),
+        ("mine.py:helped", "/helping.py, line 4: RuntimeError"),
+        ("mine.py:outside", "mine.py:outside runs into an error outside its own files, at "),
     ],
 )
 def test_doctor_refuses_in_a_sentence(here: Path, place: str, words: str) -> None:
