@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import dis
+import inspect
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -177,7 +181,7 @@ def diagnose(
         labels: (N,), for a linear probe on samples of z; those of `data`, if it has some, where None.
         fit: data with labels that the probe is fitted to; without it, the first half of `data`.
         spec: of the data; without it bits are per number that the model observes.
-        params: of a NumPyro model and guide that are functions, such as `svi.get_params(state)`; {} if there are none.
+        params: of a NumPyro model and guide that are functions, such as `svi.get_params(state)`, if they have some.
         particles: K of the importance-weighted bound, and of k̂; 1 leaves them out.
         weighed: data, from the start, that this bound is of.
         told_samples: M of what z tells the decoder, which can show at most ln M nats.
@@ -257,12 +261,7 @@ def _pair(model: Any, guide: Any, params: Mapping[str, Any] | None) -> Any:
             raise UserError(
                 f"the {name} is a {type(program).__name__}, not callable; call diagnose(model, guide, data)."
             )
-    if params is None and not _is_flax(model) and not _is_flax(guide):
-        if _names_numpyro(model) or _names_numpyro(guide):
-            raise UserError(
-                "model and guide are functions of NumPyro; give their parameters, params=svi.get_params(state), or {} "
-                "if there are none."
-            )
+    if params is None and not any(_is_flax(program) or _is_numpyro(program) for program in (model, guide)):
         return VAE(model, guide)
     from pyro_delta.twin import require
 
@@ -276,8 +275,46 @@ def _is_flax(program: Any) -> bool:
     return any(cls.__module__.partition(".")[0] == "flax" for cls in type(program).__mro__)
 
 
-def _names_numpyro(program: Any) -> bool:
-    return "numpyro" in getattr(getattr(program, "__code__", None), "co_names", ())
+def _is_numpyro(program: Any, deep: int = 3) -> bool:
+    """Whether a program is one of NumPyro: its handler or guide, or a function that uses it, itself or by another.
+
+    Args:
+        program: behind any `functools.partial`s and decorators.
+        deep: functions that call one another.
+    """
+    while isinstance(program, partial):
+        program = program.func
+    if _is_of_numpyro(program):
+        return True
+    program = inspect.unwrap(program)
+    function = getattr(program, "__func__", program)
+    if not inspect.isfunction(function):
+        function = inspect.getattr_static(type(program), "__call__", None)
+    if not inspect.isfunction(function) or not deep:
+        return False
+    used = dis.get_instructions(function)
+    names = [(i.opname, i.argval) for i in used if i.opname in ("LOAD_GLOBAL", "LOAD_DEREF", "IMPORT_NAME")]
+    if any(opname == "IMPORT_NAME" and name.partition(".")[0] == "numpyro" for opname, name in names):
+        return True
+    values = {**function.__globals__, **_enclosed(function)}
+    found = [values[name] for _, name in names if name in values]
+    return any(_is_of_numpyro(value) or (callable(value) and _is_numpyro(value, deep - 1)) for value in found)
+
+
+def _is_of_numpyro(value: Any) -> bool:
+    """Whether it is NumPyro itself, or defined in it."""
+    of = value if inspect.isfunction(value) or isinstance(value, type) else type(value)
+    name = value.__name__ if inspect.ismodule(value) else of.__module__
+    return str(name).partition(".")[0] == "numpyro"
+
+
+def _enclosed(function: Any) -> dict[str, Any]:
+    """What a function knows of those around it; what they have not said yet is left out."""
+    found = {}
+    for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
+        with suppress(ValueError):
+            found[name] = cell.cell_contents
+    return found
 
 
 def _check_values(split: Split, spec: Spec | None, name: str) -> None:
