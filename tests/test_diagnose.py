@@ -22,6 +22,7 @@ import torch
 import torch.nn.functional as F
 from pyro import poutine
 from pyro.infer import SVI, Trace_ELBO
+from pyro.infer.autoguide import AutoDelta, AutoDiagonalNormal, AutoGuide, AutoGuideList, AutoNormal
 from pyro.nn import PyroModule
 from test_cli import call
 from torch import Tensor, nn
@@ -602,12 +603,65 @@ def arrays() -> Stranger:
     return Stranger(methods().model, methods().guide, x.double().numpy(), batch=x)
 
 
+def indexed(prior: Callable[[], Any]) -> tuple[Callable[..., None], Callable[..., Any], dict[str, Tensor]]:
+    """A model whose latents belong to the data by their places, its plate, and the data."""
+
+    def plate(x: Tensor, index: Tensor) -> Any:
+        return pyro.plate("images", N, subsample=index)
+
+    def model(x: Tensor, index: Tensor) -> None:
+        with plate(x, index):
+            z = pyro.sample("latent", prior())
+            pyro.sample("obs", dist.Normal(z.repeat_interleave(D // K, -1), 1.0).to_event(1), obs=x)
+
+    return model, plate, {"x": torch.randn(N, D), "index": torch.arange(N)}
+
+
+def by_place(model: Any, guide: AutoGuide, data: dict[str, Tensor], **found: Any) -> Stranger:
+    """With a posterior of each datum's own."""
+    guide(**data)
+    with torch.no_grad():
+        for weight in guide.parameters():
+            weight.add_(torch.randn_like(weight))
+    return Stranger(model, guide, data, witness=(model, lambda x, index: guide(x, index)), **found)
+
+
+def auto_normal() -> Stranger:
+    model, plate, data = indexed(lambda: standard(K).to_event(1))
+    return by_place(model, AutoNormal(model, create_plates=plate), data)
+
+
+def auto_positive() -> Stranger:
+    """What the guide draws is the logarithm of the latents."""
+    model, plate, data = indexed(lambda: dist.LogNormal(torch.zeros(K), 0.5).to_event(1))
+    return by_place(model, AutoNormal(model, create_plates=plate), data, delta=None, closed=False)
+
+
+def auto_list() -> Stranger:
+    model, plate, data = indexed(lambda: standard(K).to_event(1))
+    guide = AutoGuideList(model, create_plates=plate)
+    guide.append(AutoNormal(poutine.block(model, expose=["latent"])))
+    return by_place(model, guide, data)
+
+
+def auxiliary() -> Stranger:
+    """A guide that draws what the site then is."""
+    vae = Methods()
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("images", len(x)):
+            drawn = pyro.sample("drawn", gaussian(vae.encoder(x)), infer={"is_auxiliary": True})
+            pyro.sample("latent", dist.Delta(drawn, event_dim=1))
+
+    return Stranger(vae.model, guide, counts())
+
+
 STRANGERS: list[Callable[[], Stranger]] = [
     methods, functions, partials, modules, pyro_modules, objects,
     without_plates, without_events, inner_plates, partial(inner_plates, D), partial(inner_plates, K), outer_dimensions,
     independent_sites, dependent_guide, ladder, several_observed, factor, masked, observed_mask, scaled,
     categorical, full_covariance, flow, positive,
-    tokens, dict_of_tokens, series, dataset, tensor_dataset, arrays,
+    tokens, dict_of_tokens, series, dataset, tensor_dataset, arrays, auto_normal, auto_positive, auto_list, auxiliary,
 ]  # fmt: skip
 
 
@@ -1119,6 +1173,18 @@ def takes_others(a: Tensor, b: Tensor) -> None:
     """No key of the batch."""
 
 
+def random_beside(x: Tensor) -> None:
+    with pyro.plate("data", len(x)):
+        beside = pyro.sample("beside", standard(K).to_event(1), infer={"is_auxiliary": True})
+        pyro.sample("latent", dist.Normal(beside, 1.0).to_event(1))
+
+
+def of_k(x: Tensor) -> None:
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("latent", standard(K).to_event(1))
+        pyro.sample("obs", binomial(z[:, :1]), obs=x)
+
+
 class Diverged(nn.Module):
     """A posterior that torch cannot draw from: its logits are NaN."""
 
@@ -1164,6 +1230,11 @@ DIVERGED = Diverged()
         ((nothing_observed, guide_of_latent, DataLoader(TensorDataset(X))), "DataLoader is not data; give a tensor"),
         ((nothing_observed, guide_of_latent, HOLES), "data holds 24 of 192 numbers that are NaN or infinite; "),
         ((nothing_observed, guide_of_latent, {"x": X, "y": HOLES}), "data['y'] holds 24 of 192 numbers that are NaN"),
+        ((of_k, random_beside, X), "the guide samples 'beside', which the model does not; take it out or add its"),
+        ((of_k, AutoDiagonalNormal(of_k), X), "of all data together, at '_AutoDiagonalNormal_latent', so that no"),
+        ((of_k, AutoNormal(of_k), X), "AutoNormal holds a posterior of each datum that it was made with, at 'latent'"),
+        ((of_k, AutoDelta(of_k), X), "AutoDelta holds a posterior of each datum that it was made with, at 'latent'"),
+        ((outside, AutoNormal(outside), X), "the site 'latent' has batch shape () for 11 data; its first"),
         ((DIVERGED.model, DIVERGED.guide, X), "'owners.0.logits' is not finite, and the programs fail with it ("),
     ],
 )  # fmt: skip

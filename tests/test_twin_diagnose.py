@@ -536,6 +536,16 @@ def site(name: str, distribution: Callable[[Any], Any]) -> Callable[[Any], None]
 
 
 OTHER = site("other", lambda x: distributions.Normal(x[:, :4], 1).to_event(1))
+
+
+def all_together(x: Any) -> None:
+    """As NumPyro's guides for all latents in a row write them."""
+    together = numpyro.sample(
+        "together", distributions.Normal(jnp.zeros(4 * len(x)), 1).to_event(1), infer={"is_auxiliary": True}
+    )
+    numpyro.sample("z", distributions.Delta(together.reshape(len(x), 4), event_dim=1))
+
+
 BATCHLESS = site("z", lambda x: distributions.Normal(jnp.zeros(4), 1).to_event(1))
 
 
@@ -545,9 +555,10 @@ BATCHLESS = site("z", lambda x: distributions.Normal(jnp.zeros(4), 1).to_event(1
         (OTHER, "the model samples 'z', which the guide does not"),
         (BATCHLESS, r"'z' has batch shape \(\) for 60 data"),
         (site("z", lambda x: NoTree(x[:, :4])), r"NoTree at 'z' is not a pytree .* pytree_data_fields"),
+        (all_together, "the guide draws the latents of all data together, at 'together', so that no datum has"),
         (None, "needs a guide"),
     ],
-    ids=["other site", "no batch", "no pytree", "no guide"],
+    ids=["other site", "no batch", "no pytree", "auxiliary", "no guide"],
 )
 def test_what_cannot_be_run_is_said_in_a_sentence(guide: Any, message: str) -> None:
     with pytest.raises(UserError, match=message):

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from pyro_delta.data.splits import size_of
+from pyro_delta.data.tensors import as_split
 from pyro_delta.diagnostics.quiet_arviz import load_arviz
-from pyro_delta.diagnostics.trace import batches, evaluating, tiled, trace
+from pyro_delta.diagnostics.trace import at_once, batches, evaluating, tiled, trace
 from pyro_delta.protocol import Advance
 from pyro_delta.vae import VAE
 
@@ -50,7 +51,7 @@ def importance_weights(
     Returns:
         (N, K) nats, float64, on the CPU.
     """
-    parts = []
+    parts, batch = [], at_once(vae, batch, len(as_split(data)))
     with evaluating(vae, seed):
         for x in batches(data, max(1, batch // particles), vae):
             weights = []

@@ -29,6 +29,7 @@ from pyro_delta.diagnostics.trace import (
     Latents,
     Site,
     beyond_formulas,
+    check_apart,
     committed,
     device_of,
     evaluating,
@@ -152,6 +153,9 @@ class _Program:
         known, drawn = handlers.substitute(data=params), handlers.substitute(substitute_fn=latent)
         with handlers.trace() as found, handlers.seed(rng_seed=key), known, drawn:
             run(program, batch)
+        for name, site in found.items():
+            if site["type"] == "sample":
+                check_apart(name, site, count)
         sampled = {name: site for name, site in found.items() if site["type"] == "sample"}
         for site in sampled.values():
             _dim(site, count, fixed)
