@@ -259,7 +259,7 @@ def test_training_goes_on_with_the_data_that_it_began_with(tmp_path: Path) -> No
         assert pyro_delta.evaluate(folder, data=other)["data_as_trained"] is False
     found = pyro_delta.check(folder, data=other, **QUICK)
     assert found.numbers["data_as_trained"] is False
-    assert "The training data are not those that the run was trained on" in found.advice
+    assert "The training data that go with these are not those that the run was trained on." in found.advice
     control = pyro_delta.train(control_config(run.config, 1), data=other, device="cpu")
     with pytest.raises(UserError, match=r"the control was trained on .*, whose training data were others; give one"):
         pyro_delta.check(folder, data=data, control=control)

@@ -89,9 +89,7 @@ def check(
     return replace(found, numbers=numbers, advice=advice)
 
 
-OTHER_DATA = (
-    "The training data are not those that the run was trained on: they, or the seed of their choice, have changed."
-)
+OTHER_DATA = "The training data that go with these are not those that the run was trained on."
 """Said with numbers of a run whose data are not what they were."""
 FREE = {"likelihood.use_latents", "training.steps", "training.minutes", "training.log_every", "training.validations"}
 """Settings in which a control may differ from its run."""
