@@ -743,6 +743,10 @@ class NotFinite(Plain):
     test = Split(X / 0.0)
 
 
+class NotFiniteBeside(Plain):
+    train = Split(X, None, {"weights": X / torch.tensor([1.0, 0.0, 1.0])})
+
+
 class Fails:
     def __init__(self, *, path: str = "x") -> None:
         raise ValueError("there is no sea\\nhere")
@@ -826,6 +830,7 @@ NO_DATA: dict[str, tuple[str, dict[str, Any], str]] = {
     "labels one-hot": ("{}:LabelsOneHot", {}, r"labels have shape \(40, 3\); give one whole number for each datum"),
     "too few lengths": ("{}:TooFewLengths", {}, r"the test split of '\S+' has 7 entries of 'lengths' for 40 data"),
     "not finite": ("{}:NotFinite", {}, r"the test split of '\S+' holds \d+ of \d+ numbers that are NaN"),
+    "not finite beside x": ("{}:NotFiniteBeside", {}, r"'weights' in the train split of '\S+' holds 40 of 120 numbers"),
     "fails": ("{}:Fails", {}, r"\S+mine.py:Fails fails at \S+mine.py, line \d+: ValueError: there is no sea; mend"),
     "unknown option": (
         "{}:make",
