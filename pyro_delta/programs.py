@@ -20,6 +20,7 @@ import hashlib
 import inspect
 import shutil
 import sys
+import sysconfig
 import traceback
 import typing
 from collections.abc import Callable, Iterator, Mapping
@@ -81,6 +82,8 @@ _FILES: dict[str, str] = {}
 """File → name of the program that came from it, for those that are not shipped."""
 GIVEN = {"data": 0, "prior": 1, "likelihood": 2, "guide": 2, "objective": 0}
 """Leading arguments of a constructor that are no options."""
+DATA_OPTIONS = {"root", "validation", "seed"}
+"""That data take, of those that they have."""
 GROUPS = {"data": "pyro_delta.data"} | {kind: f"pyro_delta.{kind}s" for kind in KINDS if kind != "data"}
 """Entry points by which installed packages add names."""
 
@@ -125,13 +128,40 @@ def find(kind: str, name: str, folder: Path | None = None) -> Callable[..., Any]
         _FILES[module.__file__] = name
     found = getattr(module, attribute, None)
     if not callable(found):
-        own = [
-            key
-            for key, value in vars(module).items()
-            if isinstance(value, type) and value.__module__.startswith(module.__name__)
-        ]
-        raise unknown_name(f"{kind} of {source}", attribute, own, listed=source)
+        serve = [key for key, value in vars(module).items() if _serves(kind, value, module)]
+        raise unknown_name(f"{kind} of {source}", attribute, serve, listed=source)
     return found
+
+
+def _serves(kind: str, value: Any, module: ModuleType) -> bool:
+    """Whether an object of a module looks like a program of a kind: by its members, or what it is built from."""
+    if not str(getattr(value, "__module__", "")).startswith(module.__name__):
+        return False
+    if inspect.isfunction(value):
+        built_from = list(inspect.signature(value).parameters)
+        if kind == "data":
+            return not DATA_OPTIONS.isdisjoint(built_from)
+        first = [name for name in built_from[:2] if name in ("spec", "prior")]
+        return kind != "objective" and first == ["spec", "prior"][: GIVEN[kind]]
+    if not isinstance(value, type):
+        return False
+    forward = getattr(value, "forward", None)
+    if kind == "data":
+        options = {name for made in _constructors(value) for name in inspect.signature(made).parameters}
+        known = {*dir(value), *getattr(value, "__dataclass_fields__", ()), *options}
+        return forward is None and not known.isdisjoint({"spec", "train", *DATA_OPTIONS})
+    if kind == "objective":
+        return forward is None and "__call__" in dir(value) and _needed(value.__call__) >= len(("rate", "distortion"))
+    is_guide = hasattr(value, "posterior") or hasattr(value, "causality")
+    if kind == "guide" or is_guide or forward is None:
+        return kind == "guide" and is_guide
+    return (_needed(forward) > 0) == (kind == "likelihood")
+
+
+def _needed(method: Callable[..., Any]) -> int:
+    """Arguments after self that a method cannot be called without."""
+    parameters = list(inspect.signature(method).parameters.values())[1:]
+    return sum(p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD for p in parameters)
 
 
 def object_at(place: str) -> Callable[..., Any]:
@@ -205,10 +235,10 @@ def _module_of_file(path: Path) -> ModuleType:
 
 @contextmanager
 def blamed(name: str) -> Iterator[None]:
-    """Turns whatever a program raises into one sentence that names file and line.
+    """Turns whatever a program raises into one sentence that names file and line: the deepest of the user's files.
 
     Args:
-        name: of the program; a frame in its own file is named rather than one below it.
+        name: of the program.
     """
     try:
         yield
@@ -218,15 +248,19 @@ def blamed(name: str) -> Iterator[None]:
         if is_out_of_memory(error):
             raise UserError(f"{name} does not fit into memory with these options; ask for smaller ones.") from error
         if isinstance(error, SyntaxError) and error.filename:
-            file, line = error.filename, error.lineno
-        else:
-            frames = traceback.extract_tb(error.__traceback__)
-            own = [frame for frame in frames if frame.filename == name.rpartition(":")[0] or frame.filename == name]
-            by_torch = Path(frames[-1].filename).parts[-3:-1] == ("nn", "modules")
-            if not own and (by_torch or len(frames) == 2):  # it was called wrongly, here below the `yield` for one
-                raise UserError(f"{name} fails: {in_a_line(error)}; mend the program.") from error
-            file, line = (own or frames)[-1].filename, (own or frames)[-1].lineno
-        raise _sentence(name, file, line, error) from error
+            raise _sentence(name, error.filename, error.lineno, error) from error
+        frames = traceback.extract_tb(error.__traceback__)
+        if theirs := [frame for frame in frames if _is_users(frame.filename)]:
+            raise _sentence(name, theirs[-1].filename, theirs[-1].lineno, error) from error
+        by_torch = Path(frames[-1].filename).parts[-3:-1] == ("nn", "modules")
+        if by_torch or len(frames) == 2:  # it was called wrongly, here below the `yield` for one
+            raise UserError(f"{name} fails: {in_a_line(error)}; mend the program.") from error
+        if any(name in shipped for shipped in SHIPPED.values()):
+            raise _sentence(name, frames[-1].filename, frames[-1].lineno, error) from error
+        raise UserError(
+            f"{name} runs into an error outside its own files, at {frames[-1].filename}, line {frames[-1].lineno}: "
+            f"{in_a_line(error)}; mend what it hands over, or report this if that is right."
+        ) from error
 
 
 def blame(error: Exception) -> UserError | None:
@@ -234,7 +268,20 @@ def blame(error: Exception) -> UserError | None:
     frames = traceback.extract_tb(error.__traceback__)
     if not (own := [frame for frame in frames if frame.filename in _FILES]):
         return None
-    return _sentence(_FILES[own[-1].filename], own[-1].filename, own[-1].lineno, error)
+    deepest = [frame for frame in frames if _is_users(frame.filename)][-1]
+    return _sentence(_FILES[own[-1].filename], deepest.filename, deepest.lineno, error)
+
+
+LIBRARIES = tuple(
+    str(Path(place).resolve())
+    for place in (str(Path(__file__).parent), *map(sysconfig.get_path, ("stdlib", "purelib", "platlib")))
+)
+"""Folders of files that a user does not write."""
+
+
+def _is_users(file: str) -> bool:
+    """Whether a file is a program's, or one that it imports: of no library, unless it was named."""
+    return file in _FILES or not (file.startswith("<") or str(Path(file).resolve()).startswith(LIBRARIES))
 
 
 def _sentence(name: str, file: str, line: int | None, error: Exception) -> UserError:

@@ -4,7 +4,8 @@ import json
 import math
 import subprocess
 import sys
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -232,6 +233,43 @@ def test_other_data_of_the_same_kind_are_not_those_it_was_resumed_for(tmp_path: 
     with pytest.raises(UserError, match="given now holds ImageSpec"):
         pyro_delta.resume(tmp_path / "run", {"training.steps": 6}, data=other, device="cpu")
     assert run.metrics[-1]["step"] == 4
+
+
+def with_training(change: Callable[[Split], Split]) -> Callable[[Splits], Splits]:
+    return lambda data: replace(data, train=change(data.train))
+
+
+OTHERS = {
+    "values": with_training(lambda split: replace(split, x=split.x.flip(2))),
+    "order": with_training(lambda split: split.take(torch.arange(len(split)).flip(0))),
+    "number": with_training(lambda split: split.take(slice(1, None))),
+    "beside": with_training(lambda split: replace(split, extras={"beside": split.x[:, 0, 0, 0]})),
+}
+"""Data of the same spec, of which the training split differs."""
+
+
+def test_training_goes_on_with_the_data_that_it_began_with(tmp_path: Path) -> None:
+    data, folder = toy_data(), tmp_path / "run"
+    run = train(data, out=folder)
+    assert pyro_delta.evaluate(run)["data_as_trained"] is True
+    for make in OTHERS.values():
+        other = make(data)
+        with pytest.raises(UserError, match=r"training data are not those that \S+run was made with, though of the sa"):
+            pyro_delta.resume(folder, {"training.steps": 6}, data=other, device="cpu")
+        assert pyro_delta.evaluate(folder, data=other)["data_as_trained"] is False
+    found = pyro_delta.check(folder, data=other, **QUICK)
+    assert found.numbers["data_as_trained"] is False
+    assert "The training data that go with these are not those that the run was trained on." in found.advice
+    control = pyro_delta.train(control_config(run.config, 1), data=other, device="cpu")
+    with pytest.raises(UserError, match=r"the control was trained on .*, whose training data were others; give one"):
+        pyro_delta.check(folder, data=data, control=control)
+
+    # A run made before such digests were kept is taken at its word.
+    info = json.loads((folder / "run.json").read_text())
+    del info["data_digest"]
+    (folder / "run.json").write_text(json.dumps(info))
+    assert pyro_delta.evaluate(folder, data=other)["data_as_trained"] is None
+    assert pyro_delta.resume(folder, {"training.steps": 6}, data=other, device="cpu").trained_steps == 6
 
 
 def test_data_may_be_any_object_with_a_spec_and_splits() -> None:
@@ -548,8 +586,9 @@ def local_spec() -> Any:
 
 @pytest.mark.parametrize("spec", [Bare(), local_spec()], ids=["no dataclass", "of a function"])
 def test_a_spec_that_cannot_be_kept_is_refused_before_training(spec: Any, tmp_path: Path) -> None:
+    split = Split(torch.zeros(4, 3))
     with pytest.raises(UserError, match=r"^the spec \S+ of the data cannot be kept with a run; make its"):
-        create(tmp_path / "run", load_preset("default"), spec, "default")
+        create(tmp_path / "run", load_preset("default"), Splits(spec, split, split, split), "default")
     assert not (tmp_path / "run").exists()
 
 

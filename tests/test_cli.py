@@ -110,7 +110,7 @@ def test_run_folder_holds_everything(trained: Path) -> None:
     assert config["training"]["minutes"] is None
     assert config["prior"]["rate_nats"] == 4
     assert set(json.loads((trained / "run.json").read_text())) == {
-        "format", "preset", "spec", "version", "commit", "config_digest", "versions", "programs",
+        "format", "preset", "spec", "version", "commit", "config_digest", "data_digest", "versions", "programs",
     }  # fmt: skip
 
 
@@ -175,6 +175,7 @@ def test_check_prints_its_table_and_fails_unused_latents(trained: Path) -> None:
         "probe_accuracy",
         "probe_accuracy_se",
         "probe_chance",
+        "data_as_trained",
         "weights",
         "step",
         "finished",

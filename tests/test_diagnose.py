@@ -22,6 +22,7 @@ import torch
 import torch.nn.functional as F
 from pyro import poutine
 from pyro.infer import SVI, Trace_ELBO
+from pyro.infer.autoguide import AutoDelta, AutoDiagonalNormal, AutoGuide, AutoGuideList, AutoNormal
 from pyro.nn import PyroModule
 from test_cli import call
 from torch import Tensor, nn
@@ -602,12 +603,65 @@ def arrays() -> Stranger:
     return Stranger(methods().model, methods().guide, x.double().numpy(), batch=x)
 
 
+def indexed(prior: Callable[[], Any]) -> tuple[Callable[..., None], Callable[..., Any], dict[str, Tensor]]:
+    """A model whose latents belong to the data by their places, its plate, and the data."""
+
+    def plate(x: Tensor, index: Tensor) -> Any:
+        return pyro.plate("images", N, subsample=index)
+
+    def model(x: Tensor, index: Tensor) -> None:
+        with plate(x, index):
+            z = pyro.sample("latent", prior())
+            pyro.sample("obs", dist.Normal(z.repeat_interleave(D // K, -1), 1.0).to_event(1), obs=x)
+
+    return model, plate, {"x": torch.randn(N, D), "index": torch.arange(N)}
+
+
+def by_place(model: Any, guide: AutoGuide, data: dict[str, Tensor], **found: Any) -> Stranger:
+    """With a posterior of each datum's own."""
+    guide(**data)
+    with torch.no_grad():
+        for weight in guide.parameters():
+            weight.add_(torch.randn_like(weight))
+    return Stranger(model, guide, data, witness=(model, lambda x, index: guide(x, index)), **found)
+
+
+def auto_normal() -> Stranger:
+    model, plate, data = indexed(lambda: standard(K).to_event(1))
+    return by_place(model, AutoNormal(model, create_plates=plate), data)
+
+
+def auto_positive() -> Stranger:
+    """What the guide draws is the logarithm of the latents."""
+    model, plate, data = indexed(lambda: dist.LogNormal(torch.zeros(K), 0.5).to_event(1))
+    return by_place(model, AutoNormal(model, create_plates=plate), data, delta=None, closed=False)
+
+
+def auto_list() -> Stranger:
+    model, plate, data = indexed(lambda: standard(K).to_event(1))
+    guide = AutoGuideList(model, create_plates=plate)
+    guide.append(AutoNormal(poutine.block(model, expose=["latent"])))
+    return by_place(model, guide, data)
+
+
+def auxiliary() -> Stranger:
+    """A guide that draws what the site then is."""
+    vae = Methods()
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("images", len(x)):
+            drawn = pyro.sample("drawn", gaussian(vae.encoder(x)), infer={"is_auxiliary": True})
+            pyro.sample("latent", dist.Delta(drawn, event_dim=1))
+
+    return Stranger(vae.model, guide, counts())
+
+
 STRANGERS: list[Callable[[], Stranger]] = [
     methods, functions, partials, modules, pyro_modules, objects,
     without_plates, without_events, inner_plates, partial(inner_plates, D), partial(inner_plates, K), outer_dimensions,
     independent_sites, dependent_guide, ladder, several_observed, factor, masked, observed_mask, scaled,
     categorical, full_covariance, flow, positive,
-    tokens, dict_of_tokens, series, dataset, tensor_dataset, arrays,
+    tokens, dict_of_tokens, series, dataset, tensor_dataset, arrays, auto_normal, auto_positive, auto_list, auxiliary,
 ]  # fmt: skip
 
 
@@ -1119,7 +1173,38 @@ def takes_others(a: Tensor, b: Tensor) -> None:
     """No key of the batch."""
 
 
+def random_beside(x: Tensor) -> None:
+    with pyro.plate("data", len(x)):
+        beside = pyro.sample("beside", standard(K).to_event(1), infer={"is_auxiliary": True})
+        pyro.sample("latent", dist.Normal(beside, 1.0).to_event(1))
+
+
+def of_k(x: Tensor) -> None:
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("latent", standard(K).to_event(1))
+        pyro.sample("obs", binomial(z[:, :1]), obs=x)
+
+
+class Diverged(nn.Module):
+    """A posterior that torch cannot draw from: its logits are NaN."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.logits = nn.Parameter(torch.full((3,), math.nan))
+
+    def model(self, x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("latent", dist.OneHotCategorical(torch.ones(3)))
+            pyro.sample("obs", binomial(z[:, :1]), obs=x)
+
+    def guide(self, x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("latent", dist.OneHotCategorical(logits=self.logits))
+
+
 X = torch.ones(N, D)
+HOLES = torch.where(torch.arange(D) < 2, torch.tensor([math.nan, math.inf] * (D // 2)), X)
+DIVERGED = Diverged()
 
 
 @pytest.mark.parametrize(
@@ -1143,6 +1228,14 @@ X = torch.ones(N, D)
         ((nothing_observed, guide_of_latent, {"x": X, "y": X[:3]}), "'y' has 3 entries for 12 data; give one for each"),
         ((nothing_observed, guide_of_latent, ["one", "two"]), "list is not data; give a tensor or an array"),
         ((nothing_observed, guide_of_latent, DataLoader(TensorDataset(X))), "DataLoader is not data; give a tensor"),
+        ((nothing_observed, guide_of_latent, HOLES), "data holds 24 of 192 numbers that are NaN or infinite; "),
+        ((nothing_observed, guide_of_latent, {"x": X, "y": HOLES}), "data['y'] holds 24 of 192 numbers that are NaN"),
+        ((of_k, random_beside, X), "the guide samples 'beside', which the model does not; take it out or add its"),
+        ((of_k, AutoDiagonalNormal(of_k), X), "of all data together, at '_AutoDiagonalNormal_latent', so that no"),
+        ((of_k, AutoNormal(of_k), X), "AutoNormal holds a posterior of each datum that it was made with, at 'latent'"),
+        ((of_k, AutoDelta(of_k), X), "AutoDelta holds a posterior of each datum that it was made with, at 'latent'"),
+        ((outside, AutoNormal(outside), X), "the site 'latent' has batch shape () for 11 data; its first"),
+        ((DIVERGED.model, DIVERGED.guide, X), "'owners.0.logits' is not finite, and the programs fail with it ("),
     ],
 )  # fmt: skip
 def test_what_cannot_be_looked_at_is_refused_in_a_sentence(given: tuple[Any, ...], words: str) -> None:
@@ -1160,6 +1253,20 @@ def test_what_cannot_be_looked_at_is_refused_in_a_sentence(given: tuple[Any, ...
 def test_labels_that_are_none(labels: Any, words: str) -> None:
     with pytest.raises(UserError) as error:
         diagnose(nothing_observed, guide_of_latent, X, labels=labels)
+    assert words in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"spec": ArraySpec((D,), levels=2), "data": 2 * X}, "data holds integers 2 to 2; they must lie in 0 to 1"),
+        ({"spec": ArraySpec((D,), levels=2), "data": X / 2}, "data holds 0.5, which is not an integer 0 to 1"),
+        ({"data": X, "fit": HOLES}, "fit holds 24 of 192 numbers that are NaN or infinite"),
+    ],
+)
+def test_values_that_no_model_is_to_blame_for(options: dict[str, Any], words: str) -> None:
+    with pytest.raises(UserError) as error:
+        diagnose(nothing_observed, guide_of_latent, **options)
     assert words in str(error.value)
 
 
@@ -1208,6 +1315,14 @@ def runs_into():
     return model, lambda x: guide(x[:, :2]) or guide(x[:, :1] @ x), make()[2]
 
 value = 3
+
+def helped():
+    import helping
+    return model, helping.guide, make()[2]
+
+def outside():
+    from functools import partial
+    return model, partial(torch.distributions.Normal, 0.0, "one"), make()[2]
 """
 
 
@@ -1215,6 +1330,9 @@ value = 3
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "mine.py").write_text(FILE)
     (tmp_path / "broken.py").write_text("def make(:")
+    (tmp_path / "importable.py").write_text(FILE)
+    (tmp_path / "helping.py").write_text("import torch\n\ndef guide(x):\n    return torch.ones(3) @ x\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -1246,6 +1364,10 @@ def test_doctor(here: Path) -> None:
         ("mine.py:takes", "mine.py:takes fails: TypeError"),
         ("mine.py:fails", "mine.py:fails fails at mine.py, line 38: KeyError: 'weights"),
         ("mine.py:runs_into", "mine.py:runs_into fails at mine.py, line 41: RuntimeError: mat1 and mat2"),
+        ("./mine.py:runs_into", "./mine.py:runs_into fails at mine.py, line 41: RuntimeError: mat1 and mat2"),
+        ("importable:runs_into", "/importable.py, line 41: RuntimeError: mat1 and mat2"),
+        ("mine.py:helped", "/helping.py, line 4: RuntimeError"),
+        ("mine.py:outside", "mine.py:outside runs into an error outside its own files, at "),
     ],
 )
 def test_doctor_refuses_in_a_sentence(here: Path, place: str, words: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from torch.utils.data import Dataset, IterableDataset, TensorDataset
 
 from pyro_delta.data import ArraySpec, Batches, Spec, Split, Splits, from_dataset, from_tensors, load
 from pyro_delta.data.images import ImageSpec
+from pyro_delta.data.named import checked_data
 from pyro_delta.data.sequences import TokenSpec
 from pyro_delta.data.sequences.text import ALPHABET
 from pyro_delta.data.spec import spec_as_dict, spec_of_dict
@@ -257,9 +259,13 @@ MISTAKES: dict[str, tuple[Any, dict[str, Any], str]] = {
     "one datum": (X[:1], {}, r"1 training datum cannot be divided"),
     "two data": (X[:2], {}, r"1 training datum cannot be divided"),
     "an empty datum": (torch.zeros(N, 0), {}, r"data of shape \(0,\) hold nothing"),
-    "nan": (X.clone().fill_(torch.nan), {}, r"train holds a number that is not finite; take it out, or mask it"),
-    "infinity": (X / 0, {}, r"train holds a number that is not finite"),
-    "too large": (np.full((N, 3), 1e300), {}, r"train holds a number that is not finite"),
+    "nan": (
+        X.clone().fill_(torch.nan),
+        {},
+        r"train holds 120 of 120 numbers that are NaN or infinite; take them out",
+    ),
+    "infinity": (X / 0, {}, r"train holds \d+ of \d+ numbers that are NaN or infinite"),
+    "too large": (np.full((N, 3), 1e300), {}, r"train holds \d+ of \d+ numbers that are NaN or infinite"),
     "below 0": (whole() - 1, {}, r"train holds integers -1 to 118; they must lie in 0 to 118"),
     "above the levels": (whole(), {"levels": 100}, r"train holds integers 0 to 119; they must lie in 0 to 99"),
     "between the levels": (X, {"levels": 100}, r"train holds 0.25, which is not an integer 0 to 99"),
@@ -590,7 +596,7 @@ DAMAGED: dict[str, tuple[Spec, str, Callable[[Path], object], str]] = {
         write(b"1 2\n" * 3),
         r"\S+x.txt does not hold data of shape \(3,\): .*; give",
     ),
-    "nan": (REAL, "x.txt", write(b"1 nan 3\n"), r"\S+x.txt holds a number that is not finite"),
+    "nan": (REAL, "x.txt", write(b"1 nan 3\n"), r"\S+x.txt holds 1 of 3 numbers that are NaN"),
     "in between": (WHOLE, "x.txt", write(b"1 2.5 3\n"), r"\S+x.txt holds 2.5, which is not an integer 0 to 119"),
     "too large": (WHOLE, "x.txt", write(b"1 2 120\n"), r"\S+x.txt holds integers 1 to 120; they must lie in 0 to 119"),
     "other shape": (REAL, "x.npy", array([[1, 2], [3, 4]]), r"\S+x.npy has shape \(2, 2\); it must be \(N, 3\)"),
@@ -737,6 +743,10 @@ class NotFinite(Plain):
     test = Split(X / 0.0)
 
 
+class NotFiniteBeside(Plain):
+    train = Split(X, None, {"weights": X / torch.tensor([1.0, 0.0, 1.0])})
+
+
 class Fails:
     def __init__(self, *, path: str = "x") -> None:
         raise ValueError("there is no sea\\nhere")
@@ -819,7 +829,8 @@ NO_DATA: dict[str, tuple[str, dict[str, Any], str]] = {
     ),
     "labels one-hot": ("{}:LabelsOneHot", {}, r"labels have shape \(40, 3\); give one whole number for each datum"),
     "too few lengths": ("{}:TooFewLengths", {}, r"the test split of '\S+' has 7 entries of 'lengths' for 40 data"),
-    "not finite": ("{}:NotFinite", {}, r"the test split of '\S+' holds a number that is not finite; take it out"),
+    "not finite": ("{}:NotFinite", {}, r"the test split of '\S+' holds \d+ of \d+ numbers that are NaN"),
+    "not finite beside x": ("{}:NotFiniteBeside", {}, r"'weights' in the train split of '\S+' holds 40 of 120 numbers"),
     "fails": ("{}:Fails", {}, r"\S+mine.py:Fails fails at \S+mine.py, line \d+: ValueError: there is no sea; mend"),
     "unknown option": (
         "{}:make",
@@ -838,6 +849,53 @@ NO_DATA: dict[str, tuple[str, dict[str, Any], str]] = {
     "no folder": ("folder:/nowhere/at/all", {}, r"there is no data folder /nowhere/at/all; give one that holds train/"),
     "given": ("given", {}, r"the data of this run were given in Python and are not kept with it; give them again"),
 }
+
+
+@dataclass(frozen=True)
+class Four(Spec):
+    """Four numbers."""
+
+    shape = (4,)  # type: ignore[assignment]
+    positions = 4  # type: ignore[assignment]
+
+
+# what a class says in the place of `Four`, and what the message must say
+NO_SPEC: dict[str, tuple[dict[str, Any], str]] = {
+    "shape, a list": ({"shape": [4]}, r"has shape \[4\]; it must be a tuple of whole numbers, each 1 or more"),
+    "shape, a real number": ({"shape": (4.0,)}, r"has shape \(4.0,\); it must be a tuple of whole numbers"),
+    "shape, nothing": ({"shape": (0,)}, r"has shape \(0,\); it must be a tuple"),
+    "shape fails": ({"shape": property(lambda spec: 1 / 0)}, r"fails at shape: ZeroDivisionError: division by zero"),
+    "levels, text": ({"levels": "3"}, r"has levels '3'; it must be None, or a whole number from 2 to"),
+    "levels, one": ({"levels": 1}, r"has levels 1; it must be None, or a whole number from 2 to"),
+    "resolution": ({"resolution": -0.5}, r"has resolution -0.5; it must be None, or a finite number above 0"),
+    "positions": ({"positions": 0}, r"has positions 0; it must be a whole number, 1 or more"),
+    "scored": ({"scored": 2.5}, r"has scored 2.5; it must be a whole number, 1 or more"),
+    "unit": ({"unit": None}, r"has unit None; it must be text"),
+    "order, shape": ({"order": lambda spec: np.arange(3)}, r"has order an array of int64 of shape \(3,\), 0 to 2"),
+    "order, type": ({"order": lambda spec: np.arange(4.0)}, r"has order an array of float64 of shape \(4,\), 0.0"),
+    "order, a list": ({"order": lambda spec: [0, 1, 2, 3]}, r"has order \[0, 1, 2, 3\]; it must be an array"),
+    "order, a gap": ({"order": lambda spec: np.array([0, 2, 3, 4])}, r"has order .*; it must be of the ranks"),
+    "order, negative": ({"order": lambda spec: np.arange(4) - 1}, r"has order .*, -1 to 2; it must be of the ranks"),
+    "order takes more": ({"order": lambda spec, more: None}, r"fails at order: TypeError: .*missing 1 required"),
+    "places, too far": ({"places": lambda spec: np.arange(4) + 1}, r"has places .*, 1 to 4; it must be of positions"),
+    "places fail": ({"places": lambda spec: {}["here"]}, r"fails at places: KeyError: 'here'; mend it"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NO_SPEC)
+def test_specs_that_say_what_no_data_are(name: str) -> None:
+    says, message = NO_SPEC[name]
+    spec, split = type("Own", (Four,), says)(), Split(torch.zeros(N, 4))
+    with pytest.raises(UserError, match=f"^the spec Own of the data 'mine' {message}") as caught:
+        checked_data(Splits(spec, split, split, split), "mine")
+    assert "\n" not in str(caught.value)
+    with pytest.raises(UserError, match=f"^the spec Own of the data {message}"):
+        from_tensors(split.x, spec=spec)
+
+
+def test_ranks_of_any_integers_will_do() -> None:
+    spec, split = type("Own", (Four,), {"order": lambda spec: np.zeros(4, np.uint8)})(), Split(torch.zeros(N, 4))
+    assert checked_data(Splits(spec, split, split, split), "mine").spec is spec
 
 
 @pytest.mark.parametrize("name", NO_DATA)

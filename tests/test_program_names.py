@@ -128,6 +128,68 @@ def test_broken_programs_are_one_sentence(
     assert not (tmp_path / "run").exists()
 
 
+EVERYTHING = """
+from dataclasses import dataclass
+from torch import nn
+from pyro_delta.data import Spec, Splits
+from pyro_delta.models import AR1Prior
+
+@dataclass(frozen=True)
+class OwnSpec(Spec):
+    shape = (3,)
+
+class Numbers(Splits):
+    def __init__(self): pass
+
+class Duck:
+    spec = OwnSpec()
+
+class Read:
+    def __init__(self, *, root="data"): pass
+
+def numbers(count=3, *, seed=0): pass
+
+class Prior(nn.Module):
+    def forward(self): pass
+
+class Child(AR1Prior): pass
+
+def a_prior(spec, *, dims=3): pass
+
+class Likelihood(nn.Module):
+    def forward(self, z, lengths=None): pass
+
+class Guide(nn.Module):
+    causality = "none"
+    def posterior(self, x): pass
+    def forward(self, x): pass
+
+def of_both(spec, prior, *, width=3): pass
+
+class Weighted:
+    def __call__(self, rate, distortion, data): return rate
+
+class Mishap(Exception): pass
+
+def helper(x): return x
+value = 3
+"""
+SERVES = {
+    "data": "Duck, Numbers, Read, numbers",
+    "prior": "Child, Prior, a_prior",
+    "likelihood": "Likelihood, of_both",
+    "guide": "Guide, of_both",
+    "objective": "Weighted",
+}
+
+
+@pytest.mark.parametrize("kind", SERVES)
+def test_the_hint_lists_what_can_serve_as_a_kind(kind: str, tmp_path: Path) -> None:
+    (tmp_path / "all.py").write_text(EVERYTHING)
+    with pytest.raises(UserError, match=rf"^unknown {kind} of \S+all.py 'Xyzzy'; known: {SERVES[kind]}\.$"):
+        programs.find(kind, f"{tmp_path}/all.py:Xyzzy")
+
+
 GUIDE = """
 import torch, pyro
 from pyro.nn import PyroModule

@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -27,7 +28,7 @@ import jax
 import jax.numpy as jnp
 import numpyro
 from flax import linen, nnx
-from numpyro import distributions
+from numpyro import distributions, handlers
 from numpyro.contrib.module import flax_module, nnx_module
 from numpyro.infer import SVI, TraceMeanField_ELBO
 
@@ -535,6 +536,16 @@ def site(name: str, distribution: Callable[[Any], Any]) -> Callable[[Any], None]
 
 
 OTHER = site("other", lambda x: distributions.Normal(x[:, :4], 1).to_event(1))
+
+
+def all_together(x: Any) -> None:
+    """As NumPyro's guides for all latents in a row write them."""
+    together = numpyro.sample(
+        "together", distributions.Normal(jnp.zeros(4 * len(x)), 1).to_event(1), infer={"is_auxiliary": True}
+    )
+    numpyro.sample("z", distributions.Delta(together.reshape(len(x), 4), event_dim=1))
+
+
 BATCHLESS = site("z", lambda x: distributions.Normal(jnp.zeros(4), 1).to_event(1))
 
 
@@ -544,9 +555,10 @@ BATCHLESS = site("z", lambda x: distributions.Normal(jnp.zeros(4), 1).to_event(1
         (OTHER, "the model samples 'z', which the guide does not"),
         (BATCHLESS, r"'z' has batch shape \(\) for 60 data"),
         (site("z", lambda x: NoTree(x[:, :4])), r"NoTree at 'z' is not a pytree .* pytree_data_fields"),
+        (all_together, "the guide draws the latents of all data together, at 'together', so that no datum has"),
         (None, "needs a guide"),
     ],
-    ids=["other site", "no batch", "no pytree", "no guide"],
+    ids=["other site", "no batch", "no pytree", "auxiliary", "no guide"],
 )
 def test_what_cannot_be_run_is_said_in_a_sentence(guide: Any, message: str) -> None:
     with pytest.raises(UserError, match=message):
@@ -554,10 +566,138 @@ def test_what_cannot_be_run_is_said_in_a_sentence(guide: Any, message: str) -> N
 
 
 def test_functions_without_their_parameters_are_not_taken_for_untrained_ones() -> None:
-    with pytest.raises(UserError, match=r"functions of NumPyro; give their parameters, params=svi\.get_params"):
-        pyro_delta.diagnose(model, guide, X)
+    with pytest.raises(UserError, match=r"no parameter 'encoder\$params' among none; give those that were"):
+        pyro_delta.diagnose(model, guide, np.ones((4, 64), np.float32))
     with pytest.raises(UserError, match=r"no parameter 'encoder\$params' among 'decoder\$params'; give those that"):
         pyro_delta.diagnose(model, guide, np.ones((4, 64), np.float32), params={"decoder$params": {}})
+
+
+def one_number(prior: Any, family: Callable[[Any, Any], Any]) -> tuple[Callable[..., None], Callable[..., None]]:
+    """A model and a guide of a latent number, with a weight each."""
+
+    def model(x: Any) -> None:
+        weight = numpyro.param("weight", jnp.ones(()))
+        with numpyro.plate("data", len(x)):
+            z = numpyro.sample("z", prior)
+            numpyro.sample("x", distributions.Normal((weight * z)[:, None], 1).expand([len(x), 2]).to_event(1), obs=x)
+
+    def guide(x: Any) -> None:
+        slope = numpyro.param("slope", jnp.ones(()))
+        with numpyro.plate("data", len(x)):
+            numpyro.sample("z", family(slope * x[:, 0], slope))
+
+    return model, guide
+
+
+NORMAL = one_number(distributions.Normal(0, 1), lambda mean, slope: distributions.Normal(mean, jnp.exp(slope)))
+BERNOULLI = one_number(distributions.Bernoulli(0.5), lambda logits, slope: distributions.Bernoulli(logits=logits))
+SMALL = np.random.default_rng(0).standard_normal((12, 2)).astype(np.float32)
+
+
+@pytest.mark.parametrize("programs", [NORMAL, BERNOULLI], ids=["normal", "bernoulli"])
+@pytest.mark.parametrize("weight", [1.0, math.nan])
+def test_weights_that_are_not_finite_have_diverged(programs: Any, weight: float) -> None:
+    found = pyro_delta.diagnose(*programs, SMALL, params={"weight": weight, "slope": math.nan}, weighed=4)
+    assert found.verdict == "diverged"
+    assert found.advice.startswith("The numbers are not finite: training diverged;")
+
+
+WEIGHTS = {"weight": 0.5, "slope": 1.5}
+
+
+class Calls:
+    """Programs behind an object and its method."""
+
+    def __call__(self, x: Any) -> None:
+        NORMAL[0](x)
+
+    def guide(self, x: Any) -> None:
+        NORMAL[1](x)
+
+
+def taking_more(factor: float, x: Any) -> None:
+    assert factor == 2
+    NORMAL[0](x)
+
+
+WRAPPED: dict[str, tuple[Any, Any, Any]] = {
+    "partial": (partial(taking_more, 2.0), partial(NORMAL[1]), WEIGHTS),
+    "seed": (handlers.seed(NORMAL[0], 0), handlers.seed(NORMAL[1], 0), WEIGHTS),
+    "substitute": (handlers.substitute(NORMAL[0], WEIGHTS), handlers.substitute(NORMAL[1], WEIGHTS), None),
+    "both": (handlers.seed(handlers.substitute(NORMAL[0], WEIGHTS), 0), NORMAL[1], WEIGHTS),
+    "an object": (Calls(), Calls().guide, WEIGHTS),
+    "functions": (lambda x: NORMAL[0](x), lambda x: Calls().guide(x), WEIGHTS),
+}
+
+
+@pytest.mark.parametrize("name", WRAPPED)
+def test_wrapped_programs_are_the_same(name: str) -> None:
+    wrapped_model, wrapped_guide, params = WRAPPED[name]
+    found = pyro_delta.diagnose(wrapped_model, wrapped_guide, SMALL, params=params, weighed=4)
+    assert found.numbers == pyro_delta.diagnose(*NORMAL, SMALL, params=WEIGHTS, weighed=4).numbers
+    with pytest.raises(UserError, match=r"^there is no parameter 'slope' among (none|'weight'); give those that were"):
+        pyro_delta.diagnose(wrapped_model, NORMAL[1], SMALL)
+
+
+def with_network(kind: str) -> Callable[[Any], None]:
+    def guide(x: Any) -> None:
+        if kind == "flax":
+            network = flax_module("net", linen.Dense(1), input_shape=(1, 2))
+        else:
+            network = nnx_module("net", nnx.Linear(2, 1, rngs=nnx.Rngs(0)))
+        with numpyro.plate("data", len(x)):
+            numpyro.sample("z", distributions.Normal(network(x)[:, 0], 1))
+
+    return guide
+
+
+def called(x: Any) -> None:
+    slope = numpyro.param("slope", lambda key: jax.random.normal(key, (2,)))
+    with numpyro.plate("data", len(x)):
+        numpyro.sample("z", distributions.Normal(x @ slope, 1))
+
+
+KERNEL, BIAS = np.ones((2, 1), np.float32), np.zeros(1, np.float32)
+UNFIT: dict[str, tuple[Any, Any, str]] = {
+    "shape": (NORMAL[1], {"slope": np.ones(12)}, r"'slope' is of shape \(12,\), where the program's is of shape \(\);"),
+    "drawn": (
+        called,
+        {"slope": np.ones(3)},
+        r"'slope' is of shape \(3,\), where the program's is of shape \(2,\);",
+    ),
+    "flax": (
+        with_network("flax"),
+        {"net$params": {"kernel": KERNEL.T, "bias": BIAS}},
+        r"kernel' is of shape \(1, 2\)",
+    ),
+    "flax lacks": (
+        with_network("flax"),
+        {"net$params": {"kernel": KERNEL}},
+        r"'net\$params.bias' is absent, where",
+    ),
+    "nnx": (with_network("nnx"), {"net$params": {"kernel": KERNEL.T, "bias": BIAS}}, r"kernel' is of shape \(1, 2\)"),
+    "nnx lacks": (with_network("nnx"), {"net$params": {"kernel": KERNEL}}, r"'net\$params.bias' is absent, where"),
+    "nnx missing": (with_network("nnx"), {}, r"there is no parameter 'net\$params' among 'weight'; give those that"),
+}
+
+
+@pytest.mark.parametrize("name", UNFIT)
+def test_parameters_of_another_model(name: str) -> None:
+    other, params, words = UNFIT[name]
+    with pytest.raises(UserError, match=words):
+        pyro_delta.diagnose(NORMAL[0], other, SMALL, params={"weight": 1.0, **params})
+
+
+@pytest.mark.parametrize("params", [[1, 2], {"weight": "one", "slope": 1.0}], ids=["a list", "text"])
+def test_parameters_that_are_none(params: Any) -> None:
+    with pytest.raises(UserError, match=r"^params are a (list|dict) that does not hold an array by each name"):
+        pyro_delta.diagnose(*NORMAL, SMALL, params=params)
+
+
+def test_data_that_are_not_finite_are_not_blamed_on_training() -> None:
+    holes = np.where(np.arange(12)[:, None] < 3, np.nan, SMALL)
+    with pytest.raises(UserError, match=r"^data holds 6 of 24 numbers that are NaN or infinite"):
+        pyro_delta.diagnose(*NORMAL, holes, params={"weight": 1.0, "slope": 1.0})
 
 
 # --- Distributions seen from torch ---

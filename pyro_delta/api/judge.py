@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import dis
+import inspect
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from pyro_delta.data.named import data_of
+from pyro_delta.data.spec import check_answers
 from pyro_delta.data.splits import SPLITS, Split, subset
 from pyro_delta.data.tensors import as_split, labels_of
+from pyro_delta.data.values import admitted, finite
 from pyro_delta.diagnostics import bounds
 from pyro_delta.diagnostics.diagnose import Diagnosis, diagnosed
 from pyro_delta.diagnostics.told import TOLD_IMAGES, TOLD_SAMPLES
@@ -67,6 +73,8 @@ def check(
         **options,
     )
     numbers, advice = found.numbers | measured, found.advice
+    if measured["data_as_trained"] is False:
+        advice += f" {OTHER_DATA}"
     if other is not None:
         numbers |= {f"control_{key}": value for key, value in other.facts.items() if key not in provenance()}
         if other.trained_steps != run.trained_steps:
@@ -81,6 +89,8 @@ def check(
     return replace(found, numbers=numbers, advice=advice)
 
 
+OTHER_DATA = "The training data that go with these are not those that the run was trained on."
+"""Said with numbers of a run whose data are not what they were."""
 FREE = {"likelihood.use_latents", "training.steps", "training.minutes", "training.log_every", "training.validations"}
 """Settings in which a control may differ from its run."""
 
@@ -103,9 +113,11 @@ def _control(control: Run | str | Path, run: Run) -> Run:
         UserError: if it was trained on others.
     """
     other = run_of(control)
-    if other.spec != run.spec or other.config.data != run.config.data:
+    apart = None not in (run.data_digest, other.data_digest) and run.data_digest != other.data_digest
+    if apart or other.spec != run.spec or other.config.data != run.config.data:
         raise UserError(
-            f"the control was trained on {_data_in_words(other)}, the run on {_data_in_words(run)}; give one of the "
+            f"the control was trained on {_data_in_words(other)}, the run on {_data_in_words(run)}"
+            f"{', whose training data were others' if apart else ''}; give one of the "
             "same data."
         )
     return other
@@ -167,7 +179,7 @@ def diagnose(
         labels: (N,), for a linear probe on samples of z; those of `data`, if it has some, where None.
         fit: data with labels that the probe is fitted to; without it, the first half of `data`.
         spec: of the data; without it bits are per number that the model observes.
-        params: of a NumPyro model and guide that are functions, such as `svi.get_params(state)`; {} if there are none.
+        params: of a NumPyro model and guide that are functions, such as `svi.get_params(state)`, if they have some.
         particles: K of the importance-weighted bound, and of k̂; 1 leaves them out.
         weighed: data, from the start, that this bound is of.
         told_samples: M of what z tells the decoder, which can show at most ln M nats.
@@ -176,7 +188,8 @@ def diagnose(
         advance: called with the number of data just done: all data twice, and the passes of what z tells.
 
     Raises:
-        UserError: if the programs cannot be run on the data, or there are fewer than four data.
+        UserError: if the programs cannot be run on the data, there are fewer than four data, or they hold numbers that
+            are not finite or that the spec does not admit.
     """
     if isinstance(model, Run | str | Path):
         run = run_of(model)
@@ -186,11 +199,16 @@ def diagnose(
         spec, fit, data = spec or data.spec, data.train if fit is None else fit, data.test
     if data is None:
         raise UserError("diagnose(model, guide, data) needs data; give what both are called with.")
-    split = _split(data, labels)
+    split, other = _split(data, labels), None if fit is None else as_split(fit)
+    if spec is not None:
+        check_answers(spec, "the data")
+    for name, part in (("data", split), ("fit", other)):
+        if part is not None:
+            _check_values(part, spec, name)
     return diagnosed(
         vae,
         split,
-        fit=None if fit is None else as_split(fit),
+        fit=other,
         spec=spec,
         particles=particles,
         weighed=weighed,
@@ -241,12 +259,7 @@ def _pair(model: Any, guide: Any, params: Mapping[str, Any] | None) -> Any:
             raise UserError(
                 f"the {name} is a {type(program).__name__}, not callable; call diagnose(model, guide, data)."
             )
-    if params is None and not _is_flax(model) and not _is_flax(guide):
-        if _names_numpyro(model) or _names_numpyro(guide):
-            raise UserError(
-                "model and guide are functions of NumPyro; give their parameters, params=svi.get_params(state), or {} "
-                "if there are none."
-            )
+    if params is None and not any(_is_flax(program) or _is_numpyro(program) for program in (model, guide)):
         return VAE(model, guide)
     from pyro_delta.twin import require
 
@@ -260,8 +273,56 @@ def _is_flax(program: Any) -> bool:
     return any(cls.__module__.partition(".")[0] == "flax" for cls in type(program).__mro__)
 
 
-def _names_numpyro(program: Any) -> bool:
-    return "numpyro" in getattr(getattr(program, "__code__", None), "co_names", ())
+def _is_numpyro(program: Any, deep: int = 3) -> bool:
+    """Whether a program is one of NumPyro: its handler or guide, or a function that uses it, itself or by another.
+
+    Args:
+        program: behind any `functools.partial`s and decorators.
+        deep: functions that call one another.
+    """
+    while isinstance(program, partial):
+        program = program.func
+    if _is_of_numpyro(program):
+        return True
+    program = inspect.unwrap(program)
+    function = getattr(program, "__func__", program)
+    if not inspect.isfunction(function):
+        function = inspect.getattr_static(type(program), "__call__", None)
+    if not inspect.isfunction(function) or not deep:
+        return False
+    used = dis.get_instructions(function)
+    names = [(i.opname, i.argval) for i in used if i.opname in ("LOAD_GLOBAL", "LOAD_DEREF", "IMPORT_NAME")]
+    if any(opname == "IMPORT_NAME" and name.partition(".")[0] == "numpyro" for opname, name in names):
+        return True
+    values = {**function.__globals__, **_enclosed(function)}
+    found = [values[name] for _, name in names if name in values]
+    return any(_is_of_numpyro(value) or (callable(value) and _is_numpyro(value, deep - 1)) for value in found)
+
+
+def _is_of_numpyro(value: Any) -> bool:
+    """Whether it is NumPyro itself, or defined in it."""
+    of = value if inspect.isfunction(value) or isinstance(value, type) else type(value)
+    name = value.__name__ if inspect.ismodule(value) else of.__module__
+    return str(name).partition(".")[0] == "numpyro"
+
+
+def _enclosed(function: Any) -> dict[str, Any]:
+    """What a function knows of those around it; what they have not said yet is left out."""
+    found = {}
+    for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
+        with suppress(ValueError):
+            found[name] = cell.cell_contents
+    return found
+
+
+def _check_values(split: Split, spec: Spec | None, name: str) -> None:
+    """Refuses data that any model would seem to have diverged on."""
+    for key, values in split.extras.items():
+        finite(values, f"{name}[{key!r}]")
+    if spec is None:
+        finite(split.x, name)
+    else:
+        admitted(spec, split.x, name)
 
 
 def _split(data: Any, labels: Any) -> Split:
@@ -288,5 +349,11 @@ def _parts(
         data = data_of(data, root)
         check_spec(data, run.spec, "data")
     whole = getattr(data, split)
-    measured = {"split": split, "split_images": len(whole), "seed": seed, **run.facts}
+    measured = {
+        "split": split,
+        "split_images": len(whole),
+        "seed": seed,
+        "data_as_trained": run.trained_on(data),
+        **run.facts,
+    }
     return run, data, subset(whole, images, seed), measured

@@ -13,6 +13,7 @@ from pyro_delta import config as configuration
 from pyro_delta.build import build, load_data
 from pyro_delta.config import Config, DataConfig
 from pyro_delta.data.named import checked_data, data_of
+from pyro_delta.data.splits import split_digest
 from pyro_delta.errors import UserError
 from pyro_delta.inference.checkpoint import load_checkpoint
 from pyro_delta.inference.pyro_training import PyroTraining
@@ -21,6 +22,7 @@ from pyro_delta.inference.run import (
     CHECKPOINT,
     PROGRAMS,
     Run,
+    check_digest,
     check_free,
     check_made_with,
     check_spec,
@@ -94,7 +96,7 @@ def train(
         check_free(folder)
     training = prepare(config, device, data=given)
     if folder is not None:
-        create(folder, config, training.data.spec, preset)
+        create(folder, config, training.data, preset)
     return _run(training, folder, show, given, resumed=False)
 
 
@@ -196,7 +198,7 @@ def begin_with(config: Config, out: Path | None, preset: str, device: str) -> tu
         check_free(out)
     training = prepare(config, device)
     folder = out or default_folder(config, preset)
-    create(folder, config, training.data.spec, preset)
+    create(folder, config, training.data, preset)
     return training, folder, preset
 
 
@@ -223,6 +225,7 @@ def reopen(
     training = prepare(config, device, out / PROGRAMS, data)
     spec = read_spec(out, config)
     check_spec(training.data, spec, config.data.program)
+    check_digest(training.data, info.data_digest, out)
     training.restore(state, out / CHECKPOINT)
     if config != read_config(out):
         note_configuration(out, config)
@@ -300,6 +303,7 @@ def _run(training: Training, folder: Path | None, show: Show, given: Data | None
         folder,
         given or training.data,
         tuple(lines),
+        split_digest(training.data.train),
     )
 
 

@@ -53,6 +53,7 @@ def evaluate(
     pyro-delta evaluate runs/first --particles 100 --images 200 --json
     pyro-delta evaluate runs/first --with-prior auxiliary
     """  # noqa: D301 (click wants the backspace itself)
+    from pyro_delta.api.judge import OTHER_DATA
     from pyro_delta.api.judge import evaluate as evaluate_run
     from pyro_delta.inference.run import choose_device, load
     from pyro_delta.report.progress import counting
@@ -71,3 +72,5 @@ def evaluate(
         print_table(title_of_numbers(run, numbers), numbers, loaded.spec.unit)
         if loaded.caveat:
             click.echo(loaded.caveat)
+        if numbers["data_as_trained"] is False:
+            click.echo(OTHER_DATA)

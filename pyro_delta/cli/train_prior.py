@@ -58,7 +58,7 @@ def train_prior(
     from pyro_delta.config import AuxiliaryConfig
     from pyro_delta.inference.auxiliary import AuxiliaryTraining
     from pyro_delta.inference.auxiliary import train_prior as fit
-    from pyro_delta.inference.run import choose_device, load, save_auxiliary
+    from pyro_delta.inference.run import check_digest, choose_device, load, save_auxiliary
     from pyro_delta.report.progress import counting
     from pyro_delta.report.tables import print_table
 
@@ -66,6 +66,7 @@ def train_prior(
         raise UserError(f"--lr {lr} is not a learning rate; give a finite number above 0.")
     loaded = load(run, choose_device(device), weights=weights)
     data = loaded.data(data_root)
+    check_digest(data, loaded.data_digest, run)
     torch.manual_seed(seed)
     settings = AuxiliaryConfig(enabled=True, hidden=hidden, mixtures=mixtures, lr=lr)
     training = AuxiliaryTraining.of(settings, loaded.vae.model.prior)

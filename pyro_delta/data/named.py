@@ -5,9 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
+from pyro_delta.data.spec import check_answers, is_spec
 from pyro_delta.data.splits import SPLITS
 from pyro_delta.data.tensors import labels_of
-from pyro_delta.data.values import checked
+from pyro_delta.data.values import checked, finite
 from pyro_delta.errors import UserError
 from pyro_delta.programs import blamed, checked_options, data_name, find
 from pyro_delta.protocol import Data, Spec
@@ -68,8 +71,9 @@ def checked_data(data: Any, name: str) -> Data:
         name: of it.
 
     Raises:
-        UserError: if it is no data, or has a split of another shape, without data, with numbers that the spec does not
-            admit, or with another number of labels (or of what else goes with x).
+        UserError: if it is no data, has a malformed spec, or has a split of another shape, without data, with numbers
+            that are not finite or that the spec does not admit, or with another number of labels (or of what else goes
+            with x).
     """
     if isinstance(data, type) or not hasattr(data, "spec"):
         found = f"the class {data.__name__}" if isinstance(data, type) else f"of type {type(data).__name__}"
@@ -77,8 +81,7 @@ def checked_data(data: Any, name: str) -> Data:
             f"the data {name!r} are {found}; they must be an object with a spec and splits, such as "
             "pyro_delta.data.from_tensors makes of tensors and arrays."
         )
-    if not isinstance(data.spec, Spec):
-        raise UserError(f"the data {name!r} have spec {data.spec!r}; see pyro_delta.protocol.Spec.")
+    check_answers(data.spec, f"the data {name!r}")
     for part in SPLITS:
         split = getattr(data, part, None)
         x: Any = getattr(split, "x", None)
@@ -94,6 +97,8 @@ def checked_data(data: Any, name: str) -> Data:
         labels = getattr(split, "labels", None)
         beside = {"labels": None if labels is None else labels_of(labels), **(getattr(split, "extras", None) or {})}
         for key, values in beside.items():
+            if isinstance(values, Tensor):
+                finite(values, f"{key!r} in the {part} split of {name!r}")
             if values is not None and (count := (*getattr(values, "shape", ()), 1)[0]) != shape[0]:
                 raise UserError(
                     f"the {part} split of {name!r} has {count} entries of {key!r} for {shape[0]} data; give one for "
@@ -105,7 +110,10 @@ def checked_data(data: Any, name: str) -> Data:
 def spec_before_data(program: str, folder: Path | None = None) -> Spec | None:
     """The spec of a program's data where its class says it, before any file is read."""
     spec = getattr(find("data", program, folder), "spec", None)
-    return spec if isinstance(spec, Spec) else None
+    if not is_spec(spec):
+        return None
+    check_answers(spec, f"the data {program!r}")
+    return spec
 
 
 def split_of_data(data: Data, name: str) -> Any:

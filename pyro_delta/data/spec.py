@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from dataclasses import asdict, dataclass
 from importlib import import_module
+from numbers import Integral, Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from pyro_delta.errors import UserError
+from pyro_delta.errors import UserError, in_a_line
 from pyro_delta.limits import LARGEST_LEVELS
 
 if TYPE_CHECKING:
@@ -126,6 +128,76 @@ class ArraySpec(Spec):
     def positions(self) -> int:
         """Places along the first axis, if it is an order."""
         return self.event[0] if self.ordered and self.event else 1
+
+
+MEMBERS = ("shape", "levels", "resolution", "positions", "scored", "unit", "suffix", "places", "order", "show", "open")
+"""Of `pyro_delta.protocol.Spec`."""
+
+
+def check_answers(spec: Any, title: str) -> None:
+    """Refuses a spec that lacks a member of the protocol, or whose answers are malformed or contradict one another.
+
+    Args:
+        spec: of a user's own, perhaps.
+        title: whose it is, such as "the data 'mine.py:Mine'".
+
+    Raises:
+        UserError: with the member, what it says, and what it should.
+    """
+    import numpy as np
+
+    if not is_spec(spec):
+        raise UserError(f"{title} have spec {spec!r}; see pyro_delta.protocol.Spec.")
+    whose = f"the spec {type(spec).__name__} of {title}"
+
+    def answer(member: str) -> Any:
+        try:
+            found = getattr(spec, member)
+            return found() if member in ("places", "order") else found
+        except Exception as error:
+            raise UserError(f"{whose} fails at {member}: {in_a_line(error)}; mend it.") from error
+
+    def need(holds: bool, member: str, said: Any, needed: str) -> None:
+        if not holds:
+            shown = _array_in_words(said) if isinstance(said, np.ndarray) else repr(said)
+            raise UserError(f"{whose} has {member} {shown}; it must be {needed}.")
+
+    shape, levels, resolution = answer("shape"), answer("levels"), answer("resolution")
+    in_range = levels is None or (_counts(levels) and 2 <= levels <= LARGEST_LEVELS)
+    is_step = resolution is None or (isinstance(resolution, Real) and 0 < float(resolution) < math.inf)
+    sizes = isinstance(shape, tuple) and all(map(_counts, shape))
+    need(sizes, "shape", shape, "a tuple of whole numbers, each 1 or more")
+    need(in_range, "levels", levels, f"None, or a whole number from 2 to {LARGEST_LEVELS}")
+    need(is_step, "resolution", resolution, "None, or a finite number above 0")
+    for member in ("positions", "scored"):
+        need(_counts(said := answer(member)), member, said, "a whole number, 1 or more")
+    for member in ("unit", "suffix"):
+        need(isinstance(said := answer(member), str), member, said, "text")
+    places, order, last = answer("places"), answer("order"), answer("positions") - 1
+    for member, said in (("places", places), ("order", order)):
+        fits = isinstance(said, np.ndarray) and said.dtype.kind in "iu" and said.shape == shape
+        need(fits, member, said, f"an array of integers of shape {shape}")
+    need(places.min() >= 0 and places.max() <= last, "places", places, f"of positions, 0 to {last}")
+    ranks = np.unique(order)
+    need(bool((ranks == np.arange(len(ranks))).all()), "order", order, "of the ranks 0, 1, 2, … without a gap")
+
+
+def is_spec(spec: Any) -> bool:
+    """Whether an object has the members of a spec; none of them is asked."""
+    missing = object()
+    has = (inspect.getattr_static(spec, member, missing) is not missing for member in MEMBERS)
+    return not isinstance(spec, type) and all(has)
+
+
+def _counts(value: Any) -> bool:
+    """Whether it is a whole number from 1 up."""
+    return isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= 1
+
+
+def _array_in_words(values: np.ndarray) -> str:
+    """Type, shape and range of an array."""
+    inside = f", {values.min()} to {values.max()}" if values.size and values.dtype.kind in "iuf" else ""
+    return f"an array of {values.dtype} of shape {values.shape}{inside}"
 
 
 def check_sizes(shape: tuple[int, ...], levels: int | None) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -175,6 +176,21 @@ def hold_out(split: Split, count: int, seed: int) -> tuple[Split, Split]:
         )
     order = balanced_order(split, seed)
     return split.take(order[count:]), split.take(order[:count])
+
+
+DIGESTED = 64
+"""Data of a split that its digest is of."""
+
+
+def split_digest(split: Any) -> str:
+    """What tells a split from others of its spec: number, shapes, types, and evenly spaced ones of its data."""
+    count = len(split.x)
+    found, some = hashlib.sha256(str(count).encode()), torch.linspace(0, count - 1, min(count, DIGESTED)).long()
+    for name, given in {"x": split.x, **(getattr(split, "extras", None) or {})}.items():
+        values = torch.as_tensor(given)
+        kept = values[some.to(values.device)].cpu().contiguous().reshape(-1)
+        found.update(f"{name} {tuple(values.shape)} {values.dtype}".encode() + kept.view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()[:16]
 
 
 def size_of(batch: Any) -> int:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from pyro_delta.data.spec import ArraySpec
+from pyro_delta.data.spec import ArraySpec, check_answers
 from pyro_delta.data.splits import TEST_SEED, Split, Splits, hold_out, size_of
 from pyro_delta.data.values import checked
 from pyro_delta.errors import UserError
@@ -61,6 +61,8 @@ def from_tensors(
         spec = ArraySpec(tuple(first.x.shape[1:]), levels, resolution, ordered)
     elif (levels, resolution) != (None, None):
         raise UserError("a spec says levels and resolution itself; leave them out.")
+    else:
+        check_answers(spec, "the data")
     first = _checked(spec, first, "train")
     if test is None:
         first, last = hold_out(first, max(1, len(first) // 10), TEST_SEED)

@@ -16,7 +16,13 @@ from pyro_delta.protocol import Spec
 
 def dtype_of(spec: Spec) -> torch.dtype:
     """The type that data of a spec are held in."""
-    return getattr(torch, getattr(spec, "dtype", "float32" if spec.levels is None else "int64"))
+    name = getattr(spec, "dtype", "float32" if spec.levels is None else "int64")
+    dtype = getattr(torch, str(name), None)
+    if not isinstance(dtype, torch.dtype):
+        raise UserError(
+            f"the spec {type(spec).__name__} has dtype {name!r}; give the name of a torch type, like 'uint8'."
+        )
+    return dtype
 
 
 def blank(spec: Spec, count: int) -> Tensor:
@@ -40,11 +46,17 @@ def checked(spec: Spec, x: Any, name: str) -> Tensor:
     x = torch.as_tensor(x)
     if tuple(x.shape[1:]) != tuple(spec.shape) or x.dim() != 1 + len(spec.shape):
         raise UserError(f"{name} has shape {tuple(x.shape)}; it must be (N, {', '.join(map(str, spec.shape))}).")
+    return admitted(spec, x, name)
+
+
+def admitted(spec: Spec, x: Tensor, name: str) -> Tensor:
+    """Data of any shape as a tensor of the spec's type.
+
+    Raises:
+        UserError: if some values are others than the spec's.
+    """
     if spec.levels is None:
-        x = x.to(dtype_of(spec))
-        if not x.isfinite().all():
-            raise UserError(f"{name} holds a number that is not finite; take it out, or mask it.")
-        return x
+        return finite(x.to(dtype_of(spec)), name)
     if x.dtype == torch.bool:
         x = x.to(torch.uint8)
     if x.is_floating_point() and (wrong := x[(x != x.floor()) | x.isinf()]).numel():
@@ -54,6 +66,20 @@ def checked(spec: Spec, x: Any, name: str) -> Tensor:
             f"{name} holds integers {int(x.min())} to {int(x.max())}; they must lie in 0 to {spec.levels - 1}."
         )
     return x.to(dtype_of(spec))
+
+
+def finite(x: Tensor, name: str) -> Tensor:
+    """The numbers themselves, all of them finite.
+
+    Raises:
+        UserError: if some are not, with how many.
+    """
+    if x.is_floating_point() and (wrong := x.numel() - int(x.isfinite().sum())):
+        raise UserError(
+            f"{name} holds {wrong} of {x.numel()} numbers that are NaN or infinite; take them out, or put others in "
+            "their place and mask these."
+        )
+    return x
 
 
 def read_numbers(spec: Spec, path: Path, count: int | None) -> tuple[Tensor, list[str]]:

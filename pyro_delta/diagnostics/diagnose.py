@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -24,8 +25,9 @@ from pyro_delta.diagnostics.bounds import (
 from pyro_delta.diagnostics.control import bought
 from pyro_delta.diagnostics.importance import K_HAT_LIMIT
 from pyro_delta.diagnostics.told import TOLD_IMAGES, TOLD_SAMPLES, group_sizes, told
-from pyro_delta.diagnostics.trace import committed
+from pyro_delta.diagnostics.trace import committed, diverged_weight
 from pyro_delta.diagnostics.usage import LEAST_TOLD, floor_holds, information, least_told, probe, shuffled_gap
+from pyro_delta.errors import UserError, in_a_line
 from pyro_delta.protocol import Advance, Spec, Split
 from pyro_delta.rate import ar1_committed_rate
 from pyro_delta.vae import VAE
@@ -149,30 +151,49 @@ def diagnosed(
     at_least(1, particles=particles, weighed=weighed, told_images=told_images)
     at_least(0, seed=seed)
     group_sizes(len(split), told_samples, told_images)  # refused before any work is done
-    encoding = encode(vae, split, seed=seed, advance=advance)
-    known, unit = committed_by_all(committed(vae, split), encoding), Unit.of(spec, encoding.scored)
-    numbers: Line = summarise(encoding, unit, known.nats) | standard_errors(encoding, unit)
-    numbers["neg_elbo_nats"] = (encoding.rate + encoding.distortion).mean().item()
-    numbers["distortion_nats"] = encoding.distortion.mean().item()
-    numbers["delta_known_by"] = known.known_by
-    numbers["delta_guarantee"] = known.guarantee
-    numbers["floor_holds"] = floor_holds(encoding, known.nats, known.guarantee)
-    numbers["rate_closed_form"] = encoding.closed_form
-    per_dimension = encoding.rate_per_dimension
-    numbers["rate_nats_per_dim"] = None if per_dimension is None else per_dimension.tolist()
-    numbers["latent_units"] = flat(encoding.z).shape[1]
-    if particles > 1:
-        numbers |= importance_line(vae, split, encoding, unit, particles, weighed=weighed, seed=seed)
-    if control is not None:
-        numbers |= bought(encoding, control, split, unit, seed=seed, advance=advance)
-    gap = shuffled_gap(vae, split, encoding, seed=seed, advance=advance)
-    numbers["shuffled_gap_nats"], numbers["shuffled_gap_se"] = gap.mean().item(), standard_error(gap)
-    numbers |= told(vae, split, encoding, samples=told_samples, images=told_images, seed=seed, advance=advance)
-    numbers |= information(vae, split, encoding) | probe(vae, split, encoding, fit, seed)
-    numbers["latents_used"] = least_told(numbers) > LEAST_TOLD
-    verdict = judge(numbers)
+    lost = diverged_weight(vae)
+    with _fails_by(lost):
+        encoding = encode(vae, split, seed=seed, advance=advance)
+        known, unit = committed_by_all(committed(vae, split), encoding), Unit.of(spec, encoding.scored)
+        numbers: Line = summarise(encoding, unit, known.nats) | standard_errors(encoding, unit)
+        numbers["neg_elbo_nats"] = (encoding.rate + encoding.distortion).mean().item()
+        numbers["distortion_nats"] = encoding.distortion.mean().item()
+        numbers["delta_known_by"] = known.known_by
+        numbers["delta_guarantee"] = known.guarantee
+        numbers["floor_holds"] = floor_holds(encoding, known.nats, known.guarantee)
+        numbers["rate_closed_form"] = encoding.closed_form
+        per_dimension = encoding.rate_per_dimension
+        numbers["rate_nats_per_dim"] = None if per_dimension is None else per_dimension.tolist()
+        numbers["latent_units"] = flat(encoding.z).shape[1]
+        if particles > 1:
+            numbers |= importance_line(vae, split, encoding, unit, particles, weighed=weighed, seed=seed)
+        if control is not None:
+            numbers |= bought(encoding, control, split, unit, seed=seed, advance=advance)
+        gap = shuffled_gap(vae, split, encoding, seed=seed, advance=advance)
+        numbers["shuffled_gap_nats"], numbers["shuffled_gap_se"] = gap.mean().item(), standard_error(gap)
+        numbers |= told(vae, split, encoding, samples=told_samples, images=told_images, seed=seed, advance=advance)
+        numbers |= information(vae, split, encoding) | probe(vae, split, encoding, fit, seed)
+        numbers["latents_used"] = least_told(numbers) > LEAST_TOLD
+    # Some distributions make finite numbers of parameters that are not.
+    verdict = judge(numbers) if lost is None else "diverged"
     advice = advise(verdict, numbers, {name: tuple(value.shape[1:]) for name, value in encoding.z.items()})
     return Diagnosis(numbers, verdict, advice, getattr(spec, "unit", "bits/number"))
+
+
+@contextmanager
+def _fails_by(lost: str | None) -> Iterator[None]:
+    """Says that training diverged where the programs cannot even be run with the weight `lost`, which is not finite."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        if lost is None:
+            raise
+        raise UserError(
+            f"the weight {lost!r} is not finite, and the programs fail with it ({in_a_line(error)}): training "
+            "diverged; train again with a lower learning rate, or clip gradients."
+        ) from error
 
 
 def told_passes(count: int, samples: int = TOLD_SAMPLES, images: int = TOLD_IMAGES) -> int:

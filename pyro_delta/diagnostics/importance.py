@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from pyro_delta.data.splits import size_of
+from pyro_delta.data.tensors import as_split
 from pyro_delta.diagnostics.quiet_arviz import load_arviz
-from pyro_delta.diagnostics.trace import batches, evaluating, tiled, trace
+from pyro_delta.diagnostics.trace import at_once, batches, evaluating, tiled, trace
 from pyro_delta.protocol import Advance
 from pyro_delta.vae import VAE
 
@@ -50,7 +51,7 @@ def importance_weights(
     Returns:
         (N, K) nats, float64, on the CPU.
     """
-    parts = []
+    parts, batch = [], at_once(vae, batch, len(as_split(data)))
     with evaluating(vae, seed):
         for x in batches(data, max(1, batch // particles), vae):
             weights = []
@@ -81,6 +82,7 @@ def k_hat(log_weights: Tensor) -> Tensor:
     0 where all weights are alike, such as those of an exact posterior, whose tail would be one of rounding errors, and
     where so many are alike that no tail stands out.
     """
-    k = torch.from_numpy(np.asarray(load_arviz().psislw(log_weights.numpy())[1]))
+    with np.errstate(invalid="ignore"):  # of weights that are not finite, whose k̂ is not either
+        k = torch.from_numpy(np.asarray(load_arviz().psislw(log_weights.numpy())[1]))
     alike = log_weights.amax(1) - log_weights.amin(1) < ALIKE
     return torch.where((alike | k.isinf()) & log_weights.isfinite().all(1), 0.0, k)

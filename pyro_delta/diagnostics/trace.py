@@ -16,12 +16,14 @@ from typing import Any, Literal
 
 import pyro
 import torch
-from pyro.distributions import MaskedDistribution
+from pyro.distributions import Delta, MaskedDistribution, TransformedDistribution
 from pyro.distributions.util import scale_and_mask
+from pyro.infer.autoguide import AutoGuide
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor, nn
-from torch.distributions import Distribution, Normal, kl_divergence
+from torch.distributions import Distribution, Normal, biject_to, kl_divergence
+from torch.distributions.transforms import identity_transform
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 from pyro_delta.call import run
@@ -189,8 +191,27 @@ def sites(vae: Pair, part: Literal["model", "guide"], batch: Batch, given: Laten
     Raises:
         UserError: if a site has no batch of B.
     """
-    found = _sites(getattr(vae, part), batch, given)
-    return {name: _site(name, site, size_of(batch)) for name, site in found.items()}
+    program, count = getattr(vae, part), size_of(batch)
+    found = folded(_sites(program, batch, given), program, count)
+    if isinstance(program, AutoGuide):
+        _check_places(program, found, count)
+    return {name: _site(name, site, count) for name, site in found.items()}
+
+
+def _check_places(guide: AutoGuide, found: Mapping[str, Any], count: int) -> None:
+    """Refuses a guide that has a posterior for each of other data than these.
+
+    Raises:
+        UserError: naming the site.
+    """
+    for name, site in found.items():
+        shape = tuple(site["fn"].batch_shape)
+        if site["cond_indep_stack"] and count not in shape:
+            raise UserError(
+                f"{type(guide).__name__} holds a posterior of each datum that it was made with, at {name!r} of batch "
+                f"shape {shape}, and cannot be run on {count} of them; let the data say which they are: "
+                "pyro.plate('data', N, subsample=index) in the model and as create_plates, and index beside x."
+            )
 
 
 def trace(vae: Pair, batch: Batch, z: Latents | None = None) -> Traced:
@@ -217,7 +238,10 @@ def trace(vae: Pair, batch: Batch, z: Latents | None = None) -> Traced:
         else:
             raise UserError(f"the model samples {name!r}, which the guide does not; sample it in the guide, too.")
     if missing := sorted(guide.keys() - latents.keys()):
-        raise UserError(f"the guide samples {missing[0]!r}, which the model does not; take it out or add its prior.")
+        raise UserError(
+            f"the guide samples {missing[0]!r}, which the model does not; take it out or add its prior, for the "
+            "density of its other sites given the data alone is not known."
+        )
     if not any(p.observed for p in model.values()):
         raise UserError("the model observes nothing; give it data with obs=x in a sample statement.")
     if not latents:
@@ -323,12 +347,33 @@ def device_of(vae: Pair) -> torch.device:
     return torch.device("cpu")
 
 
+@singledispatch
+def weights_of(vae: Pair) -> Iterator[tuple[str, Tensor]]:
+    """The weights that learn, by name: of the programs or, where they hold none, of Pyro's store."""
+    named = list(vae.named_parameters()) or pyro.get_param_store().named_parameters()
+    return ((name, weight) for name, weight in named if weight.requires_grad)
+
+
+def diverged_weight(vae: Pair) -> str | None:
+    """The name of the first weight that is not finite; None if all are."""
+    return next((name for name, weight in weights_of(vae) if not weight.isfinite().all()), None)
+
+
 def batches(data: Any, batch: int, vae: Pair) -> Iterator[Batch]:
     """The data in order, every one, on the programs' device; `data` is a split or what `as_split` takes."""
     split = data if isinstance(data, Split) else as_split(data)
-    device = device_of(vae)
+    device, batch = device_of(vae), at_once(vae, batch, len(split))
     for start in range(0, len(split), batch):
         yield mapped(split.batch(slice(start, start + batch)), lambda values: values.to(device))
+
+
+def at_once(vae: Pair, batch: int, count: int) -> int:
+    """How many of `count` data pass the programs together, `batch` or fewer.
+
+    A plate with `subsample=index` takes the parameters of an `AutoGuide` at the index only where that is shorter than
+    all the data, and as they stand otherwise.
+    """
+    return max(1, min(batch, count - 1)) if isinstance(getattr(vae, "guide", None), AutoGuide) else batch
 
 
 def tiled(batch: Batch, count: int) -> Batch:
@@ -601,6 +646,64 @@ def _written(
         for name, site in tracer.trace.nodes.items()
         if site["type"] == "sample" and not site_is_subsample(site) and not site["infer"].get("_deterministic")
     }
+
+
+def folded(written: dict[str, dict[str, Any]], program: Callable[..., Any], count: int) -> dict[str, dict[str, Any]]:
+    """Auxiliary sites within the posterior of the site that each determines, as `AutoNormal` writes them.
+
+    It draws u = `<name>_unconstrained` and writes T(u) as a `Delta` with the density of T: together, T of u's
+    distribution. Other auxiliary sites stay as they are.
+
+    Args:
+        written: sites of a guide, by name.
+        program: the guide, which knows T; the identity if it is no `AutoGuide`.
+        count: of the data.
+
+    Raises:
+        UserError: if an auxiliary site holds the latents of all data together.
+    """
+    kept = dict(written)
+    for name, site in written.items():
+        if not site["infer"].get("is_auxiliary"):
+            continue
+        for other, delta in written.items():
+            if isinstance(delta["fn"], Delta) and (q := _pushed(site, other, delta["fn"], program)) is not None:
+                kept[other] = {**delta, "fn": q}
+                del kept[name]
+                break
+        else:
+            check_apart(name, site, count)
+    return kept
+
+
+def _pushed(site: dict[str, Any], name: str, delta: Delta, program: Callable[..., Any]) -> Distribution | None:
+    """The distribution of what an auxiliary site makes of the site `name`; None if it is not that."""
+    prototype: Any = getattr(program, "prototype_trace", None)
+    known = prototype is not None and name in prototype.nodes
+    transform: Any = biject_to(prototype.nodes[name]["fn"].support) if known else identity_transform
+    drawn = site["value"]
+    value = transform(drawn)
+    if value.shape != delta.v.shape or not torch.allclose(value, delta.v, equal_nan=True):
+        return None
+    slope = transform.log_abs_det_jacobian(drawn, value)
+    density = slope.flatten(delta.log_density.dim()).sum(-1) if slope.dim() > delta.log_density.dim() else slope
+    if not torch.allclose(-density, delta.log_density, atol=1e-5, equal_nan=True):
+        return None
+    return site["fn"] if value is drawn else TransformedDistribution(site["fn"], transform)
+
+
+def check_apart(name: str, site: Mapping[str, Any], count: int) -> None:
+    """Refuses an auxiliary site that holds the latents of all data, as those of `AutoContinuous`.
+
+    Raises:
+        UserError: naming the site.
+    """
+    apart = site["cond_indep_stack"] or count in site["fn"].batch_shape
+    if site["infer"].get("is_auxiliary") and not apart:
+        raise UserError(
+            f"the guide draws the latents of all data together, at {name!r}, so that no datum has a posterior of its "
+            "own; take one that has, such as AutoNormal in a plate of the data, or a guide that reads x."
+        )
 
 
 def _site(name: str, site: dict[str, Any], count: int) -> Site:

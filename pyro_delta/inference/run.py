@@ -3,8 +3,8 @@
 ::
 
     config.json      the whole configuration
-    run.json         format, preset, spec of the data, versions of packages, commit, digests of the configuration and of
-                     programs that are not shipped
+    run.json         format, preset, spec of the data, versions of packages, commit, digests of the configuration, of
+                     the training data and of programs that are not shipped
     programs/        copies of programs that came from files
     auxiliary.pt     an auxiliary prior, trained afterwards
     metrics.jsonl    one line of numbers per logging step and validation
@@ -32,6 +32,7 @@ from pyro_delta.build import build, load_data
 from pyro_delta.config import AuxiliaryConfig, Config
 from pyro_delta.data.named import spec_before_data
 from pyro_delta.data.spec import spec_as_dict, spec_of_dict
+from pyro_delta.data.splits import split_digest
 from pyro_delta.errors import UserError, unknown_name
 from pyro_delta.files import written_whole
 from pyro_delta.inference.auxiliary import AuxiliaryTraining
@@ -79,6 +80,7 @@ class Run:
         folder: that it was read from; None if it was trained without one.
         given: the data, where they were handed over rather than named.
         lines: of metrics, where there is no folder.
+        data_digest: of the training data, where it was kept.
     """
 
     config: Config
@@ -91,6 +93,7 @@ class Run:
     folder: Path | None = None
     given: Data | None = None
     lines: tuple[dict[str, Any], ...] = ()
+    data_digest: str | None = None
 
     def __repr__(self) -> str:
         """In a line."""
@@ -126,8 +129,12 @@ class Run:
             return self.lines
         return tuple(read_metrics(self.folder))
 
+    def trained_on(self, data: Data) -> bool | None:
+        """Whether its training data are these; None if that was not kept."""
+        return None if self.data_digest is None else split_digest(data.train) == self.data_digest
+
     def data(self, root: str | None = None) -> Data:
-        """The data that it was trained on, read again.
+        """The data that it was trained on, read again; `trained_on` says whether they are still the same.
 
         Args:
             root: where they live now.
@@ -155,6 +162,19 @@ def check_spec(data: Data, spec: Spec, name: str) -> None:
     """
     if data.spec != spec:
         raise UserError(f"{name} now holds {data.spec}, but the run was made for {spec}; give data of that spec.")
+
+
+def check_digest(data: Data, kept: str | None, folder: Path) -> None:
+    """Refuses to go on with other training data than a run began with; those made before kept no digest.
+
+    Raises:
+        UserError: naming the data.
+    """
+    if kept is not None and split_digest(data.train) != kept:
+        raise UserError(
+            f"the {len(data.train)} training data are not those that {folder} was made with, though of the same spec; "
+            "give these again, or start a new run."
+        )
 
 
 def default_folder(config: Config, preset: str) -> Path:
@@ -206,19 +226,20 @@ def check_kept(spec: Spec) -> None:
         )
 
 
-def create(folder: Path, config: Config, spec: Spec, preset: str) -> None:
+def create(folder: Path, config: Config, data: Data, preset: str) -> None:
     """Makes the folder of a new run, with copies of the files that its programs came from.
 
     Raises:
         UserError: as `check_free` and `check_kept`.
     """
     check_free(folder)
-    check_kept(spec)
+    check_kept(data.spec)
     chosen = {kind: getattr(config, kind).program for kind in KINDS}
     info: dict[str, Any] = {
         "format": FORMAT,
         "preset": preset,
-        "spec": spec_as_dict(spec),
+        "spec": spec_as_dict(data.spec),
+        "data_digest": split_digest(data.train),
         **provenance(),
         "config_digest": configuration.digest(config),
         "versions": {
@@ -237,11 +258,12 @@ def create(folder: Path, config: Config, spec: Spec, preset: str) -> None:
 
 @dataclass(frozen=True)
 class Info:
-    """What run.json says: preset, spec of the data as plain values, and the programs that are not shipped."""
+    """What run.json says: preset, spec as plain values, programs that are not shipped, digest of the data."""
 
     preset: str
     spec: dict[str, Any]
     programs: dict[str, dict[str, str]]
+    data_digest: str | None
 
 
 def read_info(folder: Path) -> Info:
@@ -253,7 +275,7 @@ def read_info(folder: Path) -> Info:
     path = folder / INFO
     try:
         info = json.loads(path.read_text(encoding="utf-8"))
-        found = Info(str(info["preset"]), dict(info["spec"]), dict(info.get("programs", {})))
+        found = Info(str(info["preset"]), dict(info["spec"]), dict(info.get("programs", {})), info.get("data_digest"))
         written = int(info.get("format", 1))  # the first one did not say
     except (OSError, ValueError, KeyError, TypeError):
         raise UserError(f"{path} is missing or damaged; give a folder that `train` wrote.") from None
@@ -337,6 +359,7 @@ def load(folder: Path | str, device: torch.device | str = "cpu", prior: str = "m
         state["step"],
         is_finished(config, state["step"], state["train_s"]),
         folder,
+        data_digest=read_info(folder).data_digest,
     )
 
 

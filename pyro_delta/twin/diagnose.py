@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro
+import pyro
 import torch
 from flax import nnx
 from jax import Array
@@ -28,6 +29,7 @@ from pyro_delta.diagnostics.trace import (
     Latents,
     Site,
     beyond_formulas,
+    check_apart,
     committed,
     device_of,
     evaluating,
@@ -36,10 +38,14 @@ from pyro_delta.diagnostics.trace import (
     sites,
     some_of,
     trace,
+    weights_of,
 )
-from pyro_delta.errors import UserError
+from pyro_delta.errors import UserError, in_a_line
 from pyro_delta.protocol import Batch
 from pyro_delta.twin.in_torch import in_torch, to_jax, to_torch
+
+TRAINED = "give those that were trained with this model and guide, params=svi.get_params(state)"
+"""The mend of parameters that are others."""
 
 
 class NumPyroVAE:
@@ -98,7 +104,17 @@ class _Program:
     """
 
     def __init__(self, program: Callable[..., Any], params: Mapping[str, Any]) -> None:
-        arrays = jax.tree.map(jnp.asarray, dict(params))
+        # Keys are drawn anew for each batch, and weights given once, so that they can be moved.
+        while isinstance(program, handlers.seed) or (isinstance(program, handlers.substitute) and program.data):
+            params = {**getattr(program, "data", {}), **params}
+            program = program.fn
+        try:
+            arrays = jax.tree.map(jnp.asarray, dict(params))
+        except (TypeError, ValueError) as error:
+            raise UserError(
+                f"params are a {type(params).__name__} that does not hold an array by each name ({in_a_line(error)}); "
+                f"{TRAINED}."
+            ) from error
         self.weights: tuple[Any, Any] = (arrays, None)
         self._program, self._rest = program, None
         if isinstance(program, nnx.Module):
@@ -107,14 +123,10 @@ class _Program:
             self._program, state, self._rest = nnx.split(copied, nnx.Param, ...)
             self.weights = (arrays, state)
         self.run = jax.jit(self.write)
-        self._checked = False
+        self._checked = self._fits = False
 
     def write(self, weights: tuple[Any, Any], batch: Any, given: Any, key: Array) -> dict[str, _Written]:
-        """Runs the program: its sample sites, by name.
-
-        Raises:
-            UserError: if it asks for a parameter that was not given, and would begin with an untrained one.
-        """
+        """Runs the program: its sample sites, by name."""
         try:
             fixed: frozenset[str] | None = None
             found = self._sites(weights, batch, given, key, fixed)
@@ -129,9 +141,7 @@ class _Program:
         self, weights: tuple[Any, Any], batch: Any, given: Any, key: Array, fixed: frozenset[str] | None
     ) -> dict[str, Any]:
         """What NumPyro writes down at sample sites; `fixed` as for `_dim`, of which the errors are."""
-        params, state = weights
-        count = size_of(batch)
-        program: Any = self._program if state is None else nnx.merge(self._program, state, self._rest, copy=True)
+        params, program, count = weights[0], self._whole(weights), size_of(batch)
 
         def latent(site: Any) -> Array | None:
             if site["type"] != "sample" or site["is_observed"] or site["name"] not in given:
@@ -144,15 +154,44 @@ class _Program:
         with handlers.trace() as found, handlers.seed(rng_seed=key), known, drawn:
             run(program, batch)
         for name, site in found.items():
-            if site["type"] == "param" and name not in params:
-                raise UserError(
-                    f"there is no parameter {name!r} among {', '.join(map(repr, params)) or 'none'}; give those that "
-                    "were trained, params=svi.get_params(state)."
-                )
+            if site["type"] == "sample":
+                check_apart(name, site, count)
         sampled = {name: site for name, site in found.items() if site["type"] == "sample"}
         for site in sampled.values():
             _dim(site, count, fixed)
         return sampled
+
+    def _whole(self, weights: tuple[Any, Any]) -> Any:
+        """The program with its weights, where it is a module."""
+        state = weights[1]
+        return self._program if state is None else nnx.merge(self._program, state, self._rest, copy=True)
+
+    def check_weights(self, batch: Any, key: Array) -> None:
+        """Compares the parameters with those that the program begins with.
+
+        Raises:
+            UserError: if one is missing, and would be an untrained one, or is of another shape.
+        """
+        if self._fits:
+            return
+        params, program = self.weights[0], self._whole(self.weights)
+
+        def begin(batch: Any, key: Array) -> dict[str, Any]:
+            with handlers.trace() as found, handlers.seed(rng_seed=key):
+                run(program, batch)
+            return {name: site["value"] for name, site in found.items() if site["type"] == "param"}
+
+        for name, begun in jax.eval_shape(begin, batch, key).items():
+            if name not in params:
+                raise UserError(
+                    f"there is no parameter {name!r} among {', '.join(map(repr, params)) or 'none'}; {TRAINED}."
+                )
+            shapes, needed = _shapes({name: params[name]}), _shapes({name: begun})
+            for path in {**needed, **shapes}:
+                if shapes.get(path) != needed.get(path):
+                    given, other = (f"of shape {s[path]}" if path in s else "absent" for s in (shapes, needed))
+                    raise UserError(f"the parameter {path!r} is {given}, where the program's is {other}; {TRAINED}.")
+        self._fits = True
 
     def moves_latents(self, batch: Any, given: Any, key: Array) -> bool:
         """Whether the density of given latents depends on the weights: whether one of its gradients is not 0."""
@@ -202,6 +241,12 @@ class _Program:
                     "parameters in pytree_data_fields, as NumPyro asks."
                 ) from error
         self._checked = True
+
+
+def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+    """The shape of each array of a tree, by the path to it."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="."): jnp.shape(leaf) for path, leaf in leaves}
 
 
 def _written(site: Mapping[str, Any], dim: int | None) -> _Written:
@@ -257,6 +302,7 @@ def _unmasked(fn: Distribution) -> tuple[Distribution, Array | None]:
 def _sites(vae: NumPyroVAE, part: Literal["model", "guide"], batch: Batch, given: Latents) -> dict[str, Site]:
     program, count = vae.programs[part], size_of(batch)
     values = {name: to_jax(value) for name, value in given.items()}
+    program.check_weights(mapped(batch, to_jax), vae.key)
     written = program.run(program.weights, mapped(batch, to_jax), values, vae.draw_key())
     program.check({name: site for name, site in written.items() if site.fn is not None})
     return {name: _site(name, site, count) for name, site in written.items()}
@@ -283,7 +329,8 @@ def _evaluating(vae: NumPyroVAE, seed: int) -> AbstractContextManager[None]:
 def _drawing(vae: NumPyroVAE, seed: int) -> Iterator[None]:
     before, vae.key = vae.key, jax.random.key(seed)
     try:
-        with numpyro.validation_enabled(False):
+        # Weights that diverged give numbers that are not finite, which torch's distributions refuse otherwise.
+        with numpyro.validation_enabled(False), pyro.validation_enabled(False):
             yield
     finally:
         vae.key = before
@@ -292,6 +339,15 @@ def _drawing(vae: NumPyroVAE, seed: int) -> Iterator[None]:
 @device_of.register(NumPyroVAE)
 def _device_of(vae: NumPyroVAE) -> torch.device:
     return torch.device("cpu")
+
+
+@weights_of.register(NumPyroVAE)
+def _weights_of(vae: NumPyroVAE) -> Iterator[tuple[str, torch.Tensor]]:
+    for program in vae.programs.values():
+        for part in program.weights:
+            for path, weight in jax.tree_util.tree_leaves_with_path(part):
+                if jnp.issubdtype(weight.dtype, jnp.floating):
+                    yield jax.tree_util.keystr(path, simple=True, separator="."), to_torch(weight)
 
 
 @committed.register(NumPyroVAE)

@@ -69,7 +69,7 @@ class Case:
             self.extras = {name: widened(values) for name, values in extras.items()}
         starts = getattr(getattr(vae.model, "prior", None), "starts", None)
         self.starts: Tensor | None = None if starts is None else starts.cpu()
-        self.place, self.order = torch.from_numpy(spec.places().copy()), torch.from_numpy(spec.order().copy())
+        self.place, self.order = (torch.from_numpy(found.astype("int64")) for found in (spec.places(), spec.order()))
         self.in_the_mean = False
         groups = int(self.order.max()) + 1
         self.group_place = torch.from_numpy(_least_place(self.place, self.order, groups))

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_delta.commitment import Commitment
+from pyro_delta.data.spec import check_answers
 from pyro_delta.diagnostics.trace import trace
 from pyro_delta.diagnostics.verify.case import COUNT, Case, Finding, apart, passes_on
 from pyro_delta.diagnostics.verify.causality import check_conditioning, check_guide, check_network, sweep
@@ -81,8 +82,9 @@ def verify(
         batch: data in a batch of the training to come; the programs are tried with 1, `COUNT` and so many.
 
     Raises:
-        UserError: for programs that cannot be copied, or cannot be run on data of `spec`.
+        UserError: for a malformed spec, or programs that cannot be copied or cannot be run on data of it.
     """
+    check_answers(spec, "the data")
     for name, program in (("model", vae.model), ("guide", vae.guide)):
         if not isinstance(program, nn.Module) and owner_of(program) is None:
             raise UserError(
