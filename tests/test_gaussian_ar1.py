@@ -26,14 +26,38 @@ def test_expand_keeps_the_class_and_the_validation_flag() -> None:
     assert GaussianAR1(alpha, 2, validate_args=True).expand((3,))._validate_args is True
 
 
-@pytest.mark.parametrize(("alpha", "length"), [([0.5, -0.9], 1), ([0.0, 0.3, 0.99], 3), ([[[0.2]], [[-0.7]]], 7)])
-def test_transform_is_the_recursion(alpha: list, length: int) -> None:
-    prior = GaussianAR1(torch.tensor(alpha, dtype=torch.float64), length)
-    eps = torch.randn(3, *prior.batch_shape, *prior.event_shape, dtype=torch.float64)
+@pytest.mark.parametrize(
+    ("alpha", "length"),
+    [
+        ([0.5, -0.9], 1),
+        ([0.0, 0.3, 0.99], 3),
+        ([[[0.2]], [[-0.7]]], 7),
+        ([[0.2, 0.0], [-0.7, 0.99]], 32),  # a block
+        ([0.0, -0.9, 0.999], 33),
+        ([0.0, -0.9, 0.999], 32 * 33 + 5),  # blocks of blocks
+    ],
+)
+def test_transform_is_the_recursion_with_its_gradients(alpha: list, length: int) -> None:
+    alpha_d = torch.tensor(alpha, dtype=torch.float64, requires_grad=True)
+    prior = GaussianAR1(alpha_d, length)
+    eps = torch.randn(3, *prior.batch_shape, *prior.event_shape, dtype=torch.float64, requires_grad=True)
     z = [eps[..., 0, :]]
     for t in range(1, prior.length):
         z.append(prior.alpha * z[-1] + (1 - prior.alpha**2).sqrt() * eps[..., t, :])
-    torch.testing.assert_close(prior.transform(eps), torch.stack(z, dim=-2), rtol=1e-10, atol=1e-10)
+    expected, found = torch.stack(z, dim=-2), prior.transform(eps)
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
+    weights = torch.randn_like(expected)
+    wanted, given = (
+        torch.autograd.grad(values, (eps, alpha_d), weights, allow_unused=length == 1) for values in (expected, found)
+    )
+    torch.testing.assert_close(given[0], wanted[0], rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(given[1], torch.zeros_like(alpha_d) if length == 1 else wanted[1], rtol=1e-8, atol=1e-8)
+
+
+def test_transform_takes_one_of_the_copies_of_a_plate() -> None:
+    prior = GaussianAR1(torch.tensor([0.5, -0.9]), 40)
+    eps = torch.randn(5, 3, 40, 2)
+    torch.testing.assert_close(prior.expand((5, 3)).transform(eps), prior.transform(eps))
 
 
 def test_rsample_is_transform_of_noise() -> None:

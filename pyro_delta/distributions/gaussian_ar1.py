@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import torch
+import torch.nn.functional as F
 from pyro.distributions import TorchDistribution
 from torch import Tensor
 from torch.distributions import Independent, biject_to, constraints, register_kl, transform_to, transforms
@@ -12,6 +13,8 @@ from torch.distributions import Independent, biject_to, constraints, register_kl
 from pyro_delta.distributions.mean_field import check_exact, mean_field_parameters
 from pyro_delta.errors import UserError
 
+BLOCK = 32
+"""Steps of a recursion that are taken at once."""
 MAX_STEPS = 512
 """Steps that a dense factor is for: each dimension holds n² numbers and costs n³."""
 
@@ -47,7 +50,7 @@ class GaussianAR1(TorchDistribution):
 
     z_1 ~ N(0, 1) and z_t | z_{t−1} ~ N(α z_{t−1}, 1 − α²), so every marginal is N(0, 1) and z_s and z_t have
     correlation α^|s−t|. The whole sequence is one event of shape (length, d), one sample site. Density, entropy and KL
-    cost O(length · d); sampling takes ⌈log2 length⌉ vectorised passes.
+    cost O(length · d); sampling takes O(length · d · 32) in ⌈log32 length⌉ vectorised passes.
 
     Args:
         alpha: correlation of neighbouring steps, |α| < 1, shape (..., d); the leading dimensions are the batch shape.
@@ -105,24 +108,16 @@ class GaussianAR1(TorchDistribution):
     def transform(self, eps: Tensor) -> Tensor:
         """Turn standard normal noise into a sample; the map is linear and has a triangular Jacobian.
 
-        The recursion z_t = α z_{t−1} + e_t is summed by doubling (Hillis–Steele): after k passes z_t holds the last 2^k
-        terms of Σ_j α^j e_{t−j}.
-
         Args:
             eps: noise, shape (..., n, d).
 
         Returns:
             z, shape (..., n, d).
         """
-        alpha = self.alpha.unsqueeze(-2)
-        scale = ((1 - alpha) * (1 + alpha)).sqrt()
-        # Adding zeros gives the first step the batch shape of α, which the later steps get from their scale.
-        z = torch.cat([eps[..., :1, :] + torch.zeros_like(alpha), scale * eps[..., 1:, :]], dim=-2)
-        shift, weight = 1, alpha
-        while shift < self.length:
-            z = torch.cat([z[..., :shift, :], z[..., shift:, :] + weight * z[..., :-shift, :]], dim=-2)
-            shift, weight = 2 * shift, weight * weight
-        return z
+        alpha = _once(self.alpha)
+        scaled = ((1 - alpha) * (1 + alpha)).sqrt().unsqueeze(-2) * eps
+        scaled[..., 0, :] = eps[..., 0, :]  # the first step has variance 1 as it is
+        return _recursion(scaled, alpha)
 
     def rsample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008 (torch's own signature)
         """Draw a reparameterised sample, shape sample_shape + (..., n, d)."""
@@ -162,6 +157,40 @@ class GaussianAR1(TorchDistribution):
     def _log_det_d(self) -> Tensor:
         """Log-determinant of the covariance of one dimension: (n − 1) ln(1 − α²)."""
         return (self.length - 1) * (torch.log1p(-self.alpha) + torch.log1p(self.alpha))
+
+
+def _recursion(e_ntd: Tensor, alpha: Tensor) -> Tensor:
+    """z_t = α z_{t−1} + e_t of every sequence, (..., n, d): within blocks by a triangular product, then across them.
+
+    A block of B steps is Σ_{s≤t} α^{t−s} e_s, a Toeplitz matrix times its terms. Its last value follows the same
+    recursion from block to block, with α^B; and reaches into the next one as α^t. So memory is gone through a few
+    times, whatever the length.
+    """
+    length = e_ntd.shape[-2]
+    if length <= BLOCK:
+        return torch.einsum("...dts,...sd->...td", _powers(alpha, length), e_ntd)
+    padded = F.pad(e_ntd, (0, 0, 0, -length % BLOCK)) if length % BLOCK else e_ntd
+    e_cbd = padded.unflatten(-2, (-1, BLOCK))
+    within_cbd = torch.einsum("...dts,...csd->...ctd", _powers(alpha, BLOCK), e_cbd)
+    ends_cd = _recursion(within_cbd[..., -1, :], alpha**BLOCK)
+    before_cd = F.pad(ends_cd[..., :-1, :], (0, 0, 1, 0))
+    reach_bd = alpha.unsqueeze(-2) ** torch.arange(1, BLOCK + 1, device=alpha.device).unsqueeze(-1)
+    z_cbd = torch.addcmul(within_cbd, reach_bd.unsqueeze(-3), before_cd.unsqueeze(-2))
+    return z_cbd.flatten(-3, -2)[..., :length, :]
+
+
+def _powers(alpha: Tensor, length: int) -> Tensor:
+    """α^{t−s} for s ≤ t, else 0, of shape (..., d, length, length)."""
+    steps = torch.arange(length, device=alpha.device)
+    lag = steps.unsqueeze(-1) - steps
+    return (alpha[..., None, None] ** lag.clamp_min(0)).tril()
+
+
+def _once(alpha: Tensor) -> Tensor:
+    """One of the copies that `expand` shows of α, along each dimension: their powers are the same."""
+    for dim, stride in enumerate(alpha.stride()[:-1]):
+        alpha = alpha.narrow(dim, 0, 1) if stride == 0 else alpha
+    return alpha
 
 
 @register_kl(Independent, GaussianAR1)
