@@ -119,7 +119,7 @@ class TrainingConfig(Section):
     ema: float = Field(0.999, ge=0, lt=1)
     """decay of the moving average of weights, with a warm-up; the average is what is evaluated"""
     bf16: bool = False
-    """bfloat16 autocast inside the networks"""
+    """bfloat16 autocast inside the networks, on devices that compute in it; float32 on others"""
     channels_last: bool = False
     compile: bool = False
     """torch.compile the networks (the first call takes a minute)"""

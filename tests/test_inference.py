@@ -29,6 +29,7 @@ from pyro_delta.inference.checkpoint import load_checkpoint, save_atomically
 from pyro_delta.inference.elbo import RateDistortionELBO
 from pyro_delta.inference.optim import MAX_STREAK, MovingAverage, learning_rate
 from pyro_delta.inference.pyro_training import PyroTraining, Window
+from pyro_delta.nn.precision import Network
 from pyro_delta.vae import VAE, local_parameters
 
 SPEC = ImageSpec(1, 4, 4, 5)
@@ -80,6 +81,30 @@ def train_steps(trainer: PyroTraining, count: int) -> None:
 
 def flat(module: nn.Module) -> Tensor:
     return nn.utils.parameters_to_vector(module.parameters()).detach().clone()
+
+
+# Precision
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "capability", "computes"),
+    [
+        ({"avx2": True, "avx512_bf16": False, "amx_bf16": False, "cpu_name": "bf16"}, "AVX512", False),
+        ({"avx2": True, "avx512_bf16": True, "amx_bf16": False}, "AVX512", True),
+        ({"neon": True, "bf16": True}, "DEFAULT", True),
+        ({}, "AVX2", False),  # torch that does not tell more
+        ({}, "AVX512", True),
+    ],
+)
+def test_a_cpu_trains_in_bfloat16_only_where_it_computes_in_it(
+    capabilities: dict[str, Any], capability: str, computes: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    trainer = trainer_of(bf16=True)
+    assert {part.bf16 for part in trainer.vae.modules() if isinstance(part, Network)} == {computes}
+    assert (trainer.notice is None) is computes
+    assert trainer_of(bf16=False).notice is None
 
 
 # The objective

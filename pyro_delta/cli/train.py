@@ -122,6 +122,8 @@ def _run(trainer: Training, folder: Path, preset: str, resumed: bool, as_json: b
 
     if not as_json:
         click.echo(f"committed rate: {trainer.committed.sentence} (pyro-delta verify checks that the programs keep it)")
+        if trainer.notice:
+            click.echo(trainer.notice)
     with following(trainer.config.training, trainer.data.spec.unit) as show:
         summary = carry_out(trainer, folder, show, resumed=resumed)
     if trainer.interrupted and trainer.progress < 1:

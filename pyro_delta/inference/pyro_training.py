@@ -26,7 +26,7 @@ from pyro_delta.inference.elbo import RateDistortionELBO
 from pyro_delta.inference.objectives import NegativeELBO
 from pyro_delta.inference.optim import GuardedStep, MovingAverage, learning_rate, make_optimizer
 from pyro_delta.inference.training import START_DATA, Training, on_cpu
-from pyro_delta.nn.precision import Network, set_bf16
+from pyro_delta.nn.precision import Network, computes_in_bf16, set_bf16
 from pyro_delta.protocol import Batch, Data, Split
 from pyro_delta.vae import VAE, localise, parameters_of
 
@@ -73,7 +73,10 @@ class PyroTraining(Training):
         )
         self.window = Window(0.0)
         self.first = 0
-        set_bf16(vae, settings.bf16)
+        bf16 = settings.bf16 and computes_in_bf16(self.device)
+        set_bf16(vae, bf16)
+        if settings.bf16 and not bf16:
+            self.notice = f"this {self.device.type.upper()} only imitates bfloat16, slowly: training in float32"
 
     @contextmanager
     def running(self) -> Iterator[None]:

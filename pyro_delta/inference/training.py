@@ -64,6 +64,7 @@ class Training(ABC):
         unit: of bounds.
         best: `weights` at the least −ELBO of a validation so far, with its `step` and `neg_elbo_bpd`; None before one.
         interrupted: set it to end `run` early.
+        notice: what a person should know before the start; None if there is nothing.
     """
 
     def __init__(self, config: Config, data: Data, vae: VAE, log: Callable[[dict[str, Any]], None]) -> None:
@@ -76,6 +77,7 @@ class Training(ABC):
         self.validated = 0
         self.best: dict[str, Any] | None = None
         self.interrupted = False
+        self.notice: str | None = None
 
     @property
     def progress(self) -> float:
