@@ -193,6 +193,57 @@ class Numbers(nn.Module):
         return Generous(logits=logits).to_event(len(self.shape))
 
 
+class SeesInSteps(AutoregressiveImage):
+    """Only where a step of training is made: in training mode, with gradients."""
+
+    def parameters_at(self, x):
+        found = super().parameters_at(x)
+        step = self.network.training and torch.is_grad_enabled()
+        return found + 0.1 * x.movedim(-3, -1)[..., :1].to(found) if step else found
+
+
+class SeesBehindMillion(AutoregressiveImage):
+    """One logit of a million, beside which what the others see looks like rounding."""
+
+    def parameters_at(self, x):
+        found = super().parameters_at(x).clone()
+        found[..., 0] = -1e6
+        found[..., 1] += 0.01 * x[..., 0, :, :].to(found)
+        return found
+
+
+class RowBonus(AutoregressiveImage):
+    """Two nats for every pixel of one row."""
+
+    def pixel_log_prob(self, x):
+        found = super().pixel_log_prob(x)
+        return found + 2.0 * (torch.arange(found.shape[-2]) == 3).to(found)[:, None]
+
+
+InSteps, BehindMillion = likelihood_of(SeesInSteps), likelihood_of(SeesBehindMillion)
+WithRowBonus = likelihood_of(RowBonus)
+
+
+class Shifted(Numbers):
+    """A Categorical whose logits were changed after it was made."""
+
+    def forward(self, z):
+        categorical = dist.Categorical(logits=self.out(z.flatten(-2)).unflatten(-1, (*self.shape, self.levels)))
+        categorical.logits = categorical.logits + 1.0
+        return categorical.to_event(len(self.shape))
+
+
+class Eavesdropping(GatedPixelCNNLikelihood):
+    """Its z is moved by what the guide `Whispering` saw last in training."""
+
+    def forward(self, z):
+        heard = 0.0 if WHISPERED is None or not self.training else WHISPERED
+        return super().forward(z + heard)
+
+
+WHISPERED = None
+
+
 # --- Priors ---
 
 
@@ -289,6 +340,15 @@ class Shrinking(Prior):
         return super().forward()
 
 
+class ShrinkingInSteps(Prior):
+    """The same in steps of training alone, where gradients are on."""
+
+    def forward(self):
+        if self.training and torch.is_grad_enabled():
+            self.alpha.mul_(0.99)
+        return super().forward()
+
+
 class Counting(Prior):
     """The same by a counter, which no state dict shows."""
 
@@ -347,6 +407,17 @@ class FalseFloor(nn.Module):
 
     def forward(self):
         return GaussianAR1(0.9 * torch.sigmoid(self.raw / 10), len(self.starts))
+
+
+class WideFloor(FalseFloor):
+    """The same by the mean of ten thousand weights, each with a slope of next to nothing."""
+
+    def __init__(self, spec, *, dims: int = 2):
+        super().__init__(spec, dims=dims)
+        self.raw = nn.Parameter(torch.full((10_000,), 120.0))
+
+    def forward(self):
+        return GaussianAR1(0.9 * torch.sigmoid(self.raw.mean() / 10).expand(2), len(self.starts))
 
 
 # --- Guides ---
@@ -479,3 +550,71 @@ class FalseClaim(AntiCausalGuide):
 
     def committed_rate(self, prior):
         return 4.5 * prior.event_shape.numel()
+
+
+class Drawing(AntiCausalGuide):
+    """Its noise is what `noise` makes of white noise."""
+
+    def noise(self, e):
+        raise NotImplementedError
+
+    def forward(self, x):
+        q = self.posterior(x)
+        z = q.mean + q.stddev * self.noise(torch.randn_like(q.mean))
+        with pyro.poutine.replay(trace=_written(z)), pyro.plate("data", x.shape[0]):
+            return pyro.sample("z", q)
+
+
+def _written(z):
+    trace = pyro.poutine.Trace()
+    trace.add_node("z", type="sample", name="z", is_observed=False, value=z, infer={})
+    return trace
+
+
+class Noiseless(Drawing):
+    """An autoencoder."""
+
+    def noise(self, e):
+        return 0 * e
+
+
+class Weak(Drawing):
+    """Half as loud as it says."""
+
+    def noise(self, e):
+        return 0.5 * e
+
+
+class Coin(Drawing):
+    """Of the right variance, with two values."""
+
+    def noise(self, e):
+        return e.sign()
+
+
+class Frozen(Drawing):
+    """The same at every call."""
+
+    def noise(self, e):
+        return torch.randn(e.shape, generator=torch.Generator().manual_seed(0)).to(e)
+
+
+class Annealed(AntiCausalGuide):
+    """A fixed scale that is another after each step of training."""
+
+    def posterior(self, x):
+        if not hasattr(self, "width"):
+            self.register_buffer("width", torch.tensor(0.25))
+        if self.training and torch.is_grad_enabled():
+            self.width.mul_(1.05)
+        q = super().posterior(x)
+        return dist.Normal(q.mean, self.width.to(q.mean).expand_as(q.mean)).to_event(2)
+
+
+class Whispering(AntiCausalGuide):
+    """Tells the likelihood `Eavesdropping` what it sees in training."""
+
+    def posterior(self, x):
+        global WHISPERED
+        WHISPERED = 0.01 * x.to(self.scale).mean().detach()
+        return super().posterior(x)

@@ -17,10 +17,11 @@ from pyro_delta.diagnostics.verify import Certificate, verify
 from pyro_delta.models import DeltaVAE
 from pyro_delta.vae import VAE
 
-GREY, COLOUR = ImageSpec(1, 4, 5, 5), ImageSpec(3, 3, 4, 4)
+GREY, COLOUR, FINE = ImageSpec(1, 4, 5, 5), ImageSpec(3, 3, 4, 4), ImageSpec(1, 6, 10, 256)
 FILE = Path(__file__).with_name("hostile.py")
 CORRELATED = [("likelihood.program", f"{FILE}:Correlated")]
 LEAK = "causality of the network"
+EAR = [("likelihood.program", f"{FILE}:Eavesdropping")]
 NAKED = [("prior.program", "standard_normal")]
 
 HOSTILE: dict[str, tuple[str, str, list[tuple[str, object]], bool | None, str, str]] = {
@@ -56,6 +57,18 @@ HOSTILE: dict[str, tuple[str, str, list[tuple[str, object]], bool | None, str, s
     "a guide that observes": ("guide", "Observing", [], False, "sites", "the guide observes 'z'"),
     "one number for all steps": ("guide", "SharedNoise", [], None, "committed rate", "no closed form|of which"),
     "scaled in batches of eight": ("guide", "ScaledInOneBatch", [], False, "sites", "a batch of 8"),
+    "a leak in steps": ("likelihood", "InSteps", [], False, LEAK, "training mode"),
+    "a leak behind a million": ("likelihood", "BehindMillion", [], False, LEAK, r"pixel \(\d, \d\) (sees|changes)"),
+    "two nats for a row": ("likelihood", "WithRowBonus", [], False, "normalisation", r"pixel \(3, \d+\).* 7.389"),
+    "logits that were moved": ("likelihood", "Shifted", [], False, "normalisation", "sum to 2.718"),
+    "a buffer that shrinks in steps": ("prior", "ShrinkingInSteps", [], False, "sites", "with the calls"),
+    "a false floor of many weights": ("prior", "WideFloor", [], False, "committed rate", "claims floor_nats"),
+    "no noise": ("guide", "Noiseless", [], False, "sites", "variance off from 1 by 1 "),
+    "half the noise": ("guide", "Weak", [], False, "sites", "variances? off from 1"),
+    "noise of a coin": ("guide", "Coin", [], False, "sites", "kurtosis off from 3 by 2"),
+    "the same noise": ("guide", "Frozen", [], False, "sites", "same at every call"),
+    "a scale that is annealed": ("guide", "Annealed", NAKED, False, "committed rate", "but a KL of"),
+    "a whisper in training": ("guide", "Whispering", EAR, False, "sites", "the guide saw|in a batch of"),
     "a false claim": ("guide", "FalseClaim", NAKED, False, "committed rate", "but a KL of"),
 }  # fmt: skip
 
@@ -63,7 +76,7 @@ HOSTILE: dict[str, tuple[str, str, list[tuple[str, object]], bool | None, str, s
 def certified(kind: str, name: str, settings: list[tuple[str, object]], spec: ImageSpec) -> Certificate:
     torch.manual_seed(0)
     known = SMALL
-    if settings is CORRELATED or name in ("Numbers", "WithGain"):  # which have options of their own
+    if settings is CORRELATED or name in ("Numbers", "Shifted", "WithGain"):  # which have options of their own
         known = [pair for pair in SMALL if not pair[0].startswith("likelihood")]
     program = [(f"{kind}.program", f"{FILE}:{name}")]
     return verify(build(load_preset("digits", [*known, *program, *settings]), spec), spec, batch=8)
@@ -73,7 +86,8 @@ def certified(kind: str, name: str, settings: list[tuple[str, object]], spec: Im
 def test_not_certified(
     kind: str, name: str, settings: list[tuple[str, object]], passed: bool | None, check: str, words: str
 ) -> None:
-    certificate = certified(kind, name, settings, COLOUR if name == "OneChannel" else GREY)
+    spec = {"OneChannel": COLOUR, "WithRowBonus": FINE}.get(name, GREY)
+    certificate = certified(kind, name, settings, spec)
     assert certificate.delta_nats is None
     ((found_passed, found),) = [(f.passed, f.found) for f in certificate.findings if f.name == check]
     assert found_passed is passed, certificate

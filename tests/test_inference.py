@@ -107,6 +107,15 @@ def test_a_cpu_trains_in_bfloat16_only_where_it_computes_in_it(
     assert trainer_of(bf16=False).notice is None
 
 
+def test_the_averaged_programs_have_the_newest_buffers() -> None:
+    vae = build(config_of(), SPEC)
+    vae.guide.register_buffer("calls", torch.zeros(()))
+    trainer = trainer_of(vae=vae)
+    vae.guide.calls += 3
+    assert trainer.averaged().guide.calls == 3
+    assert trainer.weights()["vae"]["guide.calls"] == 3
+
+
 # The objective
 
 

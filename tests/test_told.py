@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import pyro_delta
 from pyro_delta.data import Split
 from pyro_delta.diagnostics.bounds import Encoding, encode
 from pyro_delta.diagnostics.told import calibration, contrast, group_sizes, tempered, told
@@ -226,3 +227,21 @@ def test_the_error_of_the_mutual_information_is_the_spread_over_draws(scale: flo
 def test_numbers_that_are_not_finite_stay_so_or_count_for_nothing(judge: Callable[[Tensor], Any]) -> None:
     found = judge(torch.full((2, 3, 3), math.nan).double())
     assert found == 1.0 if judge is calibration else math.isnan(found[0])
+
+
+def test_noise_is_not_that_of_data_drawn_with_the_same_seed() -> None:
+    torch.manual_seed(0)
+    x = 2**0.5 * torch.randn(100, 1)
+
+    def model(x: torch.Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(1), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=x)
+
+    def guide(x: torch.Tensor) -> None:  # ignores x
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(torch.zeros(1), 1.0).to_event(1))
+
+    numbers = pyro_delta.diagnose(model, guide, x, particles=1).numbers
+    assert not numbers["latents_used"]
+    assert abs(numbers["told_calibrated_nats"]) < 0.1

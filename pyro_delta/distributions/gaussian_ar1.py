@@ -117,7 +117,7 @@ class GaussianAR1(TorchDistribution):
         alpha = _once(self.alpha)
         scaled = ((1 - alpha) * (1 + alpha)).sqrt().unsqueeze(-2) * eps
         scaled[..., 0, :] = eps[..., 0, :]  # the first step has variance 1 as it is
-        return _recursion(scaled, alpha)
+        return _recursion(scaled, alpha).contiguous()
 
     def rsample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008 (torch's own signature)
         """Draw a reparameterised sample, shape sample_shape + (..., n, d)."""

@@ -117,8 +117,12 @@ class PyroTraining(Training):
             torch.cuda.synchronize(self.device)
 
     def averaged(self) -> VAE:
-        """The averaged programs."""
-        return cast(VAE, self.average.module)
+        """The averaged programs, with the buffers of the newest: running statistics are averages already."""
+        average = cast(VAE, self.average.module)
+        with torch.no_grad():
+            for mine, newest in zip(average.buffers(), self.vae.buffers(), strict=True):
+                mine.copy_(newest)
+        return average
 
     def weights(self) -> dict[str, Any]:
         """The averaged weights, and those of the auxiliary prior beside them."""

@@ -134,9 +134,9 @@ def first(values: Mapping[str, Tensor], count: int) -> dict[str, Tensor]:
 
 
 def moved(before: Tensor, after: Tensor, same: float = SAME) -> Tensor:
-    """Where two results differ by more than rounding, or are no numbers."""
-    known = before[before.isfinite()]
-    size = known.abs().max() if known.numel() else before.new_zeros(())
+    """Where results differ by more than rounding, each entry of the last axis by its own size, or are no numbers."""
+    known = torch.where(before.isfinite(), before, 0.0).abs()
+    size = known.amax(tuple(range(max(known.dim() - 1, 1)))) if known.dim() else known
     return ~(((before - after).abs() <= same * (1 + size)) | (before == after))
 
 
@@ -153,7 +153,7 @@ def in_both_modes(case: Case, look: Callable[[VAE], Tensor]) -> Iterator[tuple[s
     shake(vae, 0.1)
     plain = look(vae)
     yield "evaluation mode", vae
-    if moved(plain, look(without_dropout(copy.deepcopy(vae))), case.same).any():
+    if moved(plain, look(copy.deepcopy(vae).train()), case.same).any():
         yield "training mode", vae.train()
 
 
@@ -175,6 +175,26 @@ def shake(module: nn.Module, size: float) -> None:
 def widened(values: Tensor) -> Tensor:
     """Real numbers in double precision."""
     return values.double() if values.is_floating_point() else values
+
+
+@contextmanager
+def as_trained(vae: VAE, *, keep: bool = False) -> Iterator[None]:
+    """Programs in training mode run with gradients, as they are trained; buffers are put back, but with `keep`.
+
+    Those in evaluation mode run as they are.
+    """
+    if not vae.training:
+        yield
+        return
+    buffers = [] if keep else list(vae.buffers())
+    before = [buffer.clone() for buffer in buffers]
+    try:
+        with torch.enable_grad():
+            yield
+    finally:
+        with torch.no_grad():
+            for buffer, value in zip(buffers, before, strict=True):
+                buffer.data.copy_(value)  # unseen by a gradient that is still to be taken
 
 
 class _Widened(TorchFunctionMode):

@@ -19,6 +19,7 @@ from pyro_delta.diagnostics.verify.case import (
     COUNT,
     Case,
     Finding,
+    as_trained,
     first,
     in_both_modes,
     moved,
@@ -292,10 +293,11 @@ def _moments(
     case: Case, vae: VAE, z: Mapping[str, Tensor], x: Tensor, *, gradient: bool = False, whole: bool = False
 ) -> Tensor:
     """What tells the posteriors of data from others, (B, n, …) of the only site, or with `whole` (B, K) of all."""
-    with torch.random.fork_rng(devices=[]), torch.set_grad_enabled(gradient):
+    with torch.random.fork_rng(devices=[]), torch.set_grad_enabled(gradient), as_trained(vae):
         torch.manual_seed(0)
         parts = [_told(drawn, z[name]) for name, drawn in posteriors(vae, case.batch(x), z).items()]
-    return torch.cat([part.reshape(len(x), -1) for part in parts], 1) if whole else parts[0]
+    found = torch.cat([part.reshape(len(x), -1) for part in parts], 1) if whole else parts[0]
+    return found if gradient else found.detach()
 
 
 def _told(drawn: Drawn, z: Tensor) -> Tensor:
@@ -343,11 +345,11 @@ def look(
     like: int | None = None,
 ) -> tuple[Tensor, bool]:
     """`_outputs` with the same noise at each call, such as that of dropout; `like` as for `Case.batch`."""
-    with torch.random.fork_rng(devices=[]), torch.set_grad_enabled(gradient):
+    with torch.random.fork_rng(devices=[]), torch.set_grad_enabled(gradient), as_trained(vae):
         torch.manual_seed(0)
         found = _outputs(case, vae, x, z, like)
     assert found is not None
-    return found
+    return found if gradient else (found[0].detach(), found[1])
 
 
 def _not_inside(case: Case) -> str:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -92,13 +93,13 @@ def verify(
                 "torch.nn.Module, or a method of one."
             )
     sizes = (1, COUNT, batch)
-    with apart(vae, double=False):
+    with _copied(), apart(vae, double=False):
         torch.manual_seed(seed)
         single = Case(vae, spec, extras or {}, sizes, double=False)
         _tried(single)
         single = _faster(single)
         singles, swept, drawn = in_single_precision(single), _swept(single), _drawn(single)
-    with apart(vae):
+    with _copied(), apart(vae):
         torch.manual_seed(seed)
         case = Case(vae, spec, extras or {}, sizes)
         _tried(case)
@@ -124,6 +125,20 @@ def verify(
     return Certificate(findings, known.throughout, known.way, known.guarantee)
 
 
+@contextmanager
+def _copied() -> Iterator[None]:
+    """Says what is the matter with programs that cannot be copied."""
+    try:
+        yield
+    except (RuntimeError, TypeError) as error:
+        if "deepcopy" not in str(error) and "pickle" not in str(error):
+            raise
+        raise UserError(
+            f"the programs cannot be copied ({in_a_line(error)}); keep in modules what copy.deepcopy can copy, such as "
+            "torch.nn.utils.parametrizations.weight_norm in the place of torch.nn.utils.weight_norm."
+        ) from error
+
+
 @torch.no_grad()
 def _tried(case: Case) -> None:
     """Runs the programs once; what they fail with on such data is the user's to mend."""
@@ -135,6 +150,7 @@ def _tried(case: Case) -> None:
         raise UserError(f"model and guide cannot be run on data of {case.spec}: {in_a_line(error)}.") from error
 
 
+@torch.no_grad()
 def _faster(case: Case) -> Case:
     """The case with its convolutions' weights in channels_last, up to four times as fast, if the programs run so."""
     other = copy.copy(case)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -22,6 +22,7 @@ from pyro_delta.diagnostics.verify.case import (
     COUNT,
     Case,
     Finding,
+    as_trained,
     first,
     moved,
     replacements,
@@ -125,17 +126,32 @@ def _at_all_sizes(case: Case) -> list[Run]:
         Run(mode, vae, x[:size], first(z, size), _run(case, vae, x[:size], first(z, size)))
         for mode, vae in _modes(case)
         for size in sorted({COUNT, *case.sizes})
+        if not (case.in_the_mean and size == 1 and mode == MODES[1])  # one datum has no variance to normalise by
     ]
 
 
 @torch.no_grad()
 def _run(
-    case: Case, vae: VAE, x: Tensor, z: Mapping[str, Tensor], seed: int = 0, like: int | None = None
+    case: Case,
+    vae: VAE,
+    x: Tensor,
+    z: Mapping[str, Tensor],
+    seed: int = 0,
+    like: int | None = None,
+    *,
+    keep: bool = False,
 ) -> dict[str, dict[str, Site]]:
-    """Sites of guide and model on data, given latents, with the same noise at each call."""
+    """Sites of guide and model on data, given latents, with the same noise at each call; `keep` as for `as_trained`."""
     torch.manual_seed(seed)
     batch = case.batch(x, like)
-    return {part: sites(vae, part, batch, z) for part in ("guide", "model")}
+    with as_trained(vae, keep=keep):
+        return {part: _detached(sites(vae, part, batch, z)) for part in ("guide", "model")}
+
+
+def _detached(found: dict[str, Site]) -> dict[str, Site]:
+    return {
+        name: replace(site, value=site.value.detach(), log_prob=site.log_prob.detach()) for name, site in found.items()
+    }
 
 
 def _modes(case: Case) -> list[tuple[str, VAE]]:
@@ -200,23 +216,46 @@ def as_drawn(case: Case) -> dict[str, Found]:
 
 
 def _white(case: Case, mode: str, vae: VAE) -> Found:
-    """The first way in which noise is not white."""
+    """The first way in which noise is not white, or not drawn anew."""
     x = case.x[:1].expand(DRAWN, *case.spec.shape)
-    torch.manual_seed(1)
-    for name, site in sites(vae, "guide", case.batch(x, like=0), {}).items():
-        moments = Drawn(site.fn, site.value, site.log_prob, site.mask, site.dim).moments()
-        if not moments or not is_real(site.fn.support):
-            continue
-        noise = ((site.value - moments["mean"]) / moments["scale"]).flatten(1)
-        if normal_parameters(site.fn) is None:
-            noise = noise[:, :1]  # coordinates may depend on one another
-        for what, found in (("mean", noise.mean(0)), ("correlation", _correlation(noise))):
-            if not found.abs().max() <= LARGEST_Z / math.sqrt(DRAWN):
-                return False, (
-                    f"what the guide draws at {name!r} is not what its distribution there draws: the noise of {DRAWN} "
-                    f"draws has a {what} of {found.abs().max().item():.2g} ({mode})"
-                )
+    before: dict[str, Tensor] = {}
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        with as_trained(vae):
+            found = sites(vae, "guide", case.batch(x, like=0), {})
+        for name, site in found.items():
+            moments = Drawn(site.fn, site.value, site.log_prob, site.mask, site.dim).moments()
+            if not moments or not is_real(site.fn.support):
+                continue
+            noise = ((site.value - moments["mean"]) / moments["scale"]).detach().flatten(1)
+            of = f"what the guide draws at {name!r} is not what its distribution there draws: the noise of {DRAWN}"
+            if seed == 2 and torch.equal(noise, before[name]):
+                return False, f"{of} is the same at every call ({mode})"
+            before[name] = noise
+            for what, number, largest in _statistics(noise, normal=normal_parameters(site.fn) is not None):
+                if not number <= largest:
+                    return False, f"{of} has {what} {number:.2g} ({mode})"
     return None
+
+
+def _statistics(noise: Tensor, *, normal: bool) -> list[tuple[str, float, float]]:
+    """What is measured of noise (draws, coordinates), a number, and how large it may be."""
+    if not normal:
+        noise = noise[:, :1]  # coordinates may depend on one another
+    rows, count = len(noise), noise.numel()
+    found = [
+        ("a mean of", noise.mean(0).abs().max().item(), LARGEST_Z / math.sqrt(rows)),
+        ("a correlation of", _correlation(noise).abs().max().item(), LARGEST_Z / math.sqrt(rows)),
+    ]
+    if normal:  # moments of N(0, 1): E[e²] = 1 ± √2, E[e⁴] = 3 ± √96
+        squares, fourth = noise.square(), noise.pow(4).mean().item()
+        off = (squares.mean(0) - 1).abs().max().item()
+        found += [
+            ("a variance off from 1 by", off, LARGEST_Z * math.sqrt(2 / rows)),
+            ("variances off from 1 by", abs(squares.mean().item() - 1), LARGEST_Z * math.sqrt(2 / count)),
+            ("a kurtosis off from 3 by", abs(fourth - 3), LARGEST_Z * math.sqrt(96 / count)),
+        ]
+    return found
 
 
 def _correlation(noise: Tensor) -> Tensor:
@@ -236,15 +275,21 @@ def _as_stated(case: Case, runs: list[Run]) -> Found:
     for run in runs:
         for what, site, stated in _stated(case, run):
             torch.manual_seed(0)
-            with torch.no_grad():
+            with torch.no_grad(), as_trained(run.vae):
                 distribution = stated()
                 if not isinstance(distribution, Distribution):
                     continue
                 value = site.value if site.observed else placed(site.value, site.fn, site.dim)
-                alone, there = distribution.log_prob(value), site.fn.log_prob(value)
+                alone, there = (_scored(fn, value) for fn in (distribution, site.fn))
             if moved(there, alone.expand_as(there)).any():
                 return False, f"{what}, in {run.where}"
     return None
+
+
+def _scored(distribution: Distribution, value: Tensor) -> Tensor:
+    """Log-probability, with the same noise at each call."""
+    torch.manual_seed(0)
+    return distribution.log_prob(value)
 
 
 def _stated(case: Case, run: Run) -> list[tuple[str, Site, Callable[[], Any]]]:
@@ -308,14 +353,18 @@ def _run_of(case: Case, run: Run, some: slice, like: int | None = None) -> dict[
 def _apart(case: Case) -> Found:
     """What the model says of data does not depend on what the guide saw before."""
     z, fill = case.latents(), replacements(case)[0]
-    found = []
-    for other in (case.x, fill.to(case.x.dtype)):
-        torch.manual_seed(0)
-        sites(case.vae, "guide", case.batch(other), {})
-        found.append(sites(case.vae, "model", case.batch(case.x), z))
-    for name, site in found[0].items():
-        if moved(site.log_prob, found[1][name].log_prob).any():
-            return False, f"what the model says at {name!r} depends on the data that the guide saw, and not by z alone"
+    for mode, vae in _modes(case):
+        found = []
+        for other in (case.x, fill.to(case.x.dtype)):
+            with torch.no_grad(), as_trained(vae):
+                torch.manual_seed(0)
+                sites(vae, "guide", case.batch(other), {})
+                torch.manual_seed(1)
+                found.append(_detached(sites(vae, "model", case.batch(case.x), z)))
+        for name, site in found[0].items():
+            if moved(site.log_prob, found[1][name].log_prob).any():
+                found_ = f"what the model says at {name!r} depends on the data that the guide saw, and not by z alone"
+                return False, f"{found_} ({mode})"
     return None
 
 
@@ -357,9 +406,9 @@ def _after_calls(case: Case) -> Found:
     z = case.latents()
     vae = copy.deepcopy(case.vae)
     evaluated = _run(case, vae, case.x, z)["model"]
-    trained = _run(case, vae.train(), case.x, z)["model"]
+    trained = _run(case, vae.train(), case.x, z, keep=True)["model"]
     for _ in range(CALLS):
-        trained_later = _run(case, vae, case.x, z)["model"]
+        trained_later = _run(case, vae, case.x, z, keep=True)["model"]
     evaluated_later = _run(case, vae.eval(), case.x, z)["model"]
     for before, after in ((trained, trained_later), (evaluated, evaluated_later)):
         for name, site in before.items():
