@@ -21,6 +21,7 @@ ROOT = torch.randn(2, 6, 12, dtype=F64)
 COVARIANCE = ROOT @ ROOT.mT / 6
 MEAN = torch.randn(2, 6, dtype=F64)
 FACTOR, NOISE = torch.randn(6, 2, dtype=F64), torch.rand(6, dtype=F64) + 0.5
+ORDER = torch.tensor([3, 0, 5, 1, 2, 4])
 ALPHA = torch.tensor([0.5, -0.8], dtype=F64)
 MOVED, SCALED = torch.randn(3, 2, dtype=F64), torch.tensor([[0.5, 2.0], [-3.0, 1.0], [0.1, 4.0]], dtype=F64)
 
@@ -85,6 +86,15 @@ KNOWN: dict[str, tuple[Distribution, Tensor, Tensor]] = {
         ),
         MOVED.flatten() + SCALED.flatten() * (1 + 2 * MEAN),
         4 * SCALED.flatten() * COVARIANCE * SCALED.flatten()[:, None],
+    ),
+    "mapped and permuted": (
+        moved(
+            dist.MultivariateNormal(MEAN, COVARIANCE),
+            dist.transforms.LowerCholeskyAffine(MEAN[0], CHOLESKY[0]),
+            dist.transforms.Permute(ORDER),
+        ),
+        (MEAN[0] + (CHOLESKY[0] @ MEAN.unsqueeze(-1)).squeeze(-1))[:, ORDER],
+        (CHOLESKY[0] @ COVARIANCE @ CHOLESKY[0].mT)[:, ORDER][:, :, ORDER],
     ),
     "moved normal": (
         moved(dist.Normal(torch.zeros(3, 2, dtype=F64), 1.0), transforms.AffineTransform(MOVED, SCALED, event_dim=2)),

@@ -618,7 +618,7 @@ OTHERS: dict[str, tuple[Callable[[], VAE], Any, str, str]] = {
         "z_2 changes with tokens before its start at token 3"),
     "tokens: a guide that mixes sequences": (
         lambda: of_tokens(hears(unchanged, lambda out, x: out - out.mean(0))), TOKENS, "causality of the guide",
-        "z of a sequence changes with other sequences"),
+        "z of one sequence changes with other sequences"),
     "tokens: a decoder that sees the token itself": (
         lambda: of_tokens(reads(lambda x: x.roll(-1, 1))), TOKENS, "causality of the network",
         r"token \d+ changes with itself or later ones"),
@@ -732,7 +732,7 @@ def test_a_stranger_s_unordered_data() -> None:
     assert len(pyro.get_param_store()) == 0
     mixing = MLP(normalised=True)
     found = finding(verify(unordered(mixing), spec), "causality of the guide")
-    assert found == (False, "z of a datum changes with other data (training mode)")
+    assert found == (False, "z of one datum changes with other data (training mode)")
 
 
 class Ladder(MLP):

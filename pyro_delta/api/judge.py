@@ -113,12 +113,13 @@ def _control(control: Run | str | Path, run: Run) -> Run:
         UserError: if it was trained on others.
     """
     other = run_of(control)
-    apart = None not in (run.data_digest, other.data_digest) and run.data_digest != other.data_digest
-    if apart or other.spec != run.spec or other.config.data != run.config.data:
+    known = None not in (run.data_digest, other.data_digest)
+    # The same data may live in another folder.
+    apart = run.data_digest != other.data_digest if known else run.config.data != other.config.data
+    if apart or other.spec != run.spec:
         raise UserError(
             f"the control was trained on {_data_in_words(other)}, the run on {_data_in_words(run)}"
-            f"{', whose training data were others' if apart else ''}; give one of the "
-            "same data."
+            f"{', whose training data were others' if known and apart else ''}; give one of the same data."
         )
     return other
 

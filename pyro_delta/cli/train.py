@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -108,14 +108,17 @@ def train(
     if control:  # refused before any work is done
         control_config(trainer.config, 1)
         check_free(control_folder(folder))
-    _run(trainer, folder, preset, resume, as_json)
+    result = _run(trainer, folder, preset, resume, as_json)
     if control:
         config = control_config(trainer.config, trainer.step)
         trainer, folder, preset = begin_with(config, control_folder(folder), preset, device)
-        _run(trainer, folder, preset, False, as_json)
+        result["control"] = _run(trainer, folder, preset, False, as_json)
+    if as_json:
+        print_json(result)
 
 
-def _run(trainer: Training, folder: Path, preset: str, resumed: bool, as_json: bool) -> None:
+def _run(trainer: Training, folder: Path, preset: str, resumed: bool, as_json: bool) -> dict[str, Any]:
+    """Trains to the end, and returns the newest judgement; a table of it is printed, but with `as_json`."""
     from pyro_delta.api.train import carry_out
     from pyro_delta.report.progress import following
     from pyro_delta.report.tables import print_table
@@ -135,8 +138,7 @@ def _run(trainer: Training, folder: Path, preset: str, resumed: bool, as_json: b
     result = summary | {"run": str(folder)}
     if trainer.best is not None:
         result |= {f"best_{key}": trainer.best[key] for key in ("step", "neg_elbo_bpd")}
-    if as_json:
-        print_json(result)
-    else:
+    if not as_json:
         title = f"{trainer.config.data.program}, preset {preset}: {result.get('split', '')} split"
         print_table(title, result, trainer.data.spec.unit)
+    return result

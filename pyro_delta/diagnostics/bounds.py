@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -38,10 +37,6 @@ from pyro_delta.validation import at_least
 LN2 = math.log(2.0)
 
 Line = dict[str, Any]
-
-
-NOISE = 12
-"""Keeps the noise of an evaluation apart from what else its seed decides."""
 
 
 def ignore(data: int) -> None:
@@ -86,11 +81,6 @@ class Encoding:
 def flat(values: dict[str, Tensor]) -> Tensor:
     """All sites' coordinates in a row, (N, K)."""
     return torch.cat([value.reshape(len(value), -1) for value in values.values()], dim=1)
-
-
-def noise_seed(seed: int) -> int:
-    """The seed of noise: not that of data which were drawn with the same one, and would hold the noise itself."""
-    return int(np.random.SeedSequence([seed, NOISE]).generate_state(1)[0])
 
 
 @torch.no_grad()
@@ -174,7 +164,6 @@ def evaluate(
     """
     at_least(1, particles=particles)
     at_least(0, seed=seed)
-    seed = noise_seed(seed)
     split = as_split(data)
     encoding = encode(vae, split, seed=seed, advance=advance)
     unit = Unit.of(spec, encoding.scored)

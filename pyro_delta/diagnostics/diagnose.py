@@ -18,7 +18,6 @@ from pyro_delta.diagnostics.bounds import (
     flat,
     ignore,
     importance_line,
-    noise_seed,
     standard_error,
     standard_errors,
     summarise,
@@ -151,11 +150,10 @@ def diagnosed(
     """
     at_least(1, particles=particles, weighed=weighed, told_images=told_images)
     at_least(0, seed=seed)
-    noise = noise_seed(seed)
     group_sizes(len(split), told_samples, told_images)  # refused before any work is done
     lost = diverged_weight(vae)
     with _fails_by(lost):
-        encoding = encode(vae, split, seed=noise, advance=advance)
+        encoding = encode(vae, split, seed=seed, advance=advance)
         known, unit = committed_by_all(committed(vae, split), encoding), Unit.of(spec, encoding.scored)
         numbers: Line = summarise(encoding, unit, known.nats) | standard_errors(encoding, unit)
         numbers["neg_elbo_nats"] = (encoding.rate + encoding.distortion).mean().item()
@@ -168,13 +166,13 @@ def diagnosed(
         numbers["rate_nats_per_dim"] = None if per_dimension is None else per_dimension.tolist()
         numbers["latent_units"] = flat(encoding.z).shape[1]
         if particles > 1:
-            numbers |= importance_line(vae, split, encoding, unit, particles, weighed=weighed, seed=noise)
+            numbers |= importance_line(vae, split, encoding, unit, particles, weighed=weighed, seed=seed)
         if control is not None:
-            numbers |= bought(encoding, control, split, unit, seed=noise, advance=advance)
+            numbers |= bought(encoding, control, split, unit, seed=seed, advance=advance)
         gap = shuffled_gap(vae, split, encoding, seed=seed, advance=advance)
         numbers["shuffled_gap_nats"], numbers["shuffled_gap_se"] = gap.mean().item(), standard_error(gap)
         numbers |= told(vae, split, encoding, samples=told_samples, images=told_images, seed=seed, advance=advance)
-        numbers |= information(vae, split, encoding) | probe(vae, split, encoding, fit, noise)
+        numbers |= information(vae, split, encoding) | probe(vae, split, encoding, fit, seed)
         numbers["latents_used"] = least_told(numbers) > LEAST_TOLD
     # Some distributions make finite numbers of parameters that are not.
     verdict = judge(numbers) if lost is None else "diverged"

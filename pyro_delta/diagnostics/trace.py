@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from functools import partial, singledispatch
 from typing import Any, Literal
 
+import numpy as np
 import pyro
 import torch
 from pyro.distributions import Delta, MaskedDistribution, TransformedDistribution
@@ -45,6 +46,8 @@ Latents = Mapping[str, Tensor]
 """Latent site → values, (B, …)."""
 SAME = 1e-6
 """Change of a density, relative to its size, that counts as none."""
+NOISE = 12
+"""Keeps the noise of an evaluation apart from what else its seed decides."""
 COMPARED = 16
 """Data whose posteriors tell whether a family keeps its shape."""
 UNKNOWN_DENSITY = (KeyError, NotImplementedError)
@@ -306,6 +309,11 @@ def decoder(vae: VAE, z: Tensor, extras: Mapping[str, Any] | None = None) -> Dis
     return _reach(vae, len(z), extras, {latent: z}).distribution
 
 
+def noise_seed(seed: int) -> int:
+    """The seed of an evaluation's noise: not that of data which were drawn with the same one, and would be the noise."""
+    return int(np.random.SeedSequence([seed, NOISE]).generate_state(1)[0])
+
+
 @singledispatch
 def evaluating(vae: Pair, seed: int) -> AbstractContextManager[None]:
     """Evaluation mode, no validation, and parameters and random state of its own; all put back afterwards."""
@@ -321,7 +329,7 @@ def _evaluating(vae: VAE, seed: int) -> Iterator[None]:
         # Weights that diverged give numbers that are not finite, for which the run's own words are better than a trace.
         stack.enter_context(pyro.validation_enabled(False))
         stack.enter_context(torch.random.fork_rng([device] if device.type == "cuda" else []))
-        torch.manual_seed(seed)
+        torch.manual_seed(noise_seed(seed))
         vae.eval()
         if any(not isinstance(program, nn.Module) and owner_of(program) is None for program in (vae.model, vae.guide)):
             # Networks of a function are known when they are called.

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import pyro.distributions as dist
 import torch
+from pyro.distributions.transforms import LowerCholeskyAffine, Permute
 from torch import Size, Tensor
 from torch import distributions as torch_dist
 from torch.distributions import transforms
@@ -69,8 +70,8 @@ def gaussian_by_type(distribution: Any) -> Gaussian | None:
     """Mean and precision of a Gaussian whose class says that it is one; None for any other.
 
     Known are `Normal`, `MultivariateNormal`, `LowRankMultivariateNormal`, `GaussianAR1` and `GaussianSequence`, those
-    made independent by `Independent`, and any of them moved, scaled element by element or reshaped by a
-    `TransformedDistribution`.
+    made independent by `Independent`, and any of them moved, scaled, mapped by a triangular factor, permuted or
+    reshaped by a `TransformedDistribution`.
     """
     reader = _READERS.get(type(distribution))
     gaussian = None if reader is None else reader(as_float64(distribution))
@@ -144,7 +145,7 @@ def _of_independent(independent: Any) -> Gaussian | None:
 
 @register_gaussian(dist.TransformedDistribution, torch_dist.TransformedDistribution)
 def _of_transformed(transformed: Any) -> Gaussian | None:
-    """Of z → a + b·z, element by element, Λ_ij becomes Λ_ij / (b_i b_j)."""
+    """Of z → a + b·z, element by element, Λ_ij becomes Λ_ij / (b_i b_j); of z → a + L z it is L⁻ᵀ Λ L⁻¹."""
     base = transformed.base_dist
     gaussian = gaussian_by_type(base)
     if gaussian is None:
@@ -168,6 +169,23 @@ def _of_transformed(transformed: Any) -> Gaussian | None:
                 gaussian.log_det - 2 * scale.abs().log().sum(-1),
                 event,
             )
+        elif type(transform) is LowerCholeskyAffine and event == (size,):
+            factor = torch.as_tensor(transform.scale_tril, dtype=torch.float64).to(gaussian.mean.device)
+            if not (torch.equal(factor, factor.tril()) and (factor.diagonal() > 0).all()):
+                return None  # its density takes it for that
+            loc = torch.as_tensor(transform.loc, dtype=torch.float64).to(gaussian.mean.device)
+            eye = torch.eye(size, dtype=torch.float64, device=factor.device)
+            inverse = torch.linalg.solve_triangular(factor, eye, upper=False)
+            gaussian = Gaussian(
+                loc + (factor @ gaussian.mean.unsqueeze(-1)).squeeze(-1),
+                inverse.mT @ gaussian.precision @ inverse,
+                gaussian.log_det - 2 * factor.diagonal().log().sum(),
+                event,
+            )
+        elif type(transform) is Permute and transform.dim == -1 and event == (size,):
+            order = transform.permutation.to(gaussian.mean.device)
+            precision = gaussian.precision[..., order, :][..., order]
+            gaussian = Gaussian(gaussian.mean[..., order], precision, gaussian.log_det, event)
         else:
             return None
     return gaussian._replace(event_shape=event) if event == transformed.event_shape else None

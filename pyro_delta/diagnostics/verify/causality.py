@@ -106,7 +106,7 @@ def _other_data(case: Case, vae: VAE, z: Mapping[str, Tensor], plain: Tensor) ->
     for fill in replacements(case):
         mixed, _ = look(case, vae, torch.cat((case.x[:1], fill[1:])), z)
         if moved(plain[0], mixed[0]).any():
-            return f"a {case.what} changes with other {case.others}"
+            return f"one {case.what} changes with other {case.others}"
     return None
 
 
@@ -224,7 +224,7 @@ def check_conditioning(title: str, case: Case) -> Finding:
                 )
         mixed, _ = look(case, vae, case.x, {name: torch.cat((z_bnd[:1], other[1:]))})
         if moved(plain[0], mixed[0]).any():
-            return Finding(title, False, f"a {case.what} changes with latents of other {case.others} ({mode})")
+            return Finding(title, False, f"one {case.what} changes with latents of other {case.others} ({mode})")
     if not used.any():
         return Finding(title, True, f"no {case.where} sees any latent: a latent-free likelihood")
     rule = (
@@ -278,7 +278,7 @@ def check_guide(title: str, case: Case) -> Finding:
         for fill in fills if across else ():
             mixed = _moments(case, vae, z, torch.cat((case.x[:1], fill[1:])), whole=True)
             if moved(_moments(case, vae, z, case.x, whole=True)[0], mixed[0]).any():
-                return Finding(title, False, f"z of a {case.what} changes with other {case.others} ({mode})")
+                return Finding(title, False, f"z of one {case.what} changes with other {case.others} ({mode})")
     if note:
         return Finding(title, None, note)
     kind = "anti-causal" if anti_causal else "not causal, as declared"
