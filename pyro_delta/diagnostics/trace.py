@@ -310,7 +310,7 @@ def decoder(vae: VAE, z: Tensor, extras: Mapping[str, Any] | None = None) -> Dis
 
 
 def noise_seed(seed: int) -> int:
-    """The seed of an evaluation's noise: not that of data which were drawn with the same one, and would be the noise."""
+    """The seed of an evaluation's noise: data that were drawn with the same one would else be that noise."""
     return int(np.random.SeedSequence([seed, NOISE]).generate_state(1)[0])
 
 

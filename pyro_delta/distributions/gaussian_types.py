@@ -169,7 +169,7 @@ def _of_transformed(transformed: Any) -> Gaussian | None:
                 gaussian.log_det - 2 * scale.abs().log().sum(-1),
                 event,
             )
-        elif type(transform) is LowerCholeskyAffine and event == (size,):
+        elif type(transform) is LowerCholeskyAffine and event == Size((size,)):
             factor = torch.as_tensor(transform.scale_tril, dtype=torch.float64).to(gaussian.mean.device)
             if not (torch.equal(factor, factor.tril()) and (factor.diagonal() > 0).all()):
                 return None  # its density takes it for that
@@ -182,7 +182,7 @@ def _of_transformed(transformed: Any) -> Gaussian | None:
                 gaussian.log_det - 2 * factor.diagonal().log().sum(),
                 event,
             )
-        elif type(transform) is Permute and transform.dim == -1 and event == (size,):
+        elif type(transform) is Permute and transform.dim == -1 and event == Size((size,)):
             order = transform.permutation.to(gaussian.mean.device)
             precision = gaussian.precision[..., order, :][..., order]
             gaussian = Gaussian(gaussian.mean[..., order], precision, gaussian.log_det, event)
