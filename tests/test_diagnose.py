@@ -992,7 +992,7 @@ def false_formula() -> Diagnosis:
 def overfitted() -> Diagnosis:
     """A guide that has learned a few data by heart is sure of others, wrongly."""
     x, _ = prototypes(400)
-    made = fitted(methods(), x[:20], 600, 0.02)
+    made = fitted(methods(), x[:20], 1000, 0.02)
     return diagnose(made.model, made.guide, x[200:], particles=100)
 
 
