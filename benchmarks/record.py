@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
+from statistics import median
 from typing import Any, TypeVar
 
 import torch
@@ -40,6 +41,14 @@ def in_parallel(run: Callable[[Job], Result], jobs: Sequence[Job], processes: in
     torch.set_num_threads(1)  # as in the workers, for the record
     with multiprocessing.get_context("spawn").Pool(processes, torch.set_num_threads, (1,)) as pool:
         yield from pool.imap_unordered(run, jobs)
+
+
+def timings(what: str, times: dict[str, list[float]]) -> list[dict[str, Any]]:
+    """A row for each of the contestants, whose names stand under `what`: the median, the fastest, the slowest run."""
+    return [
+        {what: name, "median_s": median(s), "fastest_s": min(s), "slowest_s": max(s), "runs": len(s)}
+        for name, s in times.items()
+    ]
 
 
 def write(out: Path, seed: int, rows: Sequence[dict[str, Any]], **more: Any) -> None:

@@ -8,9 +8,8 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from statistics import median
 
-from record import add_common_arguments, write
+from record import add_common_arguments, timings, write
 
 
 def seconds(command: list[str]) -> float:
@@ -42,11 +41,7 @@ def main() -> None:
     for _ in range(arguments.repeats):
         for name, command in commands.items():
             times[name].append(seconds(command))
-    rows = [
-        {"command": name, "median_s": median(s), "fastest_s": min(s), "slowest_s": max(s), "runs": len(s)}
-        for name, s in times.items()
-    ]
-    write(arguments.out, arguments.seed, rows)
+    write(arguments.out, arguments.seed, timings("command", times))
 
 
 if __name__ == "__main__":

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import argparse
 import time
-from statistics import median
 
 import torch
-from record import add_common_arguments, write
+from record import add_common_arguments, timings, write
 
 from pyro_delta.build import build
 from pyro_delta.config import load_preset
@@ -35,11 +34,7 @@ def main() -> None:
             times[preset].append(time.perf_counter() - began)
             if certificate.delta_nats is None:
                 raise SystemExit(f"{preset}: {certificate.failure or certificate.lack}")
-    rows = [
-        {"preset": preset, "median_s": median(s), "fastest_s": min(s), "slowest_s": max(s), "runs": len(s)}
-        for preset, s in times.items()
-    ]
-    write(arguments.out, arguments.seed, rows)
+    write(arguments.out, arguments.seed, timings("preset", times))
 
 
 if __name__ == "__main__":

@@ -7,7 +7,8 @@ compared.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 
 import torch
@@ -293,8 +294,7 @@ def _moments(
     case: Case, vae: VAE, z: Mapping[str, Tensor], x: Tensor, *, gradient: bool = False, whole: bool = False
 ) -> Tensor:
     """What tells the posteriors of data from others, (B, n, …) of the only site, or with `whole` (B, K) of all."""
-    with torch.random.fork_rng(devices=[]), torch.set_grad_enabled(gradient), as_trained(vae):
-        torch.manual_seed(0)
+    with _same_noise(vae, gradient):
         parts = [_told(drawn, z[name]) for name, drawn in posteriors(vae, case.batch(x), z).items()]
     found = torch.cat([part.reshape(len(x), -1) for part in parts], 1) if whole else parts[0]
     return found if gradient else found.detach()
@@ -309,6 +309,14 @@ def _told(drawn: Drawn, z: Tensor) -> Tensor:
 
 
 # --- Looking ---
+
+
+@contextmanager
+def _same_noise(vae: VAE, gradient: bool) -> Iterator[None]:
+    """The programs run as in their mode, with or without a gradient, and with the same noise at each call."""
+    with torch.random.fork_rng(devices=[]), torch.set_grad_enabled(gradient), as_trained(vae):
+        torch.manual_seed(0)
+        yield
 
 
 def _outputs(
@@ -345,8 +353,7 @@ def look(
     like: int | None = None,
 ) -> tuple[Tensor, bool]:
     """`_outputs` with the same noise at each call, such as that of dropout; `like` as for `Case.batch`."""
-    with torch.random.fork_rng(devices=[]), torch.set_grad_enabled(gradient), as_trained(vae):
-        torch.manual_seed(0)
+    with _same_noise(vae, gradient):
         found = _outputs(case, vae, x, z, like)
     assert found is not None
     return found if gradient else (found[0].detach(), found[1])

@@ -15,7 +15,15 @@ from torch.distributions import Distribution, kl_divergence
 
 from pyro_delta.commitment import EXACTLY, IN_THE_MEAN, Commitment
 from pyro_delta.data.values import random_values
-from pyro_delta.diagnostics.trace import ClosedForm, committed, depend_on_one_another, posteriors, prior, trace
+from pyro_delta.diagnostics.trace import (
+    ClosedForm,
+    Traced,
+    committed,
+    depend_on_one_another,
+    posteriors,
+    prior,
+    trace,
+)
 from pyro_delta.diagnostics.verify.case import Case, Finding, shake
 from pyro_delta.distributions.float64 import as_float64
 from pyro_delta.rate import committed_rate
@@ -113,10 +121,14 @@ def _called_in_training(vae: VAE, case: Case, calls: int) -> None:
     vae.eval()
 
 
+def _of_first(case: Case, vae: VAE, x: Tensor) -> Traced:
+    """A trace that has the prior of all data: of the first, but of all where one datum has no statistics."""
+    return trace(vae, case.batch(x if case.in_the_mean else x[:1]))
+
+
 def _closed_form(case: Case, vae: VAE, x: Tensor) -> Tensor | None:
     """(B,) nats, the KL of data, where it has a closed form: against the prior of the first, which is that of all."""
-    one = x if case.in_the_mean else x[:1]
-    first, drawn = trace(vae, case.batch(one)), posteriors(vae, case.batch(x))
+    first, drawn = _of_first(case, vae, x), posteriors(vae, case.batch(x))
     latents = {
         name: replace(first.latents[name], q=of.q, z=of.z, log_q=of.log_q, mask=of.mask, dim=of.dim)
         for name, of in drawn.items()
@@ -213,8 +225,7 @@ def _guaranteed(case: Case, rate_b: Tensor) -> float:
 
 def _priors(case: Case, vae: VAE) -> dict[str, Distribution]:
     with torch.no_grad():
-        x = case.x if case.in_the_mean else case.x[:1]
-        return {name: as_float64(latent.p) for name, latent in trace(vae, case.batch(x)).latents.items()}
+        return {name: as_float64(latent.p) for name, latent in _of_first(case, vae, case.x).latents.items()}
 
 
 def _rates(case: Case, vae: VAE, priors: dict[str, Distribution] | None = None) -> Tensor | None:
