@@ -17,7 +17,7 @@ from pyro_delta.data.images import ImageSpec
 from pyro_delta.diagnostics.bounds import Encoding, encode, evaluate, standard_error
 from pyro_delta.diagnostics.diagnose import Diagnosis, diagnosed, failure
 from pyro_delta.diagnostics.importance import importance_bound, importance_weights, k_hat
-from pyro_delta.diagnostics.trace import committed
+from pyro_delta.diagnostics.trace import committed, noise_seed
 from pyro_delta.diagnostics.usage import (
     floor_holds,
     mutual_information,
@@ -159,7 +159,7 @@ def test_importance_bound_against_a_direct_sum() -> None:
     bound = importance_bound(importance_weights(vae, images, particles, batch=4 * particles, seed=3))
     vae.eval()
     with torch.no_grad(), torch.random.fork_rng():
-        torch.manual_seed(3)
+        torch.manual_seed(noise_seed(3))
         q = vae.guide.posterior(images)
         z = q.rsample((particles,))
         for i in range(4):

@@ -21,7 +21,7 @@ from pyro_delta.data.values import admitted, finite
 from pyro_delta.diagnostics import bounds
 from pyro_delta.diagnostics.diagnose import Diagnosis, diagnosed
 from pyro_delta.diagnostics.told import TOLD_IMAGES, TOLD_SAMPLES
-from pyro_delta.diagnostics.trace import noise_seed, runs
+from pyro_delta.diagnostics.trace import runs
 from pyro_delta.diagnostics.verify import Certificate
 from pyro_delta.diagnostics.verify import verify as certify
 from pyro_delta.errors import UserError, unknown_name
@@ -216,7 +216,7 @@ def diagnose(
         weighed=weighed,
         told_samples=told_samples,
         told_images=told_images,
-        seed=noise_seed(seed),
+        seed=seed,
         advance=advance,
     )
 

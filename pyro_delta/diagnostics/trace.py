@@ -310,7 +310,7 @@ def decoder(vae: VAE, z: Tensor, extras: Mapping[str, Any] | None = None) -> Dis
 
 
 def noise_seed(seed: int) -> int:
-    """The seed of noise for data of a user's own: those that were drawn with the same one would be that noise."""
+    """The seed of an evaluation's noise: data that were drawn with `seed` itself would be that noise."""
     return int(np.random.SeedSequence([seed, NOISE]).generate_state(1)[0])
 
 
@@ -329,7 +329,7 @@ def _evaluating(vae: VAE, seed: int) -> Iterator[None]:
         # Weights that diverged give numbers that are not finite, for which the run's own words are better than a trace.
         stack.enter_context(pyro.validation_enabled(False))
         stack.enter_context(torch.random.fork_rng([device] if device.type == "cuda" else []))
-        torch.manual_seed(seed)
+        torch.manual_seed(noise_seed(seed))
         vae.eval()
         if any(not isinstance(program, nn.Module) and owner_of(program) is None for program in (vae.model, vae.guide)):
             # Networks of a function are known when they are called.

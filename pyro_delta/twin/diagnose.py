@@ -33,6 +33,7 @@ from pyro_delta.diagnostics.trace import (
     committed,
     device_of,
     evaluating,
+    noise_seed,
     per_datum,
     posteriors,
     sites,
@@ -327,7 +328,7 @@ def _evaluating(vae: NumPyroVAE, seed: int) -> AbstractContextManager[None]:
 
 @contextmanager
 def _drawing(vae: NumPyroVAE, seed: int) -> Iterator[None]:
-    before, vae.key = vae.key, jax.random.key(seed)
+    before, vae.key = vae.key, jax.random.key(noise_seed(seed))
     try:
         # Weights that diverged give numbers that are not finite, which torch's distributions refuse otherwise.
         with numpyro.validation_enabled(False), pyro.validation_enabled(False):

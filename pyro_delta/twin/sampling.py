@@ -12,6 +12,7 @@ from flax import nnx
 from torch import Tensor
 
 from pyro_delta.diagnostics.bounds import ignore
+from pyro_delta.diagnostics.trace import noise_seed
 from pyro_delta.errors import UserError
 from pyro_delta.twin.build import VAE
 
@@ -37,7 +38,7 @@ def draw(
         UserError: if they do not.
     """
     vae.eval()
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(noise_seed(seed))
     p = vae.model.prior()
     _check(p, "prior", "transform")
     noise = torch.randn((count, *_noise_shape(p)), dtype=_dtype(p), generator=generator)
@@ -52,7 +53,7 @@ def draw(
     def decode(state: Any, z_bnd: Any, uniforms: Any) -> Any:
         return nnx.merge(graph, state)(z_bnd).from_uniforms(uniforms)
 
-    generator.manual_seed(seed + 1)
+    generator.manual_seed(noise_seed(seed + 1))
     parts = []
     for first in range(0, len(z_bnd), batch):
         z = z_bnd[first : first + batch]
