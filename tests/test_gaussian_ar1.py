@@ -13,6 +13,7 @@ from scipy import stats
 from torch.distributions import Independent, biject_to, kl, kl_divergence
 
 from pyro_delta.distributions import GaussianAR1
+from pyro_delta.inference.elbo import RateDistortionELBO
 from pyro_delta.rate import ar1_committed_rate, minimising_posterior
 
 
@@ -200,6 +201,34 @@ def test_mean_field_elbo_uses_the_analytic_kl_inside_a_plate(cls, analytic: bool
     else:
         assert len(kl_calls) == 1  # only our own: the ELBO sampled, and said nothing
         assert abs(loss - exact) > 1e-3
+
+
+def test_a_rate_in_closed_form_costs_no_density(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps without validation leave the densities of z out, and come to the same loss and gradient."""
+    loc, x = torch.randn(6, 4, 2, requires_grad=True), torch.randn(6, 4, 2)
+    calls: list[torch.Tensor] = []
+    density = GaussianAR1.log_prob
+    monkeypatch.setattr(GaussianAR1, "log_prob", lambda p, z: calls.append(z) or density(p, z))
+
+    def model() -> None:
+        with pyro.plate("data", 6):
+            z = pyro.sample("z", GaussianAR1(torch.tensor([0.5, 0.9]), 4))
+            pyro.sample("x", dist.Normal(z, 1.0).to_event(2), obs=x)
+
+    def guide() -> None:
+        with pyro.plate("data", 6):
+            pyro.sample("z", dist.Normal(loc, 0.5).to_event(2))
+
+    def step(validate: bool) -> tuple[torch.Tensor, torch.Tensor]:
+        torch.manual_seed(0)
+        with pyro.validation_enabled(validate):
+            loss = RateDistortionELBO(analytic_kl=True, max_plate_nesting=1).differentiable_loss(model, guide)
+        return loss.detach(), torch.autograd.grad(loss, loc)[0]
+
+    validated, count = step(True), len(calls)
+    bare = step(False)
+    assert count == len(calls) == 1
+    assert all(map(torch.equal, validated, bare))
 
 
 # --- Mistakes ---
