@@ -13,6 +13,7 @@ from scipy import stats
 from torch.distributions import Independent, biject_to, kl, kl_divergence
 
 from pyro_delta.distributions import GaussianAR1
+from pyro_delta.inference.elbo import RateDistortionELBO
 from pyro_delta.rate import ar1_committed_rate, minimising_posterior
 
 
@@ -108,6 +109,52 @@ def test_kl_of_a_half_precision_posterior_keeps_the_floor() -> None:
     assert delta * (1 - 1e-6) <= value <= delta * 1.001
 
 
+@pytest.mark.parametrize("sign", [1, -1])
+def test_float32_keeps_the_innovations_as_alpha_goes_to_one(sign: int) -> None:
+    """Innovations are a thousandth of z there: sums of z_t² and z_t z_{t−1} would cancel to an error of nats."""
+    length = 32
+    alpha_d = torch.tensor([sign * 0.999999])
+    prior, steps = GaussianAR1(alpha_d, length), torch.arange(length)
+    covariance = alpha_d.double()[:, None, None] ** (steps[:, None] - steps).abs()
+    witness = dist.MultivariateNormal(torch.zeros(1, length, dtype=torch.float64), covariance)
+    z = GaussianAR1(alpha_d.double(), length).sample((20,)).float()
+    scale = (2e-6**0.5 * torch.randn_like(z).exp()).requires_grad_()
+    q = dist.Normal(z.requires_grad_(), scale).to_event(2)
+    dense = dist.MultivariateNormal(z.double().mT, scale_tril=torch.diag_embed(scale.double().mT))
+    rows = [
+        (prior.log_prob(z), witness.log_prob(z.double().mT).squeeze(-1), (z,)),
+        (kl_divergence(q, prior), kl_divergence(dense, witness).squeeze(-1), (z, scale)),
+    ]
+    for found, exact, inputs in rows:
+        torch.testing.assert_close(found.double(), exact, rtol=0, atol=0.01)
+        given, wanted = (torch.autograd.grad(values.sum(), inputs) for values in (found, exact))
+        for ours, theirs in zip(given, wanted, strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-3 * theirs.abs().max().item())
+
+
+@pytest.mark.parametrize("length", [1, 2, 5])
+def test_second_derivatives_and_functorch(length: int) -> None:
+    alpha, loc = torch.tensor([0.3, -0.9], dtype=torch.float64), torch.randn(4, length, 2, dtype=torch.float64)
+    scale = torch.rand_like(loc) + 0.5
+
+    def log_prob(alpha: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
+        return GaussianAR1(alpha, length, validate_args=False).log_prob(z)
+
+    def kl_of(alpha: torch.Tensor, loc: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+        q = dist.Normal(loc, scale, validate_args=False).to_event(2)
+        return kl_divergence(q, GaussianAR1(alpha, length, validate_args=False))
+
+    for function, values in ((log_prob, (loc,)), (kl_of, (loc, scale))):
+        free = tuple(value.clone().requires_grad_() for value in (alpha, *values))
+        assert torch.autograd.gradgradcheck(function, free)
+        over_batch = (None, *(0 for _ in values))
+        torch.testing.assert_close(
+            torch.func.vmap(function, over_batch)(alpha, *values), function(alpha, *values), rtol=1e-12, atol=0
+        )
+        each = torch.func.vmap(torch.func.grad(function), over_batch)(alpha, *values)
+        torch.testing.assert_close(each.sum(0), torch.func.grad(lambda *v, f=function: f(*v).sum())(alpha, *values))
+
+
 # --- The analytic KL inside Pyro ---
 
 
@@ -154,6 +201,34 @@ def test_mean_field_elbo_uses_the_analytic_kl_inside_a_plate(cls, analytic: bool
     else:
         assert len(kl_calls) == 1  # only our own: the ELBO sampled, and said nothing
         assert abs(loss - exact) > 1e-3
+
+
+def test_a_rate_in_closed_form_costs_no_density(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps without validation leave the densities of z out, and come to the same loss and gradient."""
+    loc, x = torch.randn(6, 4, 2, requires_grad=True), torch.randn(6, 4, 2)
+    calls: list[torch.Tensor] = []
+    density = GaussianAR1.log_prob
+    monkeypatch.setattr(GaussianAR1, "log_prob", lambda p, z: calls.append(z) or density(p, z))
+
+    def model() -> None:
+        with pyro.plate("data", 6):
+            z = pyro.sample("z", GaussianAR1(torch.tensor([0.5, 0.9]), 4))
+            pyro.sample("x", dist.Normal(z, 1.0).to_event(2), obs=x)
+
+    def guide() -> None:
+        with pyro.plate("data", 6):
+            pyro.sample("z", dist.Normal(loc, 0.5).to_event(2))
+
+    def step(validate: bool) -> tuple[torch.Tensor, torch.Tensor]:
+        torch.manual_seed(0)
+        with pyro.validation_enabled(validate):
+            loss = RateDistortionELBO(analytic_kl=True, max_plate_nesting=1).differentiable_loss(model, guide)
+        return loss.detach(), torch.autograd.grad(loss, loc)[0]
+
+    validated, count = step(True), len(calls)
+    bare = step(False)
+    assert count == len(calls) == 1
+    assert all(map(torch.equal, validated, bare))
 
 
 # --- Mistakes ---

@@ -115,7 +115,7 @@ class GaussianAR1(TorchDistribution):
             z, shape (..., n, d).
         """
         alpha = _once(self.alpha)
-        scaled = ((1 - alpha) * (1 + alpha)).sqrt().unsqueeze(-2) * eps
+        scaled = _innovation_variance(alpha).sqrt().unsqueeze(-2) * eps
         scaled[..., 0, :] = eps[..., 0, :]  # the first step has variance 1 as it is
         return _recursion(scaled, alpha).contiguous()
 
@@ -128,10 +128,10 @@ class GaussianAR1(TorchDistribution):
         """Log density in nats; `value` has shape (..., n, d)."""
         if self._validate_args:
             self._validate_sample(value)
-        alpha = self.alpha.unsqueeze(-2)
-        step = value[..., 1:, :] - alpha * value[..., :-1, :]
-        square_d = value[..., 0, :].square() + (step.square() / ((1 - alpha) * (1 + alpha))).sum(-2)
-        return -0.5 * (square_d + self._log_det_d() + self.length * math.log(2 * math.pi)).sum(-1)
+        first_d, later_td, before_td = _ends(value)
+        step_td = _innovations(later_td, before_td, self.alpha)
+        square_d = first_d.square() + step_td.square().sum(-2) / _innovation_variance(self.alpha)
+        return -0.5 * (square_d + (self._log_det_d() + self.length * math.log(2 * math.pi))).sum(-1)
 
     def precision(self) -> Tensor:
         """Λ_k of each dimension, float64, shape batch_shape + (d, n, n).
@@ -143,7 +143,7 @@ class GaussianAR1(TorchDistribution):
         """
         check_steps(self.length)
         alpha = self.alpha.double().unsqueeze(-1)
-        scale = ((1 - alpha) * (1 + alpha)).sqrt()
+        scale = _innovation_variance(alpha).sqrt()
         steps = torch.eye(self.length, dtype=torch.float64, device=alpha.device)
         # Row t of the whitening matrix is (z_t − α z_{t−1})/√s, the first is z_1.
         whitening = (steps - alpha.unsqueeze(-1) * steps.roll(1, 0).tril()) / scale.unsqueeze(-1)
@@ -157,6 +157,30 @@ class GaussianAR1(TorchDistribution):
     def _log_det_d(self) -> Tensor:
         """Log-determinant of the covariance of one dimension: (n − 1) ln(1 − α²)."""
         return (self.length - 1) * (torch.log1p(-self.alpha) + torch.log1p(self.alpha))
+
+
+def _ends(z_td: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The first step (..., d), all steps but the first (..., n − 1, d), and all but the last.
+
+    They are made by `split`, whose gradient is one `cat`: that of a slice fills the whole length with zeros.
+    """
+    length = z_td.shape[-2]
+    first_td, later_td = z_td.split([1, length - 1], -2)
+    before_td, _ = z_td.split([length - 1, 1], -2)
+    return first_td.squeeze(-2), later_td, before_td
+
+
+def _innovations(later_td: Tensor, before_td: Tensor, alpha_d: Tensor) -> Tensor:
+    """z_t − α z_{t−1}, (..., n − 1, d).
+
+    NOTE: Σ z_t² and Σ z_t z_{t−1} would give their squares in fewer passes over memory, but cancel as α → 1.
+    """
+    return torch.addcmul(later_td, alpha_d.unsqueeze(-2), before_td, value=-1)
+
+
+def _innovation_variance(alpha_d: Tensor) -> Tensor:
+    """1 − α², the variance of a step given the one before."""
+    return (1 - alpha_d) * (1 + alpha_d)
 
 
 def _recursion(e_ntd: Tensor, alpha: Tensor) -> Tensor:
@@ -213,10 +237,11 @@ def kl_mean_field_gaussian_ar1(q: Independent, p: GaussianAR1) -> Tensor:
     # In half precision the squares and the logarithm of σ round apart, and the KL falls below δ: widen first.
     dtype = torch.promote_types(loc.dtype, p.alpha.dtype)
     loc, scale = loc.to(dtype), scale.to(dtype)
-    alpha = p.alpha.unsqueeze(-2)
-    variance = scale.square()
-    step = loc[..., 1:, :] - alpha * loc[..., :-1, :]
-    spread = variance[..., 1:, :] + alpha.square() * variance[..., :-1, :] + step.square()
-    first_d = variance[..., 0, :] + loc[..., 0, :].square()
-    later_d = (spread / ((1 - alpha) * (1 + alpha))).sum(-2)
-    return 0.5 * (first_d + later_d - p.length - 2 * scale.log().sum(-2) + p._log_det_d()).sum(-1)
+    log_scale_d = scale.log().sum(-2)  # first, so that fewer sequences are held at once
+    first_d, later_td, before_td = _ends(loc)
+    first_variance_d, later_variance_td, before_variance_td = _ends(scale.square())
+    step_td = _innovations(later_td, before_td, p.alpha)
+    spread_d = torch.addcmul(later_variance_td, step_td, step_td).sum(-2)
+    spread_d = torch.addcmul(spread_d, p.alpha.square(), before_variance_td.sum(-2))
+    square_d = torch.addcmul(first_variance_d, first_d, first_d) + spread_d / _innovation_variance(p.alpha)
+    return 0.5 * (square_d - p.length - 2 * log_scale_d + p._log_det_d()).sum(-1)

@@ -6,9 +6,13 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from pyro import poutine
 from pyro.distributions.util import scale_and_mask
 from pyro.infer import Trace_ELBO
+from pyro.infer.util import is_validation_enabled
 from pyro.poutine import Trace
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 from torch.distributions import kl_divergence
 
@@ -70,6 +74,19 @@ class RateDistortionELBO(Trace_ELBO):
         loss = self._joined(rates, counts, distortion)
         self.distortion, self.loss = distortion.detach(), loss.detach()
         return loss
+
+    def _get_trace(self, model: Callable, guide: Callable, args: Any, kwargs: Any) -> tuple[Trace, Trace]:
+        """Traces of model and guide. A latent site whose rate is a KL needs no density, and gets none.
+
+        Guides that are messengers, and steps that are to be validated, are left to Pyro, which computes all.
+        """
+        if not self.analytic_kl or is_validation_enabled() or isinstance(poutine.unwrap(guide), Messenger):
+            return super()._get_trace(model, guide, args, kwargs)
+        guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
+        model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
+        guide_trace, model_trace = prune_subsample_sites(guide_trace), prune_subsample_sites(model_trace)
+        model_trace.compute_log_prob(lambda name, site: site["is_observed"])
+        return model_trace, guide_trace
 
     def _joined(self, rates: dict[str, Tensor], counts: dict[str, Tensor], distortion: Tensor) -> Tensor:
         averaged = {name: rate / self.num_particles for name, rate in rates.items()}
