@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from pyro_delta.data.values import dtype_of, random_values
 from pyro_delta.diagnostics.trace import posteriors
 from pyro_delta.errors import UserError, is_out_of_memory
 from pyro_delta.protocol import Batch, Spec
-from pyro_delta.vae import VAE, parameters_of
+from pyro_delta.vae import VAE, copied, parameters_of
 
 COUNT = 3
 """Data in a batch, one random, one blank and one full: with more than one, a leak across the batch shows."""
@@ -62,7 +61,7 @@ class Case:
     def __init__(
         self, vae: VAE, spec: Spec, extras: Mapping[str, Tensor], sizes: tuple[int, ...], *, double: bool = True
     ) -> None:
-        self.vae, self.spec, self.sizes = copy.deepcopy(vae).cpu().eval(), spec, sizes
+        self.vae, self.spec, self.sizes = copied(vae).cpu().eval(), spec, sizes
         self.x, self.extras, self.same = kinds_of_data(spec), dict(extras), SAME_IN_SINGLE
         if double:
             self.vae, self.x, self.same = self.vae.double(), widened(self.x), SAME
@@ -149,11 +148,11 @@ def in_both_modes(case: Case, look: Callable[[VAE], Tensor]) -> Iterator[tuple[s
         case: whose programs are copied.
         look: what the programs give for the data of the case.
     """
-    vae = copy.deepcopy(case.vae)
+    vae = copied(case.vae)
     shake(vae, 0.1)
     plain = look(vae)
     yield "evaluation mode", vae
-    if moved(plain, look(copy.deepcopy(vae).train()), case.same).any():
+    if moved(plain, look(copied(vae).train()), case.same).any():
         yield "training mode", vae.train()
 
 

@@ -22,7 +22,7 @@ from pyro_delta.diagnostics.verify.rate import check_rate
 from pyro_delta.diagnostics.verify.sites import DRAWN, MODES, Found, as_drawn, check_sites, in_single_precision
 from pyro_delta.errors import UserError, in_a_line
 from pyro_delta.protocol import Spec
-from pyro_delta.vae import VAE, owner_of
+from pyro_delta.vae import VAE, copied, owner_of
 
 RESTS_ON = ("committed rate", "sites", "normalisation", "causality of the network")
 """Checks that must have been made for a certificate; none of the others may have failed."""
@@ -134,8 +134,8 @@ def _copied() -> Iterator[None]:
         if "deepcopy" not in str(error) and "pickle" not in str(error):
             raise
         raise UserError(
-            f"the programs cannot be copied ({in_a_line(error)}); keep in modules what copy.deepcopy can copy, such as "
-            "torch.nn.utils.parametrizations.weight_norm in the place of torch.nn.utils.weight_norm."
+            f"the programs cannot be copied ({in_a_line(error)}); keep tensors in parameters and buffers, and nothing "
+            "else that copy.deepcopy refuses."
         ) from error
 
 
@@ -154,7 +154,7 @@ def _tried(case: Case) -> None:
 def _faster(case: Case) -> Case:
     """The case with its convolutions' weights in channels_last, up to four times as fast, if the programs run so."""
     other = copy.copy(case)
-    other.vae = copy.deepcopy(case.vae)
+    other.vae = copied(case.vae)
     for weight in other.vae.parameters():
         if weight.dim() == 4:
             weight.data = weight.data.contiguous(memory_format=torch.channels_last)

@@ -17,6 +17,7 @@ from pyro_delta.diagnostics.verify.case import COUNT, Case, Finding, moved, shak
 from pyro_delta.distributions.any_gaussian import title_of
 from pyro_delta.distributions.float64 import as_float64
 from pyro_delta.distributions.gaussian_types import gaussian_by_type
+from pyro_delta.vae import copied
 
 DRAWS = 20_000
 """Samples for the agreement of `rsample`, `log_prob`, `mean` and `variance`."""
@@ -156,7 +157,7 @@ def check_normalised(title: str, case: Case) -> Finding:
     for size in (0.0, 0.5):
         for training in (False, True):
             other = copy.copy(case)
-            other.vae = copy.deepcopy(case.vae)
+            other.vae = copied(case.vae)
             shake(other.vae, size)
             without_dropout(other.vae) if training else other.vae.eval()
             finding = _normalised(title, other)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import copy
-
 import torch
 from torch import Tensor
 
 from pyro_delta.diagnostics.trace import trace
 from pyro_delta.diagnostics.verify.case import Case, Finding, shake
 from pyro_delta.diagnostics.verify.distributions import is_real
+from pyro_delta.vae import copied
 
 
 def check_gradient(title: str, case: Case) -> Finding:
@@ -17,7 +16,7 @@ def check_gradient(title: str, case: Case) -> Finding:
 
     Latents of other kinds than real numbers are no smooth function of their noise: they stay as they are.
     """
-    vae, batch = copy.deepcopy(case.vae), case.batch(case.x)
+    vae, batch = copied(case.vae), case.batch(case.x)
     shake(vae, 0.05)
     with torch.no_grad():
         latents = trace(vae, batch).latents

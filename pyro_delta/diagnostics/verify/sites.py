@@ -6,7 +6,6 @@ single precision give: the certificate holds for all of them, or it says which d
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -32,7 +31,7 @@ from pyro_delta.diagnostics.verify.case import (
 from pyro_delta.diagnostics.verify.distributions import LARGEST_Z, is_real
 from pyro_delta.distributions.any_gaussian import title_of
 from pyro_delta.distributions.mean_field import normal_parameters
-from pyro_delta.vae import VAE
+from pyro_delta.vae import VAE, copied
 
 CALLS = 4
 """Times that the programs are called in training mode, for a density that changes with each call."""
@@ -155,7 +154,7 @@ def _detached(found: dict[str, Site]) -> dict[str, Site]:
 
 
 def _modes(case: Case) -> list[tuple[str, VAE]]:
-    return [(MODES[0], case.vae), (MODES[1], without_dropout(copy.deepcopy(case.vae)))]
+    return [(MODES[0], case.vae), (MODES[1], without_dropout(copied(case.vae)))]
 
 
 # --- What stands at the sites ---
@@ -164,7 +163,7 @@ def _modes(case: Case) -> list[tuple[str, VAE]]:
 def _plain_sites(case: Case, runs: list[Run]) -> Found:
     """No scale and no mask, which would make another thing of the bound than of the rate that is certified."""
     last = runs[-1]
-    whole = copy.deepcopy(case.vae).train()  # with dropout
+    whole = copied(case.vae).train()  # with dropout
     for run in [*runs, Run(MODES[1], whole, last.x, last.z, _run(case, whole, last.x, last.z))]:
         scales = [(name, torch.as_tensor(site.scale)) for part in run.found.values() for name, site in part.items()]
         flat = torch.cat([scale.double().flatten() for _, scale in scales])
@@ -210,8 +209,7 @@ def _one_prior(case: Case) -> Found:
 def as_drawn(case: Case) -> dict[str, Found]:
     """Is what a guide draws what its distribution draws? By mode; its noise is white, over coordinates and data."""
     return {
-        mode: _white(case, mode, vae)
-        for mode, vae in zip(MODES, (case.vae, copy.deepcopy(case.vae).train()), strict=True)
+        mode: _white(case, mode, vae) for mode, vae in zip(MODES, (case.vae, copied(case.vae).train()), strict=True)
     }
 
 
@@ -380,7 +378,7 @@ def _in_both_modes(case: Case) -> Found:
     """Priors and posteriors are the same in training, with everything switched on, as in evaluation."""
     z = case.latents()
     plain = _run(case, case.vae, case.x, z)
-    training, trained = copy.deepcopy(case.vae).train(), dict[str, Site]()
+    training, trained = copied(case.vae).train(), dict[str, Site]()
     for seed in (1, 2):
         found = _run(case, training, case.x, z, seed)
         for part, whose in (("model", "prior"), ("guide", "posterior")):
@@ -404,7 +402,7 @@ def _in_both_modes(case: Case) -> Found:
 def _after_calls(case: Case) -> Found:
     """The prior is still the same after some calls in training mode: no counter, no buffer moves it."""
     z = case.latents()
-    vae = copy.deepcopy(case.vae)
+    vae = copied(case.vae)
     evaluated = _run(case, vae, case.x, z)["model"]
     trained = _run(case, vae.train(), case.x, z, keep=True)["model"]
     for _ in range(CALLS):
