@@ -39,3 +39,52 @@ class WeightNormed(Guide):
 
     def layers(self, numbers, width):
         return (nn.utils.weight_norm(nn.Linear(numbers, width)),)
+
+
+class BatchNormed(Guide):
+    """In training its posteriors are those of a batch; each of them is of the family, whatever the network says."""
+
+    def layers(self, numbers, width):
+        return (nn.Linear(numbers, width), nn.BatchNorm1d(width))
+
+
+class BatchNormedOfItsOwn(Guide):
+    """A normalisation that only looks like torch's: what it does is not known."""
+
+    def layers(self, numbers, width):
+        return (nn.Linear(numbers, width), Normalisation(width))
+
+
+class Normalisation(nn.BatchNorm1d):
+    def forward(self, h):
+        return super().forward(h)
+
+
+class NarrowInItsBatch(BatchNormed):
+    """Claims a floor that holds in evaluation alone."""
+
+    def committed_rate(self, prior):
+        return 4.0
+
+    def posterior(self, x):
+        q = super().posterior(x)
+        if self.body[1].training:
+            return dist.Normal(0.0 * q.mean, self.scale.expand(q.mean.shape)).to_event(2)
+        return dist.Normal(q.mean + 3.0, self.scale.expand(q.mean.shape)).to_event(2)
+
+
+class BatchNormedLikelihood(nn.Module):
+    """Independent pixels; in training each image is scored by what is known of the others."""
+
+    conditioning = "full"
+
+    def __init__(self, spec, prior, *, width: int = 8):
+        super().__init__()
+        self.shape = (*spec.shape, spec.levels)
+        latents = prior().event_shape.numel()
+        self.body = nn.Sequential(
+            nn.Linear(latents, width), nn.BatchNorm1d(width), nn.Linear(width, math.prod(self.shape))
+        )
+
+    def forward(self, z):
+        return dist.Categorical(logits=self.body(z.flatten(-2)).unflatten(-1, self.shape)).to_event(3)

@@ -1,10 +1,11 @@
 """Honest programs with unusual networks: what is certified of them, and what is said of the rest."""
 
+import re
 from pathlib import Path
 
 import pytest
 import torch
-from test_hostile import GREY
+from test_hostile import GREY, NAKED
 from test_verify import SMALL, finding
 
 import pyro_delta
@@ -19,9 +20,9 @@ def settings(kind: str, name: str) -> list[tuple[str, object]]:
     return [*(pair for pair in SMALL if not pair[0].startswith(kind)), (f"{kind}.program", f"{FILE}:{name}")]
 
 
-def certified(kind: str, name: str, *, batch: int = 8) -> Certificate:
+def certified(kind: str, name: str, *more: tuple[str, object], batch: int = 8) -> Certificate:
     torch.manual_seed(0)
-    return verify(build(load_preset("digits", settings(kind, name)), GREY), GREY, batch=batch)
+    return verify(build(load_preset("digits", [*settings(kind, name), *more]), GREY), GREY, batch=batch)
 
 
 @pytest.mark.filterwarnings("ignore:.*weight_norm. is deprecated")
@@ -35,3 +36,33 @@ def test_weights_that_are_computed_at_each_call() -> None:
         run = pyro_delta.train(few | {"training.ema": decay}, preset="digits")
         assert run.vae.guide.body[0].weight_g.requires_grad
         assert pyro_delta.evaluate(run, images=8)["rate_nats_mean"] > 0
+
+
+def test_batch_statistics_of_the_guide_leave_the_floor_of_its_family() -> None:
+    """They are no threat to δ, but to what is said of one datum alone, which the check of the guide says."""
+    certificate = certified("guide", "BatchNormed")
+    assert certificate.failure is None
+    assert certificate.delta_nats == pytest.approx(4.0, rel=1e-6)
+    passed, found = finding(certificate, "causality of the guide")
+    assert passed is None
+    assert "but for batch statistics: in training mode z of one image depends on the images of its batch" in found
+    assert finding(certificate, "sites")[1].endswith("but for batch statistics of the guide")
+
+
+BATCHES = {
+    "a class of its own": ("guide", "BatchNormedOfItsOwn", 8, "causality of the guide", "sees other images .training"),
+    "a floor without statistics": ("guide", "NarrowInItsBatch", 8, "committed rate", "but a KL of"),
+    "batches of one": ("guide", "BatchNormed", 1, "sites", "a batch of one; .* give training.batch=2 or more"),
+    "a likelihood": ("likelihood", "BatchNormedLikelihood", 8, "causality of the network", "take torch.nn.LayerNorm"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("kind", "name", "batch", "check", "words"), BATCHES.values(), ids=BATCHES)
+def test_batch_statistics_that_are_refused(kind: str, name: str, batch: int, check: str, words: str) -> None:
+    more = NAKED if name == "NarrowInItsBatch" else []
+    certificate = certified(kind, name, *more, batch=batch)
+    assert certificate.delta_nats is None
+    passed, found = finding(certificate, check)
+    assert passed is False, certificate
+    assert re.search(words, found), found
+    assert "Expected more than 1 value" not in str(certificate.failure)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from pyro_delta.data.values import dtype_of, random_values
-from pyro_delta.diagnostics.trace import posteriors
+from pyro_delta.diagnostics.trace import posteriors, sites
 from pyro_delta.errors import UserError, is_out_of_memory
 from pyro_delta.protocol import Batch, Spec
 from pyro_delta.vae import VAE, copied, parameters_of
@@ -25,6 +25,7 @@ SAME = 1e-9
 """Change, relative to the largest value, that counts as none: sums may be taken in another order."""
 SAME_IN_SINGLE = 1e-5
 """The same in single precision."""
+_BATCH_NORM = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 _DROPOUT = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
 
 
@@ -55,6 +56,7 @@ class Case:
         place: position of every number, of the event shape.
         order: rank of every number, of the event shape.
         group_place: (G,) the first position of each group of numbers.
+        batch_norms: names of torch's batch normalisations that the guide alone calls, see `in_training`.
         in_the_mean: whether what is committed is a mean over a batch in training mode, such as by batch statistics.
     """
 
@@ -69,9 +71,15 @@ class Case:
         starts = getattr(getattr(vae.model, "prior", None), "starts", None)
         self.starts: Tensor | None = None if starts is None else starts.cpu()
         self.place, self.order = (torch.from_numpy(found.astype("int64")) for found in (spec.places(), spec.order()))
+        self.batch_norms: tuple[str, ...] = ()
         self.in_the_mean = False
         groups = int(self.order.max()) + 1
         self.group_place = torch.from_numpy(_least_place(self.place, self.order, groups))
+
+    @property
+    def coupled(self) -> bool:
+        """Whether batch statistics of the guide join data in training, by no guarantee that is about their mean."""
+        return bool(self.batch_norms) and not self.in_the_mean
 
     def batch(self, x: Tensor, like: int | None = None) -> Batch:
         """Data as programs take them; what goes with the first `COUNT` is used again for more, or that of `like`."""
@@ -152,13 +160,41 @@ def in_both_modes(case: Case, look: Callable[[VAE], Tensor]) -> Iterator[tuple[s
     shake(vae, 0.1)
     plain = look(vae)
     yield "evaluation mode", vae
-    if moved(plain, look(copied(vae).train()), case.same).any():
-        yield "training mode", vae.train()
+    if moved(plain, look(in_training(case, copied(vae))), case.same).any():
+        yield "training mode", in_training(case, vae)
+
+
+def in_training(case: Case, vae: VAE) -> VAE:
+    """Training mode, but for the guide's batch normalisations, which keep to what they have counted.
+
+    By those a posterior in training is one of its batch, of the same family. That is known, and is said; what else
+    would join data is looked for without them. They stay where a guarantee is about batch statistics.
+    """
+    vae.train()
+    if case.coupled:
+        for name in case.batch_norms:
+            vae.get_submodule(name).eval()
+    return vae
+
+
+def batch_norms(vae: VAE, batch: Batch) -> tuple[str, ...]:
+    """Names of torch's own batch normalisations that the guide calls and the model does not."""
+    by_guide, by_model, called = set[int](), set[int](), set[int]()
+    with ExitStack() as stack, torch.no_grad():
+        for module in vae.modules():
+            if type(module) in _BATCH_NORM:
+                stack.callback(module.register_forward_pre_hook(lambda module, _: called.add(id(module))).remove)
+        z = {name: drawn.z for name, drawn in posteriors(vae, batch).items()}
+        by_guide |= called
+        called.clear()
+        sites(vae, "model", batch, z)
+        by_model |= called
+    return tuple(name for name, module in vae.named_modules() if id(module) in by_guide - by_model)
 
 
 def without_dropout(vae: VAE) -> VAE:
-    """The programs in training mode, but for torch's dropout layers: their noise is known, and tells of no data."""
-    for module in vae.train().modules():
+    """The programs without torch's dropout layers: their noise is known, and tells of no data."""
+    for module in vae.modules():
         if isinstance(module, _DROPOUT):
             module.eval()
     return vae

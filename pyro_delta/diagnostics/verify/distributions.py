@@ -159,7 +159,7 @@ def check_normalised(title: str, case: Case) -> Finding:
             other = copy.copy(case)
             other.vae = copied(case.vae)
             shake(other.vae, size)
-            without_dropout(other.vae) if training else other.vae.eval()
+            without_dropout(other.vae.train()) if training else other.vae.eval()
             finding = _normalised(title, other)
             if not finding.passed:
                 return finding

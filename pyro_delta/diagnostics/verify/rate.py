@@ -93,11 +93,13 @@ def _as_measured(title: str, case: Case, known: Commitment) -> Finding:
     """A rate that is certified, unless a KL of random data, at weights of any size, lies below it, or not upon it."""
     assert known.throughout is not None
     x = random_values(case.spec, DATA).to(case.x.dtype)
-    for size, calls in ((0.0, CALLS), *((size, 0) for size in SHAKEN)):
+    live = [(size, 0, True) for size in SHAKEN] if case.coupled else []
+    for size, calls, training in ((0.0, CALLS, False), *((size, 0, False) for size in SHAKEN), *live):
         vae = copied(case.vae)
         shake(owner_of(vae.guide) or vae.guide, size)
         if calls and not case.in_the_mean:
             _called_in_training(vae, case, calls)
+        vae.train(training)
         rate_b = _closed_form(case, vae, x)
         if rate_b is None:
             break
@@ -123,7 +125,7 @@ def _called_in_training(vae: VAE, case: Case, calls: int) -> None:
 
 def _of_first(case: Case, vae: VAE, x: Tensor) -> Traced:
     """A trace that has the prior of all data: of the first, but of all where one datum has no statistics."""
-    return trace(vae, case.batch(x if case.in_the_mean else x[:1]))
+    return trace(vae, case.batch(x if case.batch_norms or case.in_the_mean else x[:1]))
 
 
 def _closed_form(case: Case, vae: VAE, x: Tensor) -> Tensor | None:

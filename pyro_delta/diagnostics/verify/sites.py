@@ -23,6 +23,7 @@ from pyro_delta.diagnostics.verify.case import (
     Finding,
     as_trained,
     first,
+    in_training,
     moved,
     replacements,
     widened,
@@ -106,6 +107,7 @@ def check_sites(title: str, case: Case, singles: list[Single], drawn: Mapping[st
         lambda: drawn[MODES[0]],
         lambda: None if case.in_the_mean else drawn[MODES[1]],
         lambda: _in_both_modes(case),
+        lambda: _in_its_batch(case) if case.coupled else None,
         lambda: _one_by_one(case, runs),
         lambda: _apart(case),
         lambda: _as_in_single(case, singles),
@@ -114,7 +116,8 @@ def check_sites(title: str, case: Case, singles: list[Single], drawn: Mapping[st
         if (found := check()) is not None:
             return Finding(title, *found)
     sizes = ", ".join(map(str, case.sizes))
-    return Finding(title, True, f"the same in training and evaluation, in batches of {sizes}, single and double")
+    same = f"the same in training and evaluation, in batches of {sizes}, single and double"
+    return Finding(title, True, same + (", but for batch statistics of the guide" if case.coupled else ""))
 
 
 def _at_all_sizes(case: Case) -> list[Run]:
@@ -154,7 +157,7 @@ def _detached(found: dict[str, Site]) -> dict[str, Site]:
 
 
 def _modes(case: Case) -> list[tuple[str, VAE]]:
-    return [(MODES[0], case.vae), (MODES[1], without_dropout(copied(case.vae)))]
+    return [(MODES[0], case.vae), (MODES[1], without_dropout(in_training(case, copied(case.vae))))]
 
 
 # --- What stands at the sites ---
@@ -378,7 +381,7 @@ def _in_both_modes(case: Case) -> Found:
     """Priors and posteriors are the same in training, with everything switched on, as in evaluation."""
     z = case.latents()
     plain = _run(case, case.vae, case.x, z)
-    training, trained = copied(case.vae).train(), dict[str, Site]()
+    training, trained = in_training(case, copied(case.vae)), dict[str, Site]()
     for seed in (1, 2):
         found = _run(case, training, case.x, z, seed)
         for part, whose in (("model", "prior"), ("guide", "posterior")):
@@ -396,6 +399,21 @@ def _in_both_modes(case: Case) -> Found:
                         None if part == "guide" else False,
                         f"the density of the {whose} of {name!r} in training mode is another than in evaluation mode",
                     )
+    return None
+
+
+def _in_its_batch(case: Case) -> Found:
+    """With batch statistics posteriors are of the same class, and the same at each call for the same batch."""
+    x = case.data(case.sizes[-1])
+    z = case.latents(x)
+    evaluated = _run(case, case.vae, x, z)["guide"]
+    vae = copied(case.vae).train()
+    once, again = (_run(case, vae, x, z, seed)["guide"] for seed in (1, 2))
+    for name, site in once.items():
+        if (one := title_of(evaluated[name].fn)) != (other := title_of(site.fn)):
+            return False, f"the posterior of {name!r} is {one} in evaluation mode and {other} with batch statistics"
+        if moved(site.log_prob, again[name].log_prob).any():
+            return None, f"the density of the posterior of {name!r} with batch statistics is another at each call"
     return None
 
 
