@@ -304,6 +304,7 @@ def _run(training: Training, folder: Path | None, show: Show, given: Data | None
         given or training.data,
         tuple(lines),
         split_digest(training.data.train),
+        int(training.state()["skipped"]),
     )
 
 
