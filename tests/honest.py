@@ -1,9 +1,10 @@
-"""Programs that are δ-VAEs although their networks are unusual; `test_honest.py` says what is certified of them."""
+"""Programs that are δ-VAEs although they are unusual, and near relatives that are not; see `test_honest.py`."""
 
 import math
 
 import pyro
 import pyro.distributions as dist
+import torch
 import torch.nn.functional as F
 from torch import nn
 
@@ -88,3 +89,71 @@ class BatchNormedLikelihood(nn.Module):
 
     def forward(self, z):
         return dist.Categorical(logits=self.body(z.flatten(-2)).unflatten(-1, self.shape)).to_event(3)
+
+
+class Codes(nn.Module):
+    """One-hot codes, all alike."""
+
+    def __init__(self, spec, *, count: int = 3, levels: int = 5):
+        super().__init__()
+        self.register_buffer("weights", torch.ones(count, levels))
+        self.register_buffer("starts", torch.arange(count))
+
+    def forward(self):
+        return dist.OneHotCategorical(self.weights).to_event(1)
+
+
+class CodeLikelihood(nn.Module):
+    """Independent pixels, of the codes."""
+
+    conditioning = "full"
+
+    def __init__(self, spec, prior):
+        super().__init__()
+        self.shape = (*spec.shape, spec.levels)
+        self.body = nn.Linear(prior().event_shape.numel(), math.prod(self.shape))
+
+    def forward(self, z):
+        return dist.Categorical(logits=self.body(z.flatten(-2)).unflatten(-1, self.shape)).to_event(3)
+
+
+class CodeGuide(nn.Module):
+    """The likeliest code, with the gradient of its probabilities: a point for every image."""
+
+    causality = "none"
+
+    def __init__(self, spec, prior):
+        super().__init__()
+        self.levels, self.shape = spec.levels, prior().event_shape
+        self.body = nn.Linear(math.prod(spec.shape), self.shape.numel())
+
+    def logits(self, x):
+        return self.body(x.flatten(-3).to(self.body.weight) / self.levels).unflatten(-1, self.shape)
+
+    def posterior(self, x):
+        soft = self.logits(x).softmax(-1)
+        hard = F.one_hot(soft.argmax(-1), self.shape[-1]).to(soft)
+        return dist.Delta(hard + (soft - soft.detach()), event_dim=2)
+
+    def forward(self, x):
+        with pyro.plate("data", len(x)):
+            return pyro.sample("z", self.posterior(x))
+
+
+class StochasticCodeGuide(CodeGuide):
+    """Draws its codes: as soft as the prior, if it learns to be."""
+
+    def posterior(self, x):
+        return dist.OneHotCategoricalStraightThrough(logits=self.logits(x)).to_event(1)
+
+
+class AnotherCodeGuide(CodeGuide):
+    """States one code and gives another."""
+
+    def forward(self, x):
+        with pyro.plate("data", len(x)):
+            q = self.posterior(x)
+            with pyro.poutine.block(), pyro.poutine.trace() as tracer:
+                pyro.sample("z", dist.Delta(q.v.roll(1, -1), event_dim=2))
+            with pyro.poutine.replay(trace=tracer.trace):
+                return pyro.sample("z", q)

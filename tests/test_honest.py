@@ -1,5 +1,6 @@
 """Honest programs with unusual networks: what is certified of them, and what is said of the rest."""
 
+import math
 import re
 from pathlib import Path
 
@@ -66,3 +67,33 @@ def test_batch_statistics_that_are_refused(kind: str, name: str, batch: int, che
     assert passed is False, certificate
     assert re.search(words, found), found
     assert "Expected more than 1 value" not in str(certificate.failure)
+
+
+CODES: list[tuple[str, object]] = [
+    ("prior.program", f"{FILE}:Codes"),
+    ("likelihood.program", f"{FILE}:CodeLikelihood"),
+]
+
+
+def of_codes(guide: str) -> Certificate:
+    torch.manual_seed(0)
+    return verify(build(load_preset("digits", [*CODES, ("guide.program", f"{FILE}:{guide}")]), GREY), GREY, batch=8)
+
+
+def test_a_code_that_is_not_the_one_stated() -> None:
+    certificate = of_codes("AnotherCodeGuide")
+    assert certificate.delta_nats is None
+    assert finding(certificate, "sites") == (
+        False, "what the guide draws at 'z' is not the point that its Delta states (evaluation mode)",
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(("guide", "nats"), [("CodeGuide", 3 * math.log(5)), ("StochasticCodeGuide", None)])
+def test_codes_are_certified_where_they_are_points(guide: str, nats: float | None) -> None:
+    certificate = of_codes(guide)
+    assert certificate.failure is None
+    assert certificate.delta_nats == (None if nats is None else pytest.approx(nats))
+    if nats is None:
+        assert "committed rate: not certified; the least KL found is" in str(certificate.lack)
+    else:
+        assert certificate.guarantee == "every datum, exactly"

@@ -7,7 +7,7 @@ import math
 from typing import Any
 
 import torch
-from pyro.distributions import MaskedDistribution
+from pyro.distributions import Delta, MaskedDistribution
 from torch import Tensor
 from torch.distributions import Distribution, Independent, Transform, constraints
 
@@ -75,6 +75,8 @@ def _agreement(title: str, distribution: Distribution) -> Finding:
     to zero, as one over all real numbers does.
     """
     wide = as_float64(distribution)
+    if is_point(distribution):
+        return Finding(title, True, "a point, and nothing is drawn")
     if wide.support.is_discrete:
         return Finding(title, None, f"not checked: {title_of(distribution)} is of integers")
     try:
@@ -109,6 +111,11 @@ def _agreeing(title: str, wide: Any, z: Tensor, mean: Tensor, variance: Tensor) 
                 f"{expected.expand_as(off)[place]:.4g} stated",
             )
     return Finding(title, True, "rsample, log_prob, mean and variance agree" if real else "mean and variance agree")
+
+
+def is_point(distribution: Distribution) -> bool:
+    """Whether a distribution is a point mass."""
+    return type(_core(distribution)) is Delta
 
 
 def is_real(support: Any) -> bool:

@@ -29,7 +29,7 @@ from pyro_delta.diagnostics.verify.case import (
     widened,
     without_dropout,
 )
-from pyro_delta.diagnostics.verify.distributions import LARGEST_Z, is_real
+from pyro_delta.diagnostics.verify.distributions import LARGEST_Z, is_point, is_real
 from pyro_delta.distributions.any_gaussian import title_of
 from pyro_delta.distributions.mean_field import normal_parameters
 from pyro_delta.vae import VAE, copied
@@ -226,6 +226,10 @@ def _white(case: Case, mode: str, vae: VAE) -> Found:
             found = sites(vae, "guide", case.batch(x, like=0), {})
         for name, site in found.items():
             moments = Drawn(site.fn, site.value, site.log_prob, site.mask, site.dim).moments()
+            if is_point(site.fn):
+                if not torch.equal(site.value, moments["mean"]):
+                    return False, f"what the guide draws at {name!r} is not the point that its Delta states ({mode})"
+                continue
             if not moments or not is_real(site.fn.support):
                 continue
             noise = ((site.value - moments["mean"]) / moments["scale"]).detach().flatten(1)
