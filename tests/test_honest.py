@@ -1,11 +1,13 @@
 """Honest programs with unusual networks: what is certified of them, and what is said of the rest."""
 
+import json
 import math
 import re
 from pathlib import Path
 
 import pytest
 import torch
+from test_cli import call
 from test_hostile import GREY, NAKED
 from test_verify import SMALL, finding
 
@@ -67,6 +69,14 @@ def test_batch_statistics_that_are_refused(kind: str, name: str, batch: int, che
     assert passed is False, certificate
     assert re.search(words, found), found
     assert "Expected more than 1 value" not in str(certificate.failure)
+
+
+def test_training_in_batches_of_one(tmp_path: Path) -> None:
+    one = {"training.steps": 3, "training.batch": 1, **dict(settings("guide", "BatchNormed"))}
+    sets = [part for key, value in one.items() for part in ("--set", f"{key}={json.dumps(value)}")]
+    code, _, err = call("train", "--preset", "digits", *sets, "--out", str(tmp_path / "run"))
+    assert code == 2
+    assert "a batch of one; if it is the guide's, give training.batch=2 or more" in err
 
 
 CODES: list[tuple[str, object]] = [

@@ -26,7 +26,7 @@ SAME = 1e-9
 SAME_IN_SINGLE = 1e-5
 """The same in single precision."""
 _BATCH_NORM = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
-_DROPOUT = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
+DROPOUT = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
 
 
 @dataclass(frozen=True)
@@ -195,7 +195,7 @@ def batch_norms(vae: VAE, batch: Batch) -> tuple[str, ...]:
 def without_dropout(vae: VAE) -> VAE:
     """The programs without torch's dropout layers: their noise is known, and tells of no data."""
     for module in vae.modules():
-        if isinstance(module, _DROPOUT):
+        if isinstance(module, DROPOUT):
             module.eval()
     return vae
 

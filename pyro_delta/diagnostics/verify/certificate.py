@@ -179,16 +179,7 @@ def _made(make: Callable[[], T], otherwise: Callable[[str], T]) -> T:
     except Exception as error:
         if passes_on(error):
             raise
-        return otherwise(_in_words(error))
-
-
-def _in_words(error: Exception) -> str:
-    if "Expected more than 1 value per channel" not in str(error):
-        return in_a_line(error)
-    return (
-        "batch normalisation in training mode cannot take a batch of one; if it is the guide's, give training.batch=2 "
-        "or more; in a likelihood, whose word on one datum must not depend on others, take torch.nn.LayerNorm"
-    )
+        return otherwise(in_a_line(error))
 
 
 def _failed(title: str, words: str) -> Finding:
