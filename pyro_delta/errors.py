@@ -46,7 +46,13 @@ def nearest(name: str, names: Iterable[str]) -> list[str]:
 
 
 def in_a_line(error: Exception) -> str:
-    """An error's class and the first line of what it says."""
+    """An error's class and the first line of what it says; of batch statistics, what is meant by it."""
+    if "Expected more than 1 value per channel" in str(error):
+        return (
+            "batch normalisation in training mode cannot take a batch of one; if it is the guide's, give "
+            "training.batch=2 or more; in a likelihood, whose word on one datum must not depend on others, take "
+            "torch.nn.LayerNorm"
+        )
     return f"{type(error).__name__}: {next(iter(str(error).splitlines()), '').rstrip('.')}"
 
 

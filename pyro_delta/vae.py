@@ -6,11 +6,13 @@ import copy
 import inspect
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, TypeVar
 
 import pyro
 from pyro.nn import PyroModule
-from torch import nn
+from torch import Tensor, nn
+
+Copied = TypeVar("Copied", bound=nn.Module)
 
 
 class VAE(nn.Module):
@@ -35,6 +37,19 @@ def owner_of(program: Callable[..., Any]) -> nn.Module | None:
     """The module that a program is a method of; None if it is none."""
     owner = getattr(program, "__self__", None)
     return owner if inspect.ismethod(program) and isinstance(owner, nn.Module) else None
+
+
+def copied(module: Copied) -> Copied:
+    """A deep copy, in which tensors that were computed from weights, and are no weights, are values alone.
+
+    `copy.deepcopy` refuses those, which `torch.nn.utils.weight_norm` and spectral norms keep until the next call.
+    """
+    computed: dict[int, Any] = {}
+    for part in module.modules():
+        for value in vars(part).values():
+            if isinstance(value, Tensor) and not value.is_leaf:
+                computed[id(value)] = value.detach().clone()
+    return copy.deepcopy(module, computed)
 
 
 def with_prior(vae: VAE, prior: nn.Module) -> VAE:

@@ -105,7 +105,7 @@ def test_beyond_the_contour_the_numbers_are_the_parameters() -> None:
     torch.testing.assert_close(torch.stack([mean, 2 * scale.log()])[:, beyond], v[:, beyond])
 
 
-@pytest.mark.parametrize("delta", [1e-3, 0.0625, 1.0, 20.0])
+@pytest.mark.parametrize("delta", [1e-3, 0.01, 0.0625, 1.0, 20.0, 37.5, 50.0])
 def test_gradients_are_those_of_finite_differences(delta: float) -> None:
     theta = torch.linspace(0, 2 * math.pi, 41, dtype=torch.float64)[:-1] + 0.01
     root = contour_radius(theta.cos(), theta.sin(), delta)
@@ -118,6 +118,15 @@ def test_gradients_are_those_of_finite_differences(delta: float) -> None:
                 step[number] = 1e-5 * root.min()
                 up, down = (gaussian_beyond_contour(*(v + side * step), delta)[output] for side in (1, -1))
                 torch.testing.assert_close(grad[number], (up - down) / (2 * step[number]), rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize(("delta", "resolved"), [(1.0, True), (contour.MOST_NATS, True), (17.0, False), (37.5, False)])
+def test_single_precision_holds_the_noise_of_all_that_a_guide_may_commit(delta: float, resolved: bool) -> None:
+    """(μ + σε) − μ is σε to 1 %, all around; the limit is not far below the δ where it is nothing like it."""
+    theta = angles()
+    mean, scale = gaussian_beyond_contour(0.01 * theta.cos().float(), 0.01 * theta.sin().float(), delta)
+    noise = ((mean + scale) - mean) / scale
+    assert ((noise - 1).abs().max() < 0.01) == resolved
 
 
 def test_moving_along_the_contour_is_free() -> None:

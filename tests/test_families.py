@@ -145,6 +145,10 @@ def test_a_code(q: dist.Delta, p: Distribution, nats: float) -> None:
         (delta(torch.tensor([3, 0, 2]), 1, 1.0), SCALARS),  # not normalised
         (delta(torch.tensor([0]), 1), dist.Categorical(torch.tensor([[0.2, 0.8]])).to_event(1)),  # not uniform
         (dist.OneHotCategorical(torch.eye(6)[:4]).to_event(1), ONE_HOT),  # it may be soft elsewhere
+        (dist.OneHotCategoricalStraightThrough(torch.eye(6)[:4]).to_event(1), ONE_HOT),
+        (dist.Categorical(torch.eye(8)[:3]).to_event(1), SCALARS),
+        (dist.RelaxedOneHotCategorical(torch.tensor(0.1), torch.ones(4, 6)).to_event(1), ONE_HOT),
+        (delta(torch.eye(6)[:4], 2), dist.OneHotCategorical(torch.eye(6)[:4] + 0.1).to_event(1)),  # not uniform
         (PowerSpherical(unit(4), 2.0), dist.Normal(torch.zeros(4), 1.0).to_event(1)),
         (dist.Laplace(torch.zeros(4), 2.0).to_event(1), dist.Normal(torch.zeros(4), 1.0).to_event(1)),
         (type("Mine", (PowerSpherical,), {})(unit(4), 2.0), SphereUniform(4)),

@@ -78,7 +78,7 @@ def test_blocks_that_do_not_fit(block: int) -> None:
 
 
 @pytest.mark.parametrize("bf16", [False, True])
-@pytest.mark.parametrize("delta", [1e-6, 0.01, 0.08, 1.0, 40.0])
+@pytest.mark.parametrize("delta", [1e-6, 0.01, 0.08, 1.0, 10.0])
 def test_the_floor_of_the_contour_holds_for_every_image(delta: float, bf16: bool) -> None:
     prior = StandardNormalPrior(SPEC, dims=2)
     guide = ContourGuide(SPEC, prior, rate_nats=delta * 16, **NETWORK)
@@ -106,9 +106,9 @@ def test_both_numbers_of_the_contour_start_from_data() -> None:
         torch.testing.assert_close(flat.std(0, correction=0), torch.ones(2), atol=1e-3, rtol=0)
 
 
-@pytest.mark.parametrize("rate", [0.0, -1.0, 321.0, math.inf, math.nan])
+@pytest.mark.parametrize("rate", [0.0, -1.0, 81.0, math.inf, math.nan])
 def test_rates_that_cannot_be_committed(rate: float) -> None:
-    with pytest.raises(UserError, match="cannot be committed; give a rate above 0, at most 320 nats"):
+    with pytest.raises(UserError, match="cannot be committed; give a rate above 0, at most 80 nats"):
         ContourGuide(SPEC, StandardNormalPrior(SPEC, dims=1), rate_nats=rate, **NETWORK)
 
 

@@ -105,6 +105,19 @@ def test_command(tmp_path) -> None:
     assert code == 0, err
     assert "can tell at most" in out
     assert figure.read_bytes().startswith(b"\x89PNG")
-    code, _, err = call("delta", "--length", "1000", "--dims", "2", "--alpha", "0.5", "--modes")
+    code, _, err = call("delta", "--length", "5000", "--dims", "2", "--alpha", "0.5", "--modes")
     assert code == 2
-    assert "1000 steps are too many" in err
+    assert err == "pyro-delta: the modes of 5000 steps take minutes; give at most 4096 steps.\n"
+
+
+@pytest.mark.parametrize("alpha", [0.5, -0.9, 0.99])
+def test_a_chain_longer_than_a_dense_matrix_is_for(alpha: float) -> None:
+    """They sum to their number, their product is the rate's, and they are those of a cosine but for the ends."""
+    prior = GaussianAR1(spread(alpha, 0.3), 1500)
+    found = modes(prior)
+    assert found.values.sum().item() == pytest.approx(3000, rel=1e-12)
+    torch.testing.assert_close(-0.5 * found.values.log().sum(), committed_rate(prior), rtol=1e-9, atol=0)
+    inside = 1 - 2 * abs(alpha) / (1 + alpha**2)
+    assert inside < found.least.item() < inside + 1e-4
+    with pytest.raises(UserError, match=r"1500 matrix; use at most 512\.$"):
+        modes(prior, 2)

@@ -15,6 +15,7 @@ from pyro_delta.build import build
 from pyro_delta.data.images import ImageSpec
 from pyro_delta.data.sequences import TokenSpec
 from pyro_delta.diagnostics import drawing
+from pyro_delta.distributions.contour import contour_radius
 from pyro_delta.errors import UserError
 from pyro_delta.models import LSTMPrior
 from pyro_delta.protocol import Spec
@@ -30,6 +31,7 @@ from pyro_delta.twin import build as twins
 from pyro_delta.twin import crosscheck as crosschecking
 from pyro_delta.twin.crosscheck import Crosscheck, crosscheck
 from pyro_delta.twin.images import conditional, encoder, gated_pixelcnn, logistic_mixture
+from pyro_delta.twin.images.guides import onto_contour
 from pyro_delta.twin.weights import load_weights, torch_weights
 
 GREY, COLOUR, TOKENS = ImageSpec(1, 4, 6, 17), ImageSpec(3, 4, 4, 256), TokenSpec(6, 11)
@@ -175,6 +177,19 @@ def test_both_numbers_of_a_coordinate_start_alike_from_data() -> None:
     found = torch_weights(twin)
     for name, value in made.state_dict().items():
         np.testing.assert_allclose(found[name], value.numpy(), rtol=1e-9, atol=1e-12, err_msg=name)
+
+
+@pytest.mark.parametrize("delta", [0.01, 1.0, 10.0, 37.5, 50.0])
+def test_the_contour_and_its_gradient_are_those_of_pyro_for_any_rate(delta: float) -> None:
+    theta = torch.linspace(0, 2 * torch.pi, 41, dtype=torch.float64)[:-1] + 0.01
+    v = torch.stack([theta.cos(), theta.sin()]).requires_grad_()
+    radius = contour_radius(*(v / v.norm(dim=0)), delta)
+    weights = torch.linspace(-1, 1, 80, dtype=torch.float64).reshape(2, -1)
+    found = radius * v / v.norm(dim=0)
+    (grad,) = torch.autograd.grad((weights * found).sum(), v)
+    at, slope = jax.vjp(lambda v: onto_contour(v, delta), jnp.asarray(v.detach().numpy()))
+    np.testing.assert_allclose(at, found.detach().numpy(), rtol=1e-9, atol=1e-9)
+    np.testing.assert_allclose(slope(jnp.asarray(weights.numpy()))[0], grad.numpy(), rtol=1e-7, atol=1e-7)
 
 
 def test_a_gradient_of_rounding_errors_agrees() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -39,6 +38,7 @@ from pyro_delta.inference.run import (
 )
 from pyro_delta.inference.training import STATE, Training
 from pyro_delta.protocol import Data
+from pyro_delta.vae import copied
 
 Show = Callable[[dict[str, Any]], None]
 Settings = Mapping[str, Any]
@@ -289,7 +289,7 @@ def _run(training: Training, folder: Path | None, show: Show, given: Data | None
         training.run()
     else:
         carry_out(training, folder, show, resumed=resumed)
-    vae, best = copy.deepcopy(training.averaged()).eval(), training.best
+    vae, best = copied(training.averaged()).eval(), training.best
     if best is not None:
         vae.load_state_dict(best["vae"])
     return Run(
@@ -304,6 +304,7 @@ def _run(training: Training, folder: Path | None, show: Show, given: Data | None
         given or training.data,
         tuple(lines),
         split_digest(training.data.train),
+        int(training.state()["skipped"]),
     )
 
 

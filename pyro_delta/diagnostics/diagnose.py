@@ -43,10 +43,10 @@ LARGE_GAP = 0.1
 """Part of the rate by which −ELBO may exceed the importance-weighted bound before the guide is said to fit badly."""
 OVERCONFIDENT = 0.7
 """τ below which the decoder is said to take z for more reliable than it is."""
+DIVERGED = "training diverged; train again with a lower learning rate, or clip gradients"
+"""What to do about numbers that are not finite."""
 ADVICE: dict[Verdict, str] = {
-    "diverged": (
-        "The numbers are not finite: training diverged; train again with a lower learning rate, or clip gradients."
-    ),
+    "diverged": f"The numbers are not finite: {DIVERGED}.",
     "floor broken": (
         "The floor is broken: {broken}; the formula is not that of this guide's family, or the prior is not the one "
         "that it is of."
@@ -191,8 +191,7 @@ def _fails_by(lost: str | None) -> Iterator[None]:
         if lost is None:
             raise
         raise UserError(
-            f"the weight {lost!r} is not finite, and the programs fail with it ({in_a_line(error)}): training "
-            "diverged; train again with a lower learning rate, or clip gradients."
+            f"the weight {lost!r} is not finite, and the programs fail with it ({in_a_line(error)}): {DIVERGED}."
         ) from error
 
 
@@ -279,8 +278,5 @@ def failure(numbers: Mapping[str, Any]) -> str | None:
             f"(calibrated, 99 % bound), not more than {LEAST_TOLD:g}"
         )
     if numbers.get("finished") is False:
-        reasons.append(
-            f"the training has not come to its end: it has made {numbers['trained_steps']} steps, and these are the "
-            f"{numbers['weights']} weights, of step {numbers['step']}"
-        )
+        reasons.append(f"the training has not come to its end: {table.unfinished(numbers)}")
     return f"check failed: {'; and '.join(reasons)}." if reasons else None

@@ -49,6 +49,7 @@ LABELS = {
     "weights": ("averaged weights", ""),
     "step": ("step", ""),
     "trained_steps": ("steps of its training", ""),
+    "skipped_steps": ("steps of it that were not finite and were skipped", ""),
     "control_trained_steps": ("steps of the control's", ""),
     "finished": ("training came to its end", ""),
     "best_neg_elbo_bpd": ("best −ELBO of a validation: its weights are used", "bits"),
@@ -85,6 +86,15 @@ def text(value: Any) -> str:
     if isinstance(value, list | tuple):
         return " ".join(f"{part:.3g}" for part in value)
     return f"{value:.4f}" if isinstance(value, float) else str(value)
+
+
+def unfinished(facts: Mapping[str, Any]) -> str:
+    """What a training that has not come to its end has made, and which weights of it are looked at."""
+    skipped = f", {facts['skipped_steps']} of which were not finite and were skipped" if facts["skipped_steps"] else ""
+    return (
+        f"it has made {facts['trained_steps']} steps{skipped}, and these are the {facts['weights']} weights, of step "
+        f"{facts['step']}"
+    )
 
 
 def plain(title: str, table: list[Row]) -> str:

@@ -19,16 +19,19 @@ MAX_STEPS = 512
 """Steps that a dense factor is for: each dimension holds n² numbers and costs n³."""
 
 
-def check_steps(length: int) -> None:
+def check_steps(length: int, otherwise: str = ", or GaussianAR1, whose cost is linear") -> None:
     """Refuse sequences that a dense factor is not for.
+
+    Args:
+        length: n.
+        otherwise: what there is for longer ones.
 
     Raises:
         UserError: `length` is above `MAX_STEPS`.
     """
     if length > MAX_STEPS:
         raise UserError(
-            f"{length} steps are too many for a dense {length} × {length} factor; use at most {MAX_STEPS}, "
-            "or GaussianAR1, whose cost is linear."
+            f"{length} steps are too many for a dense {length} × {length} matrix; use at most {MAX_STEPS}{otherwise}."
         )
 
 
@@ -141,7 +144,7 @@ class GaussianAR1(TorchDistribution):
         Raises:
             UserError: there are more than 512 steps.
         """
-        check_steps(self.length)
+        check_steps(self.length, otherwise="")
         alpha = self.alpha.double().unsqueeze(-1)
         scale = _innovation_variance(alpha).sqrt()
         steps = torch.eye(self.length, dtype=torch.float64, device=alpha.device)

@@ -10,7 +10,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from pyro_delta.config import TrainingConfig
 from pyro_delta.errors import CheckFailed
-from pyro_delta.vae import VAE
+from pyro_delta.vae import VAE, copied
 
 MAX_STREAK = 20
 """Non-finite steps in a row after which a run stops."""
@@ -113,7 +113,7 @@ class MovingAverage(AveragedModel):
     """
 
     def __init__(self, module: nn.Module, decay: float) -> None:
-        super().__init__(module)
+        super().__init__(copied(module))
         self.decay = decay
         self.averaged: list[Tensor] = list(self.module.parameters())
         self.newest: list[Tensor] = list(module.parameters())

@@ -33,10 +33,12 @@ from pyro_delta.config import AuxiliaryConfig, Config
 from pyro_delta.data.named import spec_before_data
 from pyro_delta.data.spec import spec_as_dict, spec_of_dict
 from pyro_delta.data.splits import split_digest
+from pyro_delta.diagnostics.table import unfinished
 from pyro_delta.errors import UserError, unknown_name
 from pyro_delta.files import written_whole
 from pyro_delta.inference.auxiliary import AuxiliaryTraining
 from pyro_delta.inference.checkpoint import load_checkpoint, load_weights, save_atomically
+from pyro_delta.inference.optim import MAX_STREAK
 from pyro_delta.inference.provenance import provenance
 from pyro_delta.programs import KINDS, check_copies, find, keep_copies
 from pyro_delta.protocol import Data, Prior, Spec
@@ -75,12 +77,13 @@ class Run:
         vae: model and guide.
         weights: best, of the validation with the least −ELBO, or last.
         step: that these weights are of.
-        trained_steps: that its training has made.
+        trained_steps: that its training has made, as far as is known: by its metrics where it has not come to its end.
         finished: whether that came to its end.
         folder: that it was read from; None if it was trained without one.
         given: the data, where they were handed over rather than named.
         lines: of metrics, where there is no folder.
         data_digest: of the training data, where it was kept.
+        skipped_steps: of those that it has made, because they were not finite.
     """
 
     config: Config
@@ -94,6 +97,7 @@ class Run:
     given: Data | None = None
     lines: tuple[dict[str, Any], ...] = ()
     data_digest: str | None = None
+    skipped_steps: int = 0
 
     def __repr__(self) -> str:
         """In a line."""
@@ -107,6 +111,7 @@ class Run:
             "weights": self.weights,
             "step": self.step,
             "trained_steps": self.trained_steps,
+            "skipped_steps": self.skipped_steps,
             "finished": self.finished,
             "config_digest": configuration.digest(self.config),
             **provenance(),
@@ -117,10 +122,12 @@ class Run:
         """In a sentence, that it is not what its training was to give; None if it is."""
         if self.finished:
             return None
-        return (
-            f"The training has not come to its end: it has made {self.trained_steps} steps, and these are the "
-            f"{self.weights} weights, of step {self.step}; go on with --resume, or train again if it diverged."
+        mend = (
+            "it diverged: train again with a lower training.lr or a training.clip"
+            if self.skipped_steps >= MAX_STREAK
+            else "go on with --resume"
         )
+        return f"The training has not come to its end: {unfinished(self.facts)}; {mend}."
 
     @property
     def metrics(self) -> tuple[dict[str, Any], ...]:
@@ -339,7 +346,9 @@ def load(folder: Path | str, device: torch.device | str = "cpu", prior: str = "m
     folder = Path(folder)
     config = read_config(folder)
     spec = read_spec(folder, config)
-    state = load_checkpoint(folder / CHECKPOINT, device, keys=("config", "average", "step", "train_s", "best"))
+    state = load_checkpoint(
+        folder / CHECKPOINT, device, keys=("config", "average", "step", "train_s", "best", "skipped")
+    )
     check_made_with(state, config, folder)
     with torch.random.fork_rng(devices=[]):
         vae = build(config, spec, folder / PROGRAMS, check=False).to(device)
@@ -350,16 +359,22 @@ def load(folder: Path | str, device: torch.device | str = "cpu", prior: str = "m
         vae.to(memory_format=torch.channels_last)
     if prior == "auxiliary":
         vae = with_prior(vae, _auxiliary(folder, config, vae.model.prior, chosen, device))
+    finished = is_finished(config, state["step"], state["train_s"])
+    made, skipped = state["step"], int(state["skipped"])
+    if not finished:  # what it made after its last checkpoint is lost, but it made it
+        for line in read_metrics(folder):
+            made, skipped = max(made, line["step"]), max(skipped, line.get("skipped") or 0)
     return Run(
         config,
         spec,
         vae.eval(),
         "best" if kept else "last",
         chosen["step"],
-        state["step"],
-        is_finished(config, state["step"], state["train_s"]),
+        made,
+        finished,
         folder,
         data_digest=read_info(folder).data_digest,
+        skipped_steps=skipped,
     )
 
 

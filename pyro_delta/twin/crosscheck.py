@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
@@ -32,7 +31,7 @@ from pyro_delta.protocol import Batch
 from pyro_delta.twin.build import VAE
 from pyro_delta.twin.rate import committed_rate
 from pyro_delta.twin.weights import load_weights, torch_weights
-from pyro_delta.vae import parameters_of
+from pyro_delta.vae import copied, parameters_of
 
 Array = np.ndarray[Any, Any]
 
@@ -120,7 +119,7 @@ def crosscheck(
     Raises:
         UserError: if weights do not match, or a posterior does not say how a sample comes from noise.
     """
-    vae = copy.deepcopy(vae).cpu().to(dtype).eval()
+    vae = copied(vae).cpu().to(dtype).eval()
     split = _in_precision(as_split(data), dtype)
     noise = np.random.default_rng(seed).standard_normal((len(split), *_event_shape(vae, split.batch(slice(1)))))
     with ExitStack() as stack:

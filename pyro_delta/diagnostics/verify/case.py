@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -15,10 +14,10 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from pyro_delta.data.values import dtype_of, random_values
-from pyro_delta.diagnostics.trace import posteriors
+from pyro_delta.diagnostics.trace import posteriors, sites
 from pyro_delta.errors import UserError, is_out_of_memory
 from pyro_delta.protocol import Batch, Spec
-from pyro_delta.vae import VAE, parameters_of
+from pyro_delta.vae import VAE, copied, parameters_of
 
 COUNT = 3
 """Data in a batch, one random, one blank and one full: with more than one, a leak across the batch shows."""
@@ -26,7 +25,8 @@ SAME = 1e-9
 """Change, relative to the largest value, that counts as none: sums may be taken in another order."""
 SAME_IN_SINGLE = 1e-5
 """The same in single precision."""
-_DROPOUT = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
+_BATCH_NORM = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+DROPOUT = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
 
 
 @dataclass(frozen=True)
@@ -56,13 +56,14 @@ class Case:
         place: position of every number, of the event shape.
         order: rank of every number, of the event shape.
         group_place: (G,) the first position of each group of numbers.
+        batch_norms: names of torch's batch normalisations that the guide alone calls, see `in_training`.
         in_the_mean: whether what is committed is a mean over a batch in training mode, such as by batch statistics.
     """
 
     def __init__(
         self, vae: VAE, spec: Spec, extras: Mapping[str, Tensor], sizes: tuple[int, ...], *, double: bool = True
     ) -> None:
-        self.vae, self.spec, self.sizes = copy.deepcopy(vae).cpu().eval(), spec, sizes
+        self.vae, self.spec, self.sizes = copied(vae).cpu().eval(), spec, sizes
         self.x, self.extras, self.same = kinds_of_data(spec), dict(extras), SAME_IN_SINGLE
         if double:
             self.vae, self.x, self.same = self.vae.double(), widened(self.x), SAME
@@ -70,9 +71,15 @@ class Case:
         starts = getattr(getattr(vae.model, "prior", None), "starts", None)
         self.starts: Tensor | None = None if starts is None else starts.cpu()
         self.place, self.order = (torch.from_numpy(found.astype("int64")) for found in (spec.places(), spec.order()))
+        self.batch_norms: tuple[str, ...] = ()
         self.in_the_mean = False
         groups = int(self.order.max()) + 1
         self.group_place = torch.from_numpy(_least_place(self.place, self.order, groups))
+
+    @property
+    def coupled(self) -> bool:
+        """Whether batch statistics of the guide join data in training, by no guarantee that is about their mean."""
+        return bool(self.batch_norms) and not self.in_the_mean
 
     def batch(self, x: Tensor, like: int | None = None) -> Batch:
         """Data as programs take them; what goes with the first `COUNT` is used again for more, or that of `like`."""
@@ -149,18 +156,46 @@ def in_both_modes(case: Case, look: Callable[[VAE], Tensor]) -> Iterator[tuple[s
         case: whose programs are copied.
         look: what the programs give for the data of the case.
     """
-    vae = copy.deepcopy(case.vae)
+    vae = copied(case.vae)
     shake(vae, 0.1)
     plain = look(vae)
     yield "evaluation mode", vae
-    if moved(plain, look(copy.deepcopy(vae).train()), case.same).any():
-        yield "training mode", vae.train()
+    if moved(plain, look(in_training(case, copied(vae))), case.same).any():
+        yield "training mode", in_training(case, vae)
+
+
+def in_training(case: Case, vae: VAE) -> VAE:
+    """Training mode, but for the guide's batch normalisations, which keep to what they have counted.
+
+    By those a posterior in training is one of its batch, of the same family. That is known, and is said; what else
+    would join data is looked for without them. They stay where a guarantee is about batch statistics.
+    """
+    vae.train()
+    if case.coupled:
+        for name in case.batch_norms:
+            vae.get_submodule(name).eval()
+    return vae
+
+
+def batch_norms(vae: VAE, batch: Batch) -> tuple[str, ...]:
+    """Names of torch's own batch normalisations that the guide calls and the model does not."""
+    by_guide, by_model, called = set[int](), set[int](), set[int]()
+    with ExitStack() as stack, torch.no_grad():
+        for module in vae.modules():
+            if type(module) in _BATCH_NORM:
+                stack.callback(module.register_forward_pre_hook(lambda module, _: called.add(id(module))).remove)
+        z = {name: drawn.z for name, drawn in posteriors(vae, batch).items()}
+        by_guide |= called
+        called.clear()
+        sites(vae, "model", batch, z)
+        by_model |= called
+    return tuple(name for name, module in vae.named_modules() if id(module) in by_guide - by_model)
 
 
 def without_dropout(vae: VAE) -> VAE:
-    """The programs in training mode, but for torch's dropout layers: their noise is known, and tells of no data."""
-    for module in vae.train().modules():
-        if isinstance(module, _DROPOUT):
+    """The programs without torch's dropout layers: their noise is known, and tells of no data."""
+    for module in vae.modules():
+        if isinstance(module, DROPOUT):
             module.eval()
     return vae
 

@@ -283,6 +283,12 @@ def check_guide(title: str, case: Case) -> Finding:
     if note:
         return Finding(title, None, note)
     kind = "anti-causal" if anti_causal else "not causal, as declared"
+    if case.coupled:
+        found = (
+            f"{kind}, but for batch statistics: in training mode z of one {case.what} depends on the {case.others} of "
+            "its batch, and what is committed is of each given its batch"
+        )
+        return Finding(title, None, found)
     if not differentiable:
         return Finding(
             title, True, f"{kind}, by {len(fills)} replacements of what is not to be seen (there is no derivative)"

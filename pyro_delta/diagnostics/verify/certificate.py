@@ -6,15 +6,15 @@ import copy
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from pyro_delta.commitment import Commitment
 from pyro_delta.data.spec import check_answers
 from pyro_delta.diagnostics.trace import trace
-from pyro_delta.diagnostics.verify.case import COUNT, Case, Finding, apart, passes_on
+from pyro_delta.diagnostics.verify.case import COUNT, Case, Finding, apart, batch_norms, passes_on
 from pyro_delta.diagnostics.verify.causality import check_conditioning, check_guide, check_network, sweep
 from pyro_delta.diagnostics.verify.distributions import check_normalised, check_posterior, check_prior, check_support
 from pyro_delta.diagnostics.verify.gradient import check_gradient
@@ -22,7 +22,9 @@ from pyro_delta.diagnostics.verify.rate import check_rate
 from pyro_delta.diagnostics.verify.sites import DRAWN, MODES, Found, as_drawn, check_sites, in_single_precision
 from pyro_delta.errors import UserError, in_a_line
 from pyro_delta.protocol import Spec
-from pyro_delta.vae import VAE, owner_of
+from pyro_delta.vae import VAE, copied, owner_of
+
+T = TypeVar("T")
 
 RESTS_ON = ("committed rate", "sites", "normalisation", "causality of the network")
 """Checks that must have been made for a certificate; none of the others may have failed."""
@@ -96,14 +98,17 @@ def verify(
     with _copied(), apart(vae, double=False):
         torch.manual_seed(seed)
         single = Case(vae, spec, extras or {}, sizes, double=False)
-        _tried(single)
+        single.batch_norms = _tried(single)
         single = _faster(single)
-        singles, swept, drawn = in_single_precision(single), _swept(single), _drawn(single)
+        singles = in_single_precision(single)
+        swept = _made(partial(sweep, single), lambda words: None)  # double precision fails, too, and says so
+        drawn = _made(partial(as_drawn, single), _undrawn)
     with _copied(), apart(vae):
         torch.manual_seed(seed)
         case = Case(vae, spec, extras or {}, sizes)
-        _tried(case)
-        rate, known = _rate_made(case)
+        case.batch_norms = _tried(case)
+        title = RESTS_ON[0]
+        rate, known = _made(partial(check_rate, title, case), lambda words: (_failed(title, words), None))
         case = _faster(case)
         checks: dict[str, Callable[[str, Case], Finding]] = {
             "distribution of the prior": check_prior,
@@ -116,7 +121,8 @@ def verify(
             "gradient": check_gradient,
             "sites": lambda title, case: check_sites(title, case, singles, drawn),
         }
-        findings = (rate, *(_made(title, check, case) for title, check in checks.items()))
+        made = (_made(partial(check, title, case), partial(_failed, title)) for title, check in checks.items())
+        findings = (rate, *made)
     failed = any(finding.passed is False for finding in findings)
     if failed or any(finding.passed is None for finding in findings if finding.name in RESTS_ON):
         known = None
@@ -134,16 +140,17 @@ def _copied() -> Iterator[None]:
         if "deepcopy" not in str(error) and "pickle" not in str(error):
             raise
         raise UserError(
-            f"the programs cannot be copied ({in_a_line(error)}); keep in modules what copy.deepcopy can copy, such as "
-            "torch.nn.utils.parametrizations.weight_norm in the place of torch.nn.utils.weight_norm."
+            f"the programs cannot be copied ({in_a_line(error)}); keep tensors in parameters and buffers, and nothing "
+            "else that copy.deepcopy refuses."
         ) from error
 
 
 @torch.no_grad()
-def _tried(case: Case) -> None:
-    """Runs the programs once; what they fail with on such data is the user's to mend."""
+def _tried(case: Case) -> tuple[str, ...]:
+    """Runs the programs once, and says the guide's batch normalisations; what they fail with is the user's to mend."""
     try:
         trace(case.vae, case.batch(case.x))
+        return batch_norms(case.vae, case.batch(case.x))
     except Exception as error:
         if passes_on(error):
             raise
@@ -154,7 +161,7 @@ def _tried(case: Case) -> None:
 def _faster(case: Case) -> Case:
     """The case with its convolutions' weights in channels_last, up to four times as fast, if the programs run so."""
     other = copy.copy(case)
-    other.vae = copy.deepcopy(case.vae)
+    other.vae = copied(case.vae)
     for weight in other.vae.parameters():
         if weight.dim() == 4:
             weight.data = weight.data.contiguous(memory_format=torch.channels_last)
@@ -165,41 +172,20 @@ def _faster(case: Case) -> Case:
     return other
 
 
-def _swept(case: Case) -> str | None:
-    """What a sweep finds; one that fails does so in double precision, too, and is reported there."""
+def _made(make: Callable[[], T], otherwise: Callable[[str], T]) -> T:
+    """What `make` gives or, where a program fails in it, what is made of what it fails with, in words."""
     try:
-        return sweep(case)
+        return make()
     except Exception as error:
         if passes_on(error):
             raise
-        return None
+        return otherwise(in_a_line(error))
 
 
-def _drawn(case: Case) -> dict[str, Found]:
-    """What draws of the guide show; a guide that cannot draw so many says so in a finding."""
-    try:
-        return as_drawn(case)
-    except Exception as error:
-        if passes_on(error):
-            raise
-        return dict.fromkeys(MODES, (False, f"the guide cannot draw for a batch of {DRAWN}: {in_a_line(error)}"))
+def _failed(title: str, words: str) -> Finding:
+    """A check that the programs do not let be made has failed."""
+    return Finding(title, False, f"it cannot be checked: {words}")
 
 
-def _rate_made(case: Case) -> tuple[Finding, Commitment | None]:
-    title = RESTS_ON[0]
-    try:
-        return check_rate(title, case)
-    except Exception as error:
-        if passes_on(error):
-            raise
-        return Finding(title, False, f"it cannot be checked: {in_a_line(error)}"), None
-
-
-def _made(title: str, check: Callable[[str, Case], Finding], case: Case) -> Finding:
-    """A finding; a check that the programs do not let be made has failed."""
-    try:
-        return check(title, case)
-    except Exception as error:
-        if passes_on(error):
-            raise
-        return Finding(title, False, f"it cannot be checked: {in_a_line(error)}")
+def _undrawn(words: str) -> dict[str, Found]:
+    return dict.fromkeys(MODES, (False, f"the guide cannot draw for a batch of {DRAWN}: {words}"))

@@ -7,7 +7,7 @@ import math
 from typing import Any
 
 import torch
-from pyro.distributions import MaskedDistribution
+from pyro.distributions import Delta, MaskedDistribution
 from torch import Tensor
 from torch.distributions import Distribution, Independent, Transform, constraints
 
@@ -17,6 +17,7 @@ from pyro_delta.diagnostics.verify.case import COUNT, Case, Finding, moved, shak
 from pyro_delta.distributions.any_gaussian import title_of
 from pyro_delta.distributions.float64 import as_float64
 from pyro_delta.distributions.gaussian_types import gaussian_by_type
+from pyro_delta.vae import copied
 
 DRAWS = 20_000
 """Samples for the agreement of `rsample`, `log_prob`, `mean` and `variance`."""
@@ -74,6 +75,8 @@ def _agreement(title: str, distribution: Distribution) -> Finding:
     to zero, as one over all real numbers does.
     """
     wide = as_float64(distribution)
+    if is_point(distribution):
+        return Finding(title, True, "a point, and nothing is drawn")
     if wide.support.is_discrete:
         return Finding(title, None, f"not checked: {title_of(distribution)} is of integers")
     try:
@@ -108,6 +111,11 @@ def _agreeing(title: str, wide: Any, z: Tensor, mean: Tensor, variance: Tensor) 
                 f"{expected.expand_as(off)[place]:.4g} stated",
             )
     return Finding(title, True, "rsample, log_prob, mean and variance agree" if real else "mean and variance agree")
+
+
+def is_point(distribution: Distribution) -> bool:
+    """Whether a distribution is a point mass."""
+    return type(_core(distribution)) is Delta
 
 
 def is_real(support: Any) -> bool:
@@ -156,9 +164,9 @@ def check_normalised(title: str, case: Case) -> Finding:
     for size in (0.0, 0.5):
         for training in (False, True):
             other = copy.copy(case)
-            other.vae = copy.deepcopy(case.vae)
+            other.vae = copied(case.vae)
             shake(other.vae, size)
-            without_dropout(other.vae) if training else other.vae.eval()
+            without_dropout(other.vae.train()) if training else other.vae.eval()
             finding = _normalised(title, other)
             if not finding.passed:
                 return finding

@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
-import copy
-
 import torch
 from torch import Tensor
 
 from pyro_delta.diagnostics.trace import trace
 from pyro_delta.diagnostics.verify.case import Case, Finding, shake
 from pyro_delta.diagnostics.verify.distributions import is_real
+from pyro_delta.vae import copied
 
 
 def check_gradient(title: str, case: Case) -> Finding:
     """−ELBO's gradient along a random direction, against finite differences with the same noise.
 
-    Latents of other kinds than real numbers are no smooth function of their noise: they stay as they are.
+    Latents of other kinds than real numbers are no smooth function of their noise, nor are codes that are given the
+    gradient of something else: they stay as they are.
     """
-    vae, batch = copy.deepcopy(case.vae), case.batch(case.x)
+    vae, batch = copied(case.vae), case.batch(case.x)
     shake(vae, 0.05)
     with torch.no_grad():
         latents = trace(vae, batch).latents
-    fixed = {name: latent.z for name, latent in latents.items() if not is_real(latent.q.support)}
+    fixed = {
+        name: latent.z
+        for name, latent in latents.items()
+        if not (is_real(latent.q.support) and is_real(latent.p.support))
+    }
     parameters = [p for p in vae.parameters() if p.requires_grad]
     direction = [torch.randn_like(p) for p in parameters]
 

@@ -27,7 +27,7 @@ from pyro_delta.diagnostics.trace import (
 from pyro_delta.diagnostics.verify.case import Case, Finding, shake
 from pyro_delta.distributions.float64 import as_float64
 from pyro_delta.rate import committed_rate
-from pyro_delta.vae import VAE, owner_of
+from pyro_delta.vae import VAE, copied, owner_of
 
 WEIGHTS = 12
 """Weights of a learning prior at which the floor that it claims is tried."""
@@ -93,11 +93,13 @@ def _as_measured(title: str, case: Case, known: Commitment) -> Finding:
     """A rate that is certified, unless a KL of random data, at weights of any size, lies below it, or not upon it."""
     assert known.throughout is not None
     x = random_values(case.spec, DATA).to(case.x.dtype)
-    for size, calls in ((0.0, CALLS), *((size, 0) for size in SHAKEN)):
-        vae = copy.deepcopy(case.vae)
+    live = [(size, 0, True) for size in SHAKEN] if case.coupled else []
+    for size, calls, training in ((0.0, CALLS, False), *((size, 0, False) for size in SHAKEN), *live):
+        vae = copied(case.vae)
         shake(owner_of(vae.guide) or vae.guide, size)
         if calls and not case.in_the_mean:
             _called_in_training(vae, case, calls)
+        vae.train(training)
         rate_b = _closed_form(case, vae, x)
         if rate_b is None:
             break
@@ -123,7 +125,7 @@ def _called_in_training(vae: VAE, case: Case, calls: int) -> None:
 
 def _of_first(case: Case, vae: VAE, x: Tensor) -> Traced:
     """A trace that has the prior of all data: of the first, but of all where one datum has no statistics."""
-    return trace(vae, case.batch(x if case.in_the_mean else x[:1]))
+    return trace(vae, case.batch(x if case.batch_norms or case.in_the_mean else x[:1]))
 
 
 def _closed_form(case: Case, vae: VAE, x: Tensor) -> Tensor | None:
@@ -157,7 +159,7 @@ def _least_by_chance(case: Case) -> float:
     least = math.inf
     for number in range(WEIGHTS):
         other = copy.copy(case)
-        other.vae = copy.deepcopy(case.vae)
+        other.vae = copied(case.vae)
         shake(other.vae.model, 0.3 * (1 + number))
         rate: Commitment = committed(other.vae, _data(other))
         least = least if rate.nats is None else min(least, rate.nats)
@@ -166,7 +168,7 @@ def _least_by_chance(case: Case) -> float:
 
 def _least_by_descent(case: Case) -> float:
     """The least rate on the way of a descent in the model's weights, where the prior's formula has a gradient."""
-    vae = copy.deepcopy(case.vae)
+    vae = copied(case.vae)
     parameters = [p for p in vae.model.parameters() if p.requires_grad]
 
     def rate() -> tuple[Tensor, float]:
@@ -198,7 +200,7 @@ def _starts(case: Case, count: int) -> list[tuple[VAE, float]]:
     """Weights to start from, and the least rate there: the ones that are given, and of others the most promising."""
     tried: list[tuple[VAE, float, float]] = []
     for number in range(1 if count == 1 else TRIED):
-        vae = copy.deepcopy(case.vae)
+        vae = copied(case.vae)
         if number:
             shake(vae.guide, 0.1 * 10 ** (2 * number / TRIED))
         vae.train(case.in_the_mean)

@@ -6,7 +6,6 @@ single precision give: the certificate holds for all of them, or it says which d
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -20,19 +19,21 @@ from pyro_delta.call import call
 from pyro_delta.diagnostics.trace import Drawn, Site, data_first, numbers, placed, sites
 from pyro_delta.diagnostics.verify.case import (
     COUNT,
+    DROPOUT,
     Case,
     Finding,
     as_trained,
     first,
+    in_training,
     moved,
     replacements,
     widened,
     without_dropout,
 )
-from pyro_delta.diagnostics.verify.distributions import LARGEST_Z, is_real
+from pyro_delta.diagnostics.verify.distributions import LARGEST_Z, is_point, is_real
 from pyro_delta.distributions.any_gaussian import title_of
 from pyro_delta.distributions.mean_field import normal_parameters
-from pyro_delta.vae import VAE
+from pyro_delta.vae import VAE, copied
 
 CALLS = 4
 """Times that the programs are called in training mode, for a density that changes with each call."""
@@ -107,6 +108,7 @@ def check_sites(title: str, case: Case, singles: list[Single], drawn: Mapping[st
         lambda: drawn[MODES[0]],
         lambda: None if case.in_the_mean else drawn[MODES[1]],
         lambda: _in_both_modes(case),
+        lambda: _in_its_batch(case) if case.coupled else None,
         lambda: _one_by_one(case, runs),
         lambda: _apart(case),
         lambda: _as_in_single(case, singles),
@@ -115,7 +117,8 @@ def check_sites(title: str, case: Case, singles: list[Single], drawn: Mapping[st
         if (found := check()) is not None:
             return Finding(title, *found)
     sizes = ", ".join(map(str, case.sizes))
-    return Finding(title, True, f"the same in training and evaluation, in batches of {sizes}, single and double")
+    same = f"the same in training and evaluation, in batches of {sizes}, single and double"
+    return Finding(title, True, same + (", but for batch statistics of the guide" if case.coupled else ""))
 
 
 def _at_all_sizes(case: Case) -> list[Run]:
@@ -155,7 +158,7 @@ def _detached(found: dict[str, Site]) -> dict[str, Site]:
 
 
 def _modes(case: Case) -> list[tuple[str, VAE]]:
-    return [(MODES[0], case.vae), (MODES[1], without_dropout(copy.deepcopy(case.vae)))]
+    return [(MODES[0], case.vae), (MODES[1], without_dropout(in_training(case, copied(case.vae))))]
 
 
 # --- What stands at the sites ---
@@ -164,8 +167,10 @@ def _modes(case: Case) -> list[tuple[str, VAE]]:
 def _plain_sites(case: Case, runs: list[Run]) -> Found:
     """No scale and no mask, which would make another thing of the bound than of the rate that is certified."""
     last = runs[-1]
-    whole = copy.deepcopy(case.vae).train()  # with dropout
-    for run in [*runs, Run(MODES[1], whole, last.x, last.z, _run(case, whole, last.x, last.z))]:
+    if case.coupled or any(isinstance(module, DROPOUT) for module in case.vae.modules()):  # left out of runs so far
+        whole = copied(case.vae).train()
+        runs = [*runs, Run(MODES[1], whole, last.x, last.z, _run(case, whole, last.x, last.z))]
+    for run in runs:
         scales = [(name, torch.as_tensor(site.scale)) for part in run.found.values() for name, site in part.items()]
         flat = torch.cat([scale.double().flatten() for _, scale in scales])
         if flat.max() != flat.min():
@@ -210,8 +215,7 @@ def _one_prior(case: Case) -> Found:
 def as_drawn(case: Case) -> dict[str, Found]:
     """Is what a guide draws what its distribution draws? By mode; its noise is white, over coordinates and data."""
     return {
-        mode: _white(case, mode, vae)
-        for mode, vae in zip(MODES, (case.vae, copy.deepcopy(case.vae).train()), strict=True)
+        mode: _white(case, mode, vae) for mode, vae in zip(MODES, (case.vae, copied(case.vae).train()), strict=True)
     }
 
 
@@ -225,6 +229,10 @@ def _white(case: Case, mode: str, vae: VAE) -> Found:
             found = sites(vae, "guide", case.batch(x, like=0), {})
         for name, site in found.items():
             moments = Drawn(site.fn, site.value, site.log_prob, site.mask, site.dim).moments()
+            if is_point(site.fn):
+                if not torch.equal(site.value, moments["mean"]):
+                    return False, f"what the guide draws at {name!r} is not the point that its Delta states ({mode})"
+                continue
             if not moments or not is_real(site.fn.support):
                 continue
             noise = ((site.value - moments["mean"]) / moments["scale"]).detach().flatten(1)
@@ -380,7 +388,7 @@ def _in_both_modes(case: Case) -> Found:
     """Priors and posteriors are the same in training, with everything switched on, as in evaluation."""
     z = case.latents()
     plain = _run(case, case.vae, case.x, z)
-    training, trained = copy.deepcopy(case.vae).train(), dict[str, Site]()
+    training, trained = in_training(case, copied(case.vae)), dict[str, Site]()
     for seed in (1, 2):
         found = _run(case, training, case.x, z, seed)
         for part, whose in (("model", "prior"), ("guide", "posterior")):
@@ -401,10 +409,25 @@ def _in_both_modes(case: Case) -> Found:
     return None
 
 
+def _in_its_batch(case: Case) -> Found:
+    """With batch statistics posteriors are of the same class, and the same at each call for the same batch."""
+    x = case.data(case.sizes[-1])
+    z = case.latents(x)
+    evaluated = _run(case, case.vae, x, z)["guide"]
+    vae = copied(case.vae).train()
+    once, again = (_run(case, vae, x, z, seed)["guide"] for seed in (1, 2))
+    for name, site in once.items():
+        if (one := title_of(evaluated[name].fn)) != (other := title_of(site.fn)):
+            return False, f"the posterior of {name!r} is {one} in evaluation mode and {other} with batch statistics"
+        if moved(site.log_prob, again[name].log_prob).any():
+            return None, f"the density of the posterior of {name!r} with batch statistics is another at each call"
+    return None
+
+
 def _after_calls(case: Case) -> Found:
     """The prior is still the same after some calls in training mode: no counter, no buffer moves it."""
     z = case.latents()
-    vae = copy.deepcopy(case.vae)
+    vae = copied(case.vae)
     evaluated = _run(case, vae, case.x, z)["model"]
     trained = _run(case, vae.train(), case.x, z, keep=True)["model"]
     for _ in range(CALLS):
