@@ -102,7 +102,8 @@ class TrainingConfig(Section):
     minutes: float | None = Field(None, gt=0)
     """training time, in place of steps: compiling, validation and pictures do not count"""
     batch: int = Field(32, ge=1)
-    optimizer: Literal["adam", "adamw"] = "adam"
+    optimizer: Literal["adam", "adamw", "muon"] = "adam"
+    """muon: orthogonalised steps for the weights of linear layers and convolutions, Adam for the rest"""
     lr: float = Field(1e-3, gt=0)
     betas: tuple[float, float] = (0.9, 0.999)
     weight_decay: float = Field(0.0, ge=0)

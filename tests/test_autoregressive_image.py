@@ -133,8 +133,9 @@ def test_parameters_agree_at_every_pixel(name: str, dtype: torch.dtype, toleranc
 def test_rows_above_step_as_they_run(height: int) -> None:
     rows_above = randomise(RowsAbove((3, 4, 2), (1, 2, 1), (3, 3)))
     v, context = random_normal(2, 3, height, 5), random_normal(2, 3, height, 5, seed=1)
-    cache: dict = {}
-    rows = [rows_above.step_row(v[:, :, r], context[:, :, r], r, cache) for r in range(height)]
+    state, rows = PixelState(), []
+    for state.row in range(height):
+        rows.append(rows_above.step_row(v[:, :, state.row].mT, context[:, :, state.row].mT, state).mT)
     torch.testing.assert_close(torch.stack(rows, dim=2), rows_above(v, context), rtol=1e-12, atol=1e-12)
 
 

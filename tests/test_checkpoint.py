@@ -166,7 +166,7 @@ def test_the_former_format_is_refused_as_such(path: Path) -> None:
     with pytest.raises(UserError) as caught:
         load_checkpoint(path, keys=("vae",))
     assert str(caught.value) == (
-        f"{path} was written by an older pyro-delta, whose names have changed since; train the run again."
+        f"{path} was written by an older pyro-delta, whose networks have changed since; train the run again."
     )
 
 

@@ -577,8 +577,8 @@ def setting(pair: str) -> list[str]:
 
 OLDER = "pyro-delta: run was written by an older pyro-delta (format 1, this one reads 2); train the run again.\n"
 OLDER_CHECKPOINT = (
-    "pyro-delta: run/checkpoint.pt was written by an older pyro-delta, whose names have changed since; train the run "
-    "again.\n"
+    "pyro-delta: run/checkpoint.pt was written by an older pyro-delta, whose networks have changed since; train the "
+    "run again.\n"
 )
 BAD: dict[str, tuple[list[str], str, Callable[[Path, Path], None]]] = {
     "no such command": (["trian"], "did you mean 'train'?", nothing),

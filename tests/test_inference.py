@@ -480,7 +480,7 @@ def snapshot(trainer: PyroTraining) -> dict[str, Tensor]:
     return found
 
 
-@pytest.mark.parametrize("optimizer", ["adam", "adamw"])
+@pytest.mark.parametrize("optimizer", ["adam", "adamw", "muon"])
 @pytest.mark.parametrize("clip", [None, 0.5])
 @pytest.mark.parametrize("spoil", [spoil_gradient, spoil_gradient_inf, spoil_output])
 def test_a_step_that_is_not_finite_changes_nothing(spoil: Callable, clip: float | None, optimizer: str) -> None:
@@ -491,6 +491,7 @@ def test_a_step_that_is_not_finite_changes_nothing(spoil: Callable, clip: float 
     train_steps(trainer, 2)
     before = snapshot(trainer)
     assert {"0.exp_avg", "0.exp_avg_sq", "0.step"} <= before.keys()
+    assert any(name.endswith(".momentum") for name in before) == (optimizer == "muon")
     switch["bad"] = True
     train_steps(trainer, 2)
     torch.testing.assert_close(snapshot(trainer), before, rtol=0, atol=0)
@@ -623,6 +624,7 @@ RESUMED = {
     "trace": {},
     "mean field, clipped, channels last": {"elbo": "mean_field", "clip": 0.5, "channels_last": True},
     "adamw": {"optimizer": "adamw", "weight_decay": 0.1, "ema": 0.5, "warmup": 4},
+    "muon": {"optimizer": "muon", "weight_decay": 0.1},
     "annealed": {"objective": "annealed", "anneal_steps": 5},
     "target rate": {"objective": "target_rate", "target_nats": 9.0},
 }

@@ -68,7 +68,7 @@ class Loops:
 
     def gated(self, name: str, h: Tensor, inner: Tensor) -> Tensor:
         half = len(inner) // 2
-        return h + self.linear(f"{name}.out", inner[:half].tanh() * inner[half:].sigmoid())
+        return h + self.linear(f"{name}.out", inner[:half] * inner[half:].sigmoid())
 
     def background(self, place: Place) -> Tensor:
         row, column = place[0] / self.height - 0.5, place[1] / self.width - 0.5
@@ -182,6 +182,8 @@ def test_bfloat16_ends_inside_the_network() -> None:
     program = likelihood().float()
     x, z = random_images(SPEC, (4,)), z_for(SPEC, 4).float()
     with torch.no_grad():
+        for parameter in program.parameters():
+            parameter *= 0.5  # as small as in use: residuals that grow from block to block magnify every rounding
         exact = program.network(x, z)
         set_bf16(program, True)
         rounded = program.network(x, z)

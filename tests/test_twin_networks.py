@@ -294,7 +294,7 @@ def test_weights_that_do_not_match_are_refused_by_name(spoil: Any, message: str)
         np.testing.assert_array_equal(array, before[weight])
 
 
-SHUFFLED = gated_pixelcnn.pixel_shuffle
+DEALT_OUT = gated_pixelcnn.dealt_out
 PLANTS: dict[str, tuple[str, Any, str, Any]] = {
     "the mask of rows flipped": (
         "gated, no latents",
@@ -324,13 +324,13 @@ PLANTS: dict[str, tuple[str, Any, str, Any]] = {
         "gated, no latents",
         causal,
         "gate",
-        lambda v: jnp.tanh(v[..., v.shape[-1] // 2 :]) * jax.nn.sigmoid(v[..., : v.shape[-1] // 2]),
+        lambda v: v[..., v.shape[-1] // 2 :] * jax.nn.sigmoid(v[..., : v.shape[-1] // 2]),
     ),
-    "rows and columns of the pixel shuffle swapped": (
+    "the two columns that are dealt out swapped": (
         "gated, no latents",
         gated_pixelcnn,
-        "pixel_shuffle",
-        lambda v: SHUFFLED(v.swapaxes(1, 2)).swapaxes(1, 2),
+        "dealt_out",
+        lambda v, width: DEALT_OUT(jnp.roll(v, v.shape[-1] // 2, axis=-1), width),
     ),
     "red and blue swapped": (
         "snail, colour, full",

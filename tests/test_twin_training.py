@@ -33,7 +33,7 @@ from pyro_delta.twin import build as twins
 from pyro_delta.twin import numpyro_training, sampling
 from pyro_delta.twin.build import VAE
 from pyro_delta.twin.crosscheck import crosscheck
-from pyro_delta.twin.numpyro_training import NumPyroTraining, Rule, make_optimizer, negative_elbo
+from pyro_delta.twin.numpyro_training import NumPyroTraining, make_optimizer, negative_elbo
 from pyro_delta.twin.weights import load_weights, torch_weights
 
 TRUNK = {"channels": [4], "row_blocks": [1], "pixel_blocks": 1}
@@ -137,8 +137,9 @@ def _loss(graph: Any, rest: Any, x_bchw: Any, key: Any, elbo: str, weights: Any)
         # Torch adds 1e-6 to the norm that it divides by.
         ({"clip": 0.05, "optimizer": "adamw", "weight_decay": 0.1, "decay": "linear"}, 1e-5),
         ({"optimizer": "adam", "weight_decay": 0.1, "decay": "none"}, 1e-9),
+        ({"optimizer": "muon", "weight_decay": 0.1, "guide_lr": 0.2}, 1e-9),
     ],
-    ids=["guide's rate", "clipped, AdamW", "Adam, decayed weights"],
+    ids=["guide's rate", "clipped, AdamW", "Adam, decayed weights", "Muon"],
 )
 def test_updates_are_those_of_the_pyro_trainer(
     data: Any, options: dict[str, Any], rtol: float, monkeypatch: pytest.MonkeyPatch
@@ -238,7 +239,7 @@ def test_steps_that_are_not_finite_are_skipped_and_end_a_run(data: Any, monkeypa
         trainer.run()
     assert lines[-1]["skipped"] == 21
     gradient = jax.tree.map(jnp.zeros_like, broken.weights)
-    optimizer = make_optimizer(Rule.of(settings(steps=1).training), gradient)
+    optimizer = make_optimizer(trainer.rule, gradient)
     bad = jax.tree.map(lambda g: g * jnp.nan, gradient)
     changes, state = optimizer.update(bad, optimizer.init(gradient), gradient)
     assert all(not leaf.any() for leaf in jax.tree.leaves(changes))

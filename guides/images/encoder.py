@@ -34,6 +34,8 @@ class ImageEncoder(Network):
         1. A. Razavi et al., "Preventing Posterior Collapse with δ-VAEs", ICLR 2019.
     """
 
+    ends = ("out",)
+
     weight_nhw: Tensor
 
     def __init__(

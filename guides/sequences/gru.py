@@ -31,6 +31,8 @@ class BackwardGRU(Network):
         hidden: units.
     """
 
+    ends = ("out",)
+
     starts: Tensor
 
     def __init__(self, levels: int, starts: Tensor, outputs: int, *, hidden: int) -> None:

@@ -31,6 +31,8 @@ class ConditionalGRU(Network):
         hidden: units of the GRU, and features of tokens and latents.
     """
 
+    ends = ("out",)
+
     def __init__(self, levels: int, length: int, starts: Tensor | None, dims: int, *, hidden: int) -> None:
         super().__init__()
         self.levels, self.length = levels, length

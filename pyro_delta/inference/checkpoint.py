@@ -13,8 +13,8 @@ import torch
 from pyro_delta.errors import UserError
 from pyro_delta.files import written_whole
 
-FORMAT = "pyro-delta checkpoint 2"
-BEFORE = {"pyro-delta checkpoint 1"}
+FORMAT = "pyro-delta checkpoint 3"
+BEFORE = {"pyro-delta checkpoint 1", "pyro-delta checkpoint 2"}
 """Formats that this version does not read any more."""
 
 
@@ -45,7 +45,7 @@ def load_checkpoint(path: Path, device: torch.device | str = "cpu", *, keys: Col
         raise UserError(f"{path} is truncated or no checkpoint; restore it or train the run again.") from None
     if isinstance(state, dict) and state.get("format") in BEFORE:
         raise UserError(
-            f"{path} was written by an older pyro-delta, whose names have changed since; train the run again."
+            f"{path} was written by an older pyro-delta, whose networks have changed since; train the run again."
         )
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise UserError(f"{path} is not a checkpoint of pyro-delta ({FORMAT!r}); give a run that `train` wrote.")

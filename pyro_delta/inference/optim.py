@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,26 +12,28 @@ from torch.optim.swa_utils import AveragedModel
 
 from pyro_delta.config import TrainingConfig
 from pyro_delta.errors import CheckFailed
+from pyro_delta.inference.muon import Muon, matrices_of
 from pyro_delta.vae import VAE, copied
 
 MAX_STREAK = 20
 """Non-finite steps in a row after which a run stops."""
 
 
+Adam, AdamW = (partial(kind, fused=True) for kind in (torch.optim.Adam, torch.optim.AdamW))
+
+
 def make_optimizer(vae: VAE, config: TrainingConfig) -> torch.optim.Optimizer:
-    """Adam or AdamW, fused: one kernel a step, and it knows how to skip one. Model and guide are its two groups."""
-    groups = [
-        {"params": [p for p in program.parameters() if p.requires_grad], "factor": factor}
-        for program, factor in ((vae.model, 1.0), (vae.guide, config.guide_lr))
-    ]
-    kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[config.optimizer]
-    return kind(
-        [group for group in groups if group["params"]],
-        lr=config.lr,
-        betas=config.betas,
-        weight_decay=config.weight_decay,
-        fused=True,
-    )
+    """Adam, AdamW or Muon: it knows how to skip a step. Model and guide are groups of their own."""
+    groups = []
+    for program, factor in ((vae.model, 1.0), (vae.guide, config.guide_lr)):
+        matrices = set(matrices_of(program)) if config.optimizer == "muon" else set()
+        learning = [p for p in program.parameters() if p.requires_grad]
+        for chosen in (False, True):
+            parameters = [p for p in learning if (p in matrices) is chosen]
+            groups.append({"params": parameters, "factor": factor, "matrices": chosen})
+    settings: dict[str, Any] = {"lr": config.lr, "betas": config.betas, "weight_decay": config.weight_decay}
+    kind = {"adam": Adam, "adamw": AdamW, "muon": Muon}[config.optimizer]
+    return kind([group for group in groups if group["params"]], **settings)
 
 
 def learning_rate(config: TrainingConfig, step: int, progress: float) -> float:

@@ -18,6 +18,7 @@ from flax import nnx
 from jax import Array
 from numpyro.distributions.kl import kl_divergence
 from numpyro.infer import Trace_ELBO, TraceMeanField_ELBO
+from optax import contrib
 
 from pyro_delta import vae as in_pyro
 from pyro_delta.call import run
@@ -27,6 +28,7 @@ from pyro_delta.data.splits import mapped
 from pyro_delta.diagnostics.bounds import line_of
 from pyro_delta.errors import UserError
 from pyro_delta.inference.checkpoint import load_weights as load_torch_weights
+from pyro_delta.inference.muon import COEFFICIENTS, ITERATIONS, MOMENTUM, RMS, matrices_of
 from pyro_delta.inference.optim import averaging_weight, learning_rate, stop_if_stuck
 from pyro_delta.inference.run import averaged_weights
 from pyro_delta.inference.training import START_DATA, Training
@@ -102,7 +104,7 @@ class NumPyroTraining(Training):
         super().__init__(config, data, vae, log)
         twin.train()
         self.graph, weights, self.buffers = nnx.split(twin, nnx.Param, ...)
-        self.rule = Rule.of(settings)
+        self.rule = Rule.of(settings, vae)
         # Copies, for a compiled stretch writes its result where its argument was.
         weights, average = jax.tree.map(jnp.copy, (weights, weights))
         self.steps = State(weights, average, make_optimizer(self.rule, weights).init(weights))
@@ -235,31 +237,60 @@ class Rule(NamedTuple):
     weight_decay: float
     clip: float | None
     guide_lr: float
+    matrices: frozenset[str] = frozenset()
+    """Names of the weights that Muon orthogonalises."""
 
     @classmethod
-    def of(cls, settings: TrainingConfig) -> Rule:
-        """The rule of a configuration."""
-        return cls(**{field: getattr(settings, field) for field in cls._fields})
+    def of(cls, settings: TrainingConfig, vae: in_pyro.VAE) -> Rule:
+        """The rule of a configuration for programs."""
+        matrices = set(matrices_of(vae)) if settings.optimizer == "muon" else set()
+        names = frozenset(name for name, weight in vae.named_parameters() if weight in matrices)
+        return cls(**{field: getattr(settings, field) for field in cls._fields if field != "matrices"}, matrices=names)
 
 
 def make_optimizer(rule: Rule, weights: Any) -> optax.GradientTransformation:
-    """Adam or AdamW for a learning rate of 1, that of the guide by its factor; steps that are not finite are skipped.
+    """Adam, AdamW or Muon for a learning rate of 1, the guide's by its factor; steps that are not finite are skipped.
 
     Args:
         rule: of the steps.
         weights: of model and guide.
     """
     of_guide = jax.tree_util.tree_map_with_path(lambda path, _: path[0].key == "guide", weights)
+    labels = jax.tree_util.tree_map_with_path(
+        lambda path, _: "matrix" if _torch_name(path) in rule.matrices else "other", weights
+    )
     decay = optax.add_decayed_weights(rule.weight_decay)
     chain = [
         optax.identity() if rule.clip is None else optax.clip_by_global_norm(rule.clip),
         *([decay] if rule.optimizer == "adam" else []),
-        optax.scale_by_adam(*rule.betas),
-        *([decay] if rule.optimizer == "adamw" else []),
+        optax.multi_transform({"matrix": _by_muon(), "other": optax.scale_by_adam(*rule.betas)}, labels)
+        if rule.optimizer == "muon"
+        else optax.scale_by_adam(*rule.betas),
+        *([decay] if rule.optimizer in ("adamw", "muon") else []),
         optax.masked(optax.scale(rule.guide_lr), of_guide),
         optax.scale(-1.0),
     ]
     return optax.apply_if_finite(optax.chain(*chain), max_consecutive_errors=np.iinfo(np.int32).max)
+
+
+def _by_muon() -> optax.GradientTransformation:
+    """Optax's own, for kernels of which the last axis is the output."""
+
+    def axes(weights: Any) -> Any:
+        return jax.tree.map(lambda w: contrib.MuonDimensionNumbers(tuple(range(w.ndim - 1)), w.ndim - 1), weights)
+
+    def scaled(change: Array) -> Array:
+        return RMS * max(change.size // change.shape[-1], change.shape[-1]) ** 0.5 * change
+
+    return optax.chain(
+        contrib.scale_by_muon(COEFFICIENTS, ITERATIONS, MOMENTUM, weight_dimension_numbers=axes),
+        optax.stateless(lambda changes, _: jax.tree.map(scaled, changes)),
+    )
+
+
+def _torch_name(path: tuple[Any, ...]) -> str:
+    *parts, last = [str(entry.key) for entry in path if hasattr(entry, "key")]
+    return ".".join((*parts, "weight" if last == "kernel" else last))
 
 
 def _skips(optimizer: Any) -> tuple[int, int]:

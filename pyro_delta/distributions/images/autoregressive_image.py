@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -143,6 +144,7 @@ class AutoregressiveImage(TorchDistribution):
             x_bchw = torch.where(mask_bhw.unsqueeze(1), kept_bchw, x_bchw)
         was_training = self.network.training
         self.network.train(False)
+        draw = partial(DiscretizedLogisticMixture.sample_parameters, channels=channels, levels=self.network.spec.levels)
         try:
             state = self.network.start(z_bnd)
             for row in range(height):
@@ -150,7 +152,7 @@ class AutoregressiveImage(TorchDistribution):
                 for column in range(width):
                     previous_bc = x_bchw[:, :, row, column - 1] if column else None
                     parameters_bp = self.network.step_pixel(state, column, previous_bc)
-                    drawn_bc = self._pixels(parameters_bp, False).sample_with(uniforms_bhwu[:, row, column])
+                    drawn_bc = draw(parameters_bp, uniforms_bhwu[:, row, column])
                     if mask_bhw is not None:
                         drawn_bc = torch.where(mask_bhw[:, row, column, None], x_bchw[:, :, row, column], drawn_bc)
                     x_bchw[:, :, row, column] = drawn_bc

@@ -25,26 +25,33 @@ class PixelState:
     """What cached generation remembers.
 
     Attributes:
-        rows: what lasts from row to row.
-        pixels: what is forgotten at each new row.
-        links_wbc: what a network's rows above say to each column of the current row.
+        rows: the newest rows of every convolution's input, row r at r modulo their number, (rows, B, padded W, C); of
+            other blocks what lasts from row to row.
+        links: what the rows above say to each column of the current row, (W, B, C), with the biases of what adds it.
+        lines: the inputs of the current row's convolutions, (B, k − 1 + W, C), zero before the first column.
+        kernels: weights as `step_pixel` multiplies by them.
         row: the current row.
+        width: columns of a row.
     """
 
     rows: Cache = field(default_factory=dict)
-    pixels: Cache = field(default_factory=dict)
-    links_wbc: Tensor = field(default_factory=lambda: torch.empty(0))
+    links: Cache = field(default_factory=dict)
+    lines: Cache = field(default_factory=dict)
+    kernels: Cache = field(default_factory=dict)
     row: int = 0
+    width: int = 0
 
 
-def gate(x_bchw: Tensor) -> Tensor:
-    """tanh(a)·sigmoid(b) of the two halves (a, b) of the channels (dimension 1) [1, eq. 2].
+def gate(x: Tensor, dim: int = 1) -> Tensor:
+    """a·sigmoid(b) of the two halves (a, b) of the channels [1].
+
+    NOTE: Gated PixelCNN has tanh(a) in the place of a [2, eq. 2], which takes several times as long on a CPU.
 
     References:
-        1. A. van den Oord et al., "Conditional Image Generation with PixelCNN Decoders", NeurIPS 2016.
+        1. T. Salimans et al., "PixelCNN++", ICLR 2017 (the gate of its residual blocks).
+        2. A. van den Oord et al., "Conditional Image Generation with PixelCNN Decoders", NeurIPS 2016.
     """
-    a, b = x_bchw.chunk(2, dim=1)
-    return torch.tanh(a) * torch.sigmoid(b)
+    return F.glu(x, dim)
 
 
 def shift_down(x_bchw: Tensor) -> Tensor:
@@ -57,33 +64,35 @@ def shift_right(x_bchw: Tensor) -> Tensor:
     return F.pad(x_bchw, (1, 0))[..., :-1]
 
 
-def at_pixel(conv: nn.Conv2d, x_bc: Tensor) -> Tensor:
-    """A 1×1 convolution at one position."""
-    return F.linear(x_bc, conv.weight.flatten(1), conv.bias)
+def along(conv: nn.Conv2d, x: Tensor) -> Tensor:
+    """A 1×1 convolution at one position or along a row, channels last."""
+    return F.linear(x, conv.weight.flatten(1), conv.bias)
 
 
-def along_row(conv: nn.Conv2d, row_bcw: Tensor) -> Tensor:
-    """A 1×1 convolution of one row."""
-    return conv(row_bcw.unsqueeze(2)).squeeze(2)
+def bias_of(conv: nn.Conv2d) -> Tensor:
+    """The bias, which every convolution here has."""
+    assert conv.bias is not None
+    return conv.bias
 
 
-def columns_first(row_bcw: Tensor) -> Tensor:
-    """(B, C, W) → (W, B, C): one contiguous slice a pixel."""
-    return row_bcw.permute(2, 0, 1).contiguous()
+def columns_first(row_bwc: Tensor) -> Tensor:
+    """(B, W, C) → (W, B, C): one contiguous slice a pixel."""
+    return row_bwc.transpose(0, 1).contiguous()
 
 
 class RowConv(nn.Module):
-    """Convolution that reaches up but never down: output row j sees input rows stride·j − kernel_rows + 1 … stride·j.
+    """Convolution that reaches up but never down: row r sees rows r, r − dilation, … r − (kernel_rows − 1)·dilation.
 
-    Padding is zero: kernel_rows − 1 rows on top, none below, (kernel_columns − 1)/2 columns on either side.
-    An input of height H and width W gives ⌈H/stride⌉ × ⌈W/stride⌉. Unmasked, the kernel has 2·kernel_rows − 1 rows, of
-    which the causal ones are the upper part, and as many are padded below as on top; it is not for stepping.
+    Padding is zero: (kernel_rows − 1)·dilation rows on top, none below, (kernel_columns − 1)/2 columns on either side.
+    An input of height H and width W gives H × ⌈W/stride⌉. Unmasked, the kernel has 2·kernel_rows − 1 rows, of which the
+    causal ones are the upper part, and as many are padded below as on top; it is not for stepping.
 
     Args:
         channels_in: input channels.
         channels_out: output channels.
         kernel: (rows, columns), columns odd.
-        stride: 1 or 2, of rows and columns alike.
+        stride: 1 or 2, of columns. Rows are never strided: what a row is told must not depend on whether it is odd.
+        dilation: of rows.
         causal: False for the unmasked kernel.
     """
 
@@ -94,38 +103,36 @@ class RowConv(nn.Module):
         kernel: tuple[int, int],
         *,
         stride: int = 1,
+        dilation: int = 1,
         causal: bool = True,
     ) -> None:
         super().__init__()
         rows, columns = kernel
         if columns % 2 == 0:
             raise ValueError(f"kernel columns must be odd, got {columns}.")
-        self.history, self.side = rows - 1, columns // 2
+        self.history, self.side = (rows - 1) * dilation, columns // 2
         self.future = 0 if causal else self.history
-        kernel = (rows + self.future, columns)
-        self.conv = nn.Conv2d(channels_in, channels_out, kernel, stride=stride)
+        kernel = (rows if causal else 2 * rows - 1, columns)
+        self.conv = nn.Conv2d(channels_in, channels_out, kernel, stride=(1, stride), dilation=(dilation, 1))
 
     def forward(self, x_bchw: Tensor) -> Tensor:
         """All rows at once."""
         return self.conv(F.pad(x_bchw, (self.side, self.side, self.history, self.future)))
 
-    def remember(self, row_bcw: Tensor, cache: Cache) -> Tensor:
-        """Adds a finished input row; returns the window of the kernel_rows newest ones, (B, C, kernel_rows, W)."""
-        row = row_bcw.unsqueeze(2)
-        past = cache.get(self)
-        if past is None:
-            past = row.new_zeros(*row.shape[:2], self.history, row.shape[3])
-        window = torch.cat((past, row), dim=2)
-        cache[self] = window[:, :, 1:]
-        return window
-
-    def convolve(self, window_bckw: Tensor) -> Tensor:
-        """The output row that ends at the window's last row."""
-        return self.conv(F.pad(window_bckw, (self.side, self.side))).squeeze(2)
-
-    def step_row(self, row_bcw: Tensor, cache: Cache) -> Tensor:
-        """One row; for stride 1."""
-        return self.convolve(self.remember(row_bcw, cache))
+    def step_row(self, row_bwc: Tensor, state: PixelState) -> Tensor:
+        """The current row: (B, W, in) → (B, ⌈W/stride⌉, out)."""
+        if self not in state.rows:
+            batch, width, channels = row_bwc.shape
+            state.rows[self] = row_bwc.new_zeros(self.history + 1, batch, width + 2 * self.side, channels)
+            state.kernels[self] = self.conv.weight.permute(2, 1, 3, 0).flatten(1, 2)
+        held_hbwc = state.rows[self]
+        held_hbwc[state.row % len(held_hbwc), :, self.side : self.side + row_bwc.shape[1]] = row_bwc
+        result = bias_of(self.conv)
+        for index, kernel in enumerate(state.kernels[self]):
+            row = state.row - self.history + index * self.conv.dilation[0]
+            patches_bwck = held_hbwc[row % len(held_hbwc)].unfold(1, self.conv.kernel_size[1], self.conv.stride[1])
+            result = torch.addmm(result, patches_bwck.flatten(2).flatten(0, 1), kernel)
+        return result.unflatten(0, patches_bwck.shape[:2])
 
 
 class PixelConv(nn.Module):
@@ -144,32 +151,33 @@ class PixelConv(nn.Module):
         """All columns at once."""
         return self.conv(F.pad(x_bchw, (self.history, self.future)))
 
-    def step_pixel(self, x_bc: Tensor, cache: Cache) -> Tensor:
-        """One column; the cache is emptied at the start of each row."""
-        past = cache.get(self)
-        if past is None:
-            past = x_bc.new_zeros(*x_bc.shape, self.history)
-        window = torch.cat((past, x_bc.unsqueeze(2)), dim=2)
-        cache[self] = window[..., 1:]
-        return F.linear(window.flatten(1), self.conv.weight.flatten(1), self.conv.bias)
+    def step_pixel(self, x_bc: Tensor, column: int, link_bc: Tensor, state: PixelState) -> Tensor:
+        """One column; the link is added, and is to hold the bias."""
+        if self not in state.lines:
+            columns = self.history + state.width
+            state.lines[self] = x_bc.new_zeros(len(x_bc), columns, x_bc.shape[1])
+            state.kernels[self] = self.conv.weight.squeeze(2).permute(2, 1, 0).flatten(0, 1)
+        line_bwc = state.lines[self]
+        line_bwc[:, self.history + column] = x_bc
+        window_bkc = line_bwc[:, column : column + self.history + 1]
+        return torch.addmm(link_bc, window_bkc.flatten(1), state.kernels[self])
 
 
 class RowBlock(nn.Module):
     """Gated residual block of the rows-above stream: x + W·gate(RowConv(x))."""
 
-    def __init__(self, channels: int, kernel: tuple[int, int], *, causal: bool = True) -> None:
+    def __init__(self, channels: int, kernel: tuple[int, int], *, dilation: int = 1, causal: bool = True) -> None:
         super().__init__()
-        self.conv = RowConv(channels, 2 * channels, kernel, causal=causal)
+        self.conv = RowConv(channels, 2 * channels, kernel, dilation=dilation, causal=causal)
         self.out = nn.Conv2d(channels, channels, 1)
 
     def forward(self, v_bchw: Tensor) -> Tensor:
         """All rows at once."""
         return v_bchw + self.out(gate(self.conv(v_bchw)))
 
-    def step_row(self, row_bcw: Tensor, cache: Cache) -> Tensor:
-        """One row."""
-        gated_bcw = gate(self.conv.step_row(row_bcw, cache))
-        return row_bcw + along_row(self.out, gated_bcw)
+    def step_row(self, row_bwc: Tensor, state: PixelState) -> Tensor:
+        """The current row."""
+        return row_bwc + along(self.out, gate(self.conv.step_row(row_bwc, state), dim=-1))
 
 
 class PixelBlock(nn.Module):
@@ -192,9 +200,9 @@ class PixelBlock(nn.Module):
         """All columns at once."""
         return h_bchw + self.out(self.dropout(gate(self.conv(h_bchw) + link_bchw)))
 
-    def step_pixel(self, h_bc: Tensor, link_bc: Tensor, cache: Cache) -> Tensor:
-        """One column."""
-        return h_bc + at_pixel(self.out, gate(self.conv.step_pixel(h_bc, cache) + link_bc))
+    def step_pixel(self, h_bc: Tensor, column: int, link_bc: Tensor, state: PixelState) -> Tensor:
+        """One column; the link is to hold the bias of the convolution."""
+        return h_bc + along(self.out, gate(self.conv.step_pixel(h_bc, column, link_bc, state)))
 
 
 class RasterBlock(nn.Module):
@@ -219,42 +227,51 @@ class RasterBlock(nn.Module):
         """All positions at once."""
         return self.along(h_bchw, self.above(shift_down(h_bchw)))
 
-    def step_row(self, state: PixelState) -> None:
+    def step_row(self, batch: int, state: PixelState) -> None:
         """Links the next row to the finished one (zeros at the first)."""
         if self not in state.rows:
-            state.rows[self] = torch.zeros_like(state.links_wbc)
-        finished_bcw = state.rows[self].permute(1, 2, 0)
-        state.pixels[self] = columns_first(self.above.step_row(finished_bcw, state.rows))
+            state.rows[self] = self.along.out.weight.new_zeros(state.width, batch, self.along.out.in_channels)
+        links_bwc = self.above.step_row(state.rows[self].transpose(0, 1), state)
+        state.links[self] = columns_first(links_bwc + bias_of(self.along.conv.conv))
 
     def step_pixel(self, h_bc: Tensor, column: int, state: PixelState) -> Tensor:
         """One column; h is noted down for the row to come."""
         state.rows[self][column] = h_bc
-        return self.along.step_pixel(h_bc, state.pixels[self][column], state.pixels)
+        return self.along.step_pixel(h_bc, column, state.links[self][column], state)
 
 
 class RowsAbove(nn.Module):
-    """The rows-above stream: a causal U-net. Strides live only here.
+    """The rows-above stream: a causal U-net over columns. Strides live only here, and only in columns.
 
-    Level 0 keeps the image's resolution, level s has ⌈H/2^s⌉ rows, of which row j depends on input rows ≤ 2^s·j. A
-    level first adds what the coarser ones say (a strided `RowConv` down, the inner stream, a 1×1 convolution and pixel
-    shuffle up: fine row r hears coarse row ⌊r/2⌋), then, at level 0, the context, and runs its gated residual blocks.
+    Level s has all H rows and ⌈W/2^s⌉ columns; its blocks reach 2^s times as far up, by dilation. So every row hears
+    the same of the rows above it: with strided rows, odd ones would not be told of the newest. A level first adds what
+    the coarser ones say (a strided `RowConv` down, the inner stream, a 1×1 convolution whose channels are dealt out to
+    two columns: fine column c hears coarse column ⌊c/2⌋), then, at level 0, the context, and runs its gated residual
+    blocks.
 
     Args:
         channels: width of each level, finest first.
         blocks: gated residual blocks of each level.
         kernel: (rows, columns) of every block and of the strided convolutions.
+        dilation: of rows, 2^s at level s.
         causal: False for unmasked kernels.
     """
 
     def __init__(
-        self, channels: tuple[int, ...], blocks: tuple[int, ...], kernel: tuple[int, int], *, causal: bool = True
+        self,
+        channels: tuple[int, ...],
+        blocks: tuple[int, ...],
+        kernel: tuple[int, int],
+        *,
+        dilation: int = 1,
+        causal: bool = True,
     ) -> None:
         super().__init__()
         fine, *coarser = channels
         self.coarser: Coarser | None = None
         if coarser:
-            self.coarser = Coarser(fine, tuple(coarser), blocks[1:], kernel, causal=causal)
-        self.blocks = nn.ModuleList(RowBlock(fine, kernel, causal=causal) for _ in range(blocks[0]))
+            self.coarser = Coarser(fine, tuple(coarser), blocks[1:], kernel, dilation=dilation, causal=causal)
+        self.blocks = nn.ModuleList(RowBlock(fine, kernel, dilation=dilation, causal=causal) for _ in range(blocks[0]))
 
     def forward(self, v_bchw: Tensor, context_bchw: Tensor | None = None) -> Tensor:
         """All rows at once; the context has the shape of the input."""
@@ -266,19 +283,19 @@ class RowsAbove(nn.Module):
             v_bchw = block(v_bchw)
         return v_bchw
 
-    def step_row(self, row_bcw: Tensor, context_bcw: Tensor | None, index: int, cache: Cache) -> Tensor:
-        """Row `index` of this level."""
+    def step_row(self, row_bwc: Tensor, context_bwc: Tensor | None, state: PixelState) -> Tensor:
+        """The current row of this level."""
         if self.coarser is not None:
-            row_bcw = row_bcw + self.coarser.step_row(row_bcw, index, cache)
-        if context_bcw is not None:
-            row_bcw = row_bcw + context_bcw
+            row_bwc = row_bwc + self.coarser.step_row(row_bwc, state)
+        if context_bwc is not None:
+            row_bwc = row_bwc + context_bwc
         for block in cast("Iterable[RowBlock]", self.blocks):
-            row_bcw = block.step_row(row_bcw, cache)
-        return row_bcw
+            row_bwc = block.step_row(row_bwc, state)
+        return row_bwc
 
 
 class Coarser(nn.Module):
-    """What the coarser levels say to a finer one: half the rows and columns, the stream there, and back up."""
+    """What the coarser levels say to a finer one: half the columns, the stream there, and back up."""
 
     def __init__(
         self,
@@ -287,22 +304,27 @@ class Coarser(nn.Module):
         blocks: tuple[int, ...],
         kernel: tuple[int, int],
         *,
+        dilation: int,
         causal: bool = True,
     ) -> None:
         super().__init__()
-        self.down = RowConv(fine, channels[0], kernel, stride=2, causal=causal)
-        self.stream = RowsAbove(channels, blocks, kernel, causal=causal)
-        self.up = nn.Conv2d(channels[0], 4 * fine, 1)
+        self.down = RowConv(fine, channels[0], kernel, stride=2, dilation=dilation, causal=causal)
+        self.stream = RowsAbove(channels, blocks, kernel, dilation=2 * dilation, causal=causal)
+        self.up = nn.Conv2d(channels[0], 2 * fine, 1)
 
     def forward(self, v_bchw: Tensor) -> Tensor:
-        """All rows at once; odd sizes are rounded up on the way down and cropped on the way back."""
-        up_bchw = F.pixel_shuffle(self.up(self.stream(self.down(v_bchw))), 2)
-        return up_bchw[:, :, : v_bchw.shape[2], : v_bchw.shape[3]]
+        """All rows at once; an odd width is rounded up on the way down and cropped on the way back."""
+        return dealt_out(self.up(self.stream(self.down(v_bchw))))[..., : v_bchw.shape[3]]
 
-    def step_row(self, row_bcw: Tensor, index: int, cache: Cache) -> Tensor:
-        """Fine row `index`: every second one makes a coarse row, which serves two fine ones."""
-        window_bckw = self.down.remember(row_bcw, cache)
-        if index % 2 == 0:
-            coarse_bcw = self.stream.step_row(self.down.convolve(window_bckw), None, index // 2, cache)
-            cache[self] = F.pixel_shuffle(self.up(coarse_bcw.unsqueeze(2)), 2)
-        return cache[self][:, :, index % 2, : row_bcw.shape[2]]
+    def step_row(self, row_bwc: Tensor, state: PixelState) -> Tensor:
+        """The current row."""
+        coarse_bwc = self.stream.step_row(self.down.step_row(row_bwc, state), None, state)
+        return along(self.up, coarse_bwc).unflatten(2, (2, -1)).flatten(1, 2)[:, : row_bwc.shape[1]]
+
+
+def dealt_out(x_bchw: Tensor) -> Tensor:
+    """(B, 2C, H, W) → (B, C, H, 2W): channel k·C + c of column w becomes channel c of column 2w + k.
+
+    With channels last in memory nothing moves.
+    """
+    return x_bchw.unflatten(1, (2, -1)).permute(0, 2, 3, 4, 1).flatten(3)

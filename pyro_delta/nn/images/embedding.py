@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -13,4 +14,4 @@ def embed_pixels(x: Tensor, levels: int, dtype: torch.dtype, *, channel_dim: int
     image would make the likelihood look better than it is.
     """
     scaled = x.to(dtype) * (2.0 / (levels - 1)) - 1.0
-    return torch.cat((scaled, torch.ones_like(scaled.narrow(channel_dim, 0, 1))), dim=channel_dim)
+    return F.pad(scaled, (0, 0) * (scaled.dim() - channel_dim - 1) + (0, 1), value=1.0)

@@ -16,8 +16,8 @@ from pyro_delta.nn.images.causal import (
     PixelState,
     RowConv,
     RowsAbove,
-    along_row,
-    at_pixel,
+    along,
+    bias_of,
     columns_first,
     shift_down,
     shift_right,
@@ -55,6 +55,8 @@ class GatedPixelCNN(nn.Module):
     References:
         1. A. van den Oord et al., "Conditional Image Generation with PixelCNN Decoders", NeurIPS 2016.
     """
+
+    ends = ("stem_rows", "stem_pixels", "out")
 
     STEM_KERNEL = (3, 9)  # first look at the rows above: cheap on few channels, and where most bits are won
     STEM_WIDTH = 5  # … and at the pixels to the left
@@ -103,20 +105,25 @@ class GatedPixelCNN(nn.Module):
 
     def step_row(self, row_bcw: Tensor, context_bcw: Tensor | None, index: int, state: PixelState) -> None:
         """Prepares row `index`, given the finished row before it (zeros at the first row) and the row's context."""
-        v_bcw = self.stem_rows.step_row(row_bcw, state.rows) + self.position[:, index]
+        state.row, state.width = index, row_bcw.shape[2]
+        v_bwc = self.stem_rows.step_row(row_bcw.transpose(1, 2), state) + self.position[:, index].T
+        context_bwc = None
         if self.context is not None and context_bcw is not None:
-            context_bcw = along_row(self.context, context_bcw)
-        v_bcw = self.rows_above.step_row(v_bcw, context_bcw, index, state.rows)
-        state.links_wbc = columns_first(along_row(self.link, v_bcw))
-        state.pixels.clear()
+            context_bwc = along(self.context, context_bcw.transpose(1, 2))
+        links_bwc = along(self.link, self.rows_above.step_row(v_bwc, context_bwc, state))
+        biases = [bias_of(block.conv.conv) for block in self._within_row()]
+        state.links[self] = columns_first(links_bwc + torch.cat((*biases, bias_of(self.head))))
 
     def step_pixel(self, x_bc: Tensor, column: int, state: PixelState) -> Tensor:
         """Output (B, channels_out) at `column`, given the input's pixel before it (zeros at the first column)."""
-        *links, head_link = state.links_wbc[column].split(self.link_sizes, dim=1)
-        h_bc = self.stem_pixels.step_pixel(x_bc, state.pixels)
-        for block, link in zip(cast("Iterable[PixelBlock]", self.within_row), links, strict=True):
-            h_bc = block.step_pixel(h_bc, link, state.pixels)
-        return at_pixel(self.out, F.silu(at_pixel(self.head, h_bc) + head_link))
+        *links, head_link = state.links[self][column].split(self.link_sizes, dim=1)
+        h_bc = self.stem_pixels.step_pixel(x_bc, column, bias_of(self.stem_pixels.conv), state)
+        for block, link in zip(self._within_row(), links, strict=True):
+            h_bc = block.step_pixel(h_bc, column, link, state)
+        return along(self.out, F.silu(torch.addmm(head_link, h_bc, self.head.weight.flatten(1).T)))
+
+    def _within_row(self) -> Iterable[PixelBlock]:
+        return cast("Iterable[PixelBlock]", self.within_row)
 
 
 def _check_sizes(

@@ -16,8 +16,8 @@ from pyro_delta.nn.images.causal import (
     PixelState,
     RasterBlock,
     RowConv,
-    along_row,
-    at_pixel,
+    along,
+    bias_of,
     columns_first,
     shift_down,
     shift_right,
@@ -50,6 +50,8 @@ class RasterAttention(nn.Module):
         1. X. Chen et al., "PixelSNAIL: An Improved Autoregressive Generative Model", ICML 2018.
     """
 
+    ends = ("pixel", "place")
+
     def __init__(
         self, channels: int, pixel_channels: int, *, height: int, width: int, heads: int, dropout: float = 0.0
     ) -> None:
@@ -76,7 +78,7 @@ class RasterAttention(nn.Module):
 
     def step_pixel(self, h_bc: Tensor, background_c: Tensor, position: int, state: PixelState) -> Tensor:
         """One position, counted in raster order, after `see_pixel` of the one before."""
-        qkv_bc = at_pixel(self.features, h_bc) + at_pixel(self.place, background_c)
+        qkv_bc = along(self.features, h_bc) + along(self.place, background_c)
         query, key_value = qkv_bc.split(self.sizes, dim=1)
         query = query.unflatten(1, (self.heads, 1, -1))
         if self not in state.rows:
@@ -85,11 +87,12 @@ class RasterAttention(nn.Module):
         # no keys at the first position: zero
         seen_bc = F.scaled_dot_product_attention(query, keys, values).flatten(1)
         state.rows[self][:, :, :, position] = key_value.unflatten(1, (2, self.heads, -1))
-        return self.merge.step_pixel(h_bc, at_pixel(self.link, seen_bc), state.pixels)
+        link_bc = along(self.link, seen_bc) + bias_of(self.merge.conv.conv)
+        return self.merge.step_pixel(h_bc, position % state.width, link_bc, state)
 
     def see_pixel(self, x_bc: Tensor, position: int, state: PixelState) -> None:
         """Completes the key and value of a position, now that its pixel is known."""
-        state.rows[self][:, :, :, position] += at_pixel(self.pixel, x_bc).unflatten(1, (2, self.heads, -1))
+        state.rows[self][:, :, :, position] += along(self.pixel, x_bc).unflatten(1, (2, self.heads, -1))
 
     def _split(self, x_bchw: Tensor) -> Tensor:
         """(B, C, H, W) → (B, heads, H·W, C/heads)."""
@@ -110,10 +113,10 @@ class SnailBlock(nn.Module):
             h_bchw = layer(h_bchw)
         return self.attention(h_bchw, x_bchw, background_chw)
 
-    def step_row(self, state: PixelState) -> None:
+    def step_row(self, batch: int, state: PixelState) -> None:
         """Prepares a row."""
         for layer in cast("Iterable[RasterBlock]", self.layers):
-            layer.step_row(state)
+            layer.step_row(batch, state)
 
     def step_pixel(self, h_bc: Tensor, background_c: Tensor, position: int, column: int, state: PixelState) -> Tensor:
         """One position."""
@@ -129,8 +132,8 @@ class PixelSNAIL(nn.Module):
     context at positions up to (r, c). Nothing is shared across the batch.
 
     NOTE: Departs from [1]: the convolutions see three pixels of the row above and two of their own (2×2 there), so that
-    there is no blind spot even before attention; a residual block is one convolution, tanh·sigmoid gate and 1×1
-    convolution (ELU, two convolutions and a sigmoid gate there); queries, keys and values are linear (a gated block
+    there is no blind spot even before attention; a residual block is one convolution, a·sigmoid(b) gate and 1×1
+    convolution (ELU, two convolutions and that gate there); queries, keys and values are linear (a gated block
     each there), have channels/2 features each (16, 16 and channels/2 there) and several heads (one there); the first
     convolutions look further, and are told the background; one hidden layer before the output.
 
@@ -152,6 +155,8 @@ class PixelSNAIL(nn.Module):
     References:
         1. X. Chen et al., "PixelSNAIL: An Improved Autoregressive Generative Model", ICML 2018.
     """
+
+    ends = ("stem_rows", "stem_pixels", "place", "out")
 
     STEM_KERNEL = (3, 9)
     STEM_WIDTH = 5
@@ -204,25 +209,25 @@ class PixelSNAIL(nn.Module):
         """Prepares row `index`, given the finished row before it (zeros at the first row) and the row's context."""
         if index:
             self._see_pixel(row_bcw[:, :, -1], index * self.width - 1, state)
-        place_bcw = along_row(self.place, self.background_chw[None, :, index])
-        h_bcw = self.stem_rows.step_row(row_bcw, state.rows) + place_bcw
+        state.row, state.width = index, self.width
+        place_wc = along(self.place, self.background_chw[:, index].T)
+        h_bwc = self.stem_rows.step_row(row_bcw.transpose(1, 2), state) + place_wc
         if self.context is not None and context_bcw is not None:
-            h_bcw = h_bcw + along_row(self.context, context_bcw)
-        state.row, state.links_wbc = index, columns_first(h_bcw)
-        state.pixels.clear()
+            h_bwc = h_bwc + along(self.context, context_bcw.transpose(1, 2))
+        state.links[self] = columns_first(h_bwc + bias_of(self.stem_pixels.conv))
         for block in self._blocks():
-            block.step_row(state)
+            block.step_row(len(row_bcw), state)
 
     def step_pixel(self, x_bc: Tensor, column: int, state: PixelState) -> Tensor:
         """Output (B, channels_out) at `column`, given the input's pixel before it (zeros at the first column)."""
         position = state.row * self.width + column
         if column:
             self._see_pixel(x_bc, position - 1, state)
-        h_bc = state.links_wbc[column] + self.stem_pixels.step_pixel(x_bc, state.pixels)
+        h_bc = self.stem_pixels.step_pixel(x_bc, column, state.links[self][column], state)
         background_c = self.background_chw[:, state.row, column]
         for block in self._blocks():
             h_bc = block.step_pixel(h_bc, background_c, position, column, state)
-        return at_pixel(self.out, F.silu(at_pixel(self.head, h_bc)))
+        return along(self.out, F.silu(along(self.head, h_bc)))
 
     def _see_pixel(self, x_bc: Tensor, position: int, state: PixelState) -> None:
         for block in self._blocks():

@@ -27,30 +27,38 @@ class Convolution(nnx.Conv):
     """
 
     def __init__(
-        self, channels_in: int, channels_out: int, kernel: tuple[int, int], *, stride: int = 1, rngs: nnx.Rngs
+        self,
+        channels_in: int,
+        channels_out: int,
+        kernel: tuple[int, int],
+        *,
+        stride: int = 1,
+        dilation: int = 1,
+        rngs: nnx.Rngs,
     ) -> None:
-        """See the class."""
+        """Columns are strided, rows dilated."""
         init = uniform(channels_in * kernel[0] * kernel[1])
         super().__init__(
             channels_in,
             channels_out,
             kernel,
-            strides=stride,
+            strides=(1, stride),
+            kernel_dilation=(dilation, 1),
             padding="VALID",
             kernel_init=init,
             bias_init=init,
             param_dtype=float,
             rngs=rngs,
         )
-        self.stride = stride
+        self.stride, self.dilation = stride, dilation
 
     def __call__(self, v_bhwc: Array) -> Array:
         """(B, H, W, in) → (B, H', W', out)."""
         kernel = self.kernel[...]
         rows, columns, channels_in, channels_out = kernel.shape
-        last_row, last_column = v_bhwc.shape[1] - rows + 1, v_bhwc.shape[2] - columns + 1
+        left_rows, left_columns = v_bhwc.shape[1] - (rows - 1) * self.dilation, v_bhwc.shape[2] - columns + 1
         patches = [
-            v_bhwc[:, r : r + last_row : self.stride, c : c + last_column : self.stride]
+            v_bhwc[:, r * self.dilation : r * self.dilation + left_rows, c : c + left_columns : self.stride]
             for r in range(rows)
             for c in range(columns)
         ]
@@ -80,9 +88,9 @@ def embed_pixels(x: Array, levels: int, dtype: Any) -> Array:
 
 
 def gate(v: Array) -> Array:
-    """The tanh of the first half of the channels times sigmoid of the second [1], equation 2."""
+    """The first half of the channels times the sigmoid of the second."""
     a, b = jnp.split(v, 2, axis=-1)
-    return jnp.tanh(a) * jax.nn.sigmoid(b)
+    return a * jax.nn.sigmoid(b)
 
 
 def shift_down(v_bhwc: Array) -> Array:
@@ -96,13 +104,14 @@ def shift_right(v_bhwc: Array) -> Array:
 
 
 class RowConv(nnx.Module):
-    """A convolution whose row j sees rows stride·j − k_r + 1 … stride·j, and columns on both sides.
+    """A convolution whose row r sees rows r, r − dilation, … r − (k_r − 1)·dilation, and columns on both sides.
 
     Args:
         channels_in: channels of the argument.
         channels_out: channels of the result.
         kernel: (k_r, k_c), k_c odd.
-        stride: of rows and columns, 1 or 2.
+        stride: of columns, 1 or 2.
+        dilation: of rows.
         causal: if false, as many rows are seen below as above: the kernel has 2·k_r − 1 rows.
         rngs: of the initial values.
     """
@@ -114,28 +123,28 @@ class RowConv(nnx.Module):
         kernel: tuple[int, int],
         *,
         stride: int = 1,
+        dilation: int = 1,
         causal: bool = True,
         rngs: nnx.Rngs,
     ) -> None:
         """See the class."""
         rows, columns = kernel
-        self.above, self.below = rows - 1, 0 if causal else rows - 1
+        self.above, self.below = (rows - 1) * dilation, 0 if causal else (rows - 1) * dilation
         self.side = (columns - 1) // 2
-        self.conv = Convolution(
-            channels_in, channels_out, (self.above + 1 + self.below, columns), stride=stride, rngs=rngs
-        )
+        rows = rows if causal else 2 * rows - 1
+        self.conv = Convolution(channels_in, channels_out, (rows, columns), stride=stride, dilation=dilation, rngs=rngs)
 
     def __call__(self, v_bhwc: Array) -> Array:
-        """(B, H, W, in) → (B, ⌈H/stride⌉, ⌈W/stride⌉, out)."""
+        """(B, H, W, in) → (B, H, ⌈W/stride⌉, out)."""
         side = (self.side, self.side)
         return self.conv(jnp.pad(v_bhwc, ((0, 0), (self.above, self.below), side, (0, 0))))
 
     def start(self, batch: int, width: int, dtype: Any) -> Array:
-        """The window before row 0: the k_r − 1 rows before it, all zero, (B, k_r − 1, W, in)."""
+        """The window before row 0: as many rows of zeros as the kernel reaches up, (B, (k_r − 1)·dilation, W, in)."""
         return jnp.zeros((batch, self.above, width, self.conv.in_features), dtype)
 
     def row(self, rows_bkwc: Array) -> Array:
-        """The result, (B, W', out), of the last of k_r rows."""
+        """The result, (B, W', out), of the last of the rows that the kernel spans."""
         side = (self.side, self.side)
         return self.conv(jnp.pad(rows_bkwc, ((0, 0), (0, 0), side, (0, 0))))[:, 0]
 
@@ -171,9 +180,11 @@ class PixelConv(nnx.Module):
 class RowBlock(nnx.Module):
     """v + out(gate(conv(v))), a gated residual block [1] on rows."""
 
-    def __init__(self, channels: int, kernel: tuple[int, int], *, causal: bool = True, rngs: nnx.Rngs) -> None:
+    def __init__(
+        self, channels: int, kernel: tuple[int, int], *, dilation: int = 1, causal: bool = True, rngs: nnx.Rngs
+    ) -> None:
         """See the class."""
-        self.conv = RowConv(channels, 2 * channels, kernel, causal=causal, rngs=rngs)
+        self.conv = RowConv(channels, 2 * channels, kernel, dilation=dilation, causal=causal, rngs=rngs)
         self.out = Pointwise(channels, channels, rngs=rngs)
 
     def __call__(self, v_bhwc: Array) -> Array:

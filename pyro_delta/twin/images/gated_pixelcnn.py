@@ -1,7 +1,7 @@
 """The Gated PixelCNN trunk in Flax, written from `docs/architecture.md`: for whole images, or one pixel at a time.
 
-B images, H rows, W columns. The stream of the rows above [1] is a strided U-net of c_0, c_1, … channels from fine to
-coarse; the stream within the row has c_0 channels at full resolution.
+B images, H rows, W columns. The stream of the rows above [1] is a U-net over columns, of c_0, c_1, … channels from
+fine to coarse; the stream within the row has c_0 channels at full resolution.
 
 References:
     [1] A. van den Oord et al., "Conditional Image Generation with PixelCNN Decoders", NIPS 2016.
@@ -19,21 +19,17 @@ from jax import Array
 from pyro_delta.twin.images.causal import PixelBlock, PixelConv, Pointwise, RowBlock, RowConv, shift_down, shift_right
 
 
-def pixel_shuffle(v_bhwc: Array) -> Array:
-    """(B, h, w, 4c) → (B, 2h, 2w, c): channel 4k + 2p + q at (i, j) is channel k at (2i + p, 2j + q)."""
-    b, h, w, channels = v_bhwc.shape
-    v = v_bhwc.reshape(b, h, w, channels // 4, 2, 2).transpose(0, 1, 4, 2, 5, 3)
-    return v.reshape(b, 2 * h, 2 * w, channels // 4)
+def dealt_out(v: Array, width: int) -> Array:
+    """(..., ⌈W/2⌉, 2c) → (..., W, c): the two halves of the channels become neighbouring columns."""
+    return v.reshape((*v.shape[:-2], 2 * v.shape[-2], v.shape[-1] // 2))[..., :width, :]
 
 
 class CoarserState(NamedTuple):
-    """What a coarser level remembers between fine rows."""
+    """What a coarser level remembers between rows."""
 
     window: Array
-    """the last k_r − 1 fine rows"""
+    """the newest fine rows"""
     stream: RowsState
-    fine: Array
-    """(B, 2, W, c_0), the two fine rows that the last coarse row gave"""
 
 
 class RowsState(NamedTuple):
@@ -45,7 +41,7 @@ class RowsState(NamedTuple):
 
 
 class Coarser(nnx.Module):
-    """The coarser levels, seen from the finest: down by 2, their stream, up by 2."""
+    """The coarser levels, seen from the finest: half the columns, their stream, and all columns again."""
 
     def __init__(
         self,
@@ -54,42 +50,28 @@ class Coarser(nnx.Module):
         blocks: tuple[int, ...],
         kernel: tuple[int, int],
         *,
+        dilation: int,
         causal: bool,
         rngs: nnx.Rngs,
     ) -> None:
         """`fine` is the number of channels of the finer level."""
-        self.down = RowConv(fine, channels[0], kernel, stride=2, causal=causal, rngs=rngs)
-        self.stream = RowsAbove(channels, blocks, kernel, causal=causal, rngs=rngs)
-        self.up = Pointwise(channels[0], 4 * fine, rngs=rngs)
+        self.down = RowConv(fine, channels[0], kernel, stride=2, dilation=dilation, causal=causal, rngs=rngs)
+        self.stream = RowsAbove(channels, blocks, kernel, dilation=2 * dilation, causal=causal, rngs=rngs)
+        self.up = Pointwise(channels[0], 2 * fine, rngs=rngs)
 
     def __call__(self, v_bhwc: Array) -> Array:
         """(B, H, W, fine) → (B, H, W, fine)."""
-        _, height, width, _ = v_bhwc.shape
-        return pixel_shuffle(self.up(self.stream(self.down(v_bhwc))))[:, :height, :width]
+        return dealt_out(self.up(self.stream(self.down(v_bhwc))), v_bhwc.shape[2])
 
     def start(self, batch: int, width: int, dtype: Any) -> CoarserState:
-        """What is known before fine row 0."""
-        return CoarserState(
-            self.down.start(batch, width, dtype),
-            self.stream.start(batch, (width + 1) // 2, dtype),
-            jnp.zeros((batch, 2, width, self.up.out_features // 4), dtype),
-        )
+        """What is known before row 0."""
+        return CoarserState(self.down.start(batch, width, dtype), self.stream.start(batch, (width + 1) // 2, dtype))
 
-    def step(self, state: CoarserState, row: Array, row_bwc: Array) -> tuple[CoarserState, Array]:
-        """One fine row; coarse rows are computed at even fine rows, and last for two."""
-        width = row_bwc.shape[1]
-        rows_bkwc = jnp.concatenate([state.window, row_bwc[:, None]], axis=1)
-
-        def coarse_row(stream: RowsState, fine: Array) -> tuple[RowsState, Array]:
-            stream, u_bwc = self.stream.step(stream, row // 2, self.down.row(rows_bkwc))
-            return stream, pixel_shuffle(self.up(u_bwc)[:, None])[:, :, :width]
-
-        def keep(stream: RowsState, fine: Array) -> tuple[RowsState, Array]:
-            return stream, fine
-
-        stream, fine = jax.lax.cond(row % 2 == 0, coarse_row, keep, state.stream, state.fine)
-        result = jax.lax.dynamic_index_in_dim(fine, row % 2, axis=1, keepdims=False)
-        return CoarserState(rows_bkwc[:, 1:], stream, fine), result
+    def step(self, state: CoarserState, row_bwc: Array) -> tuple[CoarserState, Array]:
+        """The next window and stream, and the result for the row."""
+        window, u_bwc = self.down.step(state.window, row_bwc)
+        stream, u_bwc = self.stream.step(state.stream, u_bwc)
+        return CoarserState(window, stream), dealt_out(self.up(u_bwc), row_bwc.shape[1])
 
 
 class RowsAbove(nnx.Module):
@@ -99,6 +81,7 @@ class RowsAbove(nnx.Module):
         channels: c_0, c_1, …, finest first.
         blocks: the number of blocks at each level.
         kernel: (k_r, k_c) of all of them.
+        dilation: of rows at the finest level; it doubles from level to level.
         causal: if false, rows below are seen as well.
         rngs: of the initial values.
     """
@@ -109,14 +92,17 @@ class RowsAbove(nnx.Module):
         blocks: tuple[int, ...],
         kernel: tuple[int, int],
         *,
+        dilation: int = 1,
         causal: bool = True,
         rngs: nnx.Rngs,
     ) -> None:
         """See the class."""
-        self.has_coarser = len(channels) > 1
+        fine, *coarser = channels
+        same: dict[str, Any] = {"dilation": dilation, "causal": causal, "rngs": rngs}
+        self.has_coarser = bool(coarser)
         if self.has_coarser:
-            self.coarser = Coarser(channels[0], channels[1:], blocks[1:], kernel, causal=causal, rngs=rngs)
-        self.blocks = nnx.List([RowBlock(channels[0], kernel, causal=causal, rngs=rngs) for _ in range(blocks[0])])
+            self.coarser = Coarser(fine, tuple(coarser), blocks[1:], kernel, **same)
+        self.blocks = nnx.List([RowBlock(fine, kernel, **same) for _ in range(blocks[0])])
 
     def __call__(self, v_bhwc: Array, context_bhwc: Array | None = None) -> Array:
         """(B, H, W, c_0), and a context of the same shape, → (B, H, W, c_0)."""
@@ -133,14 +119,12 @@ class RowsAbove(nnx.Module):
         coarser = self.coarser.start(batch, width, dtype) if self.has_coarser else None
         return RowsState(coarser, [block.start(batch, width, dtype) for block in self.blocks])
 
-    def step(
-        self, state: RowsState, row: Array, row_bwc: Array, context_bwc: Array | None = None
-    ) -> tuple[RowsState, Array]:
+    def step(self, state: RowsState, row_bwc: Array, context_bwc: Array | None = None) -> tuple[RowsState, Array]:
         """The result for the next row."""
         coarser = state.coarser
         v_bwc = row_bwc
         if coarser is not None:
-            coarser, u_bwc = self.coarser.step(coarser, row, v_bwc)
+            coarser, u_bwc = self.coarser.step(coarser, v_bwc)
             v_bwc = v_bwc + u_bwc
         if context_bwc is not None:
             v_bwc = v_bwc + context_bwc
@@ -248,7 +232,7 @@ class GatedPixelCNN(nnx.Module):
         """Begin a row, given the row above (zero for row 0); returns the links of its pixels, columns first."""
         position_wc, context_bwc = inputs
         stem_rows, v_bwc = self.stem_rows.step(state.stem_rows, above_bwc)
-        rows, v_bwc = self.rows_above.step(state.rows, row, v_bwc + position_wc, context_bwc)
+        rows, v_bwc = self.rows_above.step(state.rows, v_bwc + position_wc, context_bwc)
         links = jnp.split(jnp.swapaxes(self.link(v_bwc), 0, 1), self.splits, axis=-1)
         fresh = self.start(above_bwc.shape[0])
         return State(stem_rows, rows, fresh.stem_pixels, fresh.windows), links
