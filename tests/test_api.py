@@ -139,7 +139,7 @@ def test_a_preset_and_data_by_name(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "run" / "run.json").read_text())["preset"] == "descriptions"
     found = pyro_delta.evaluate(tmp_path / "run")
     assert found["n_images"] == len(run.data().test)
-    assert train("digits", preset="cifar10-small").config.training.optimizer == "adam"
+    assert train("digits", preset="cifar10-small").config.training.optimizer == "muon"
 
 
 def test_training_leaves_pyro_and_torch_as_they_were() -> None:

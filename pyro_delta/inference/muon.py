@@ -63,8 +63,8 @@ class Muon(torch.optim.AdamW):
             states = [self._state_of(p) for p in alike]
             gradient = torch.stack([p.grad.reshape(rows, columns) for p in alike])
             momentum = torch.stack([state["momentum"] for state in states])
-            count = states[0]["step"].to(gradient.dtype) + 1
-            good = 1 - getattr(self, "found_inf", torch.zeros_like(count)).to(gradient.dtype)
+            count = torch.stack([state["step"] for state in states]).to(gradient.dtype)[:, None, None] + 1
+            good = 1 - getattr(self, "found_inf", gradient.new_zeros(())).to(gradient.dtype)
             gradient = gradient.where(good > 0, 0.0)
             momentum = momentum.lerp(gradient, (1 - MOMENTUM) * good)
             ahead = momentum / (1 - MOMENTUM ** (count + 1)), gradient / (1 - MOMENTUM**count)

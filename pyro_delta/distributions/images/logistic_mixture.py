@@ -233,9 +233,9 @@ class DiscretizedLogisticMixture(TorchDistribution):
     @staticmethod
     @torch.no_grad()
     def sample_parameters(parameters: Tensor, uniforms: Tensor, *, channels: int, levels: int) -> Tensor:
-        """What `from_parameters(parameters, …).sample_with(uniforms)` draws, for (B, P), in a third of the time.
+        """What `from_parameters(parameters, …).sample_with(uniforms)` draws, for (B, P) and uniforms (B, 1 + C).
 
-        A picture is drawn pixel by pixel, and nothing is checked at each.
+        Pictures are drawn pixel by pixel: nothing is checked, and no distribution made, at each.
         """
         table_bpk = _at_least_float32(parameters).unflatten(1, (_parameters_per_component(channels), -1))
         component_b = _picked_component(table_bpk[:, 0], uniforms[:, 0])
