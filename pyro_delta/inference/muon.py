@@ -23,7 +23,7 @@ RMS = 0.2
 
 
 class Muon(torch.optim.AdamW):
-    """AdamW, fused, but for the groups of parameters that say `matrices`: those step as Muon does [1].
+    """AdamW, but for the groups of parameters that say `matrices`: those step as Muon does [1].
 
     The update of a matrix is its momentum (Nesterov's, free of its start at zero) with all singular values near 1,
     times .2 √(longer side), so that its entries are about as large as Adam's and one learning rate serves both [2]. A
@@ -32,13 +32,9 @@ class Muon(torch.optim.AdamW):
 
     NOTE: torch's own Muon takes neither kernels nor a skipped step, and iterates in bfloat16, which many CPUs imitate.
 
-    Args:
-        groups: of parameters, each with `matrices`, whether its parameters are matrices.
-        settings: of AdamW; lr and weight_decay hold for matrices, too.
+    Takes the arguments of AdamW. Each group says by `matrices` whether its parameters are matrices, for which lr and
+    weight_decay hold, too.
     """
-
-    def __init__(self, groups: list[dict[str, Any]], **settings: Any) -> None:
-        super().__init__(groups, fused=True, **settings)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:

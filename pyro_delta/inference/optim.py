@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,11 +17,8 @@ MAX_STREAK = 20
 """Non-finite steps in a row after which a run stops."""
 
 
-Adam, AdamW = (partial(kind, fused=True) for kind in (torch.optim.Adam, torch.optim.AdamW))
-
-
 def make_optimizer(vae: VAE, config: TrainingConfig) -> torch.optim.Optimizer:
-    """Adam, AdamW or Muon: it knows how to skip a step. Model and guide are groups of their own."""
+    """Adam, AdamW or Muon, fused, which knows how to skip a step. Model and guide are groups of their own."""
     groups = []
     for program, factor in ((vae.model, 1.0), (vae.guide, config.guide_lr)):
         matrices = set(matrices_of(program)) if config.optimizer == "muon" else set()
@@ -31,9 +26,14 @@ def make_optimizer(vae: VAE, config: TrainingConfig) -> torch.optim.Optimizer:
         for chosen in (False, True):
             parameters = [p for p in learning if (p in matrices) is chosen]
             groups.append({"params": parameters, "factor": factor, "matrices": chosen})
-    settings: dict[str, Any] = {"lr": config.lr, "betas": config.betas, "weight_decay": config.weight_decay}
-    kind = {"adam": Adam, "adamw": AdamW, "muon": Muon}[config.optimizer]
-    return kind([group for group in groups if group["params"]], **settings)
+    kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "muon": Muon}[config.optimizer]
+    return kind(
+        [group for group in groups if group["params"]],
+        lr=config.lr,
+        betas=config.betas,
+        weight_decay=config.weight_decay,
+        fused=True,
+    )
 
 
 def learning_rate(config: TrainingConfig, step: int, progress: float) -> float:

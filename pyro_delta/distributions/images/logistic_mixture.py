@@ -122,21 +122,11 @@ class DiscretizedLogisticMixture(TorchDistribution):
                 f"{count} parameters per pixel fit no mixture over {channels} channel(s): the last dimension must be "
                 f"a positive multiple of {per_component}, see parameter_count(channels, mixtures)."
             )
-        mixtures = count // per_component
-        sizes = [mixtures, channels * mixtures, channels * mixtures]
-        logits, means, log_scales, raw_coefficients = parameters.split([*sizes, count - sum(sizes)], dim=-1)
-        coefficients = None
-        if channels == 3:
-            # Cast before tanh: in half precision the squashed coefficients would lose their last bits twice.
-            coefficients = _at_least_float32(raw_coefficients).tanh().unflatten(-1, (COLOUR_COEFFICIENTS, mixtures))
-        return cls(
-            logits,
-            means.unflatten(-1, (channels, mixtures)),
-            log_scales.unflatten(-1, (channels, mixtures)),
-            coefficients,
-            levels=levels,
-            validate_args=validate_args,
-        )
+        table = parameters.unflatten(-1, (per_component, -1))
+        logits, means, log_scales, *raw = table.split(_sizes(channels), dim=-2)
+        # Cast before tanh: in half precision the squashed coefficients would lose their last bits twice.
+        coefficients = _at_least_float32(raw[0]).tanh() if raw else None
+        return cls(logits.squeeze(-2), means, log_scales, coefficients, levels=levels, validate_args=validate_args)
 
     @property
     def arg_constraints(self) -> dict[str, constraints.Constraint]:
@@ -279,7 +269,7 @@ class DiscretizedLogisticMixture(TorchDistribution):
 
 
 def _parameters_per_component(channels: int) -> int:
-    return 1 + 2 * channels + (COLOUR_COEFFICIENTS if channels == 3 else 0)
+    return sum(_sizes(channels))
 
 
 def _sizes(channels: int) -> list[int]:
