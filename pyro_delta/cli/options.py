@@ -21,8 +21,23 @@ if TYPE_CHECKING:
 Settings = list[tuple[str, Any]]
 
 run_argument = click.argument("run", type=click.Path(path_type=Path))
+
+
+def _device(ctx: click.Context, parameter: click.Parameter, device: str) -> str:
+    """What computes does so on the cores that are free."""
+    from pyro_delta.cores import leave_busy_cores
+
+    if (notice := leave_busy_cores()) is not None:
+        click.echo(f"pyro-delta: {notice}", err=True)
+    return device
+
+
 device_option = click.option(
-    "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", help="auto: CUDA if there is a device."
+    "--device",
+    type=click.Choice(["auto", "cpu", "cuda"]),
+    default="auto",
+    callback=_device,
+    help="auto: CUDA if there is a device.",
 )
 root_option = click.option(
     "--data-root", metavar="DIR", help="Where data live, or the folder of folder:PATH (default: as in training)."

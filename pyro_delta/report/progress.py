@@ -7,10 +7,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from pyro_delta.config import TrainingConfig
+from pyro_delta.cores import Cores
 
 
 @contextmanager
@@ -25,8 +27,15 @@ def counting(what: str, total: int) -> Iterator[Callable[[int], None]]:
 @contextmanager
 def following(settings: TrainingConfig, unit: str) -> Iterator[Callable[[dict[str, Any]], None]]:
     """Follows a training, whose bounds are in `unit`; yields what to call with each line of metrics."""
+    crowded = Crowded()
     if not sys.stderr.isatty():
-        yield lambda line: print(f"{line['split']}: {describe(line, settings, unit)}", file=sys.stderr, flush=True)
+
+        def write(line: dict[str, Any]) -> None:
+            print(f"{line['split']}: {describe(line, settings, unit)}", file=sys.stderr, flush=True)
+            if notice := crowded.notice(torch.get_num_threads()):
+                print(f"pyro-delta: {notice}", file=sys.stderr, flush=True)
+
+        yield write
         return
     columns = (BarColumn(bar_width=20), TextColumn("{task.description}"))
     with Progress(*columns, console=_console(), transient=True) as bar:
@@ -37,8 +46,31 @@ def following(settings: TrainingConfig, unit: str) -> Iterator[Callable[[dict[st
                 bar.update(task, completed=part_done(line, settings), description=describe(line, settings, unit))
             else:
                 bar.console.print(f"{line['split']}: {describe(line, settings, unit)}", highlight=False, markup=False)
+            if notice := crowded.notice(torch.get_num_threads()):
+                bar.console.print(f"pyro-delta: {notice}", highlight=False, markup=False)
 
         yield show
+
+
+class Crowded:
+    """Says once that other processes take cores on which threads of ours wait for one another."""
+
+    def __init__(self) -> None:
+        self.cores, self.said = Cores(), False
+
+    def notice(self, threads: int) -> str | None:
+        """The sentence, if in the time since the last call too few cores were free for so many threads.
+
+        On a single thread nothing waits.
+        """
+        taken, count = self.cores.taken(), len(self.cores.allowed)
+        if self.said or threads == 1 or threads <= round(count - taken):
+            return None
+        self.said = True
+        return (
+            f"other processes keep {taken:.1f} of {count} cores busy, and {threads} threads on the rest wait for one "
+            "another; stopped and gone on with by --resume, this takes as many as are free."
+        )
 
 
 def describe(line: dict[str, Any], settings: TrainingConfig, unit: str) -> str:

@@ -1,0 +1,127 @@
+"""Free cores: counted against a made-up machine, and against a real busy process."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections import namedtuple
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import psutil
+import pytest
+
+from pyro_delta import cores
+from pyro_delta.report.progress import Crowded
+
+Times = namedtuple("Times", "user nice system idle iowait irq softirq steal guest guest_nice")
+ZERO = Times(*[0.0] * 10)
+SECONDS = 10.0
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Cores with made-up seconds of work; each reading is `SECONDS` after the one before."""
+
+    def make(
+        *after: Times, own: float = 0.0, allowed: tuple[int, ...] = (0, 1), physical: int = 2, nice: int = 0
+    ) -> None:
+        readings = iter(range(1000))
+        at = SimpleNamespace(index=0)
+
+        def times(percpu: bool) -> list[Times]:
+            assert percpu
+            at.index = next(readings)
+            return [Times(*(at.index * part for part in core)) for core in after]
+
+        def count(logical: bool = True) -> int:
+            return len(after) if logical else physical
+
+        monkeypatch.setattr(psutil, "cpu_times", times)
+        monkeypatch.setattr(psutil, "cpu_count", count)
+        monkeypatch.setattr(psutil, "Process", lambda: SimpleNamespace(cpu_affinity=lambda: list(allowed)))
+        monkeypatch.setattr(os, "nice", lambda increment: nice)
+        clock = SimpleNamespace(
+            monotonic=lambda: at.index * SECONDS, process_time=lambda: at.index * own, sleep=lambda seconds: None
+        )
+        monkeypatch.setattr(cores, "time", clock)
+
+    return make
+
+
+IDLE = ZERO._replace(idle=10.0)
+BUSY = ZERO._replace(user=7.0, system=3.0)
+
+
+@pytest.mark.parametrize(
+    ("what", "machine_of", "taken", "threads"),
+    [
+        ("idle", {"after": (IDLE, IDLE)}, 0.0, None),
+        ("our own work", {"after": (IDLE, BUSY), "own": 10.0}, 0.0, None),
+        ("one core of another", {"after": (IDLE, BUSY)}, 1.0, 1),
+        ("both cores of others", {"after": (BUSY, BUSY)}, 2.0, 1),
+        ("ours beside another's", {"after": (BUSY, BUSY), "own": 10.0}, 1.0, 1),
+        ("a nicer one", {"after": (IDLE, ZERO._replace(nice=10.0))}, 0.0, None),
+        ("as nice as we", {"after": (IDLE, ZERO._replace(nice=10.0)), "nice": 10}, 1.0, 1),
+        ("waiting for a disk", {"after": (IDLE, ZERO._replace(iowait=10.0))}, 0.0, None),
+        ("a guest, counted twice", {"after": (IDLE, ZERO._replace(user=10.0, guest=10.0))}, 1.0, 1),
+        ("a core that is not ours", {"after": (IDLE, IDLE, BUSY)}, 0.0, None),
+        ("four of ours, two taken", {"after": (IDLE, IDLE, BUSY, BUSY), "allowed": range(4), "physical": 4}, 2.0, 2),
+        ("its other half is free", {"after": (IDLE, IDLE, IDLE, BUSY), "allowed": range(4), "physical": 2}, 1.0, None),
+        ("a third of a core", {"after": (IDLE, ZERO._replace(user=3.0, idle=7.0))}, 0.3, None),
+    ],
+)
+def test_threads_are_as_many_as_free_cores(
+    what: str,
+    machine_of: dict[str, Any],
+    taken: float,
+    threads: int | None,
+    machine: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    machine(*machine_of["after"], **{name: value for name, value in machine_of.items() if name != "after"})
+    assert cores.Cores().taken() == pytest.approx(taken), what
+    monkeypatch.delenv(cores.SETTING, raising=False)
+    notice = cores.leave_busy_cores()
+    assert os.environ.get(cores.SETTING) == (None if threads is None else str(threads)), what
+    if threads is None:
+        assert notice is None
+    else:
+        assert notice is not None
+        assert f"{taken:.1f} of" in notice
+        assert f"takes {threads} thread" in notice
+
+
+def test_a_setting_of_ones_own_stays(machine: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
+    machine(BUSY, BUSY)
+    monkeypatch.setenv(cores.SETTING, "2")
+    assert cores.leave_busy_cores() is None
+    assert os.environ[cores.SETTING] == "2"
+
+
+def test_a_training_says_once_that_it_is_crowded(machine: Callable[..., None]) -> None:
+    machine(IDLE, BUSY)
+    crowded = Crowded()
+    assert crowded.notice(1) is None
+    notice = crowded.notice(2)
+    assert notice is not None
+    assert "1.0 of 2 cores busy, and 2 threads" in notice
+    assert crowded.notice(2) is None
+    machine(IDLE, IDLE)
+    assert Crowded().notice(2) is None
+
+
+def test_a_busy_process_shows() -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", "print(flush=True)\nwhile True: pass"], stdout=subprocess.PIPE
+    ) as busy:
+        assert busy.stdout is not None
+        busy.stdout.readline()
+        watch = cores.Cores()
+        time.sleep(0.5)
+        taken = watch.taken()
+        busy.kill()
+    assert 0.2 < taken <= len(watch.allowed)
