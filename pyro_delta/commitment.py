@@ -46,6 +46,7 @@ class Commitment:
         guarantee: what `nats` bounds; None if there are none.
         certified_by: the weakest way by which a part of `nats` is known; None if there are none.
         cap_nats: the most that probing certifies of a site; None where nothing was probed.
+        fixed: latent sites of whose posteriors something is fixed that `nats` rests on.
     """
 
     nats: float | None
@@ -56,6 +57,7 @@ class Commitment:
     guarantee: Guarantee | None = None
     certified_by: CertifiedBy | None = None
     cap_nats: float | None = None
+    fixed: tuple[str, ...] = ()
 
     @property
     def sentence(self) -> str:
@@ -124,6 +126,7 @@ def commitment(
         "guarantee": EXACTLY if all(site.guarantee == EXACTLY for site in sites) else AT_LEAST,
         "certified_by": max((site.by for site in sites), key=get_args(CertifiedBy).index),
         "cap_nats": min(caps, default=None),
+        "fixed": tuple(name for name, site in zip(pairs, sites, strict=True) if site.fixed),
     }
     if not learns:
         return Commitment(total, total, known_by, **known)
@@ -137,6 +140,7 @@ class _Site(NamedTuple):
     guarantee: Guarantee
     known_by: str
     cap_nats: float | None = None
+    fixed: bool = False
 
 
 def _site(name: str, q: Distribution, p: Distribution, others: Callable[[], Iterable[Posteriors]]) -> _Site:
@@ -148,7 +152,7 @@ def _site(name: str, q: Distribution, p: Distribution, others: Callable[[], Iter
     family = family_of(q, p)
     if family is not None and _is_fixed(family, name, q, others) and (rate := family.rate(q, p)) is not None:
         known_by = f"the {family.words} of {title_of(q)} against {title_of(p)}"
-        return _Site(rate.nats.sum().item(), rate.by, family.guarantee, known_by, rate.cap_nats)
+        return _Site(rate.nats.sum().item(), rate.by, family.guarantee, known_by, rate.cap_nats, fixed=True)
     if normal_parameters(q) is None:
         lack = "no formula is known" if family is None else f"no {family.words} is seen against {title_of(p)}"
         raise UserError(f"posteriors of {name!r} are {title_of(q)}, of which {lack}")

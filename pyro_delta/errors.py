@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from difflib import get_close_matches
 
+ALONE = "Expected more than 1 value per channel"
+"""What torch's batch normalisation says of a batch of one in training mode."""
 MANY = 12
 """Names above which an error does not list them all."""
 
@@ -47,7 +49,7 @@ def nearest(name: str, names: Iterable[str]) -> list[str]:
 
 def in_a_line(error: Exception) -> str:
     """An error's class and the first line of what it says; of batch statistics, what is meant by it."""
-    if "Expected more than 1 value per channel" in str(error):
+    if ALONE in str(error):
         return (
             "batch normalisation in training mode cannot take a batch of one; if it is the guide's, give "
             "training.batch=2 or more; in a likelihood, whose word on one datum must not depend on others, take "

@@ -366,7 +366,10 @@ class Modes:
 
     @property
     def ideal_nats(self) -> Tensor:
-        """The most that posteriors at the prior's own variance tell, in all modes that can speak."""
+        """What posteriors of precision B tell whose means spread as far as the prior, in all modes that can speak.
+
+        With smaller variances, or means that spread further, they tell more, at a higher rate.
+        """
         return 0.5 * self._speaking(-self.values.log())
 
     @property

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from pyro_delta.distributions import AutoregressiveImage
 from pyro_delta.rate import minimising_posterior
 
 
@@ -61,6 +62,44 @@ class Normalisation(nn.BatchNorm1d):
         return super().forward(h)
 
 
+class SpectralNormed(Guide):
+    """Its posteriors in training are others of their family, for its weights come nearer to the norm at each call."""
+
+    def layers(self, numbers, width):
+        return (nn.utils.parametrizations.spectral_norm(nn.Linear(numbers, width)),)
+
+
+class SpectralNormedOfOld(Guide):
+    """The same by weights that it holds."""
+
+    def layers(self, numbers, width):
+        return (nn.utils.spectral_norm(nn.Linear(numbers, width)),)
+
+
+class WithConstants(Guide):
+    """A tensor that is neither parameter nor buffer, and so stays in single precision."""
+
+    def layers(self, numbers, width):
+        self.constants, self.inner = torch.linspace(-1, 1, width), nn.Linear(width, 1)
+        return (nn.Linear(numbers, width),)
+
+    def posterior(self, x):
+        q = super().posterior(x)
+        return dist.Normal(q.mean + self.inner(self.constants), q.stddev).to_event(2)
+
+
+class FrozenScale(Guide):
+    """Its scale is a parameter that does not learn."""
+
+    def layers(self, numbers, width):
+        self.width = nn.Parameter(torch.tensor(0.25), requires_grad=False)
+        return (nn.Linear(numbers, width),)
+
+    def posterior(self, x):
+        mean = 1e-3 * super().posterior(x).mean
+        return dist.Normal(mean, self.width.expand(mean.shape)).to_event(2)
+
+
 class NarrowInItsBatch(BatchNormed):
     """Claims a floor that holds in evaluation alone."""
 
@@ -89,6 +128,73 @@ class BatchNormedLikelihood(nn.Module):
 
     def forward(self, z):
         return dist.Categorical(logits=self.body(z.flatten(-2)).unflatten(-1, self.shape)).to_event(3)
+
+
+class Counts(nn.Module):
+    """Independent pixels, which might also have more than the highest level."""
+
+    conditioning = "full"
+
+    def __init__(self, spec, prior):
+        super().__init__()
+        self.shape = spec.shape
+        self.body = nn.Linear(prior().event_shape.numel(), math.prod(self.shape))
+
+    def rates(self, z):
+        return F.softplus(self.body(z.flatten(-2)).unflatten(-1, self.shape))
+
+    def forward(self, z):
+        return dist.Poisson(self.rates(z)).to_event(3)
+
+
+class CountsOfItsOwn(Counts):
+    """The same of a class that sums to three quarters: what it may have elsewhere is not known."""
+
+    def forward(self, z):
+        return Rare(self.rates(z)).to_event(3)
+
+
+class Rare(dist.Poisson):
+    def log_prob(self, value):
+        return super().log_prob(value) + math.log(0.75)
+
+    def expand(self, batch_shape, _instance=None):
+        return Rare(self.rate.expand(batch_shape))
+
+
+class MaskedConvolutions(nn.Module):
+    """Masks are parameters that do not learn."""
+
+    conditioning = "full"
+
+    def __init__(self, spec, prior, *, width: int = 6):
+        super().__init__()
+        self.spec = spec
+        self.before, self.upto = Masked(1, width, upto=False), Masked(width, 6, upto=True)
+        self.context = nn.Linear(prior().event_shape.numel(), width)
+
+    def forward(self, z):
+        return AutoregressiveImage(Network(self), z)
+
+
+class Masked(nn.Conv2d):
+    def __init__(self, channels, out, *, upto):
+        super().__init__(channels, out, 3, padding=1)
+        mask = torch.zeros(3, 3)
+        mask[0], mask[1, : 1 + upto] = 1, 1
+        self.mask = nn.Parameter(mask, requires_grad=False)
+
+    def forward(self, h):
+        return self._conv_forward(h, self.weight * self.mask, self.bias)
+
+
+class Network:
+    def __init__(self, owner):
+        self.owner, self.spec, self.training = owner, owner.spec, owner.training
+
+    def __call__(self, x, z):
+        h = self.owner.before(x.to(z) / self.spec.levels) + self.owner.context(z.flatten(-2))[..., None, None]
+        return self.owner.upto(torch.tanh(h))
 
 
 class Codes(nn.Module):

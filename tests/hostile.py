@@ -6,6 +6,7 @@ import pyro
 import pyro.distributions as dist
 import torch
 import torch.nn.functional as F
+from honest import BatchNormed
 from torch import nn
 from torch.distributions import constraints
 
@@ -224,6 +225,68 @@ InSteps, BehindMillion = likelihood_of(SeesInSteps), likelihood_of(SeesBehindMil
 WithRowBonus = likelihood_of(RowBonus)
 
 
+class TermsSeeLast(AutoregressiveImage):
+    """Every pixel but the last sees that one, in its terms alone; each sums to one given all the others."""
+
+    def pixel_log_prob(self, x):
+        others = torch.ones(self.event_shape[1:]).index_put((torch.tensor(-1), torch.tensor(-1)), torch.tensor(0.0))
+        leak = 0.5 * x[..., -1, -1, -1].to(self.z)[..., None, None] * others.to(self.z)
+        return self._pixels(self.parameters_at(x) + leak[..., None], False).log_prob(x.movedim(-3, -1))
+
+
+class BackDoor(AutoregressiveImage):
+    """A hundred nats without a method of its own."""
+
+    def __getattribute__(self, name):
+        found = super().__getattribute__(name)
+        return (lambda x: found(x) + 100) if name == "log_prob" else found
+
+
+WithDecoy, WithBackDoor = likelihood_of(TermsSeeLast), likelihood_of(BackDoor)
+
+
+class BonusInDropout(GatedPixelCNNLikelihood):
+    """A hundred nats as long as its dropout drops anything."""
+
+    def __init__(self, spec, prior, *, use_latents: bool = True, channels: tuple[int, ...] = (6, 4),
+                 row_blocks: tuple[int, ...] = (1, 1), pixel_blocks: int = 1, mixtures: int = 2):  # fmt: skip
+        super().__init__(spec, prior, use_latents=use_latents, channels=channels, row_blocks=row_blocks,
+                         pixel_blocks=pixel_blocks, mixtures=mixtures)  # fmt: skip
+        self.dropout = nn.Dropout(0.1)
+
+    def forward(self, z):
+        p = super().forward(self.dropout(z))
+        return Bonus(p.network, p.z, validate_args=False) if self.dropout.training else p
+
+
+class RoundsAlone(AutoregressiveImage):
+    """Honest: one image and many go through other kernels, of single precision."""
+
+    def parameters_at(self, x):
+        found = super().parameters_at(x)
+        return found * (1 + 1e-4) if len(x) == 1 and found.dtype == torch.float32 else found
+
+
+Rounding = likelihood_of(RoundsAlone)
+
+
+class Atom(dist.Normal):
+    """A hundred nats at zero alone, which no integral sees."""
+
+    def log_prob(self, value):
+        return super().log_prob(value) + 100 * (value == 0)
+
+    def expand(self, batch_shape, _instance=None):
+        return type(self)(self.loc.expand(batch_shape), self.scale.expand(batch_shape))
+
+
+class NoAtom(Atom):
+    """Honest: a class of one's own that changes nothing."""
+
+    def log_prob(self, value):
+        return dist.Normal.log_prob(self, value)
+
+
 class Shifted(Numbers):
     """A Categorical whose logits were changed after it was made."""
 
@@ -420,6 +483,38 @@ class WideFloor(FalseFloor):
         return GaussianAR1(0.9 * torch.sigmoid(self.raw.mean() / 10).expand(2), len(self.starts))
 
 
+class FloorOfGuide(FalseFloor):
+    """Claims the rate of weights that the guide `Lending` owns."""
+
+    def __init__(self, spec, *, dims: int = 2):
+        super().__init__(spec, dims=dims)
+        self.lender = lambda: torch.full((dims,), 40.0)
+        del self.raw
+
+    def forward(self):
+        return GaussianAR1(0.9 * torch.sigmoid(self.lender() / 10), len(self.starts))
+
+
+class Moving(Prior):
+    """Widens the posteriors of the guide `Moved` when it is called in training."""
+
+    lender = staticmethod(lambda: torch.zeros(()))
+
+    def forward(self):
+        if self.training and torch.is_grad_enabled():
+            self.lender().mul_(1.001)
+        return super().forward()
+
+
+class OfStatistics(Prior):
+    """It is N(0, 1) while the guide `Counted` goes by the statistics of its batch."""
+
+    counted = staticmethod(lambda: False)
+
+    def forward(self):
+        return GaussianAR1(self.alpha * (not self.counted()), len(self.starts))
+
+
 # --- Guides ---
 
 
@@ -552,15 +647,89 @@ class FalseClaim(AntiCausalGuide):
         return 4.5 * prior.event_shape.numel()
 
 
-class Drawing(AntiCausalGuide):
-    """Its noise is what `noise` makes of white noise."""
+class Borrowing(AntiCausalGuide):
+    """Claims a rate that rests on a weight of the likelihood."""
 
-    def noise(self, e):
+    def __init__(self, spec, prior, **network):
+        super().__init__(spec, prior, **network)
+        self.lender = prior.lender
+
+    def posterior(self, x):
+        ones = torch.ones_like(super().posterior(x).mean)
+        return dist.Normal(3 * self.lender() * ones, ones).to_event(2)
+
+    def committed_rate(self, prior):
+        return 4.5 * prior.event_shape.numel()
+
+
+class Lending(AntiCausalGuide):
+    """Owns the correlation of its prior."""
+
+    def __init__(self, spec, prior, **network):
+        super().__init__(spec, prior, **network)
+        self.correlation = nn.Parameter(torch.full((2,), 40.0))
+        prior.lender = Lender(self)
+
+
+class Moved(AntiCausalGuide):
+    """A scale that is fixed but for the prior `Moving`."""
+
+    def __init__(self, spec, prior, **network):
+        super().__init__(spec, prior, **network)
+        self.register_buffer("correlation", torch.tensor(0.25))
+        prior.lender = Lender(self)
+
+    def posterior(self, x):
+        q = super().posterior(x)
+        return dist.Normal(q.mean, self.correlation.to(q.mean).expand_as(q.mean)).to_event(2)
+
+
+class Counted(BatchNormed):
+    """Honest but for the prior `OfStatistics`."""
+
+    def __init__(self, spec, prior):
+        super().__init__(spec, prior)
+        prior.counted = Counter(self)
+
+
+class Counter:
+    """A way to a module that no other registers."""
+
+    def __init__(self, owner):
+        self.owner = owner
+
+    def __call__(self):
+        return self.owner.body[1].training
+
+
+class WiderInTraining(AntiCausalGuide):
+    """A fixed scale, and another one in training."""
+
+    def posterior(self, x):
+        q = super().posterior(x)
+        return dist.Normal(q.mean, torch.full_like(q.mean, 0.3 if self.training else 0.25)).to_event(2)
+
+
+class Deterministic(AntiCausalGuide):
+    """Fifty nats of its rate are given back at a site that says it only writes something down."""
+
+    def forward(self, x):
+        z = super().forward(x)
+        with pyro.plate("again", x.shape[0]):
+            given_back = dist.Delta(torch.zeros(len(x)), log_density=-50.0)
+            pyro.sample("back", given_back, obs=torch.zeros(len(x)), infer={"_deterministic": True})
+        return z
+
+
+class Drawing(AntiCausalGuide):
+    """Its noise is what `noise` makes of white noise for data x."""
+
+    def noise(self, e, x):
         raise NotImplementedError
 
     def forward(self, x):
         q = self.posterior(x)
-        z = q.mean + q.stddev * self.noise(torch.randn_like(q.mean))
+        z = q.mean + q.stddev * self.noise(torch.randn_like(q.mean), x)
         with pyro.poutine.replay(trace=_written(z)), pyro.plate("data", x.shape[0]):
             return pyro.sample("z", q)
 
@@ -574,28 +743,45 @@ def _written(z):
 class Noiseless(Drawing):
     """An autoencoder."""
 
-    def noise(self, e):
+    def noise(self, e, x):
         return 0 * e
+
+
+class NoiselessForSome(Drawing):
+    """The same for images whose first pixel is 3, a fifth of all."""
+
+    def noise(self, e, x):
+        return e * (x[..., 0, 0, 0] != 3).to(e)[:, None, None]
+
+
+class Smeared(Drawing):
+    """Correlated over steps by 0.3, of the right variance."""
+
+    def noise(self, e, x):
+        found = [e[:, 0]]
+        for t in range(1, e.shape[1]):
+            found.append(0.3 * found[-1] + math.sqrt(1 - 0.3**2) * e[:, t])
+        return torch.stack(found, 1)
 
 
 class Weak(Drawing):
     """Half as loud as it says."""
 
-    def noise(self, e):
+    def noise(self, e, x):
         return 0.5 * e
 
 
 class Coin(Drawing):
     """Of the right variance, with two values."""
 
-    def noise(self, e):
+    def noise(self, e, x):
         return e.sign()
 
 
 class Frozen(Drawing):
     """The same at every call."""
 
-    def noise(self, e):
+    def noise(self, e, x):
         return torch.randn(e.shape, generator=torch.Generator().manual_seed(0)).to(e)
 
 
@@ -606,7 +792,7 @@ class Annealed(AntiCausalGuide):
         if not hasattr(self, "width"):
             self.register_buffer("width", torch.tensor(0.25))
         if self.training and torch.is_grad_enabled():
-            self.width.mul_(1.05)
+            self.width.mul_(1.001)
         q = super().posterior(x)
         return dist.Normal(q.mean, self.width.to(q.mean).expand_as(q.mean)).to_event(2)
 

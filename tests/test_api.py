@@ -18,6 +18,7 @@ from test_inference import SPEC, toy_data
 from torch import Tensor
 
 import pyro_delta
+from pyro_delta.api.judge import _unexplained
 from pyro_delta.api.train import control_config
 from pyro_delta.config import Config, digest, load_preset, validate
 from pyro_delta.data import ArraySpec, Spec, Split, Splits
@@ -487,6 +488,14 @@ def test_what_latents_buy_is_paired_with_a_control(tmp_path: Path) -> None:
     other = train("digits", likelihood__use_latents=False, training__steps=2, data__seed=1)
     with pytest.raises(UserError, match=r"the control was trained on .*data.seed=1, the run on .*data.seed=0"):
         pyro_delta.check(run, control=other, images=20)
+
+
+@pytest.mark.parametrize(
+    ("used", "bought", "said"), [(False, 16.4, True), (False, 0.5, False), (False, -9.0, False), (True, 16.4, False)]
+)
+def test_a_gain_that_z_does_not_tell_of(used: bool, bought: float, said: bool) -> None:
+    words = _unexplained({"latents_used": used, "bought_nats": bought, "bought_nats_se": 0.4})
+    assert ("The 16.4 nats by which" in words) is said
 
 
 def test_a_likelihood_that_knows_no_control_says_so() -> None:

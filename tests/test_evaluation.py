@@ -17,6 +17,7 @@ from pyro_delta.data.images import ImageSpec
 from pyro_delta.diagnostics.bounds import Encoding, encode, evaluate, standard_error
 from pyro_delta.diagnostics.diagnose import Diagnosis, diagnosed, failure
 from pyro_delta.diagnostics.importance import importance_bound, importance_weights, k_hat
+from pyro_delta.diagnostics.table import rows
 from pyro_delta.diagnostics.trace import committed, noise_seed
 from pyro_delta.diagnostics.usage import (
     floor_holds,
@@ -134,6 +135,15 @@ def test_evaluate_is_the_plain_sum_over_every_image() -> None:
     assert numbers["neg_elbo_bpd"] == pytest.approx(losses.mean() * bits, rel=1e-5)
     assert numbers["neg_elbo_bpd_se"] == pytest.approx(losses.std(ddof=1) / math.sqrt(7) * bits, rel=1e-4)
     assert numbers["rate_bpd"] == pytest.approx(numbers["neg_elbo_bpd"] - numbers["distortion_bpd"], abs=1e-9)
+
+
+def test_of_one_datum_no_spread_is_known() -> None:
+    numbers = evaluate(tiny_programs(), random_images(1), spec=SPEC, particles=2)
+    errors = [value for key, value in numbers.items() if key.endswith("_se")]
+    assert len(errors) == 6
+    assert all(map(math.isnan, errors))
+    assert numbers["active_units"] is None
+    assert not any("±" in value for _, value, _ in rows(numbers))
 
 
 def test_a_last_batch_that_is_not_full_counts() -> None:

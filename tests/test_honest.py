@@ -5,16 +5,22 @@ import math
 import re
 from pathlib import Path
 
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 from test_cli import call
 from test_hostile import GREY, NAKED
 from test_verify import SMALL, finding
+from torch import nn
 
 import pyro_delta
 from pyro_delta.build import build
 from pyro_delta.config import load_preset
 from pyro_delta.diagnostics.verify import Certificate, verify
+from pyro_delta.diagnostics.verify.sites import DRAWN, SURPRISE, _statistics
+from pyro_delta.errors import UserError
+from pyro_delta.vae import VAE
 
 FILE = Path(__file__).with_name("honest.py")
 
@@ -39,6 +45,109 @@ def test_weights_that_are_computed_at_each_call() -> None:
         run = pyro_delta.train(few | {"training.ema": decay}, preset="digits")
         assert run.vae.guide.body[0].weight_g.requires_grad
         assert pyro_delta.evaluate(run, images=8)["rate_nats_mean"] > 0
+
+
+HONEST: dict[str, tuple[str, str, float]] = {
+    "spectral normalisation": ("guide", "SpectralNormed", 4.0),
+    "spectral normalisation of old": ("guide", "SpectralNormedOfOld", 4.0),
+    "constants of single precision": ("guide", "WithConstants", 4.0),
+    "a scale that does not learn": ("guide", "FrozenScale", 4.4028),
+    "counts": ("likelihood", "Counts", 4.0),
+    "masks that do not learn": ("likelihood", "MaskedConvolutions", 4.0),
+}
+
+
+@pytest.mark.parametrize(("kind", "name", "nats"), HONEST.values(), ids=HONEST)
+def test_unusual_programs_are_certified(kind: str, name: str, nats: float) -> None:
+    certificate = certified(kind, name)
+    assert certificate.failure is None
+    assert certificate.delta_nats == pytest.approx(nats, rel=1e-5)
+    if "Spectral" in name:
+        assert finding(certificate, "sites")[1].endswith(
+            "but for posteriors, which are others of their family in training"
+        )
+
+
+def test_probabilities_that_end_nowhere_and_do_not_sum_to_one() -> None:
+    assert "the first probabilities of Rare sum to 0.75, and it has no last" in str(
+        certified("likelihood", "CountsOfItsOwn").lack
+    )
+
+
+class TwoSites(nn.Module):
+    """A decoder by any name, of a sequence and of three numbers beside it."""
+
+    def __init__(self, prior: nn.Module, *, beside: bool) -> None:
+        super().__init__()
+        self.prior, self.beside = prior, beside
+        self.decode = nn.Linear(prior().event_shape.numel() + 3 * beside, math.prod(GREY.shape))
+
+    def forward(self, x=None, *, batch: int = 1):
+        with pyro.plate("data", batch if x is None else len(x)):
+            z = [pyro.sample("z", self.prior()).flatten(-2)]
+            if self.beside:
+                z.append(pyro.sample("beside", dist.Normal(torch.zeros(3), 1.0).to_event(1)))
+            rates = self.decode(torch.cat(z, -1)).exp().unflatten(-1, GREY.shape)
+            return pyro.sample("x", dist.Poisson(rates).to_event(3), obs=x)
+
+
+class TwoSitesGuide(nn.Module):
+    causality = "none"
+
+    def __init__(self, guide: nn.Module) -> None:
+        super().__init__()
+        self.guide, self.body = guide, nn.Linear(math.prod(GREY.shape), 3)
+
+    def forward(self, x):
+        with pyro.plate("data", len(x)):
+            mean = self.body(x.flatten(1).to(self.body.weight) / GREY.levels)
+            pyro.sample("beside", dist.Normal(mean, 0.5 + mean.sigmoid()).to_event(1))
+            pyro.sample("z", self.guide.posterior(x))
+
+
+@pytest.mark.parametrize("beside", [False, True])
+def test_models_of_ones_own(beside: bool) -> None:
+    torch.manual_seed(0)
+    vae = build(load_preset("digits", SMALL), GREY)
+    guide = TwoSitesGuide(vae.guide) if beside else vae.guide
+    certificate = verify(VAE(TwoSites(vae.model.prior, beside=beside), guide), GREY, batch=8)
+    assert certificate.failure is None
+    assert certificate.delta_nats == pytest.approx(4.0, rel=1e-6)
+    assert finding(certificate, "causality of the conditioning")[0] is None
+
+
+class InOne(nn.Module):
+    """Model and guide are methods of one module; of Gamma posteriors no floor is known."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encode, self.decode = nn.Linear(20, 6), nn.Linear(3, 20)
+
+    def model(self, x=None, *, batch: int = 1):
+        with pyro.plate("data", batch if x is None else len(x)):
+            z = pyro.sample("z", dist.Gamma(torch.ones(3), torch.ones(3)).to_event(1))
+            return pyro.sample("x", dist.Poisson(self.decode(z).exp().unflatten(-1, GREY.shape)).to_event(3), obs=x)
+
+    def guide(self, x):
+        shape, rate = self.encode(x.flatten(1).to(self.encode.weight) / 5).exp().chunk(2, -1)
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Gamma(shape, rate).to_event(1))
+
+
+def test_methods_of_one_module_without_a_floor() -> None:
+    torch.manual_seed(0)
+    both = InOne()
+    certificate = verify(VAE(both.model, both.guide), GREY, batch=8)
+    assert certificate.failure is None
+    assert "committed rate: not certified; the least KL found is" in str(certificate.lack)
+
+
+def test_noise_of_many_coordinates_raises_no_alarm() -> None:
+    """Of 8 million pairs of coordinates some are far from uncorrelated by chance."""
+    for size in (1, 2, 4096):
+        for seed in range(200 if size < 10 else 3):
+            noise = torch.randn(DRAWN, size, generator=torch.Generator().manual_seed(seed))
+            assert all(surprise <= SURPRISE for _, _, surprise in _statistics(noise, normal=True))
 
 
 def test_batch_statistics_of_the_guide_leave_the_floor_of_its_family() -> None:
@@ -77,6 +186,8 @@ def test_training_in_batches_of_one(tmp_path: Path) -> None:
     code, _, err = call("train", "--preset", "digits", *sets, "--out", str(tmp_path / "run"))
     assert code == 2
     assert "a batch of one; if it is the guide's, give training.batch=2 or more" in err
+    with pytest.raises(UserError, match=r"a batch of one; if it is the guide's, give training.batch=2 or more"):
+        pyro_delta.train(one, preset="digits")
 
 
 CODES: list[tuple[str, object]] = [

@@ -103,7 +103,7 @@ def test_command(tmp_path) -> None:
         "delta", "--length", "8", "--dims", "2", "--alpha", "0.5:0.9", "--modes", "--plot", str(figure)
     )
     assert code == 0, err
-    assert "can tell at most" in out
+    assert "tells ideally" in out
     assert figure.read_bytes().startswith(b"\x89PNG")
     code, _, err = call("delta", "--length", "5000", "--dims", "2", "--alpha", "0.5", "--modes")
     assert code == 2

@@ -82,6 +82,7 @@ def check(
                 f" Run and control have had different numbers of steps, {run.trained_steps} and "
                 f"{other.trained_steps}: part of what lies between them is training."
             )
+        advice += _unexplained(numbers)
         if not other.facts.get("finished", True):
             advice += " The control's training has not come to its end."
         if apart := _apart(run, other):
@@ -91,8 +92,20 @@ def check(
 
 OTHER_DATA = "The training data that go with these are not those that the run was trained on."
 """Said with numbers of a run whose data are not what they were."""
+LARGE_GAIN = 3.0
+"""Standard errors beyond which a control is worse by more than the choice of data."""
 FREE = {"likelihood.use_latents", "training.steps", "training.minutes", "training.log_every", "training.validations"}
 """Settings in which a control may differ from its run."""
+
+
+def _unexplained(numbers: Mapping[str, Any]) -> str:
+    """What is to be said of a gain over the control that z does not tell of; nothing where there is none."""
+    if numbers["latents_used"] or not numbers["bought_nats"] > LARGE_GAIN * numbers["bought_nats_se"]:
+        return ""
+    return (
+        f" The {numbers['bought_nats']:.3g} nats by which the distortion is below that of the control are not shown to "
+        "come from z: two trainings differ by more than their latents."
+    )
 
 
 def _apart(run: Run, control: Run) -> str:

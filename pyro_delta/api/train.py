@@ -13,7 +13,7 @@ from pyro_delta.build import build, load_data
 from pyro_delta.config import Config, DataConfig
 from pyro_delta.data.named import checked_data, data_of
 from pyro_delta.data.splits import split_digest
-from pyro_delta.errors import UserError
+from pyro_delta.errors import ALONE, UserError, in_a_line
 from pyro_delta.inference.checkpoint import load_checkpoint
 from pyro_delta.inference.pyro_training import PyroTraining
 from pyro_delta.inference.recorder import Recorder, stopping
@@ -279,16 +279,21 @@ def carry_out(training: Training, folder: Path, show: Show, *, resumed: bool) ->
 
 def _run(training: Training, folder: Path | None, show: Show, given: Data | None, *, resumed: bool) -> Run:
     lines: list[dict[str, Any]] = []
-    if folder is None:
+    try:
+        if folder is None:
 
-        def log(line: dict[str, Any]) -> None:
-            lines.append(line)
-            show(line)
+            def log(line: dict[str, Any]) -> None:
+                lines.append(line)
+                show(line)
 
-        training.log = log
-        training.run()
-    else:
-        carry_out(training, folder, show, resumed=resumed)
+            training.log = log
+            training.run()
+        else:
+            carry_out(training, folder, show, resumed=resumed)
+    except ValueError as error:
+        if ALONE not in str(error):
+            raise
+        raise UserError(f"{in_a_line(error)}.") from error
     vae, best = copied(training.averaged()).eval(), training.best
     if best is not None:
         vae.load_state_dict(best["vae"])

@@ -113,7 +113,7 @@ def _print_table(result: dict, length: int) -> None:
     else:
         table.add_row("α", " ".join("…" if a is None else f"{a:.4f}" for a in few))
     if "ideal_nats" in result:
-        table.add_row("can tell at most", f"{result['ideal_nats']:.4g} nats")
+        table.add_row("tells ideally", f"{result['ideal_nats']:.4g} nats")
         table.add_row("at a rate above δ of", f"{result['excess_nats']:.4g} nats")
         table.add_row("of δ tells nothing", f"{result['waste_nats']:.4g} nats")
         table.add_row("least mode", f"{result['least_mode']:.4g}")

@@ -263,7 +263,7 @@ def summarise(encoding: Encoding, unit: Unit, delta: float | None) -> Line:
         encoding.rate.mean().item(),
         encoding.distortion.mean().item(),
         encoding.rate.min().item(),
-        active_units(flat(encoding.mean)) if encoding.mean else None,
+        active_units(flat(encoding.mean)) if encoding.mean and len(encoding.rate) > 1 else None,
         len(encoding.rate),
         unit,
         delta,
@@ -281,8 +281,8 @@ def standard_errors(encoding: Encoding, unit: Unit) -> dict[str, float]:
 
 
 def standard_error(values: Tensor) -> float:
-    """Standard error of the mean of values (N,); 0 for a single one."""
-    return values.std().item() / math.sqrt(len(values)) if len(values) > 1 else 0.0
+    """Standard error of the mean of values (N,); not a number for a single one, which tells nothing of it."""
+    return values.std().item() / math.sqrt(len(values)) if len(values) > 1 else math.nan
 
 
 def line_of(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from html import escape
 from typing import Any
@@ -72,7 +73,7 @@ def rows(numbers: Mapping[str, Any], unit: str = "bits/dim") -> list[Row]:
     for key, (words, of) in LABELS.items():
         if key in numbers:
             error = numbers.get(ERRORS.get(key, f"{key}_se"))
-            value = text(numbers[key]) + ("" if error is None else f" ± {error:.2g}")
+            value = text(numbers[key]) + ("" if error is None or math.isnan(error) else f" ± {error:.2g}")
             found.append((words, value, unit if of == "bits" else of))
     return found
 

@@ -652,8 +652,14 @@ def _written(
     return {
         name: {**site, "data_dim": _dim(site, size_of(batch), fixed)}
         for name, site in tracer.trace.nodes.items()
-        if site["type"] == "sample" and not site_is_subsample(site) and not site["infer"].get("_deterministic")
+        if site["type"] == "sample" and not site_is_subsample(site) and not _is_deterministic(site)
     }
+
+
+def _is_deterministic(site: dict[str, Any]) -> bool:
+    """Whether a site only writes down a value, as `pyro.deterministic` does, whose density is masked."""
+    fn = site["fn"]
+    return bool(site["infer"].get("_deterministic")) and isinstance(fn, MaskedDistribution) and fn._mask is False
 
 
 def folded(written: dict[str, dict[str, Any]], program: Callable[..., Any], count: int) -> dict[str, dict[str, Any]]:

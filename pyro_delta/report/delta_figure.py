@@ -80,7 +80,7 @@ def delta_figure(alpha: Sequence[float], length: int) -> Figure:
 
 
 def modes_figure(found: Modes, delta: float) -> Figure:
-    """Draw what each mode of a prior can tell, and what it costs above δ or for nothing.
+    """Draw what each mode of a prior tells ideally, and what it costs above δ or for nothing.
 
     Args:
         found: modes of one prior.
@@ -94,12 +94,12 @@ def modes_figure(found: Modes, delta: float) -> Figure:
     value = found.values.numpy()
     number = np.arange(1, len(value) + 1)
     speaks = value < 1
-    axes.bar(number[speaks], -0.5 * np.log(value[speaks]), width=1.0, color="#9ecae1", label="can be told")
+    axes.bar(number[speaks], -0.5 * np.log(value[speaks]), width=1.0, color="#9ecae1", label="told ideally")
     axes.bar(number[speaks], 0.5 * (1 - value[speaks]), width=1.0, color=ACCENT, label="its price above δ")
     waste = 0.5 * (value - 1 - np.log(value))
     axes.bar(number[~speaks], waste[~speaks], width=1.0, color="0.6", label="paid for nothing")
     axes.set_title(
-        f"δ = {delta:.4g} nats: up to {found.ideal_nats.item():.4g} told, "
+        f"δ = {delta:.4g} nats: {found.ideal_nats.item():.4g} told ideally, "
         f"{found.excess_nats.item():.4g} above δ, {found.waste_nats.item():.4g} wasted",
         loc="left",
         fontsize=11,

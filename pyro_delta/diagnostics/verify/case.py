@@ -177,6 +177,18 @@ def in_training(case: Case, vae: VAE) -> VAE:
     return vae
 
 
+def is_other_in_training(case: Case) -> bool:
+    """Whether posteriors in training mode, with everything switched on, are others than in evaluation mode."""
+    vae, batch, z = copied(case.vae), case.batch(case.x), case.latents()
+    shake(vae, 0.1)
+    with torch.no_grad():
+        before = posteriors(vae, batch, z)
+    with as_trained(vae.train()):
+        torch.manual_seed(0)
+        after = posteriors(vae, batch, z)
+    return any(bool(moved(before[name].log_q, after[name].log_q.detach(), case.same).any()) for name in before)
+
+
 def batch_norms(vae: VAE, batch: Batch) -> tuple[str, ...]:
     """Names of torch's own batch normalisations that the guide calls and the model does not."""
     by_guide, by_model, called = set[int](), set[int](), set[int]()
@@ -193,18 +205,25 @@ def batch_norms(vae: VAE, batch: Batch) -> tuple[str, ...]:
 
 
 def without_dropout(vae: VAE) -> VAE:
-    """The programs without torch's dropout layers: their noise is known, and tells of no data."""
+    """The programs whose dropout layers of torch drop nothing: their noise is known, and tells of no data.
+
+    They stay in their mode, which others may ask for.
+    """
     for module in vae.modules():
         if isinstance(module, DROPOUT):
-            module.eval()
+            module.p = 0.0
     return vae
 
 
 @torch.no_grad()
 def shake(module: nn.Module, size: float) -> None:
-    """Moves all parameters by noise of a size; by that part of their own size where they are larger than 1."""
+    """Moves all parameters that learn by noise of a size; by that part of their own size where they are larger than 1.
+
+    Others, such as the mask of a convolution, training does not move either.
+    """
     for parameter in module.parameters():
-        parameter.add_(size * torch.randn_like(parameter) * parameter.abs().clamp_min(1.0))
+        if parameter.requires_grad:
+            parameter.add_(size * torch.randn_like(parameter) * parameter.abs().clamp_min(1.0))
 
 
 def widened(values: Tensor) -> Tensor:
@@ -241,9 +260,24 @@ class _Widened(TorchFunctionMode):
             return args[0].double()
         if function in (Tensor.to, Tensor.type):
             args = [torch.float64 if value is torch.float32 else value for value in args]
-        if kwargs and kwargs.get("dtype") is torch.float32:
+        kwargs = kwargs or {}
+        if kwargs.get("dtype") is torch.float32:
             kwargs = {**kwargs, "dtype": torch.float64}
-        return function(*args, **(kwargs or {}))
+        try:
+            return function(*args, **kwargs)
+        except RuntimeError:
+            if "out" in kwargs or getattr(function, "__name__", "").endswith("_"):
+                raise  # the result would be lost
+            return function(*_wide(args), **_wide(kwargs))  # a constant that is no buffer is still in single precision
+
+
+def _wide(value: Any) -> Any:
+    """Tensors of single precision in double, in what functions are called with."""
+    if type(value) in (list, tuple):
+        return type(value)(_wide(part) for part in value)
+    if type(value) is dict:
+        return {key: _wide(part) for key, part in value.items()}
+    return value.double() if isinstance(value, Tensor) and value.dtype is torch.float32 else value
 
 
 @contextmanager

@@ -26,7 +26,7 @@ from pyro_delta.diagnostics.verify.case import (
     moved,
     replacements,
 )
-from pyro_delta.diagnostics.verify.distributions import unwrapped
+from pyro_delta.diagnostics.verify.distributions import by_type, unwrapped
 from pyro_delta.distributions.any_gaussian import title_of
 from pyro_delta.vae import VAE
 
@@ -195,10 +195,14 @@ def check_conditioning(title: str, case: Case) -> Finding:
     starts, z = case.starts, case.latents()
     if starts is None:
         return Finding(title, None, "not checked: the prior says no starts, so every position may use all of z")
+    if len(z) > 1:
+        return Finding(title, None, f"not checked: the starts are of one of the latent sites {', '.join(z)}")
+    if getattr(case.vae.model, "likelihood", None) is None:
+        return Finding(title, None, "not checked: the model has no likelihood that says which z a position may see")
     if _outputs(case, case.vae, case.x, z) is None:
         return Finding(title, None, _not_inside(case))
     ((name, z_bnd),) = z.items()
-    full = getattr(getattr(case.vae.model, "likelihood", None), "conditioning", "causal") == "full"
+    full = getattr(case.vae.model.likelihood, "conditioning", "causal") == "full"
     used = torch.zeros(len(starts), dtype=torch.bool)
     other = z_bnd + 3 * torch.randn_like(z_bnd)
     derived = torch.tensor(sorted(_spread(case.spec.positions)))
@@ -244,8 +248,10 @@ def check_conditioning(title: str, case: Case) -> Finding:
 def check_guide(title: str, case: Case) -> Finding:
     """The posterior of z_t depends, if anti-causal, on no position before starts[t]; and on no other datum."""
     causality, starts = getattr(case.vae.guide, "causality", None), case.starts
-    if starts is None or causality is None:
+    several = len(case.latents()) > 1
+    if starts is None or causality is None or several:
         lacks = "guide declares no causality" if causality is None else "prior says no starts"
+        lacks = "starts are of one of several latent sites" if several else lacks
         starts, causality = torch.zeros(0, dtype=torch.int64), "none"
         note = f"not checked over positions: the {lacks}"
     else:
@@ -334,15 +340,17 @@ def _outputs(
 ) -> tuple[Tensor, bool] | None:
     """What the likelihood says of every group of numbers given those before it, (B, G, …), and how it must be read.
 
-    Parameters at a group must depend on earlier groups alone. Its log-probability depends on the group itself, too, so
-    with those the second entry is False. Of a distribution that is independent over numbers the log-probability of
-    fixed values is asked, through which what the model does with x shows. None if it tells of the whole alone.
+    Parameters at a group must depend on earlier groups alone; they are asked of a class that is known to make its
+    probabilities of those. Log-probabilities depend on the group itself, too, so with those the second entry is False.
+    Of a distribution that is independent over numbers the log-probability of fixed values is asked, through which what
+    the model does with x shows. None if it tells of the whole alone.
     """
     distribution = unwrapped(observed(vae, case.batch(x, like), z)[0])
-    if hasattr(distribution, "parameters_at"):
+    has_terms = hasattr(distribution, "terms")
+    if hasattr(distribution, "parameters_at") and (by_type(distribution) or not has_terms):
         found = distribution.parameters_at(x)
         return found.reshape(len(x), len(case.group_place), -1), True
-    if hasattr(distribution, "terms"):
+    if has_terms:
         return distribution.terms(x).reshape(len(x), len(case.group_place), 1), False
     base: Distribution = distribution
     while isinstance(base, Independent):

@@ -41,6 +41,14 @@ NEVER_NORMALISED = {"Unit", "ImproperUniform", "Delta", "Rejector"}
 """Classes of Pyro's that are no densities over what they are evaluated at, or carry a factor of one's own."""
 OWN_PARTS = {"parameters_at", "sample", "expand", "noise", "support", "arg_constraints", "has_rsample"}
 """What a subclass of a shipped distribution may change without touching how parameters become probabilities."""
+LOOKED_UP_BY = {"__getattribute__", "__getattr__"}
+"""By which it may change all the rest."""
+JUMP = 1e-7
+"""Distance, relative to a number, at which a density of real numbers should be nearly the same, …"""
+JUMPED = 1e-3
+"""… and part of its logarithm by which it may differ."""
+MOST_SCORED = 2**20
+"""Numbers that are scored for the sums over the values of a distribution that has no last one."""
 
 
 # --- Draws against densities ---
@@ -179,9 +187,10 @@ def _normalised(title: str, case: Case) -> Finding:
     name = title_of(core)
     levels, numbers = case.spec.levels, math.prod(case.spec.shape)
     apart = core is not likelihood and not len(core.event_shape) and (levels or 0) <= OUTCOMES
-    if _by_type(core):
+    if by_type(core):
         if apart and levels is not None:  # its parameters may have been changed since it was made
-            summed = _summed(title, name, _over_numbers(core, levels, case.x.dtype))
+            total = _over_numbers(core, levels, case.x.dtype)
+            summed = _summed(title, name, total.clamp(min=1.0) if _is_endless(core) else total)
             if not summed.passed:
                 return summed
         return Finding(title, True, f"{title_of(likelihood)} is normalised by type")
@@ -191,7 +200,7 @@ def _normalised(title: str, case: Case) -> Finding:
     if not hasattr(core, "terms"):
         if apart:
             try:
-                return _summed(title, name, _over_numbers(core, levels, case.x.dtype), levels is not None)
+                return _of_numbers(title, name, core, case)
             except NotImplementedError:  # no moments, by which to lay out an integral
                 return Finding(title, None, whole)
         return Finding(title, None, whole)
@@ -221,7 +230,7 @@ def _is_of_torch(cls: type) -> bool:
     return cls.__module__.startswith(("torch.distributions", "pyro.distributions"))
 
 
-def _by_type(distribution: Any) -> bool:
+def by_type(distribution: Any) -> bool:
     """Whether a distribution is normalised because of its exact class, or one that changes its parameters alone.
 
     Distributions and transforms that it is made of count as well.
@@ -232,7 +241,8 @@ def _by_type(distribution: Any) -> bool:
     own: set[str] = set()
     for base in cls.__mro__:
         if base.__module__.startswith("pyro_delta.distributions"):
-            return not {name for name in own if not name.startswith(("__", "_abc_"))} - OWN_PARTS
+            changed = {name for name in own if not name.startswith(("__", "_abc_"))} - OWN_PARTS
+            return not changed | own & LOOKED_UP_BY
         own |= vars(base).keys()
     return False
 
@@ -242,7 +252,7 @@ def _part_by_type(part: Any) -> bool:
     if isinstance(part, (list, tuple)):
         return all(map(_part_by_type, part))
     if isinstance(part, Distribution):
-        return _by_type(part)
+        return by_type(part)
     if isinstance(part, Transform):
         held = [value for name, value in vars(part).items() if name != "_inv"]
         of_inverse = getattr(part, "_inv", None) if type(part).__name__ == "_InverseTransform" else None
@@ -264,12 +274,49 @@ def _likelihood_of(case: Case, x: Tensor, datum: int) -> Distribution:
     return observed(case.vae, case.batch(x, like=datum), z)[0]
 
 
+def _of_numbers(title: str, name: str, core: Any, case: Case) -> Finding:
+    """Sums, or integrals, of a class of its own whose numbers are independent."""
+    levels = case.spec.levels
+    total = _over_numbers(core, levels, case.x.dtype)
+    if levels is None and (place := _jump(core, case.x)) is not None:  # an integral passes over an atom
+        return Finding(title, None, f"not checked: the density of {name} jumps at {place:g}")
+    if levels is None or not _is_endless(core) or not total.min() < 1 - NORMALISED:
+        return _summed(title, name, total, levels is not None)
+    above = _summed(title, name, total.clamp(min=1.0))
+    more = f"not checked: the first probabilities of {name} sum to {total.min().item():.6g}, and it has no last one"
+    return Finding(title, None, more) if above.passed else above
+
+
+def _jump(core: Any, x: Tensor) -> float | None:
+    """A number of the data at which a density is another one than close by."""
+    here = core.log_prob(x)
+    for side in (-JUMP, JUMP):
+        off = moved(here, core.log_prob(x + side * (1 + x.abs())), JUMPED)
+        if off.any():
+            return x.expand(off.shape)[off][0].item()
+    return None
+
+
+def _is_endless(base: Any) -> bool:
+    """Whether a distribution is one over all the integers from some one on, so that data are but the first of them."""
+    return isinstance(base.support, type(constraints.nonnegative_integer))
+
+
 def _over_numbers(base: Any, levels: int | None, dtype: torch.dtype) -> Tensor:
-    """Sum, or integral, over each number that is independent of the others."""
+    """Sum, or integral, over each number that is independent of the others; beyond those of data as far as it goes."""
     if levels is not None:
-        values = torch.arange(levels).to(dtype)
-        grid = values.reshape(-1, *[1] * len(base.batch_shape)).expand(-1, *base.batch_shape)
-        return base.log_prob(grid).exp().sum(0)
+        count = levels
+        if (last := getattr(base.support, "upper_bound", None)) is not None:
+            count = max(count, int(torch.as_tensor(last).max()) + 1)
+        elif _is_endless(base):
+            count = max(count, MOST_SCORED // math.prod(base.batch_shape))
+        count = max(levels, min(count, OUTCOMES))
+        total = torch.zeros(())
+        # Those of data in the type of data, in which arithmetic may not be that of integers.
+        for values in (torch.arange(levels).to(dtype), torch.arange(levels, count))[: 1 + (count > levels)]:
+            grid = values.reshape(-1, *[1] * len(base.batch_shape)).expand(-1, *base.batch_shape)
+            total = total + base.log_prob(grid).exp().sum(0)
+        return total
     # x = m + s·sinh t reaches far into the tails; the integrand falls off at both ends.
     t = torch.linspace(-12, 12, 4097)
     shape = (-1, *[1] * len(base.batch_shape))

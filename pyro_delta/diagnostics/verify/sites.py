@@ -25,12 +25,13 @@ from pyro_delta.diagnostics.verify.case import (
     as_trained,
     first,
     in_training,
+    is_other_in_training,
     moved,
     replacements,
     widened,
     without_dropout,
 )
-from pyro_delta.diagnostics.verify.distributions import LARGEST_Z, is_point, is_real
+from pyro_delta.diagnostics.verify.distributions import is_point, is_real
 from pyro_delta.distributions.any_gaussian import title_of
 from pyro_delta.distributions.mean_field import normal_parameters
 from pyro_delta.vae import VAE, copied
@@ -38,7 +39,15 @@ from pyro_delta.vae import VAE, copied
 CALLS = 4
 """Times that the programs are called in training mode, for a density that changes with each call."""
 DRAWN = 128
-"""Draws of a guide, whose noise is looked at."""
+"""Draws of a guide, for as many data, whose noise is looked at, …"""
+ENOUGH = 1000
+"""… draws of one coordinate each from which on a kurtosis is known, …"""
+PAIRED = 1024
+"""… and coordinates, at most, that are compared with one another."""
+SURPRISE = math.log(1e8)
+"""Nats of surprise beyond which noise is not what is stated: about one false alarm in 10⁸ for each of what is measured.
+
+Bounds are for all that is measured together, so that large latents raise no more of them."""
 SINGLE = 1e-3
 """Part of a log-probability, and nats, by which single precision may differ from double."""
 MODES = ("evaluation mode", "training mode")
@@ -78,7 +87,8 @@ def in_single_precision(case: Case) -> list[Single]:
     """Traces of the programs as they came, in both modes, on random, blank and full data."""
     found = []
     for mode, vae in _modes(case):
-        z = {name: site.value for name, site in sites(vae, "guide", case.batch(case.x), {}).items()}
+        with as_trained(vae):
+            z = {name: site.value.detach() for name, site in sites(vae, "guide", case.batch(case.x), {}).items()}
         sites_of = _run(case, vae, case.x, z)
         found.append(Single(mode, case.x, z, _log_probs(sites_of)))
     return found
@@ -118,7 +128,11 @@ def check_sites(title: str, case: Case, singles: list[Single], drawn: Mapping[st
             return Finding(title, *found)
     sizes = ", ".join(map(str, case.sizes))
     same = f"the same in training and evaluation, in batches of {sizes}, single and double"
-    return Finding(title, True, same + (", but for batch statistics of the guide" if case.coupled else ""))
+    if case.coupled:
+        same += ", but for batch statistics of the guide"
+    elif is_other_in_training(case):
+        same += ", but for posteriors, which are others of their family in training"
+    return Finding(title, True, same)
 
 
 def _at_all_sizes(case: Case) -> list[Run]:
@@ -221,12 +235,12 @@ def as_drawn(case: Case) -> dict[str, Found]:
 
 def _white(case: Case, mode: str, vae: VAE) -> Found:
     """The first way in which noise is not white, or not drawn anew."""
-    x = case.x[:1].expand(DRAWN, *case.spec.shape)
+    x = case.data(DRAWN)
     before: dict[str, Tensor] = {}
     for seed in (1, 2):
         torch.manual_seed(seed)
         with as_trained(vae):
-            found = sites(vae, "guide", case.batch(x, like=0), {})
+            found = sites(vae, "guide", case.batch(x), {})
         for name, site in found.items():
             moments = Drawn(site.fn, site.value, site.log_prob, site.mask, site.dim).moments()
             if is_point(site.fn):
@@ -240,38 +254,68 @@ def _white(case: Case, mode: str, vae: VAE) -> Found:
             if seed == 2 and torch.equal(noise, before[name]):
                 return False, f"{of} is the same at every call ({mode})"
             before[name] = noise
-            for what, number, largest in _statistics(noise, normal=normal_parameters(site.fn) is not None):
-                if not number <= largest:
+            for what, number, surprise in _statistics(noise, normal=normal_parameters(site.fn) is not None):
+                if not surprise <= SURPRISE:
                     return False, f"{of} has {what} {number:.2g} ({mode})"
     return None
 
 
 def _statistics(noise: Tensor, *, normal: bool) -> list[tuple[str, float, float]]:
-    """What is measured of noise (draws, coordinates), a number, and how large it may be."""
+    """What is measured of noise (draws, coordinates), a number, and how surprising it is.
+
+    That is −ln of a bound on the probability that any of its kind is as far off by chance, Chernoff's for moments. So
+    thousands of coordinates raise no false alarm.
+    """
     if not normal:
         noise = noise[:, :1]  # coordinates may depend on one another
-    rows, count = len(noise), noise.numel()
-    found = [
-        ("a mean of", noise.mean(0).abs().max().item(), LARGEST_Z / math.sqrt(rows)),
-        ("a correlation of", _correlation(noise).abs().max().item(), LARGEST_Z / math.sqrt(rows)),
+    noise = noise.double()
+    draws, size = noise.shape
+    mean, pairs = noise.mean(0).abs().max().item(), _cosines(noise)
+    largest = min(pairs.abs().max().item(), 1 - 1e-12)
+    means = ("a mean of", mean, draws * mean**2 / 2 - math.log(2 * size))
+    # Of two Gaussian vectors in M dimensions P(|cos| > c) ≤ (1 − c²)^((M − 1)/2); along the draws there is one less.
+    unlikely = -(draws - 2) / 2 * math.log1p(-(largest**2)) - math.log(len(pairs))
+    correlation = ("a correlation of", largest, unlikely)
+    if not normal:
+        return [means, correlation]
+    squares = noise.square()
+    of_coordinates, of_draws = _from_chance(squares.mean(0), draws), _from_chance(squares.mean(1), size)
+    variance, worst = squares.mean(), int(of_coordinates.argmax())
+    # E|e| = √(2/π) ± √(1 − 2/π); E[e⁴] = 3 ± √96, of which few give heavy tails.
+    size_of_one, kurtosis = noise.abs().mean().item() - math.sqrt(2 / math.pi), squares.square().mean().item() - 3
+    tails = kurtosis**2 / 2 * noise.numel() / 96 if noise.numel() >= ENOUGH else 0.0
+    square = draws * pairs.square().mean()
+    # ln E exp ½ S for S = `of_draws` of one draw: draws may be of different data, each with noise of its own kind.
+    half = size / 2
+    typical = math.lgamma(half / 2) - math.lgamma(half) + half * math.log(half) - half / 2 * (1 + math.log(half / 2))
+    odd = of_draws.sum().item() / 2 - draws * typical
+    return [
+        means,
+        ("a variance off from 1 by", _off(squares.mean(0)[worst]), of_coordinates[worst].item() - math.log(2 * size)),
+        ("variances off from 1 by", _off(variance), _from_chance(variance, noise.numel()).item()),
+        ("a kurtosis off from 3 by", abs(kurtosis), tails),
+        ("a mean size off from 0.798 by", abs(size_of_one), size_of_one**2 / 2 * noise.numel() / (1 - 2 / math.pi)),
+        ("draws with variances off from 1 by", _off(squares.mean(1)[int(of_draws.argmax())]), odd),
+        correlation,
+        ("squares of correlations off from those of chance by", _off(square), _from_chance(square, len(pairs)).item()),
     ]
-    if normal:  # moments of N(0, 1): E[e²] = 1 ± √2, E[e⁴] = 3 ± √96
-        squares, fourth = noise.square(), noise.pow(4).mean().item()
-        off = (squares.mean(0) - 1).abs().max().item()
-        found += [
-            ("a variance off from 1 by", off, LARGEST_Z * math.sqrt(2 / rows)),
-            ("variances off from 1 by", abs(squares.mean().item() - 1), LARGEST_Z * math.sqrt(2 / count)),
-            ("a kurtosis off from 3 by", abs(fourth - 3), LARGEST_Z * math.sqrt(96 / count)),
-        ]
-    return found
 
 
-def _correlation(noise: Tensor) -> Tensor:
-    """Of different coordinates, and of the draws that follow one another."""
-    count, size = noise.shape
-    across = noise.T @ noise / count
-    along = (noise[1:] * noise[:-1]).mean(0)
-    return torch.cat((across[~torch.eye(size, dtype=torch.bool)], along))
+def _from_chance(variance: Tensor, count: int) -> Tensor:
+    """−ln of Chernoff's bound on the probability that the mean of as many squares of N(0, 1) is as far from 1."""
+    return count / 2 * (variance - 1 - variance.log())
+
+
+def _off(variance: Tensor) -> float:
+    return abs(variance.item() - 1)
+
+
+def _cosines(noise: Tensor) -> Tensor:
+    """Between coordinates over the draws, and between draws that follow one another, at each coordinate."""
+    chosen = noise[:, torch.randperm(noise.shape[1])[:PAIRED]]
+    unit = chosen / chosen.norm(dim=0).clamp_min(1e-30)
+    one, other = torch.triu_indices(unit.shape[1], unit.shape[1], 1)
+    return torch.cat(((unit.T @ unit)[one, other], torch.cosine_similarity(noise[1:], noise[:-1], dim=0)))
 
 
 def _masked(mask: Any) -> bool:
@@ -385,7 +429,10 @@ def _noisy(case: Case, run: Run) -> bool:
 
 
 def _in_both_modes(case: Case) -> Found:
-    """Priors and posteriors are the same in training, with everything switched on, as in evaluation."""
+    """Priors are the same in training, with everything switched on, as in evaluation; posteriors of the same class.
+
+    A posterior may be another one then, such as by spectral normalisation, if it is the same at each call.
+    """
     z = case.latents()
     plain = _run(case, case.vae, case.x, z)
     training, trained = in_training(case, copied(case.vae)), dict[str, Site]()
@@ -396,30 +443,30 @@ def _in_both_modes(case: Case) -> Found:
                 if site.observed:
                     continue
                 there = plain[part][name]
-                if case.in_the_mean and part == "guide":  # another one than in evaluation, but the same at each call
-                    there = trained.setdefault(name, site)
                 if (one := title_of(there.fn)) != (other := title_of(site.fn)):
                     return False, f"the {whose} of {name!r} is {one} in evaluation mode and {other} in training mode"
+                if part == "guide":
+                    there = trained.setdefault(name, site)
                 if moved(there.log_prob, site.log_prob).any():
-                    # A posterior that is another at each call, as by dropout, is a mixture: the family is not known.
-                    return (
-                        None if part == "guide" else False,
-                        f"the density of the {whose} of {name!r} in training mode is another than in evaluation mode",
-                    )
+                    if part == "guide":  # as by dropout: a mixture, whose family is not known
+                        return None, f"the density of the posterior of {name!r} in training mode is another each time"
+                    return False, f"the density of the prior of {name!r} in training mode is another than in evaluation"
     return None
 
 
 def _in_its_batch(case: Case) -> Found:
-    """With batch statistics posteriors are of the same class, and the same at each call for the same batch."""
+    """With batch statistics the prior is the same, posteriors of the same class, and the same at each call."""
     x = case.data(case.sizes[-1])
     z = case.latents(x)
-    evaluated = _run(case, case.vae, x, z)["guide"]
+    evaluated = _run(case, case.vae, x, z)
     vae = copied(case.vae).train()
-    once, again = (_run(case, vae, x, z, seed)["guide"] for seed in (1, 2))
-    for name, site in once.items():
-        if (one := title_of(evaluated[name].fn)) != (other := title_of(site.fn)):
+    once, again = (_run(case, vae, x, z, seed) for seed in (1, 2))
+    for name, site in once["guide"].items():
+        if moved(evaluated["model"][name].log_prob, once["model"][name].log_prob).any():
+            return False, f"the density of the prior of {name!r} with batch statistics is another than in evaluation"
+        if (one := title_of(evaluated["guide"][name].fn)) != (other := title_of(site.fn)):
             return False, f"the posterior of {name!r} is {one} in evaluation mode and {other} with batch statistics"
-        if moved(site.log_prob, again[name].log_prob).any():
+        if moved(site.log_prob, again["guide"][name].log_prob).any():
             return None, f"the density of the posterior of {name!r} with batch statistics is another at each call"
     return None
 
