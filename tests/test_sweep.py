@@ -20,11 +20,13 @@ import numpy as np
 import pytest
 from test_cli import call
 
+from pyro_delta.api.kept import Kept
 from pyro_delta.build import build
 from pyro_delta.data.images.datasets import Digits
 from pyro_delta.errors import UserError
 from pyro_delta.inference.run import read_metrics
-from pyro_delta.report.comparison import compare
+from pyro_delta.report.comparison import ArmChecks, compare, summary
+from pyro_delta.report.comparison_figure import comparison_figure
 from pyro_delta.sweep import runs, search
 from pyro_delta.sweep.file import Sweep, keep, parse, read, sweep_names
 
@@ -105,8 +107,8 @@ def test_grids_are_multiplied_out_over_arms() -> None:
         },
         [("training.clip", 7.0)],
     )
-    assert [(arm.name, arm.family) for arm in sweep.arms] == [
-        (f"{first},channels={channels},rate_nats={rate}", first[0])
+    assert [(arm.name, arm.family, arm.across) for arm in sweep.arms] == [
+        (f"{first},channels={channels},rate_nats={rate}", first[0], f"channels={channels},rate_nats={rate}")
         for first in ("p,ar1", "p,matern", "q")
         for channels in ("8x8", "8x16")
         for rate in ("2.5", "4")
@@ -367,6 +369,7 @@ def sweep(sweep_file: Path) -> Sweep:
 def done(sweep: Sweep, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A sweep that nothing has interrupted."""
     out = tmp_path_factory.mktemp("done") / "out"
+    keep(sweep, out)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(runs, "run_all", one_after_another)
         assert runs.run_sweep(sweep, out, in_process, 1, print) == {}
@@ -533,6 +536,58 @@ def test_forms_and_figure(done: Path, tmp_path: Path) -> None:
     assert r"delta,rate\_nats=2 & " in latex
     assert latex.count(r"\\") == 3
     assert not re.search(r"[±−δ]", latex.partition(r"\end{tabular}")[0])
+
+
+@pytest.mark.parametrize(("key", "value"), [("finished", False), ("config_digest", "another"), ("split", "validation")])
+def test_a_check_of_the_past_or_of_other_data_is_made_again(key: str, value: object, done: Path) -> None:
+    folder = done / DELTA / "seed-0"
+    judgement = runs.Judgement(folder, done / "none" / "seed-0")
+    assert judgement.done()
+    assert not runs.Judgement(folder, None).done()
+    text = (folder / "check.json").read_text()
+    try:
+        (folder / "check.json").write_text(json.dumps({**json.loads(text), key: value}))
+        assert not judgement.done()
+    finally:
+        (folder / "check.json").write_text(text)
+
+
+def rows_of(families: Sequence[str], along: Sequence[str]) -> list[ArmChecks]:
+    """Arms whose rate grows along the grid."""
+    numbers = {
+        "unit": "bits/dim", "split": "test", "n_images": 3, "judged_digest": "d", "delta_nats": 1.0, "floor_holds": True,
+        "latents_used": True, "shuffled_gap_nats": 1.0, "shuffled_gap_se": 0.1, "neg_elbo_bpd": 2.0,
+        "distortion_bpd": 1.0,
+    }  # fmt: skip
+    arms = []
+    for family in families:
+        for rate, place in enumerate(along):
+            mine = {**numbers, "rate_nats_mean": float(rate), "rate_nats_min": 0.5, "told_calibrated_nats": rate / 2}
+            terms = np.full(3, float(rate))
+            arms.append(ArmChecks(f"{family},{place}", family, place, {0: Kept(mine, terms, terms)}))
+    return arms
+
+
+def test_families_are_drawn_along_a_grid_or_in_the_plane() -> None:
+    for along, panels in ((["width=2", "width=4"], 3), (["", ""], 2)):
+        found = summary("t", rows_of(["a", "b"], along), "a,width=2" if panels == 3 else "a,")
+        figure = comparison_figure(found)
+        assert len(figure.axes) == panels
+        told = figure.axes[1]
+        assert {text.get_text() for text in figure.axes[-1].get_legend().get_texts()} >= {"a", "b"}
+        lines = [container.lines[0].get_xydata().tolist() for container in told.containers]
+        assert lines == [[[0, 0], [1, 0.5]]] * 2
+        if panels == 3:
+            assert [label.get_text() for label in told.get_xticklabels()] == along
+
+
+def test_the_front_has_what_nothing_beats() -> None:
+    arms = rows_of(["a"], ["x", "y", "z"])
+    for arm, distortion in zip(arms, (3.0, 1.0, 2.0)):
+        arm.checks[0].numbers["distortion_bpd"] = distortion
+    found = summary("t", arms, "a,x")
+    assert [row["on_front"] for row in found.rows] == [True, True, False]
+    assert found.notes[-1] == "Pareto front of rate and distortion: a,x, a,y."
 
 
 @pytest.mark.parametrize(

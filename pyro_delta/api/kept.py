@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,10 +9,11 @@ from typing import Any
 
 import numpy as np
 
+from pyro_delta import config as configuration
 from pyro_delta.diagnostics.diagnose import Diagnosis
 from pyro_delta.errors import UserError
 from pyro_delta.files import finite, written_whole
-from pyro_delta.inference.run import CHECK, TERMS, Run
+from pyro_delta.inference.run import CHECK, TERMS, Run, read_config
 
 
 @dataclass(frozen=True)
@@ -31,20 +31,22 @@ class Kept:
     distortion_b: np.ndarray
 
 
-def keep(run: Run, found: Diagnosis) -> None:
+def keep(run: Run, found: Diagnosis) -> Kept:
     """Writes a check into the folder of its run."""
     assert run.folder is not None
+    kept = Kept(finite(found.asdict()), found.terms["rate"].numpy(), found.terms["distortion"].numpy())
     with written_whole(run.folder / TERMS) as file:
-        buffer = io.BytesIO()
-        np.savez_compressed(buffer, rate=found.terms["rate"].numpy(), distortion=found.terms["distortion"].numpy())
-        file.write(buffer.getvalue())
+        np.savez_compressed(file, rate=kept.rate_b, distortion=kept.distortion_b)
     # Last: whoever finds it finds the terms as well.
     with written_whole(run.folder / CHECK) as file:
-        file.write((json.dumps(finite(found.asdict()), indent=2, ensure_ascii=False) + "\n").encode())
+        file.write((json.dumps(kept.numbers, indent=2, ensure_ascii=False) + "\n").encode())
+    return kept
 
 
 def kept(folder: Path) -> Kept | None:
-    """The check that was kept with a run; None if there is none.
+    """The check that was kept with a run and is of what it is now; None if there is none.
+
+    One of a training that had not come to its end, or that has been made longer since, is of the past.
 
     Raises:
         UserError: if it is damaged.
@@ -59,4 +61,5 @@ def kept(folder: Path) -> Kept | None:
         raise UserError(
             f"the check kept in {folder} is damaged; make it again: pyro-delta check --keep {folder}"
         ) from None
-    return found
+    now = configuration.digest(read_config(folder))
+    return found if found.numbers.get("finished") and found.numbers.get("config_digest") == now else None

@@ -30,7 +30,7 @@ COMMANDS = {
     "interpolate": "Decodings between the latents of data.",
     "inpaint": "Images completed from the pixels that are kept.",
     "delta": "The rate that an AR(1) prior commits, or the α that commits a rate.",
-    "list": "Data sets, presets, priors, likelihoods, guides and objectives.",
+    "list": "Data sets, presets, priors, likelihoods, guides, objectives, sweeps.",
 }
 """Name → its line of help. The command `train` is `pyro_delta.cli.train.train`, and so on."""
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)

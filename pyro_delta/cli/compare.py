@@ -15,7 +15,7 @@ FORMS = ("text", "json", "csv", "markdown", "latex")
 @click.argument("runs", nargs=-1, required=True, metavar="RUN…|SWEEP", type=click.Path(path_type=Path))
 @click.option("--format", "form", type=click.Choice(FORMS), default="text", show_default=True)
 @click.option("--out", type=click.Path(path_type=Path), metavar="FILE", help="Write the table there.")
-@click.option("--figure", metavar="FILE", help="Draw the rate–distortion plane into FILE (.png, .pdf, .svg).")
+@click.option("--figure", metavar="FILE", help="Draw the rate–distortion plane (.png, .pdf, .svg).")
 @device_option
 @root_option
 def compare(
@@ -24,7 +24,8 @@ def compare(
     """Runs side by side: a row for each run, or for each arm of a sweep, with standard errors over its seeds.
 
     What lies below the control, or else below the first arm or run, is measured datum by datum. Runs are compared by
-    the checks that a sweep, or `check --keep`, has left with them; those without are checked first.
+    the checks that a sweep, or `check --keep`, has left with them; those without are checked first. Where a [grid] goes
+    through all arms of a sweep, the figure shows rate, told and −ELBO along it.
 
     \b
     pyro-delta compare runs/digits-collapse --format markdown --figure plane.png
@@ -37,10 +38,10 @@ def compare(
     found = compare_runs(runs, device=device, root=data_root, say=lambda line: click.echo(line, err=True))
     text = written(found, form)
     if figure is not None:
+        from pyro_delta.report.comparison_figure import comparison_figure
         from pyro_delta.report.delta_figure import save_figure
-        from pyro_delta.report.plane_figure import plane_figure
 
-        save_figure(figure, plane_figure(found))
+        save_figure(figure, comparison_figure(found))
     if out is None:
         click.echo(text, nl=False)
     else:

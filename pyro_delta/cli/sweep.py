@@ -78,8 +78,10 @@ def _run(sweep: Sweep, out: Path, jobs: int, launcher: str, parameters: tuple[st
     from pyro_delta.config import parse_settings
     from pyro_delta.report.comparison import compare
     from pyro_delta.report.formats import written
+    from pyro_delta.sweep.file import keep
     from pyro_delta.sweep.runs import Launcher, Local, Submitit, run_sweep
 
+    keep(sweep, out)
     launch: Launcher = Local(jobs)
     if launcher == "submitit":
         launch = Submitit(out, jobs, dict(parse_settings(parameters)))

@@ -49,11 +49,13 @@ class ArmChecks:
     Attributes:
         name: of the arm.
         family: arms of a family differ in one setting.
+        across: its place in a grid that goes through all families; empty where there is none.
         checks: seed → check.
     """
 
     name: str
     family: str
+    across: str
     checks: dict[int, Kept]
 
 
@@ -110,17 +112,17 @@ def compare(
             raise UserError(f"{folder} is a sweep, and compared by itself; give runs, or one sweep.")
 
     def checked(folder: Path, control: Path | None = None) -> Kept:
-        if (found := kept(folder)) is None:
-            say(f"checking {folder} first")
-            run = load(folder, device)
-            keep(run, check(run, control=control, root=root))
-            found = kept(folder)
-        assert found is not None
-        return found
+        if (found := kept(folder)) is not None:
+            return found
+        say(f"checking {folder} first")
+        run = load(folder, device)
+        return keep(run, check(run, control=control, root=root))
 
     if not (folders[0] / KEPT).exists():
         names = _names(folders)
-        return summary("runs", [ArmChecks(n, n, {0: checked(folder)}) for n, folder in zip(names, folders)], names[0])
+        return summary(
+            "runs", [ArmChecks(name, name, "", {0: checked(folder)}) for name, folder in zip(names, folders)], names[0]
+        )
     sweep, out = kept_sweep(folders[0]), folders[0]
     arms, missing = [], 0
     for arm in sweep.arms:
@@ -130,12 +132,12 @@ def compare(
             control = (
                 None if sweep.control in (None, arm.name) else run_folder(out, sweep.arm(sweep.control or ""), seed)
             )
-            if (folder / CHECKPOINT).exists():
+            if (folder / CHECKPOINT).exists() and (kept(folder) or load(folder).finished):
                 checks[seed] = checked(folder, control if control and (control / CONFIG).exists() else None)
             else:
                 missing += 1
         if checks:
-            arms.append(ArmChecks(arm.name, arm.family, checks))
+            arms.append(ArmChecks(arm.name, arm.family, arm.across, checks))
     if not arms:
         raise UserError(f"{out} holds no run yet; pyro-delta sweep makes them.")
     baseline = sweep.control if sweep.control in [arm.name for arm in arms] else arms[0].name
@@ -178,6 +180,7 @@ def _row(arm: ArmChecks, base: ArmChecks) -> dict[str, Any]:
     row: dict[str, Any] = {
         "arm": arm.name,
         "family": arm.family,
+        "across": arm.across,
         "seeds": len(checks),
         "errors": "seeds" if several else "data",
     }
@@ -252,7 +255,7 @@ def _notes(arms: Sequence[ArmChecks], rows: list[dict[str, Any]], base: ArmCheck
         f"Below {base.name!r}: by datum{' and seed' if counts != [1] else ''}; positive is better.",
     ]
     if missing:
-        notes.append(f"{missing} of the sweep's runs are not there.")
+        notes.append(f"{missing} of the sweep's runs are not there, or have not come to their end.")
     if unfinished := sum(row["unfinished"] for row in rows):
         notes.append(f"{unfinished} runs have not come to their end.")
     if apart := [row["arm"] for row in rows if row["arm"] != base.name and not row["paired_seeds"]]:

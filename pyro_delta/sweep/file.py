@@ -90,11 +90,13 @@ class Arm(Section):
     Attributes:
         name: also that of its folder.
         family: the arm of the file that it comes from; in figures a family is joined by a line.
+        across: its place in the grid of all arms, in words; empty where there is none.
         settings: dotted keys and values.
     """
 
     name: str
     family: str
+    across: str
     settings: Settings
 
 
@@ -223,9 +225,11 @@ def _arms(tree: Mapping[str, Any], over: Settings, searched: bool) -> list[Arm]:
         axes = _axes(_dotted(table, "grid"), f"arms.{family}.grid") | grid
         for values in itertools.product(*axes.values()):
             chosen = dict(zip(axes, values))
-            name = ",".join(filter(None, (family, *(_of(key, value, axes) for key, value in chosen.items()))))
+            words = {key: _of(key, value, axes) for key, value in chosen.items()}
+            across = ",".join(word for key, word in words.items() if tables and key in grid)
+            name = ",".join(filter(None, (family, *words.values()))) or "base"
             settings = merged(common, own, chosen, over)
-            arms.append(Arm(name=name or "base", family=family or "grid", settings=settings))
+            arms.append(Arm(name=name, family=family or "grid", across=across, settings=settings))
     return arms
 
 

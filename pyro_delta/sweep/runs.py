@@ -29,7 +29,7 @@ from pyro_delta.errors import UserError
 from pyro_delta.inference.checkpoint import load_checkpoint
 from pyro_delta.inference.run import CHECKPOINT, is_finished, read_config
 from pyro_delta.sweep import require
-from pyro_delta.sweep.file import SEED, Arm, Sweep, keep, run_folder
+from pyro_delta.sweep.file import SEED, Arm, Sweep, run_folder
 
 POLL = 0.2
 """Seconds between two looks at a process or a lock."""
@@ -97,14 +97,13 @@ class Judgement:
     control: Path | None
 
     def done(self) -> bool:
-        """Whether such a check of the run as it is now has been kept."""
+        """Whether such a check has been kept."""
         if (found := kept(self.folder)) is None:
             return False
         numbers = found.numbers
         whole = numbers["split"] == "test" and numbers["n_images"] == numbers["split_images"]
-        same = numbers["config_digest"] == configuration.digest(read_config(self.folder))
         against = self.control and configuration.digest(read_config(self.control))
-        return whole and same and numbers.get("control_config_digest") == against
+        return whole and numbers.get("control_config_digest") == against
 
     def command(self) -> list[str]:
         """Of all test data."""
@@ -268,7 +267,8 @@ class Submitit:
                 return "stopped"
             time.sleep(POLL)
         if (error := job.exception()) is not None:
-            return str(error).strip().splitlines()[-1]
+            told = str(error).partition("You can check full logs")[0].splitlines()
+            return next(line.strip() for line in reversed(told) if line.strip(" -"))
         return job.result()
 
 
@@ -323,18 +323,14 @@ def run_sweep(sweep: Sweep, out: Path, launch: Launcher, jobs: int, say: Say) ->
 
     Args:
         sweep: to run.
-        out: its folder; it may hold a part of the runs already.
+        out: its folder, which `keep` has made; it may hold a part of the runs already.
         launch: where processes run.
         jobs: at a time.
         say: called with a line of progress.
 
     Returns:
         For each run that failed, by its place below `out`, the last line that it has said.
-
-    Raises:
-        UserError: if the folder holds another sweep.
     """
-    keep(sweep, out)
     failed: dict[str, str] = {}
     pairs = [(arm, seed) for seed in sweep.seeds for arm in _control_first(sweep)]
     trainings = {(arm.name, seed): training_of(sweep, out, arm, seed) for arm, seed in pairs}

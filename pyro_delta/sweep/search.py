@@ -19,7 +19,7 @@ from pyro_delta import config as configuration
 from pyro_delta.errors import UserError
 from pyro_delta.inference.run import read_metrics
 from pyro_delta.sweep import require
-from pyro_delta.sweep.file import SEED, Arm, Sweep, keep, merged
+from pyro_delta.sweep.file import SEED, Sweep, keep, merged
 from pyro_delta.sweep.runs import Local, Say, Training, interrupted_in_order, is_held
 
 STORAGE = "search.db"
@@ -147,7 +147,7 @@ def _training(sweep: Sweep, out: Path, drawn: dict[str, Any]) -> Training:
         UserError: if its configuration is refused.
     """
     seed, base = sweep.seeds[0], sweep.arms[0]
-    arm = Arm(name=base.name, family=base.family, settings=merged(base.settings, drawn))
+    arm = base.model_copy(update={"settings": merged(base.settings, drawn)})
     name = f"trial-{configuration.digest(sweep.config(arm, seed))}"
     return Training(out / name, {**arm.settings, SEED: seed}, sweep.preset)
 
