@@ -194,6 +194,9 @@ def test_what_is_wrong_in_a_file_is_one_sentence(tables: dict[str, Any], words: 
     ],
 )
 def test_refused_command_lines(args: list[str], words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if {"--search", "submitit"} & set(args):
+        pytest.importorskip("optuna")
+        pytest.importorskip("submitit")
     monkeypatch.chdir(tmp_path)
     Path("broken.toml").write_text("[sweep")
     Path("full").mkdir()
@@ -327,7 +330,7 @@ def test_an_interrupt_ends_all_runs_in_order(tmp_path: Path) -> None:
 
 def until(true: Callable[[], bool]) -> None:
     """Waits."""
-    end = time.monotonic() + 30
+    end = time.monotonic() + 120
     while not true():
         assert time.monotonic() < end
         time.sleep(0.02)
@@ -555,9 +558,9 @@ def test_a_check_of_the_past_or_of_other_data_is_made_again(key: str, value: obj
 def rows_of(families: Sequence[str], along: Sequence[str]) -> list[ArmChecks]:
     """Arms whose rate grows along the grid."""
     numbers = {
-        "unit": "bits/dim", "split": "test", "n_images": 3, "judged_digest": "d", "delta_nats": 1.0, "floor_holds": True,
-        "latents_used": True, "shuffled_gap_nats": 1.0, "shuffled_gap_se": 0.1, "neg_elbo_bpd": 2.0,
-        "distortion_bpd": 1.0,
+        "unit": "bits/dim", "split": "test", "n_images": 3, "judged_digest": "d", "delta_nats": 1.0,
+        "floor_holds": True, "latents_used": True, "shuffled_gap_nats": 1.0, "shuffled_gap_se": 0.1,
+        "neg_elbo_bpd": 2.0, "distortion_bpd": 1.0,
     }  # fmt: skip
     arms = []
     for family in families:

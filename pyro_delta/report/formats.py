@@ -52,7 +52,9 @@ def _value(row: dict[str, Any], key: str, digits: int) -> str:
 
 
 def _as_text(found: Comparison) -> str:
-    return "\n".join([table_text(found.title, cells(found)), *found.notes]) + "\n"
+    head, *body = cells(found)
+    narrow = [words.replace(", ", ",\n").replace(" below", "\nbelow").replace("with ", "with\n") for words in head]
+    return "\n".join([table_text(found.title, [narrow, *body]), *found.notes]) + "\n"
 
 
 def _as_json(found: Comparison) -> str:

@@ -163,21 +163,16 @@ def read(given: str, settings: Sequence[tuple[str, Any]] = (), seeds: int | None
     Raises:
         UserError: for whatever is wrong in it, every arm's configuration included.
     """
-    if given.endswith(".toml"):
-        path = Path(given)
-        try:
-            text = path.read_text(encoding="utf-8")
-        except FileNotFoundError:
-            raise UserError(
-                f"there is no sweep file {given}; give the path of one, or a name of a shipped sweep."
-            ) from None
-    elif given in sweep_names():
-        path, text = Path(f"{given}.toml"), _shipped(given)
-    else:
+    if not given.endswith(".toml") and given not in sweep_names():
         raise unknown_name("sweep", given, sweep_names(), listed="`pyro-delta list sweeps`")
+    path = Path(given).with_suffix(".toml")
     try:
-        tree = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+        tree = tomllib.loads(path.read_text(encoding="utf-8") if given.endswith(".toml") else _shipped(given))
+    except FileNotFoundError:
+        raise UserError(
+            f"there is no sweep file {given}; give the path of one, or a name of a shipped sweep."
+        ) from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not TOML: {error}.") from None
     try:
         return parse(tree, settings, seeds)
