@@ -68,6 +68,7 @@ likelihood.use_latents = false
 
 [[arms]]
 name = "delta"
+auxiliary.enabled = true
 grid.prior.rate_nats = [2.0]
 
 [search]
@@ -486,6 +487,19 @@ def test_the_table_is_that_of_the_run_folders(sweep: Sweep, done: Path) -> None:
     gain_sn = np.stack([none["distortion"] - mine["distortion"] for none, mine in zip(*terms)])
     assert delta["distortion_below_nats_se_data"] == pytest.approx(gain_sn.mean(0).std(ddof=1) / math.sqrt(40))
     assert found.rows[0]["neg_elbo_below_nats"] is None
+
+
+def test_a_run_with_an_auxiliary_prior_has_the_bound_of_both(done: Path) -> None:
+    run = done / DELTA / "seed-0"
+    by_itself = json.loads(call("evaluate", run, "--with-prior", "auxiliary", "--json")[1])
+    numbers = numbers_of(done, DELTA, 0)
+    assert numbers["auxiliary_neg_elbo_bpd"] == pytest.approx(by_itself["neg_elbo_bpd"])
+    assert numbers["auxiliary_neg_elbo_bpd"] != numbers["neg_elbo_bpd"]
+    assert "auxiliary_neg_elbo_bpd" not in numbers_of(done, "none", 0)
+    none, delta = compare(done).rows
+    assert none["auxiliary_neg_elbo_bpd"] is None
+    both = [numbers_of(done, DELTA, seed)["auxiliary_neg_elbo_bpd"] for seed in (0, 1)]
+    assert delta["auxiliary_neg_elbo_bpd"] == pytest.approx(statistics.mean(both))
 
 
 def test_single_runs_are_arms_with_errors_over_the_data(done: Path) -> None:
