@@ -7,7 +7,7 @@ DEMO := runs/demo
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[twin,dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[twin,sweep,dev]'
 	touch $@
 
 demo: .venv/installed

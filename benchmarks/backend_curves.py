@@ -14,11 +14,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from digits_collapse import mean_and_error
 from record import FOLDER, add_common_arguments, add_jobs_argument, in_parallel, write
 
 import pyro_delta
 from pyro_delta.config import parse_settings
+from pyro_delta.report.comparison import mean_and_error
 
 COLUMNS = {
     "neg_elbo_bpd": "−ELBO bits/dim",

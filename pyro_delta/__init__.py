@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from pyro_delta.distributions import GaussianAR1
     from pyro_delta.inference.run import Run, load
     from pyro_delta.rate import committed_rate
+    from pyro_delta.report.comparison import compare
 
 __version__ = "0.1.0"
 
@@ -29,6 +30,7 @@ __all__ = [
     "Run",
     "check",
     "committed_rate",
+    "compare",
     "diagnose",
     "evaluate",
     "load",
@@ -45,6 +47,7 @@ _PLACES = {
     "Run": "inference.run:Run",
     "check": "api.judge:check",
     "committed_rate": "rate:committed_rate",
+    "compare": "report.comparison:compare",
     "diagnose": "api.judge:diagnose",
     "evaluate": "api.judge:evaluate",
     "load": "inference.run:load",

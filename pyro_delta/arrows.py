@@ -14,7 +14,7 @@ from pathlib import Path
 
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("cli", "arrows", "__main__"),
-    ("report", "api"),
+    ("report", "api", "sweep"),
     ("twin",),
     ("inference",),
     ("build",),
@@ -23,7 +23,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("commitment", "data", "vae", "svi", "call"),
     ("rate", "families", "nn", "programs"),
     ("distributions", "validation", "inverse"),
-    ("protocol", "files", "errors", "limits", "cores", "presets", ""),
+    ("protocol", "files", "errors", "limits", "cores", "presets", "sweeps", ""),
 )
 """From the roof to the cellar; the last name is the package itself, which loads everything lazily."""
 

@@ -393,7 +393,7 @@ def test_list_names_everything() -> None:
     code, out, _ = call("list", "--json")
     tables = json.loads(out)
     assert code == 0
-    assert set(tables) == {"datasets", "presets", "priors", "likelihoods", "guides", "objectives"}
+    assert set(tables) == {"datasets", "presets", "priors", "likelihoods", "guides", "objectives", "sweeps"}
     assert {"name": "ar1"}.items() <= tables["priors"][0].items()
     assert all(entry["description"] for entries in tables.values() for entry in entries)
     assert {entry["preset"] for entry in tables["datasets"]} >= {"cifar10-small"}

@@ -30,7 +30,10 @@ def test_the_wheel_is_whole(tmp_path: Path) -> None:
             assert f"pyro_delta/{file.as_posix()}" in names
     for file in (ROOT / "pyro_delta").rglob("*.py"):
         assert file.relative_to(ROOT).as_posix() in names
-    for file in (ROOT / "pyro_delta" / "presets").glob("*.toml"):
-        assert f"pyro_delta/presets/{file.name}" in names
+    for folder in ("presets", "sweeps"):
+        files = list((ROOT / "pyro_delta" / folder).glob("*.toml"))
+        assert files
+        for file in files:
+            assert f"pyro_delta/{folder}/{file.name}" in names
     assert "pyro_delta/py.typed" in names
     assert not any(name.startswith(("models/", "guides/", "tests/")) for name in names)

@@ -15,18 +15,18 @@ from torch import Tensor
 
 from pyro_delta.data.named import data_of
 from pyro_delta.data.spec import check_answers
-from pyro_delta.data.splits import SPLITS, Split, subset
+from pyro_delta.data.splits import SPLITS, Split, split_digest, subset
 from pyro_delta.data.tensors import as_split, labels_of
 from pyro_delta.data.values import admitted, finite
 from pyro_delta.diagnostics import bounds
 from pyro_delta.diagnostics.diagnose import Diagnosis, diagnosed
 from pyro_delta.diagnostics.told import TOLD_IMAGES, TOLD_SAMPLES
-from pyro_delta.diagnostics.trace import runs
+from pyro_delta.diagnostics.trace import device_of, runs
 from pyro_delta.diagnostics.verify import Certificate
 from pyro_delta.diagnostics.verify import verify as certify
 from pyro_delta.errors import UserError, unknown_name
 from pyro_delta.inference.provenance import provenance
-from pyro_delta.inference.run import Run, check_spec, run_of
+from pyro_delta.inference.run import AUXILIARY, Run, check_spec, load, run_of
 from pyro_delta.protocol import Advance, Data, Spec
 from pyro_delta.vae import VAE
 from pyro_delta.validation import at_least
@@ -72,7 +72,7 @@ def check(
         advance=advance,
         **options,
     )
-    numbers, advice = found.numbers | measured, found.advice
+    numbers, advice = found.numbers | measured | _with_auxiliary(run, part, data.spec, seed), found.advice
     if measured["data_as_trained"] is False:
         advice += f" {OTHER_DATA}"
     if other is not None:
@@ -88,6 +88,15 @@ def check(
         if apart := _apart(run, other):
             advice += f" Run and control differ in {apart}, too, not in their latents alone."
     return replace(found, numbers=numbers, advice=advice)
+
+
+def _with_auxiliary(run: Run, part: Split, spec: Spec, seed: int) -> dict[str, Any]:
+    """The bound with the auxiliary prior that was trained beside a run, which commits nothing."""
+    if run.folder is None or not run.config.auxiliary.enabled or (run.folder / AUXILIARY).exists():
+        return {}  # one that was trained afterwards is for `evaluate --with-prior auxiliary`
+    tighter = load(run.folder, device_of(run.vae), "auxiliary", run.weights)
+    numbers = bounds.evaluate(tighter.vae, part, spec=spec, seed=seed)
+    return {f"auxiliary_{key}": numbers[key] for key in ("neg_elbo_bpd", "neg_elbo_bpd_se")}
 
 
 OTHER_DATA = "The training data that go with these are not those that the run was trained on."
@@ -371,4 +380,5 @@ def _parts(
         "data_as_trained": run.trained_on(data),
         **run.facts,
     }
-    return run, data, subset(whole, images, seed), measured
+    part = subset(whole, images, seed)
+    return run, data, part, measured | {"judged_digest": split_digest(part)}

@@ -20,6 +20,8 @@ COMMANDS = {
     "verify": "What a prior, a likelihood and a guide commit, and whether they are causal.",
     "evaluate": "Bounds on the likelihood, rate and distortion of a run.",
     "check": "Does the KL stay above δ, and do the latents carry information?",
+    "sweep": "Train and check many runs: a grid, a list or a search.",
+    "compare": "Runs, or the arms of a sweep, side by side.",
     "doctor": "What is wrong, or right, with a VAE of your own?",
     "crosscheck": "Does NumPyro find the same numbers for a run?",
     "sample": "Draw data from a run.",
@@ -28,7 +30,7 @@ COMMANDS = {
     "interpolate": "Decodings between the latents of data.",
     "inpaint": "Images completed from the pixels that are kept.",
     "delta": "The rate that an AR(1) prior commits, or the α that commits a rate.",
-    "list": "Data sets, presets, priors, likelihoods, guides and objectives.",
+    "list": "Data sets, presets, priors, likelihoods, guides, objectives, sweeps.",
 }
 """Name → its line of help. The command `train` is `pyro_delta.cli.train.train`, and so on."""
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)

@@ -47,6 +47,7 @@ from pyro_delta.errors import CheckFailed
     metavar="RUN",
     help="A run without latents, of the same data: what do the latents buy?",
 )
+@click.option("--keep", "keeping", is_flag=True, help="Leave the numbers in RUN, for `pyro-delta compare`.")
 @weights_option
 @seed_option
 @device_option
@@ -59,6 +60,7 @@ def check(
     told_samples: int,
     told_images: int,
     control: Path | None,
+    keeping: bool,
     weights: str,
     seed: int,
     device: str,
@@ -76,6 +78,7 @@ def check(
     pyro-delta check runs/first --control runs/first-control
     """  # noqa: D301 (click wants the backspace itself)
     from pyro_delta.api.judge import check as check_run
+    from pyro_delta.api.kept import keep
     from pyro_delta.diagnostics.diagnose import told_passes
     from pyro_delta.inference.run import choose_device, load
     from pyro_delta.report.progress import counting
@@ -98,6 +101,8 @@ def check(
             told_samples=told_samples,
             told_images=told_images,
         )
+    if keeping:
+        keep(loaded, found)
     if as_json:
         print_json(found.asdict())
     else:

@@ -10,7 +10,7 @@ import click
 
 from pyro_delta.errors import UserError, unknown_name
 
-KINDS = ("datasets", "presets", "priors", "likelihoods", "guides", "objectives")
+KINDS = ("datasets", "presets", "priors", "likelihoods", "guides", "objectives", "sweeps")
 
 
 @click.command(name="list")
@@ -42,6 +42,10 @@ def _entries(kind: str) -> list[dict[str, Any]]:
         from pyro_delta.config import preset_names, preset_text
 
         return [{"name": name, "description": _first_line(preset_text(name)).lstrip("# ")} for name in preset_names()]
+    if kind == "sweeps":
+        from pyro_delta.sweep.file import sweep_names, title_of
+
+        return [{"name": name, "description": title_of(name)} for name in sweep_names()]
     from pyro_delta.programs import find, names, twin_of
 
     entries: list[dict[str, Any]] = []

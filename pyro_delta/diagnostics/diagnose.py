@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
+
+from torch import Tensor
 
 from pyro_delta.commitment import IN_THE_MEAN
 from pyro_delta.diagnostics import table
@@ -75,12 +77,14 @@ class Diagnosis:
         verdict: in a word.
         advice: in a sentence.
         unit: of the `_bpd` numbers.
+        terms: rate and distortion of each datum, (N,) nats.
     """
 
     numbers: Line
     verdict: Verdict
     advice: str
     unit: str = "bits/dim"
+    terms: Mapping[str, Tensor] = field(default_factory=dict, compare=False, repr=False)
 
     def asdict(self) -> dict[str, Any]:
         """Plain values."""
@@ -177,7 +181,8 @@ def diagnosed(
     # Some distributions make finite numbers of parameters that are not.
     verdict = judge(numbers) if lost is None else "diverged"
     advice = advise(verdict, numbers, {name: tuple(value.shape[1:]) for name, value in encoding.z.items()})
-    return Diagnosis(numbers, verdict, advice, getattr(spec, "unit", "bits/number"))
+    terms = {"rate": encoding.rate, "distortion": encoding.distortion}
+    return Diagnosis(numbers, verdict, advice, getattr(spec, "unit", "bits/number"), terms)
 
 
 @contextmanager

@@ -11,6 +11,7 @@ LABELS = {
     "neg_elbo_bpd": ("−ELBO", "bits"),
     "distortion_bpd": ("distortion −log p(x|z)", "bits"),
     "rate_bpd": ("rate KL(q‖p)", "bits"),
+    "auxiliary_neg_elbo_bpd": ("−ELBO with the auxiliary prior", "bits"),
     "neg_elbo_nats": ("−ELBO", "nats"),
     "distortion_nats": ("distortion −log p(x|z)", "nats"),
     "rate_nats_mean": ("rate, mean", "nats"),

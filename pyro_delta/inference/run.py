@@ -11,6 +11,8 @@
     events/          the same for TensorBoard
     checkpoint.pt    the newest state, and the best weights on the validation split
     samples/         what the model drew in training
+    check.json       numbers of `check --keep`
+    terms.npz        rate and distortion of each datum of that check
 """
 
 from __future__ import annotations
@@ -44,7 +46,7 @@ from pyro_delta.programs import KINDS, check_copies, find, keep_copies
 from pyro_delta.protocol import Data, Prior, Spec
 from pyro_delta.vae import VAE, with_prior
 
-CONFIG, INFO, METRICS, EVENTS, CHECKPOINT, SAMPLES, PROGRAMS, AUXILIARY = (
+CONFIG, INFO, METRICS, EVENTS, CHECKPOINT, SAMPLES, PROGRAMS, AUXILIARY, CHECK, TERMS = (
     "config.json",
     "run.json",
     "metrics.jsonl",
@@ -53,6 +55,8 @@ CONFIG, INFO, METRICS, EVENTS, CHECKPOINT, SAMPLES, PROGRAMS, AUXILIARY = (
     "samples",
     "programs",
     "auxiliary.pt",
+    "check.json",
+    "terms.npz",
 )
 PACKAGES = ("torch", "pyro-ppl", "numpy")
 EXTENSIBLE = {"training.steps", "training.minutes", "data.root"}

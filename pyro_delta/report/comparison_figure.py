@@ -1,0 +1,86 @@
+"""Figures of a comparison: the rate–distortion plane, or its families along a grid that goes through all of them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from pyro_delta.report.comparison import Comparison
+
+Families = dict[str, list[dict[str, Any]]]
+
+
+def comparison_figure(found: Comparison) -> Figure:
+    """Draws arms with their standard errors; a family is joined by a line.
+
+    Where a grid goes through all families, as that of decoders of growing strength: rate, told and −ELBO along it. Else
+    distortion, and what z tells, against the rate.
+
+    Args:
+        found: the arms.
+
+    Returns:
+        a matplotlib figure that belongs to no window.
+    """
+    families: Families = {}
+    for row in found.rows:
+        if row["rate_nats_mean"] is not None:
+            families.setdefault(row["family"], []).append(row)
+    along = list(dict.fromkeys(row["across"] for row in found.rows if row["across"]))
+    figure = _along(found, families, along) if len(along) > 1 else _plane(found, families)
+    figure.suptitle(found.title, x=0.01, ha="left", fontsize=11)
+    return figure
+
+
+def _plane(found: Comparison, families: Families) -> Figure:
+    figure = Figure(figsize=(10.4, 4.4), layout="constrained")
+    plane, told = figure.subplots(1, 2)
+    for family, rows in families.items():
+        rows = sorted(rows, key=lambda row: row["rate_nats_mean"])
+        rates = [row["rate_nats_mean"] for row in rows]
+        errors = [row["rate_nats_mean_se"] or 0 for row in rows]
+        _line(plane, family, rates, rows, "distortion_bpd", errors)
+        _line(told, family, rates, rows, "told_calibrated_nats", errors)
+    end = max((row["rate_nats_mean"] for rows in families.values() for row in rows), default=1.0)
+    told.axline((0, 0), (end or 1.0, end or 1.0), color="0.7", linewidth=1, linestyle=":", label="all of the rate")
+    for axes, name in ((plane, f"distortion −log p(x|z), {found.unit}"), (told, "told, calibrated, nats")):
+        _finish(axes, "rate KL(q‖p), nats", name)
+    told.legend(frameon=False, fontsize=8)
+    return figure
+
+
+def _along(found: Comparison, families: Families, along: list[str]) -> Figure:
+    figure = Figure(figsize=(13.2, 4.4), layout="constrained")
+    panels = {
+        "rate_nats_mean": "rate KL(q‖p), nats",
+        "told_calibrated_nats": "told, calibrated, nats",
+        "neg_elbo_bpd": f"−ELBO, {found.unit}",
+    }
+    for axes, (key, name) in zip(figure.subplots(1, 3), panels.items()):
+        for family, rows in families.items():
+            shown = [row for row in rows if row["across"]]
+            _line(axes, family, [along.index(row["across"]) for row in shown], shown, key)
+        axes.set_xticks(range(len(along)), [place.replace(",", "\n") for place in along], fontsize=8)
+        _finish(axes, "", name)
+    axes.legend(frameon=False, fontsize=8)
+    return figure
+
+
+def _line(
+    axes: Axes, family: str, at: list[float], rows: list[dict[str, Any]], key: str, at_errors: list[float] | None = None
+) -> None:
+    """A family, of which what is not known is left out."""
+    values = [float("nan") if row[key] is None else row[key] for row in rows]
+    errors = [row[f"{key}_se"] or 0 for row in rows]
+    style: dict[str, Any] = {"marker": "o", "markersize": 4.5, "linewidth": 1.4, "capsize": 2}
+    axes.errorbar(at, values, xerr=at_errors, yerr=errors, label=family, **style)
+
+
+def _finish(axes: Axes, across: str, up: str) -> None:
+    axes.set_xlabel(across)
+    axes.set_ylabel(up)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(color="0.93")
+    axes.set_axisbelow(True)

@@ -1,0 +1,106 @@
+"""A comparison as text, JSON, CSV, Markdown or LaTeX."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+from typing import Any
+
+from pyro_delta.report.comparison import Comparison
+from pyro_delta.report.tables import table_text
+
+Cells = list[list[str]]
+
+
+def written(found: Comparison, form: str) -> str:
+    """A comparison in a form of `FORMS`."""
+    return FORMS[form](found)
+
+
+def cells(found: Comparison) -> Cells:
+    """The table for people; its first row is the head."""
+    below = f"below {found.baseline}, nats"
+    columns = [
+        (f"−ELBO, {found.unit}", "neg_elbo_bpd", 4),
+        ("with auxiliary prior", "auxiliary_neg_elbo_bpd", 4),
+        (f"distortion, {found.unit}", "distortion_bpd", 4),
+        ("rate, nats", "rate_nats_mean", 3),
+        ("least rate", "rate_nats_min", 4),
+        ("δ", "delta_nats", 3),
+        ("told, calibrated", "told_calibrated_nats", 3),
+        ("MI", "mutual_information_nats", 2),
+        ("probe", "probe_accuracy", 3),
+        (f"distortion {below}", "distortion_below_nats", 2),
+        (f"−ELBO {below}", "neg_elbo_below_nats", 2),
+    ]
+    columns = [column for column in columns if any(row[column[1]] is not None for row in found.rows)]
+    head = ["arm", *(words for words, _, _ in columns), "used"]
+    return [head] + [
+        [row["arm"], *(_value(row, key, digits) for _, key, digits in columns), f"{row['latents_used']}/{row['seeds']}"]
+        for row in found.rows
+    ]
+
+
+def _value(row: dict[str, Any], key: str, digits: int) -> str:
+    if row[key] is None:
+        return "–"
+    error = row.get(f"{key}_se")
+    spread = error is not None and not (key == "delta_nats" and error == 0)
+    return f"{row[key]:.{digits}f}".replace("-", "−") + (f" ± {error:.{digits}f}" if spread else "")
+
+
+def _as_text(found: Comparison) -> str:
+    head, *body = cells(found)
+    narrow = [words.replace(", ", ",\n").replace(" below", "\nbelow").replace("with ", "with\n") for words in head]
+    return "\n".join([table_text(found.title, [narrow, *body]), *found.notes]) + "\n"
+
+
+def _as_json(found: Comparison) -> str:
+    return json.dumps(found.asdict(), ensure_ascii=False) + "\n"
+
+
+def _as_csv(found: Comparison) -> str:
+    """All numbers, unrounded."""
+    file = io.StringIO()
+    writer = csv.DictWriter(file, list(found.rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(found.asdict()["rows"])
+    return file.getvalue()
+
+
+def _as_markdown(found: Comparison) -> str:
+    head, *body = [[cell.replace("|", "\\|") for cell in row] for row in cells(found)]
+    lines = [head, ["---"] * len(head), *body]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n\n" + "\n".join(found.notes) + "\n"
+
+
+def _as_latex(found: Comparison) -> str:
+    """For the package booktabs."""
+    head, *body = [" & ".join(map(_latex, row)) + r" \\" for row in cells(found)]
+    columns = "l" + "r" * (len(cells(found)[0]) - 1)
+    lines = [
+        rf"\begin{{tabular}}{{{columns}}}",
+        r"\toprule",
+        head,
+        r"\midrule",
+        *body,
+        r"\bottomrule",
+        r"\end{tabular}",
+    ]
+    return "\n".join([*lines, *(f"% {note}" for note in found.notes)]) + "\n"
+
+
+LATEX = {
+    "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "#": r"\#", "_": r"\_", "$": r"\$", "{": r"\{", "}": r"\}",
+    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "−": "$-$", "±": r"$\pm$", "δ": r"$\delta$",
+    "α": r"$\alpha$", "β": r"$\beta$", "–": "--",
+}  # fmt: skip
+
+
+def _latex(text: str) -> str:
+    return re.sub("|".join(map(re.escape, LATEX)), lambda match: LATEX[match[0]], text)
+
+
+FORMS = {"text": _as_text, "json": _as_json, "csv": _as_csv, "markdown": _as_markdown, "latex": _as_latex}

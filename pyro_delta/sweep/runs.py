@@ -1,0 +1,371 @@
+"""The runs of a sweep: each a process of `pyro-delta train`, then one of `pyro-delta check`, here or by submitit.
+
+A run is held by a lock on its log for as long as its process lives, even if the sweep that began it was killed: who
+comes later waits, and finds it done. What is done is not repeated; a training that was cut short goes on by `--resume`.
+NOTE: locks and process groups are those of POSIX systems.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any, Protocol
+
+from pyro_delta import config as configuration
+from pyro_delta.api.kept import kept
+from pyro_delta.cores import Cores
+from pyro_delta.errors import UserError
+from pyro_delta.inference.checkpoint import load_checkpoint
+from pyro_delta.inference.run import CHECKPOINT, is_finished, read_config
+from pyro_delta.sweep import require
+from pyro_delta.sweep.file import SEED, Arm, Sweep, run_folder
+
+POLL = 0.2
+"""Seconds between two looks at a process or a lock."""
+LONGEST = 3 * 24 * 60
+"""Minutes that a job of submitit may take unless something else is said: its own default is five."""
+
+Say = Callable[[str], None]
+Stop = Callable[[], bool]
+
+
+class Work(Protocol):
+    """Something to be done to a run by a command, in a process of its own."""
+
+    @property
+    def folder(self) -> Path:
+        """Of the run."""
+
+    def done(self) -> bool:
+        """Whether it is done already."""
+
+    def command(self) -> list[str]:
+        """Arguments of `pyro-delta`."""
+
+
+@dataclass(frozen=True)
+class Training:
+    """A run to be trained.
+
+    Attributes:
+        folder: of the run.
+        settings: all that differ from the preset.
+        preset: by name, or None for the one that the data ask for.
+    """
+
+    folder: Path
+    settings: Mapping[str, Any]
+    preset: str | None
+
+    def done(self) -> bool:
+        """Whether it has come to its end."""
+        if not (self.folder / CHECKPOINT).exists():
+            return False
+        state = load_checkpoint(self.folder / CHECKPOINT, keys=("step", "train_s"))
+        return is_finished(read_config(self.folder), state["step"], state["train_s"])
+
+    def command(self) -> list[str]:
+        """From the beginning, or from the checkpoint."""
+        if (self.folder / CHECKPOINT).exists():
+            return ["train", "--out", str(self.folder), "--resume"]
+        preset = [] if self.preset is None else ["--preset", self.preset]
+        pairs = [f"{key}={json.dumps(value)}" for key, value in self.settings.items()]
+        return ["train", "--out", str(self.folder), *preset, *(part for pair in pairs for part in ("--set", pair))]
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """A finished run to be checked.
+
+    Attributes:
+        folder: of the run.
+        control: folder of the control of its seed.
+    """
+
+    folder: Path
+    control: Path | None
+
+    def done(self) -> bool:
+        """Whether such a check has been kept."""
+        if (found := kept(self.folder)) is None:
+            return False
+        numbers = found.numbers
+        whole = numbers["split"] == "test" and numbers["n_images"] == numbers["split_images"]
+        against = self.control and configuration.digest(read_config(self.control))
+        return whole and numbers.get("control_config_digest") == against
+
+    def command(self) -> list[str]:
+        """Of all test data."""
+        against = [] if self.control is None else ["--control", str(self.control)]
+        return ["check", str(self.folder), "--keep", *against]
+
+
+def log_of(folder: Path) -> Path:
+    """What a run's processes have said, and its lock: beside its folder, which `train` wants empty."""
+    return folder.with_name(f"{folder.name}.log")
+
+
+def is_held(folder: Path) -> bool:
+    """Whether a process is at work on a run."""
+    if not log_of(folder).exists():
+        return False
+    with log_of(folder).open("a") as log:
+        try:
+            fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
+def never() -> bool:
+    """Goes on."""
+    return False
+
+
+def carry_out(work: Work, threads: int | None, stop: Stop = never) -> str | None:
+    """Does what is to be done to a run, unless it is done, in a process of its own.
+
+    Args:
+        work: on a run.
+        threads: of the process, if OMP_NUM_THREADS does not say it; None to leave that to the machine.
+        stop: looked at again and again; once it is true, the process is asked to end, and ends as by an interrupt.
+
+    Returns:
+        None if it is done now; else the last line that the process has said.
+    """
+    log_of(work.folder).parent.mkdir(parents=True, exist_ok=True)
+    with log_of(work.folder).open("a", encoding="utf-8") as log:
+        while not _locked(log.fileno()):
+            if stop():
+                return "stopped"
+            time.sleep(POLL)
+        if work.done():
+            return None
+        environment = dict(os.environ)
+        if threads is not None:
+            environment.setdefault("OMP_NUM_THREADS", str(threads))
+        command = [sys.executable, "-m", "pyro_delta", *work.command()]
+        # In a session of its own: an interrupt of the terminal reaches it once, by way of the sweep. Its output is the
+        # locked file, so that the lock lives as long as the process.
+        with subprocess.Popen(command, stdout=log, stderr=log, env=environment, start_new_session=True) as process:
+            try:
+                while process.poll() is None:
+                    if stop():
+                        process.terminate()
+                        process.wait()
+                    else:
+                        time.sleep(POLL)
+            except BaseException:
+                process.terminate()
+                raise
+        return None if work.done() else _last_line(log_of(work.folder)) or f"exit code {process.returncode}"
+
+
+def _locked(descriptor: int) -> bool:
+    """Takes a lock, if it is free."""
+    with suppress(BlockingIOError):
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return True
+    return False
+
+
+def _last_line(log: Path) -> str:
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+    return next((line.strip() for line in reversed(lines) if line.strip()), "")
+
+
+def threads_for(jobs: int) -> int:
+    """Threads of each of so many processes on the cores that this one may use."""
+    return max(1, Cores().count // jobs)
+
+
+class Launcher(Protocol):
+    """Where processes run."""
+
+    def __call__(self, work: Work, stop: Stop) -> str | None:
+        """As `carry_out`."""
+
+
+class Local:
+    """Processes on this machine.
+
+    Args:
+        jobs: at a time, which share the cores.
+    """
+
+    def __init__(self, jobs: int) -> None:
+        self.threads = threads_for(jobs)
+
+    def __call__(self, work: Work, stop: Stop) -> str | None:
+        """See `Launcher`."""
+        return carry_out(work, self.threads, stop)
+
+
+@dataclass(frozen=True)
+class Requeued:
+    """`carry_out` for submitit, which begins it again where a cluster takes its node away: the run then goes on."""
+
+    work: Work
+    threads: int | None
+
+    def __call__(self) -> str | None:
+        """See `carry_out`."""
+        return carry_out(self.work, self.threads)
+
+    def checkpoint(self) -> Any:
+        """What submitit is to begin in its place."""
+        from submitit.helpers import DelayedSubmission
+
+        return DelayedSubmission(self)
+
+
+class Submitit:
+    """Jobs of submitit: of Slurm where it is there, else processes of this machine.
+
+    Args:
+        out: of the sweep; submitit's own files go into its folder `submitit`.
+        jobs: at a time.
+        parameters: of submitit's `update_parameters`, and `cluster` (slurm or local), where not the one that it finds.
+
+    Raises:
+        UserError: if submitit is missing, or does not know a parameter.
+    """
+
+    def __init__(self, out: Path, jobs: int, parameters: Mapping[str, Any]) -> None:
+        submitit = require("submitit")
+        chosen = {"timeout_min": LONGEST, **parameters}
+        cluster = chosen.pop("cluster", None)
+        try:
+            self.executor = submitit.AutoExecutor(out / "submitit", cluster=cluster)
+            self.executor.update_parameters(**chosen)
+        except (NameError, TypeError, ValueError, RuntimeError, AssertionError) as error:
+            raise UserError(f"submitit refuses {dict(parameters)}: {' '.join(str(error).split())}") from None
+        self.threads = threads_for(jobs) if self.executor.cluster == "local" else None
+        self.submitting = threading.Lock()
+
+    def __call__(self, work: Work, stop: Stop) -> str | None:
+        """See `Launcher`."""
+        if work.done():  # a job costs a place in the queue
+            return None
+        with self.submitting:
+            job = self.executor.submit(Requeued(work, self.threads))
+        while not job.done():
+            if stop():
+                job.cancel()
+                return "stopped"
+            time.sleep(POLL)
+        if (error := job.exception()) is not None:
+            told = str(error).partition("You can check full logs")[0].splitlines()
+            return next(line.strip() for line in reversed(told) if line.strip(" -"))
+        return job.result()
+
+
+def run_all(launch: Launcher, works: Sequence[Work], jobs: int, finished: Callable[[Work, str | None], None]) -> None:
+    """Has all works done, so many at a time; on an interrupt all are asked to end, in order, before it is passed on.
+
+    Args:
+        launch: where.
+        works: what.
+        jobs: at a time.
+        finished: called with each work and why it is not done, or None, as they come.
+    """
+    with interrupted_in_order() as ending, ThreadPoolExecutor(jobs) as pool:
+
+        def one(work: Work) -> str | None:
+            try:
+                return "stopped" if ending.is_set() else launch(work, ending.is_set)
+            except UserError as error:  # a run that was damaged meanwhile does not end the others
+                return str(error)
+
+        waiting = {pool.submit(one, work): work for work in works}
+        for done in as_completed(waiting):
+            if not ending.is_set():
+                finished(waiting[done], done.result())
+    if ending.is_set():
+        raise KeyboardInterrupt
+
+
+@contextmanager
+def interrupted_in_order() -> Iterator[threading.Event]:
+    """Lets the first interrupt or termination signal set an event, which processes are looked after by."""
+    ending = threading.Event()
+
+    def end(number: int, frame: FrameType | None) -> None:
+        if ending.is_set():  # asked twice: at once
+            raise KeyboardInterrupt
+        ending.set()
+
+    if threading.current_thread() is not threading.main_thread():  # which alone may take signals
+        yield ending
+        return
+    before = {number: signal.signal(number, end) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield ending
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def run_sweep(sweep: Sweep, out: Path, launch: Launcher, jobs: int, say: Say) -> dict[str, str]:
+    """Trains and checks all runs of a sweep that are not done yet.
+
+    Args:
+        sweep: to run.
+        out: its folder, which `keep` has made; it may hold a part of the runs already.
+        launch: where processes run.
+        jobs: at a time.
+        say: called with a line of progress.
+
+    Returns:
+        For each run that failed, by its place below `out`, the last line that it has said.
+    """
+    failed: dict[str, str] = {}
+    pairs = [(arm, seed) for seed in sweep.seeds for arm in _control_first(sweep)]
+    trainings = {(arm.name, seed): training_of(sweep, out, arm, seed) for arm, seed in pairs}
+
+    def told(what: str, count: int) -> Callable[[Work, str | None], None]:
+        made = 0
+
+        def finished(work: Work, reason: str | None) -> None:
+            nonlocal made
+            made += 1
+            name = str(work.folder.relative_to(out))
+            if reason is not None:
+                failed[name] = reason
+            say(f"[{made}/{count}] {name}: {what if reason is None else reason}")
+
+        return finished
+
+    run_all(launch, list(trainings.values()), jobs, told("trained", len(trainings)))
+    judgements: list[Work] = []
+    for (arm, seed), training in trainings.items():
+        if str(training.folder.relative_to(out)) in failed:
+            continue
+        control = None if sweep.control in (None, arm) else trainings[sweep.control or "", seed].folder
+        if control is not None and str(control.relative_to(out)) in failed:
+            failed[str(training.folder.relative_to(out))] = "its control failed, so that it was not checked"
+            continue
+        judgements.append(Judgement(training.folder, control))
+    run_all(launch, judgements, jobs, told("checked", len(judgements)))
+    return failed
+
+
+def training_of(sweep: Sweep, out: Path, arm: Arm, seed: int) -> Training:
+    """A run of a sweep."""
+    return Training(run_folder(out, arm, seed), {**arm.settings, SEED: seed}, sweep.preset)
+
+
+def _control_first(sweep: Sweep) -> list[Arm]:
+    return sorted(sweep.arms, key=lambda arm: arm.name != sweep.control)

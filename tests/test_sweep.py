@@ -1,0 +1,707 @@
+"""Sweeps on a few digits: what their files may say, that nothing is done twice, and that a cut changes no number."""
+
+import csv
+import io
+import json
+import math
+import os
+import re
+import signal
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, ClassVar
+
+import numpy as np
+import psutil
+import pytest
+from test_cli import call
+
+from pyro_delta.api.kept import Kept
+from pyro_delta.build import build
+from pyro_delta.data.images.datasets import Digits
+from pyro_delta.errors import UserError
+from pyro_delta.inference.run import read_metrics
+from pyro_delta.report.comparison import ArmChecks, compare, summary
+from pyro_delta.report.comparison_figure import comparison_figure
+from pyro_delta.sweep import runs, search
+from pyro_delta.sweep.file import Sweep, keep, parse, read, sweep_names
+
+DATA = """
+from pyro_delta.data.images.datasets import Digits
+
+
+class Few(Digits):
+    def __init__(self, *, root: str = "data", validation: int = 180, seed: int = 0):
+        super().__init__(root=root, validation=validation, seed=seed)
+        for name in ("train", "validation", "test"):
+            object.__setattr__(self, name, getattr(self, name).take(slice(40)))  # it is frozen
+"""
+SWEEP = """
+[sweep]
+name = "tiny"
+title = "a tiny sweep"
+preset = "digits"
+control = "none"
+seeds = [0, 1]
+
+[settings]
+data.program = "{data}:Few"
+likelihood.channels = [8]
+likelihood.row_blocks = [1]
+likelihood.pixel_blocks = 1
+likelihood.mixtures = 2
+guide.channels = [8]
+guide.row_blocks = [1]
+guide.features = 8
+training.steps = 30
+training.warmup = 2
+training.log_every = 5
+training.validations = 6
+
+[[arms]]
+name = "none"
+likelihood.use_latents = false
+
+[[arms]]
+name = "delta"
+auxiliary.enabled = true
+grid.prior.rate_nats = [2.0]
+
+[search]
+training.lr = {{low = 1e-3, high = 1e-1, log = true}}
+training.batch = {{low = 4, high = 8}}
+training.optimizer = {{choices = ["adam", "adamw"]}}
+"""
+HEAD = {"name": "s", "title": "t", "preset": "digits"}
+TREE: dict[str, Any] = {
+    "sweep": HEAD,
+    "arms": [{"name": "a", "prior": {"rate_nats": 2.0}}, {"name": "b", "prior": {"alpha": 0.5}}],
+}
+DELTA = "delta,rate_nats=2"
+
+
+# --- The file ---
+
+
+@pytest.mark.parametrize("name", sweep_names())
+def test_shipped_sweeps_can_be_built(name: str) -> None:
+    sweep = read(name)
+    assert sweep.name == name
+    for arm in {arm.family: arm for arm in sweep.arms}.values():
+        build(sweep.config(arm, sweep.seeds[0]), Digits.spec)
+
+
+def test_grids_are_multiplied_out_over_arms() -> None:
+    sweep = parse(
+        {
+            "sweep": HEAD | {"seeds": [3, 4]},
+            "settings": {"prior": {"alpha": 0.5}, "training": {"lr": 0.1, "clip": 5.0}},
+            "arms": [
+                {"name": "p", "grid": {"prior": {"program": ["ar1", "matern"]}}},
+                {"name": "q", "prior": {"dims": 3}},
+            ],
+            "grid": {"guide": {"channels": [[8, 8], [8, 16]]}, "prior": {"rate_nats": [2.5, 4]}},
+        },
+        [("training.clip", 7.0)],
+    )
+    assert [(arm.name, arm.family, arm.across) for arm in sweep.arms] == [
+        (f"{first},channels={channels},rate_nats={rate}", first[0], f"channels={channels},rate_nats={rate}")
+        for first in ("p,ar1", "p,matern", "q")
+        for channels in ("8x8", "8x16")
+        for rate in ("2.5", "4")
+    ]
+    # A grid's rate takes the place of the common α, and the command line has the last word.
+    config = sweep.config(sweep.arm("q,channels=8x16,rate_nats=4"), 4)
+    assert (config.prior.options["rate_nats"], config.prior.options["alpha"], config.prior.options["dims"]) == (
+        4,
+        None,
+        3,
+    )
+    assert (config.guide.options["channels"], config.training.seed) == ((8, 16), 4)
+    assert (config.training.lr, config.training.clip) == (0.1, 7.0)
+    assert parse(TREE, seeds=3).seeds == (0, 1, 2)
+    assert [arm.name for arm in parse({"sweep": HEAD, "grid": {"training": {"lr": [0.1, 0.2]}}}).arms] == [
+        "lr=0.1",
+        "lr=0.2",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("tables", "words"),
+    [
+        ({"arm": []}, "unknown table of a sweep 'arm'; did you mean 'arms'?"),
+        ({"sweep": 3}, "sweep=3: Input should be a valid dictionary"),
+        ({"sweep": HEAD | {"seed": [1]}}, "unknown setting of a sweep 'sweep.seed'; did you mean 'sweep.seeds'?"),
+        ({"sweep": HEAD | {"seeds": []}}, "sweep.seeds: Tuple should have at least 1 item"),
+        ({"sweep": HEAD | {"seeds": [-1]}}, "sweep.seeds: Input should be greater than or equal to 0, got -1"),
+        ({"sweep": HEAD | {"seeds": [1, 1]}}, "sweep.seeds=[1, 1] names a seed twice"),
+        ({"sweep": {"title": "t"}}, "sweep.name is missing; give it a value"),
+        ({"sweep": HEAD | {"name": "../x"}}, "sweep.name='../x' names a folder; take letters, digits and"),
+        ({"sweep": HEAD | {"preset": "digit"}}, "unknown preset 'digit'; did you mean 'digits'?"),
+        ({"sweep": HEAD | {"control": "c"}}, "unknown arm as sweep.control 'c'; known: a, b."),
+        ({"sweep": HEAD | {"control": "a"}}, "the control 'a' hears z; set likelihood.use_latents = false in it"),
+        ({"arms": []}, "there is nothing to run; give [[arms]], a [grid] or a [search]"),
+        ({"arms": {"a": 1}}, "arms: a list of tables is needed"),
+        ({"arms": [{"prior": {}}]}, "arm 1 has no name"),
+        ({"arms": [{"name": "a/b"}]}, "arms, number 1: name='a/b' names a folder"),
+        ({"arms": [{"name": "a"}, {"name": "a", "prior": {"dims": 3}}]}, "two arms are called 'a'"),
+        ({"arms": [{"name": "a"}, {"name": "b", "prior": {"dims": 2}}]}, "the arms 'a' and 'b' have equal settings"),
+        ({"arms": [{"name": "a", "prior": {"dmis": 3}}]}, "arm 'a': unknown setting of the prior 'ar1' 'prior.dmis'"),
+        ({"arms": [{"name": "a", "prior": {"dims": 2.5}}]}, "arm 'a': prior.dims: Input should be a valid integer"),
+        ({"arms": [{"name": "a", "prior": {"alpha": 0.5, "rate_nats": 1.0}}]}, "prior.rate_nats contradict each other"),
+        ({"arms": [{"name": "a", "training": {"seed": 3}}]}, "training.seed is set, but seeds are the sweep's"),
+        ({"settings": 3}, "settings: a table of settings is needed, got 3"),
+        ({"settings": {"lr": 3}}, "unknown setting 'lr'; did you mean 'training.lr'"),
+        ({"grid": {"training": {"lr": []}}}, "grid.training.lr=[] is not a list of values; give some"),
+        ({"grid": {"training": {"lr": 0.1}}}, "grid.training.lr=0.1 is not a list of values; give some"),
+        ({"arms": [{"name": "a", "grid": {"prior": {"dims": 2}}}]}, "arms.a.grid.prior.dims=2 is not a list"),
+        ({"search": {"training": {"lr": 0.1}}}, "search.training.lr=0.1 is not a range; give {low"),
+        ({"search": {"training": {"lr": {"low": 1.0}}}}, "search.training.lr={'low': 1.0}: give low and high"),
+        ({"search": {"training": {"lr": {"low": 2, "high": 1}}}}, "low=2 must lie below high=1"),
+        ({"search": {"training": {"lr": {"low": 0, "high": 1, "log": True}}}}, "low=0 must lie below high=1, and"),
+        ({"search": {"training": {"lr": {"lo": 0}}}}, "unknown setting of a sweep 'search.training.lr.lo'; did"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_in_a_file_is_one_sentence(tables: dict[str, Any], words: str) -> None:
+    with pytest.raises(UserError) as caught:
+        parse({**TREE, **tables})
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["digits-colapse"], "unknown sweep 'digits-colapse'; did you mean 'digits-collapse'?"),
+        (["missing.toml"], "there is no sweep file missing.toml"),
+        (["broken.toml"], "broken.toml is not TOML: "),
+        (["independent-against-temporal", "--set", "auxiliary.hiden=3"], "did you mean 'auxiliary.hidden'?"),
+        (["independent-against-temporal", "--launch", "timeout_min=3"], "--launch timeout_min=3 is for submitit"),
+        (["independent-against-temporal", "--search", "3"], "the sweep 'independent-against-temporal' has no [search]"),
+        (["independent-against-temporal", "--search", "3", "--launcher", "submitit"], "a search runs on this machine"),
+        (
+            ["independent-against-temporal", "--launcher", "submitit", "--launch", "timeout=3"],
+            "submitit refuses {'timeout': 3}: ",
+        ),
+        (["independent-against-temporal", "--out", "full"], "full is not empty and holds no sweep"),
+        (
+            ["independent-against-temporal", "--out", "other"],
+            "other holds another sweep, whose name is 's', not 'independent-against-temporal'",
+        ),
+    ],
+)
+def test_refused_command_lines(args: list[str], words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if {"--search", "submitit"} & set(args):
+        pytest.importorskip("optuna")
+        pytest.importorskip("submitit")
+    monkeypatch.chdir(tmp_path)
+    Path("broken.toml").write_text("[sweep")
+    Path("full").mkdir()
+    Path("full/file").touch()
+    keep(parse(TREE), Path("other"))
+    code, _, err = call("sweep", *args)
+    assert code == 2
+    assert words in err
+    assert len(err.splitlines()) == 1
+
+
+def test_a_folder_takes_other_seeds_of_its_sweep_and_no_other_sweep(tmp_path: Path) -> None:
+    keep(parse(TREE), tmp_path)
+    keep(parse(TREE, seeds=5), tmp_path)
+    with pytest.raises(UserError, match=re.escape("whose arm 'a' has training.lr=None, not 0.5; give another --out")):
+        keep(parse(TREE, [("training.lr", 0.5)]), tmp_path)
+    with pytest.raises(UserError, match=re.escape("with the arm 'b'; give another --out")):
+        keep(parse({**TREE, "arms": TREE["arms"][:1]}), tmp_path)
+    (tmp_path / "sweep.json").write_text("[")
+    with pytest.raises(UserError, match="is damaged"):
+        keep(parse(TREE), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("package", "use"),
+    [
+        ("submitit", lambda out: runs.Submitit(out, 1, {})),
+        ("optuna", lambda out: search.search(parse(TREE), out, 1, 1, print)),
+    ],
+)
+def test_a_missing_package_is_named(
+    package: str, use: Callable[[Path], object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    words = f"this needs {package}; install the extra: pip install 'pyro-delta[sweep]'"
+    with pytest.raises(UserError, match=re.escape(words)):
+        use(tmp_path)
+
+
+# --- Processes ---
+
+
+class Sleeper:
+    """Work whose process says a line and sleeps, and that is done when a file is there."""
+
+    def __init__(self, folder: Path, seconds: float = 0.0, makes: bool = True) -> None:
+        self.folder, self.seconds, self.makes = folder, seconds, makes
+
+    def done(self) -> bool:
+        return (self.folder / "done").exists()
+
+    def command(self) -> list[str]:
+        raise AssertionError
+
+
+@pytest.fixture
+def as_script(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Makes processes of Python's own, in the place of `pyro-delta`."""
+    started = subprocess.Popen
+
+    def popen(command: list[str], **options: Any) -> Any:
+        return started([sys.executable, "-c", command[-1]], **options)
+
+    monkeypatch.setattr(runs.subprocess, "Popen", popen)
+    monkeypatch.setattr(Sleeper, "command", script)
+
+
+def script(work: Sleeper) -> list[str]:
+    """What a sleeper's process does; it ends in order when it is asked to."""
+    made = f"open({str(work.folder / 'done')!r}, 'w')" if work.makes else "sys.exit('no\\nroom')"
+    stop = "signal.signal(15, lambda *_: (print('stopped at step 3', flush=True), sys.exit(130)))"
+    threads = "print(os.environ['OMP_NUM_THREADS'])"
+    return [f"import os, signal, sys, time; {stop}; {threads}; time.sleep({work.seconds}); {made}"]
+
+
+@pytest.mark.usefixtures("as_script")
+def test_threads_failures_and_what_is_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    (good := tmp_path / "a" / "good").mkdir(parents=True)
+    assert runs.carry_out(Sleeper(good), 3) is None
+    assert runs.log_of(good).read_text() == "3\n"
+    assert runs.carry_out(Sleeper(good), 3) is None
+    assert runs.log_of(good).read_text() == "3\n"  # no second process
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    assert runs.carry_out(Sleeper(tmp_path / "bad", makes=False), 3) == "room"
+    assert runs.log_of(tmp_path / "bad").read_text().startswith("7\n")
+
+
+@pytest.mark.parametrize(("cores", "jobs", "threads"), [(8, 2, 4), (8, 3, 2), (2, 5, 1)])
+def test_jobs_share_the_cores(cores: int, jobs: int, threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(psutil, "Process", lambda: SimpleNamespace(cpu_affinity=lambda: list(range(cores))))
+    monkeypatch.setattr(psutil, "cpu_count", lambda logical=True: cores)
+    assert runs.threads_for(jobs) == threads
+
+
+@pytest.mark.usefixtures("as_script")
+def test_a_run_that_another_process_is_at_work_on_is_waited_for(tmp_path: Path) -> None:
+    work = Sleeper(tmp_path / "run", seconds=60)
+    work.folder.mkdir()
+    first = threading.Event()
+    other = threading.Thread(target=runs.carry_out, args=(work, 1, first.is_set))
+    other.start()
+    until(lambda: runs.is_held(work.folder) and "1" in runs.log_of(work.folder).read_text())
+    assert runs.carry_out(work, 1, lambda: True) == "stopped"  # it waits, and may be stopped while it does
+    (work.folder / "done").touch()
+    first.set()
+    assert runs.carry_out(work, 1) is None
+    other.join()
+    assert not runs.is_held(work.folder)
+    assert runs.log_of(work.folder).read_text().splitlines() == ["1", "stopped at step 3"]  # one process
+
+
+@pytest.mark.usefixtures("as_script")
+def test_an_interrupt_ends_all_runs_in_order(tmp_path: Path) -> None:
+    works = [Sleeper(tmp_path / str(number), seconds=60) for number in range(4)]
+    for work in works:
+        work.folder.mkdir()
+    begun = [runs.log_of(work.folder) for work in works[:2]]
+
+    def interrupt() -> None:
+        until(lambda: all(log.exists() and "1" in log.read_text() for log in begun))
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=interrupt).start()
+    told: list[Any] = []
+    with pytest.raises(KeyboardInterrupt):
+        runs.run_all(lambda work, stop: runs.carry_out(work, 1, stop), works, 2, lambda *done: told.append(done))
+    assert [log.read_text().splitlines()[-1] for log in begun] == ["stopped at step 3"] * 2
+    assert not runs.log_of(works[2].folder).exists()
+    assert told == []
+
+
+def until(true: Callable[[], bool]) -> None:
+    """Waits."""
+    end = time.monotonic() + 120
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+# --- Runs ---
+
+
+def one_after_another(
+    launch: runs.Launcher, works: Sequence[runs.Work], jobs: int, finished: Callable[[runs.Work, str | None], None]
+) -> None:
+    """`run_all` in the main thread, which alone may train."""
+    for work in works:
+        finished(work, launch(work, runs.never))
+
+
+def in_process(work: runs.Work, stop: runs.Stop) -> str | None:
+    """A launcher without processes, whose start is most of their time."""
+    if work.done():
+        return None
+    _, _, err = call(*work.command())
+    return None if work.done() else err.splitlines()[-1]
+
+
+@pytest.fixture(scope="module")
+def sweep_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("sweep")
+    (folder / "few.py").write_text(DATA)
+    (folder / "tiny.toml").write_text(SWEEP.format(data=folder / "few.py"))
+    return folder / "tiny.toml"
+
+
+@pytest.fixture(scope="module")
+def sweep(sweep_file: Path) -> Sweep:
+    return read(str(sweep_file))
+
+
+@pytest.fixture(scope="module")
+def done(sweep: Sweep, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A sweep that nothing has interrupted."""
+    out = tmp_path_factory.mktemp("done") / "out"
+    keep(sweep, out)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runs, "run_all", one_after_another)
+        assert runs.run_sweep(sweep, out, in_process, 1, print) == {}
+    return out
+
+
+def numbers_of(out: Path, arm: str, seed: int) -> dict[str, Any]:
+    """A check that was kept, without what is of the code."""
+    numbers = json.loads((out / arm / f"seed-{seed}" / "check.json").read_text())
+    return {key: value for key, value in numbers.items() if key not in ("version", "commit")}
+
+
+def test_a_sweep_that_was_cut_and_goes_on_equals_one_that_was_not(
+    sweep: Sweep, done: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arm = sweep.arm(DELTA)
+    training = runs.training_of(sweep, tmp_path, arm, 1)
+    keep(sweep, tmp_path)
+    monkeypatch.setattr(runs, "POLL", 0.02)
+
+    def begun() -> bool:
+        return any(line["split"] == "validation" for line in read_metrics(training.folder))
+
+    reason = runs.carry_out(training, 1, begun)
+    assert reason is not None
+    assert "go on with: pyro-delta train" in reason
+    assert 0 < read_metrics(training.folder)[-1]["step"] < 30
+    monkeypatch.setattr(runs, "run_all", one_after_another)
+    assert runs.run_sweep(sweep.model_copy(update={"seeds": (1,)}), tmp_path, in_process, 1, print) == {}
+    for name in ("none", DELTA):
+        assert numbers_of(tmp_path, name, 1) == numbers_of(done, name, 1)
+        for file in ("rate", "distortion"):
+            terms = [np.load(out / name / "seed-1" / "terms.npz")[file] for out in (tmp_path, done)]
+            np.testing.assert_array_equal(*terms)
+
+
+def test_what_is_done_is_not_repeated_and_what_is_missing_is_done_by_submitit(sweep_file: Path, done: Path) -> None:
+    submitit = pytest.importorskip("submitit")
+    gone = done / DELTA / "seed-0" / "check.json"
+    before = numbers_of(done, DELTA, 0)
+    gone.unlink()
+    kept = [file for run in done.glob("*/seed-?") for file in run.iterdir() if file.suffix in (".pt", ".json", ".npz")]
+    times = {file: file.stat().st_mtime_ns for file in kept if file != gone.with_name("terms.npz")}
+    assert len(times) == 4 * 5 - 2
+    by_submitit = ["--launcher", "submitit", "--launch", "cluster=local", "--launch", "timeout_min=5"]
+    code, out, err = call("sweep", sweep_file, "--out", done, *by_submitit, "--json")
+    assert code == 0, err
+    assert {file: file.stat().st_mtime_ns for file in times} == times
+    assert numbers_of(done, DELTA, 0) == before
+    assert len(list((done / "submitit").glob("*_submitted.pkl"))) == 1  # what is done asks for no job
+    assert json.loads(out) == json.loads(call("compare", done, "--format", "json")[1])
+    again = runs.Requeued(runs.Judgement(done, None), 1).checkpoint()  # where a cluster takes the node away
+    assert isinstance(again, submitit.helpers.DelayedSubmission)
+
+
+def test_a_run_that_dies_is_told_of_and_the_others_go_on(
+    sweep_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runs, "run_all", one_after_another)
+    finished: set[Path] = set()
+
+    def launch(local: Any, work: runs.Work, stop: runs.Stop) -> str | None:
+        if "none/seed-1" in str(work.folder):
+            return "killed by the machine"
+        finished.add(work.folder)
+        return None
+
+    monkeypatch.setattr(runs.Local, "__call__", launch)
+    monkeypatch.setattr("pyro_delta.report.comparison.compare", lambda *_, **__: compare_nothing())
+    monkeypatch.setattr("pyro_delta.report.formats.written", lambda *_: "the table\n")
+    code, out, err = call("sweep", sweep_file, "--out", tmp_path / "out")
+    assert code == 1
+    assert out == "the table\n"
+    assert "none/seed-1: killed by the machine" in err
+    assert f"{DELTA}/seed-1: its control failed, so that it was not checked" in err
+    assert err.splitlines()[-1].startswith("pyro-delta: 2 of 4 runs failed; their logs stand beside")
+
+
+def compare_nothing() -> None:
+    """In the place of a comparison."""
+
+
+def parse_shorter(sweep: Sweep) -> Sweep:
+    """The same with two steps."""
+    arms = [arm.model_copy(update={"settings": arm.settings | {"training.steps": 2}}) for arm in sweep.arms]
+    return sweep.model_copy(update={"arms": tuple(arms)})
+
+
+# --- The table ---
+
+
+def test_the_table_is_that_of_the_run_folders(sweep: Sweep, done: Path) -> None:
+    found = compare(done)
+    assert (found.baseline, found.title) == ("none", "a tiny sweep")
+    for row in found.rows:
+        checks = [numbers_of(done, row["arm"], seed) for seed in (0, 1)]
+        for key in ("neg_elbo_bpd", "distortion_bpd", "rate_nats_mean", "told_calibrated_nats", "probe_accuracy"):
+            values = [check[key] for check in checks]
+            assert row[key] == pytest.approx(statistics.mean(values))
+            assert row[f"{key}_se"] == pytest.approx(statistics.stdev(values) / math.sqrt(2))
+        assert row["rate_nats_min"] == min(check["rate_nats_min"] for check in checks)
+        assert row["latents_used"] == sum(check["latents_used"] for check in checks)
+    # What `check --control` has measured by itself: bought, and the same less the rate.
+    delta = found.rows[1]
+    checks = [numbers_of(done, DELTA, seed) for seed in (0, 1)]
+    for key, own in (("distortion_below_nats", "bought_nats"), ("neg_elbo_below_nats", "net_bought_nats")):
+        values = [check[own] for check in checks]
+        assert delta[key] == pytest.approx(statistics.mean(values), abs=1e-9)
+        assert delta[f"{key}_se"] == pytest.approx(statistics.stdev(values) / math.sqrt(2), abs=1e-9)
+    terms = [[np.load(done / arm / f"seed-{seed}" / "terms.npz") for seed in (0, 1)] for arm in ("none", DELTA)]
+    gain_sn = np.stack([none["distortion"] - mine["distortion"] for none, mine in zip(*terms)])
+    assert delta["distortion_below_nats_se_data"] == pytest.approx(gain_sn.mean(0).std(ddof=1) / math.sqrt(40))
+    assert found.rows[0]["neg_elbo_below_nats"] is None
+
+
+def test_a_run_with_an_auxiliary_prior_has_the_bound_of_both(done: Path) -> None:
+    run = done / DELTA / "seed-0"
+    by_itself = json.loads(call("evaluate", run, "--with-prior", "auxiliary", "--json")[1])
+    numbers = numbers_of(done, DELTA, 0)
+    assert numbers["auxiliary_neg_elbo_bpd"] == pytest.approx(by_itself["neg_elbo_bpd"])
+    assert numbers["auxiliary_neg_elbo_bpd"] != numbers["neg_elbo_bpd"]
+    assert "auxiliary_neg_elbo_bpd" not in numbers_of(done, "none", 0)
+    none, delta = compare(done).rows
+    assert none["auxiliary_neg_elbo_bpd"] is None
+    both = [numbers_of(done, DELTA, seed)["auxiliary_neg_elbo_bpd"] for seed in (0, 1)]
+    assert delta["auxiliary_neg_elbo_bpd"] == pytest.approx(statistics.mean(both))
+
+
+def test_single_runs_are_arms_with_errors_over_the_data(done: Path) -> None:
+    none, delta = done / "none" / "seed-0", done / DELTA / "seed-0"
+    found = compare([none, none.with_name("seed-1"), delta])
+    assert [row["arm"] for row in found.rows] == [str(none), str(none.with_name("seed-1")), str(delta)]
+    numbers = numbers_of(done, DELTA, 0)
+    row = found.rows[2]
+    for key, own in (("neg_elbo_bpd", "neg_elbo_bpd"), ("neg_elbo_below_nats", "net_bought_nats")):
+        assert row[key] == pytest.approx(numbers[own])
+        assert row[f"{key}_se"] == pytest.approx(numbers[f"{own}_se"])
+    assert "standard errors over the data." in found.notes[0]
+
+
+def test_runs_of_other_data_are_not_paired(done: Path) -> None:
+    folder = done / DELTA / "seed-0"
+    text = (folder / "check.json").read_text()
+    try:
+        (folder / "check.json").write_text(text.replace(json.loads(text)["judged_digest"], "another"))
+        found = compare([done / "none" / "seed-0", folder])
+    finally:
+        (folder / "check.json").write_text(text)
+    assert found.rows[1]["neg_elbo_below_nats"] is None
+    assert found.notes[-1].startswith("Of other data or seeds")
+
+
+def test_a_run_without_a_check_is_checked_first(done: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = done / DELTA / "seed-1"
+    before = numbers_of(done, DELTA, 1)
+    (folder / "check.json").unlink()
+    code, out, err = call("compare", done, "--format", "json")
+    assert code == 0
+    assert err == f"checking {folder} first\n"
+    assert numbers_of(done, DELTA, 1) == before
+    assert json.loads(out)["rows"][1]["seeds"] == 2
+
+
+def test_forms_and_figure(done: Path, tmp_path: Path) -> None:
+    code, text, _ = call("compare", done, "--figure", tmp_path / "plane.png")
+    assert code == 0
+    assert (tmp_path / "plane.png").read_bytes().startswith(b"\x89PNG")
+    row = compare(done).rows[1]
+    assert re.search(rf"{DELTA} .* {row['distortion_bpd']:.4f} ± {row['distortion_bpd_se']:.4f} ", text)
+    table = list(csv.DictReader(io.StringIO(call("compare", done, "--format", "csv")[1])))
+    assert float(table[1]["distortion_bpd"]) == row["distortion_bpd"]
+    assert table[0]["neg_elbo_below_nats"] == ""
+    markdown = call("compare", done, "--format", "markdown")[1].splitlines()
+    assert len({line.count("|") for line in markdown[:4]}) == 1
+    assert call("compare", done, "--format", "latex", "--out", tmp_path / "table.tex")[:2] == (0, "")
+    latex = (tmp_path / "table.tex").read_text()
+    assert r"delta,rate\_nats=2 & " in latex
+    assert latex.count(r"\\") == 3
+    assert not re.search(r"[±−δ]", latex.partition(r"\end{tabular}")[0])
+
+
+@pytest.mark.parametrize(("key", "value"), [("finished", False), ("config_digest", "another"), ("split", "validation")])
+def test_a_check_of_the_past_or_of_other_data_is_made_again(key: str, value: object, done: Path) -> None:
+    folder = done / DELTA / "seed-0"
+    judgement = runs.Judgement(folder, done / "none" / "seed-0")
+    assert judgement.done()
+    assert not runs.Judgement(folder, None).done()
+    text = (folder / "check.json").read_text()
+    try:
+        (folder / "check.json").write_text(json.dumps({**json.loads(text), key: value}))
+        assert not judgement.done()
+    finally:
+        (folder / "check.json").write_text(text)
+
+
+def rows_of(families: Sequence[str], along: Sequence[str]) -> list[ArmChecks]:
+    """Arms whose rate grows along the grid."""
+    numbers = {
+        "unit": "bits/dim", "split": "test", "n_images": 3, "judged_digest": "d", "delta_nats": 1.0,
+        "floor_holds": True, "latents_used": True, "shuffled_gap_nats": 1.0, "shuffled_gap_se": 0.1,
+        "neg_elbo_bpd": 2.0, "distortion_bpd": 1.0,
+    }  # fmt: skip
+    arms = []
+    for family in families:
+        for rate, place in enumerate(along):
+            mine = {**numbers, "rate_nats_mean": float(rate), "rate_nats_min": 0.5, "told_calibrated_nats": rate / 2}
+            terms = np.full(3, float(rate))
+            arms.append(ArmChecks(f"{family},{place}", family, place, {0: Kept(mine, terms, terms)}))
+    return arms
+
+
+def test_families_are_drawn_along_a_grid_or_in_the_plane() -> None:
+    for along, panels in ((["width=2", "width=4"], 3), (["", ""], 2)):
+        found = summary("t", rows_of(["a", "b"], along), "a,width=2" if panels == 3 else "a,")
+        figure = comparison_figure(found)
+        assert len(figure.axes) == panels
+        told = figure.axes[1]
+        assert {text.get_text() for text in figure.axes[-1].get_legend().get_texts()} >= {"a", "b"}
+        lines = [container.lines[0].get_xydata().tolist() for container in told.containers]
+        assert lines == [[[0, 0], [1, 0.5]]] * 2
+        if panels == 3:
+            assert [label.get_text() for label in told.get_xticklabels()] == along
+
+
+def test_the_front_has_what_nothing_beats() -> None:
+    arms = rows_of(["a"], ["x", "y", "z"])
+    for arm, distortion in zip(arms, (3.0, 1.0, 2.0)):
+        arm.checks[0].numbers["distortion_bpd"] = distortion
+    found = summary("t", arms, "a,x")
+    assert [row["on_front"] for row in found.rows] == [True, True, False]
+    assert found.notes[-1] == "Pareto front of rate and distortion: a,x, a,y."
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["nowhere"], "nowhere is not a run"),
+        (["sweep", "sweep"], "sweep is a sweep, and compared by itself"),
+        (["sweep"], "sweep holds no run yet; pyro-delta sweep makes them"),
+    ],
+)
+def test_refused_comparisons(args: list[str], words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    keep(parse(TREE), Path("sweep"))
+    code, _, err = call("compare", *args)
+    assert code == 2
+    assert words in err
+
+
+# --- Search ---
+
+SEARCH = {"training": {"lr": {"low": 1e-3, "high": 1e-1, "log": True}}}
+
+
+class Scripted:
+    """A launcher whose runs train nothing, and have the better validations, the nearer their rate is to 0.01."""
+
+    begun: ClassVar[list[Path]] = []
+    interrupt_at = -1
+
+    def __init__(self, jobs: int) -> None:
+        pass
+
+    def __call__(self, work: runs.Training, stop: runs.Stop) -> str | None:
+        self.begun.append(work.folder)
+        work.folder.mkdir(parents=True, exist_ok=True)
+        bound = 2 + abs(math.log(work.settings["training.lr"] / 0.01))
+        for step in (10, 20, 30):
+            if len(self.begun) == self.interrupt_at and step == 20:
+                os.kill(os.getpid(), signal.SIGINT)
+                time.sleep(0.05)
+            with (work.folder / "metrics.jsonl").open("a") as file:
+                file.write(json.dumps({"step": step, "split": "validation", "neg_elbo_bpd": bound + 1 / step}) + "\n")
+            if stop():
+                return f"stopped at step {step}"
+        return None
+
+
+def test_a_search_is_kept_goes_on_and_prunes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    optuna = pytest.importorskip("optuna")
+    monkeypatch.setattr(search, "Local", Scripted)
+    monkeypatch.setattr(Scripted, "begun", [])
+    sweep = parse({**TREE, "arms": TREE["arms"][:1], "search": SEARCH})
+    monkeypatch.setattr(Scripted, "interrupt_at", 4)
+    with pytest.raises(KeyboardInterrupt):
+        search.search(sweep, tmp_path, 12, 1, print)
+    cut = Scripted.begun[-1]
+    assert len(Scripted.begun) == 4
+    found = search.search(sweep, tmp_path, 12, 1, print)
+    assert Scripted.begun[4] == cut  # the trial that was cut short goes on, in its own folder
+    assert found.trials["complete"] + found.trials["pruned"] == 12
+    assert found.trials["pruned"] > 0
+    study = optuna.load_study(storage=f"sqlite:///{tmp_path / 'search.db'}", study_name="s")
+    rates = {
+        trial.number: trial.params["training.lr"]
+        for trial in study.get_trials(states=(optuna.trial.TrialState.COMPLETE,))
+    }
+    assert found.best["training.lr"] == min(rates.values(), key=lambda lr: abs(math.log(lr / 0.01)))
+    assert found.neg_elbo_bpd == pytest.approx(2 + abs(math.log(found.best["training.lr"] / 0.01)) + 1 / 30)
+    assert found.folder.is_dir()
+    # No more than was asked for, and none twice.
+    assert len(Scripted.begun) == 13
+    assert len({trial.params["training.lr"] for trial in study.trials}) == 12
+    search.search(sweep, tmp_path, 12, 1, print)
+    assert len(Scripted.begun) == 13
+
+
+def test_a_search_refuses_bad_ranges_before_any_work(tmp_path: Path) -> None:
+    pytest.importorskip("optuna")
+    arms = TREE["arms"][:1]
+    bad = parse({**TREE, "arms": arms, "search": {"training": {"lr": {"low": -1.0, "high": 1.0}}}})
+    with pytest.raises(UserError, match=re.escape("training.lr: Input should be greater than 0, got -1.0")):
+        search.search(bad, tmp_path, 1, 1, print)
+    with pytest.raises(UserError, match="a search is over one arm, and the sweep 's' has 2; leave one"):
+        search.search(parse({**TREE, "search": SEARCH}), tmp_path, 1, 1, print)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_trial_is_an_ordinary_run(sweep: Sweep, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("optuna")
+    monkeypatch.setattr(runs.Local, "__call__", lambda local, work, stop: in_process(work, stop))
+    one = sweep.model_copy(update={"arms": parse_shorter(sweep).arms[1:], "control": None})
+    found = search.search(one, tmp_path, 1, 1, print)
+    best = min(line["neg_elbo_bpd"] for line in read_metrics(found.folder) if line["split"] == "validation")
+    assert found.neg_elbo_bpd == best
+    config = json.loads((found.folder / "config.json").read_text())
+    assert {key: config["training"][key.removeprefix("training.")] for key in found.best} == found.best
+    assert isinstance(found.best["training.batch"], int)
