@@ -122,11 +122,7 @@ def is_held(folder: Path) -> bool:
     if not log_of(folder).exists():
         return False
     with log_of(folder).open("a") as log:
-        try:
-            fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-    return False
+        return not _locked(log.fileno())
 
 
 def never() -> bool:
