@@ -198,6 +198,19 @@ def summary(title: str, arms: Sequence[ArmChecks], baseline: str, missing: int =
     return Comparison(title, units[0], baseline, rows, _notes(arms, rows, base, missing))
 
 
+def finished_runs(runs: Sequence[Path]) -> dict[str, list[Path]]:
+    """Folders of finished runs by arm, of a sweep or of single runs, which are arms each."""
+    if not (runs[0] / KEPT).exists():
+        return {name: [folder] for name, folder in zip(_names(runs), runs)}
+    sweep = kept_sweep(runs[0])
+    found = {arm.name: [run_folder(runs[0], arm, seed) for seed in sweep.seeds] for arm in sweep.arms}
+    found = {
+        name: [folder for folder in folders if (folder / CHECKPOINT).exists() and load(folder).finished]
+        for name, folders in found.items()
+    }
+    return {name: folders for name, folders in found.items() if folders}
+
+
 def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
     """Mean and its standard error, which is 0 for a single value."""
     mean = sum(values) / len(values)
