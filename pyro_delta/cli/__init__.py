@@ -12,6 +12,7 @@ from typing import NoReturn
 import click
 
 from pyro_delta import __version__
+from pyro_delta.cli.streams import is_plain, lost_output, plain, steady
 from pyro_delta.errors import CheckFailed, NothingCertified, UserError, is_out_of_memory, unknown_name
 
 COMMANDS = {
@@ -78,7 +79,9 @@ def cli(ctx: click.Context) -> None:
 
 def main(args: Sequence[str] | None = None) -> NoReturn:
     """Runs a command line and exits: 0 done, 1 a check failed, 2 a mistake, 3 nothing certified, 130 stopped."""
+    steady()
     try:
+        check_plain(sys.argv[1:] if args is None else args)
         code = cli.main(args, prog_name="pyro-delta", standalone_mode=False)
         sys.stdout.flush()
     except click.ClickException as error:
@@ -91,9 +94,6 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
         code = _complain(str(error), 3)
     except (click.Abort, KeyboardInterrupt):
         code = _complain("stopped.", 130)
-    except BrokenPipeError:  # the reader of our output went away, as in `pyro-delta list | head -1`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 0
     except OSError as error:
         if error.filename is None:
             raise
@@ -109,9 +109,23 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
                 raise
             message = str(mistake)
         code = _complain(message, 2)
-    sys.exit(code if isinstance(code, int) else 0)
+    code = code if isinstance(code, int) else 0
+    if code == 0 and (lost := lost_output()) is not None and lost.errno in FULL:
+        code = _complain(f"the output could not be written: {lost.strerror}; make room there.", 2)
+    sys.exit(code)
+
+
+def check_plain(args: Sequence[str]) -> None:
+    """Refuses arguments by which a terminal that shows them would be steered.
+
+    Raises:
+        UserError: naming the first.
+    """
+    for argument in args:
+        if not is_plain(argument):
+            raise UserError(f"{argument!r} holds control characters; give the folder or file another name.")
 
 
 def _complain(message: str, code: int) -> int:
-    click.echo(f"pyro-delta: {' '.join(message.split())}", err=True)
+    click.echo(f"pyro-delta: {plain(message)}", err=True)
     return code
