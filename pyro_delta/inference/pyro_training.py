@@ -198,7 +198,7 @@ def start_guide(vae: VAE, split: Split) -> None:
     """Lets a guide that offers it take its initial weights from data; weights that are restored later replace them."""
     if start_from := getattr(vae.guide, "start_from", None):
         with parameters_of(vae):
-            call(start_from, split.extras, split.x)
+            call(start_from, split.extras, split.x[:])
 
 
 class Window:

@@ -1,0 +1,134 @@
+"""Data larger than memory: how much of it is resident while it is converted, trained on and read, and how fast it is.
+
+As many random images as ImageNet has, 32×32 in colour, in files like those of its downsampled release, in a folder that
+is deleted afterwards. Each row is a process of its own: the conversion; a short training of a tiny model; batches from
+the file, a pass over the set, whose checksums are compared in the first pass alone; and the same batches from memory.
+Resident memory is the peak of the process, with the pages of the file that it holds; what torch takes before it reads
+any data is a row, too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import pickle
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from record import add_common_arguments, write
+
+import pyro_delta
+from pyro_delta.data import Batches, Split, load
+from pyro_delta.data.images.imagenet import BATCHES
+
+TINY = {
+    "training.steps": 30, "training.batch": 32, "training.validations": 1, "training.validation_images": 100,
+    "likelihood.channels": [8], "likelihood.row_blocks": [1], "likelihood.pixel_blocks": 1, "guide.channels": [8],
+    "guide.row_blocks": [1], "guide.pixel_blocks": 1, "guide.features": 8, "prior.dims": 1,
+}  # fmt: skip
+VALIDATION = 5000
+
+
+def make(home: Path, images: int, seed: int) -> None:
+    """The files of a release with so many training images."""
+    rng = np.random.default_rng(seed)
+    for number, name in enumerate(BATCHES):
+        count = 5000 if name == BATCHES[-1] else images // 10
+        data = rng.integers(0, 256, (count, 3072), dtype=np.uint8)
+        labels = rng.integers(1, 1001, count).tolist()
+        with (home / name).open("wb") as file:
+            pickle.dump({"data": data, "labels": labels, "mean": data[:100].mean(0)}, file, protocol=2)
+        print(f"{name}: {number + 1} of {len(BATCHES)}", file=sys.stderr)
+
+
+def nothing(root: str, seed: int) -> dict[str, Any]:
+    """Imports alone."""
+    return {}
+
+
+def conversion(root: str, seed: int) -> dict[str, Any]:
+    """The first load."""
+    began = time.perf_counter()
+    data = load("imagenet32", root=root, validation=VALIDATION, seed=seed)
+    return {"images_per_s": (len(data.train) + VALIDATION) / (time.perf_counter() - began)}
+
+
+def opening(root: str, seed: int) -> dict[str, Any]:
+    """Every later load."""
+    began = time.perf_counter()
+    load("imagenet32", root=root, validation=VALIDATION, seed=seed)
+    return {"seconds": time.perf_counter() - began}
+
+
+def training(root: str, seed: int) -> dict[str, Any]:
+    """30 steps, a validation and its files."""
+    data = load("imagenet32", root=root, validation=VALIDATION, seed=seed)
+    with tempfile.TemporaryDirectory() as out:
+        pyro_delta.train({**TINY, "training.seed": seed}, data=data, preset="photos", out=Path(out) / "run")
+    return {}
+
+
+def reading(root: str, seed: int, batch: int = 64) -> dict[str, Any]:
+    """Two passes over all training images in batches."""
+    split: Any = load("imagenet32", root=root, validation=VALIDATION, seed=seed).train
+    first, later = passes(split, batch, seed)
+    return {"first_pass_images_per_s": first, "images_per_s": later}
+
+
+def memory(root: str, seed: int, batch: int = 64) -> dict[str, Any]:
+    """The same of a copy in memory."""
+    split: Any = load("imagenet32", root=root, validation=VALIDATION, seed=seed).train
+    x = torch.empty(split.x.shape, dtype=torch.uint8)
+    for start in range(0, len(x), 10_000):
+        x[start : start + 10_000] = split.x[start : start + 10_000]
+    return {"images_per_s": passes(Split(x, split.labels), batch, seed)[1]}
+
+
+def passes(split: Split, batch: int, seed: int) -> list[float]:
+    """Images a second in each of two passes."""
+    batches, rates = Batches(split, batch, seed, "cpu"), []
+    for number in range(2):
+        began = time.perf_counter()
+        for step in range(batches.batches_per_epoch):
+            batches.batch(number * batches.batches_per_epoch + step)
+        rates.append(batch * batches.batches_per_epoch / (time.perf_counter() - began))
+    return rates
+
+
+WORK = {work.__name__: work for work in (nothing, conversion, opening, training, reading, memory)}
+
+
+def main() -> None:
+    """Makes the files, and runs each of `WORK` in a process."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_common_arguments(parser, "large_data")
+    parser.add_argument("--images", type=int, default=1_280_000)
+    parser.add_argument("--work", choices=WORK, help=argparse.SUPPRESS)
+    parser.add_argument("--root", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.work:
+        found = WORK[arguments.work](arguments.root, arguments.seed)
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        print(json.dumps({"work": arguments.work, "peak_gib": peak / 2**30, **found}))
+        return
+    rows = []
+    with tempfile.TemporaryDirectory() as root:
+        make(Path(root), arguments.images, arguments.seed)
+        for work in WORK:
+            again = [sys.executable, __file__, "--seed", str(arguments.seed), "--work", work, "--root", root]
+            said = subprocess.run(again, check=True, stdout=subprocess.PIPE, text=True).stdout
+            row = json.loads(said.splitlines()[-1])
+            columns = ("work", "peak_gib", "seconds", "first_pass_images_per_s", "images_per_s")
+            rows.append({column: row.get(column) for column in columns})
+    write(arguments.out, arguments.seed, rows, images=arguments.images)
+
+
+if __name__ == "__main__":
+    main()
