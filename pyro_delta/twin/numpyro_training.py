@@ -95,6 +95,8 @@ class NumPyroTraining(Training):
             raise UserError(
                 f"objective.program={config.objective.program} is trained by --backend pyro alone; use that."
             )
+        if settings.recompute:
+            raise UserError("training.recompute goes with --backend pyro; leave it out, or use that.")
         if config.auxiliary.enabled:
             raise UserError("auxiliary.enabled goes with --backend pyro; leave it out, and run train-prior afterwards.")
         self.data, self.batches = data, Batches(data.train, settings.batch, settings.seed, "cpu")
