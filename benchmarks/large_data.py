@@ -3,8 +3,7 @@
 As many random images as ImageNet has, 32×32 in colour, in files like those of its downsampled release, in a folder that
 is deleted afterwards. Each row is a process of its own: the conversion; a short training of a tiny model; batches from
 the file, a pass over the set, whose checksums are compared in the first pass alone; and the same batches from memory.
-Resident memory is the peak of the process, with the pages of the file that it holds; what torch takes before it reads
-any data is a row, too.
+Resident memory is the peak of the process; what the imports take before any data are read is a row, too. Linux alone.
 """
 
 from __future__ import annotations
@@ -12,7 +11,6 @@ from __future__ import annotations
 import argparse
 import json
 import pickle
-import resource
 import subprocess
 import sys
 import tempfile
@@ -22,7 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from record import add_common_arguments, write
+from record import add_common_arguments, peak_gib, write
 
 import pyro_delta
 from pyro_delta.data import Batches, Split, load
@@ -115,8 +113,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.work:
         found = WORK[arguments.work](arguments.root, arguments.seed)
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        print(json.dumps({"work": arguments.work, "peak_gib": peak / 2**30, **found}))
+        print(json.dumps({"work": arguments.work, "peak_gib": peak_gib(), **found}))
         return
     rows = []
     with tempfile.TemporaryDirectory() as root:

@@ -10,14 +10,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import time
 from typing import Any
 
 import torch
-from record import add_common_arguments, write
+from record import add_common_arguments, peak_gib, write
 
 from pyro_delta.api.train import prepare
 from pyro_delta.config import load_preset
@@ -41,11 +40,6 @@ def settings_of(program: str, depth: int) -> dict[str, Any]:
     }
 
 
-def peak() -> float:
-    """Resident memory of this process at its highest so far, GiB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 2**30
-
-
 def measure(program: str, depth: int, recompute: bool, seed: int) -> dict[str, Any]:
     """Steps in this process."""
     torch.manual_seed(seed)
@@ -57,7 +51,7 @@ def measure(program: str, depth: int, recompute: bool, seed: int) -> dict[str, A
         config, steps = load_preset("photos", list({**chosen, **own}.items())), 3
     split = Split(torch.randint(256, (max(config.training.batch, 256), *SPEC.shape)).to(torch.uint8))
     training: Any = prepare(config, "cpu", data=Splits(SPEC, split, split, split))
-    before, times = peak(), []
+    before, times = peak_gib(), []
     with training.running():
         for step in range(steps):
             began = time.perf_counter()
@@ -70,7 +64,7 @@ def measure(program: str, depth: int, recompute: bool, seed: int) -> dict[str, A
         "recompute": recompute,
         "batch": config.training.batch,
         "parameters": sum(weight.numel() for weight in training.vae.parameters()),
-        "peak_gib": peak(),
+        "peak_gib": peak_gib(),
         "before_gib": before,
         "ms_per_step": 1000 * min(times[1:] or times),
     }

@@ -34,10 +34,9 @@ PER_FILE, HELD_OUT = 12, 20
 
 @pytest.fixture(autouse=True)
 def _large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A few images count as many; so do the bytes after which pages are handed back."""
+    """A few images count as many."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "user-cache"))
     monkeypatch.setattr(stored_module, "HELD", 10 * 3072)
-    monkeypatch.setattr(stored_module, "MAPPED", 50 * 3072)
     monkeypatch.setattr(cache, "SAVED_EVERY", 0.0)
     monkeypatch.setattr(folder, "PART", 5)
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import mmap
+import os
+import weakref
 import zlib
 from pathlib import Path
 from typing import Any
@@ -14,16 +15,14 @@ from torch import Tensor
 from pyro_delta.errors import UserError
 
 HELD = 64 << 20
-"""Bytes: a part of stored data that takes no more is read into memory at once, …"""
-MAPPED = 64 << 20
-"""… and so much is read through the map before its pages are handed back."""
+"""Bytes: a part of stored data that takes no more is read into memory at once."""
 
 
 class StoredFile:
-    """A memory-mapped array of bytes (N, *shape), every row of which is compared with its checksum when first read.
+    """An array of bytes in a file, every row of which is compared with its checksum when it is first read.
 
-    Pages that were read count as the process's own until they are handed back, which is done every `MAPPED` bytes; the
-    system keeps them as long as it has memory for them, and they come back without the disk.
+    Rows are read by their place. A memory map would be slower for random rows, and whatever it maps around them would
+    count as the process's own memory, soon all of it; read, they stay in the system's cache as long as there is room.
 
     Args:
         path: of the file.
@@ -33,49 +32,32 @@ class StoredFile:
     """
 
     def __init__(self, path: Path, offset: int, sums: np.ndarray, shape: tuple[int, ...]) -> None:
-        self.path, self.sums = path, sums
-        with path.open("rb") as file:
-            # Private, so that torch may take the memory for writable; nothing writes to it.
-            self.map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
-        # Rows are read in random order, for evaluation, too: reading ahead would read the file many times over.
-        self._advise("MADV_RANDOM")
-        count = len(sums) * int(np.prod(shape))
-        rows = np.frombuffer(self.map, np.uint8, count=count, offset=offset)
-        self.values = torch.from_numpy(rows).view(len(sums), *shape)
+        self.path, self.offset, self.sums = path, offset, sums
+        self.shape = torch.Size((len(sums), *shape))
+        self.descriptor = os.open(path, os.O_RDONLY)
+        weakref.finalize(self, os.close, self.descriptor)
         self.known = np.zeros(len(sums), bool)
-        self.read_since = 0
-
-    @property
-    def shape(self) -> torch.Size:
-        """(N, *shape)."""
-        return self.values.shape
 
     def read(self, rows: Tensor) -> Tensor:
-        """Rows by number, a copy.
+        """Rows by number, int64 (M,) → (M, *shape).
 
         Raises:
             UserError: if one is not what was written.
         """
-        found = self.values[rows]
-        numbers = rows.numpy()
-        if not self.known[numbers].all():
-            bytes_of = found.numpy().reshape(len(numbers), -1)
-            for number, row in zip(numbers.tolist(), bytes_of, strict=True):
-                if zlib.crc32(row.data) != self.sums[number]:
-                    raise UserError(
-                        f"{self.path} is damaged at datum {number}; delete the folder {self.path.parent}, and it is "
-                        "made anew from the data."
-                    )
-            self.known[numbers] = True
-        self.read_since += found.numel()
-        if self.read_since > MAPPED:
-            self._advise("MADV_DONTNEED")
-            self.read_since = 0
+        size = self.shape[1:].numel()
+        found = torch.empty(len(rows), *self.shape[1:], dtype=torch.uint8)
+        memory = found.numpy().reshape(-1).data
+        for place, row in enumerate(rows.tolist()):
+            part = memory[place * size : (place + 1) * size]
+            whole = os.preadv(self.descriptor, [part], self.offset + row * size) == size
+            if not self.known[row]:
+                self.known[row] = whole and zlib.crc32(part) == self.sums[row]
+            if not (whole and self.known[row]):
+                raise UserError(
+                    f"{self.path} is damaged at datum {row}; delete the folder {self.path.parent}, and it is made anew "
+                    "from the data."
+                )
         return found
-
-    def _advise(self, name: str) -> None:
-        if (advice := getattr(mmap, name, None)) is not None:  # not every system knows it
-            self.map.madvise(advice)
 
 
 class Stored:

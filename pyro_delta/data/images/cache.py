@@ -81,7 +81,7 @@ def converted(folder: Path, parts: Sequence[Part], *, in_memory: bool) -> Kept:
     Args:
         folder: where the data are.
         parts: of the set, in order.
-        in_memory: whether the images are few enough to be read; else they stay in the file, which is mapped.
+        in_memory: whether the images are few enough to be read; else they stay in the file.
 
     Raises:
         UserError: if a part cannot be read, or there is no place for the images.

@@ -39,7 +39,7 @@ def read_folder(folder: Path) -> tuple[Split, Split, tuple[str, ...] | None]:
     """Training split, test split and classes of a folder; both splits in the order of the class and file names.
 
     The decoded images are cached, and the cache serves as long as no file changes its name, size or time. More than
-    `IN_MEMORY` images are not held in memory: they are read from the cache batch by batch.
+    `IN_MEMORY` images are not held in memory: they are read from the cache as they are asked for.
 
     Raises:
         UserError: if the folder or a split is missing, empty or mixes class folders with images, if the two splits have
