@@ -16,16 +16,17 @@ import time
 from typing import Any
 
 import torch
-from record import add_common_arguments, peak_gib, write
+from record import add_common_arguments, peak_gib, print_table, save
 
 from pyro_delta.api.train import prepare
 from pyro_delta.config import load_preset
 from pyro_delta.data import Split, Splits
 from pyro_delta.data.images import ImageSpec
+from pyro_delta.inference.training import START_DATA
 
 SPEC = ImageSpec(3, 32, 32, 256)
-DEPTHS = (1, 2, 4, 8)
-BATCH = 16
+DEPTHS = (2, 4, 8)
+BATCH = 8
 EAGER = {"training.bf16": False, "training.channels_last": False, "training.compile": False}
 
 
@@ -49,7 +50,9 @@ def measure(program: str, depth: int, recompute: bool, seed: int) -> dict[str, A
     else:
         own = {"likelihood.program": program, "training.batch": BATCH, **settings_of(program, depth)}
         config, steps = load_preset("photos", list({**chosen, **own}.items())), 3
-    split = Split(torch.randint(256, (max(config.training.batch, 256), *SPEC.shape)).to(torch.uint8))
+    # Of the preset itself the guide starts from as many data as in a training; else this would take most of the memory.
+    count = START_DATA if program == "cifar10-paper" else BATCH
+    split = Split(torch.randint(256, (count, *SPEC.shape)).to(torch.uint8))
     training: Any = prepare(config, "cpu", data=Splits(SPEC, split, split, split))
     before, times = peak_gib(), []
     with training.running():
@@ -90,8 +93,9 @@ def main() -> None:
             again = [sys.executable, __file__, "--seed", str(arguments.seed), "--row", *row]
             said = subprocess.run(again, check=True, stdout=subprocess.PIPE, text=True).stdout
             rows.append(json.loads(said.splitlines()[-1]))
+            save(arguments.out, arguments.seed, rows)  # the last of them take long
             print(rows[-1], file=sys.stderr)
-    write(arguments.out, arguments.seed, rows)
+    print_table(rows)
 
 
 if __name__ == "__main__":
