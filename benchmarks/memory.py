@@ -2,7 +2,7 @@
 
 Each row is a process of its own, in which one of a few programs makes two steps on random images of 32×32 in eager
 float32 on the CPU. Its peak resident memory is split into what it has before the first step (interpreter, libraries,
-weights, a guide started from data) and what the steps add; seconds are those of the processor, for the second of two steps.
+weights, a guide started from data) and what the steps add; seconds are those of the processor, for the last step.
 `--paper` adds a step of `cifar10-paper` itself, at batch 1; its guide starts from fewer data than in a training.
 """
 
