@@ -3,7 +3,7 @@
 As many random images as ImageNet has, 32×32 in colour, in files like those of its downsampled release, in a folder that
 is deleted afterwards. Each row is a process of its own: the conversion; a short training of a tiny model; random
 batches of 64 from the file, in the system's cache, whose checksums are compared in the first pass alone; and the same
-batches from memory. Images a second are those of processor time, but for the conversion, of which they are by the clock.
+batches from memory. Images a second are those of processor time; of the conversion they are by the clock.
 Resident memory is the peak of the process; what the imports take before any data are read is a row, too. Linux alone.
 """
 
