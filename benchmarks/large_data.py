@@ -3,7 +3,7 @@
 As many random images as ImageNet has, 32×32 in colour, in files like those of its downsampled release, in a folder that
 is deleted afterwards. Each row is a process of its own: the conversion; a short training of a tiny model; random
 batches of 64 from the file, in the system's cache, whose checksums are compared in the first pass alone; and
-batches of `IN_MEMORY` images in memory. Images a second are those of processor time; of the conversion they are by the clock.
+batches of `IN_MEMORY` images in memory. Images a second are those of processor time, of the conversion by the clock.
 Resident memory is the peak of the process; what the imports take before any data are read is a row, too. Linux alone.
 """
 
@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from record import add_common_arguments, peak_gib, write
 
 import pyro_delta
