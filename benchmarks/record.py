@@ -92,6 +92,15 @@ def machine() -> dict[str, Any]:
     }
 
 
+def peak_gib() -> float:
+    """Resident memory of this process at its highest so far; on Linux.
+
+    `resource.getrusage` would count what the process that started this one had, too.
+    """
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 2**20
+
+
 def print_table(rows: Sequence[dict[str, Any]]) -> None:
     """Aligned columns under the keys of the first row."""
     columns = list(rows[0])

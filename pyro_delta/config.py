@@ -122,6 +122,8 @@ class TrainingConfig(Section):
     bf16: bool = False
     """bfloat16 autocast inside the networks, on devices that compute in it; float32 on others"""
     channels_last: bool = False
+    recompute: bool = False
+    """activations of the networks' blocks are computed again in the backward pass: less memory, more time"""
     compile: bool = False
     """torch.compile the networks (the first call takes a minute)"""
     log_every: int = Field(50, ge=1)

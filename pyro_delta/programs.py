@@ -43,6 +43,7 @@ SHIPPED: dict[str, dict[str, str]] = {
         "photos": "pyro_delta.data.images.datasets:Photos",
         "cifar10": "pyro_delta.data.images.datasets:CIFAR10",
         "mnist": "pyro_delta.data.images.datasets:MNIST",
+        "imagenet32": "pyro_delta.data.images.imagenet:ImageNet32",
         "folder": "pyro_delta.data.images.datasets:Folder",
         "descriptions": "pyro_delta.data.sequences.text:Descriptions",
         "given": "pyro_delta.data.splits:Given",

@@ -707,7 +707,7 @@ BAD: dict[str, tuple[list[str], str, Callable[[Path, Path], None]]] = {
 
 def contents(folder: Path) -> dict[str, bytes | None]:
     """Every file below a folder; the cache of decoded images does not count."""
-    paths = [path for path in sorted(folder.rglob("*")) if path.name != ".pyro-delta-cache.npz"]
+    paths = [path for path in sorted(folder.rglob("*")) if ".pyro-delta-cache" not in path.parts]
     return {str(path): path.read_bytes() if path.is_file() else None for path in paths}
 
 

@@ -78,12 +78,12 @@ def inpaint(
     found, names = read_given(loaded, given, num, data_root)
     completed = []
     with counting("completing", len(found)) as advance:
-        for image in found.x.long():
+        for image in found.x[:].long():
             completed.append(
                 complete(loaded.vae, image, keep_hw, particles=particles, completions=completions, seed=seed)
             )
             advance(1)
-    spec.show(completion_sheet(found.x, keep_hw, completed), out, len(found))
+    spec.show(completion_sheet(found.x[:], keep_hw, completed), out, len(found))
     sizes = [done.effective_sample_size for done in completed]
     if as_json:
         found_sizes = dict(zip(names, sizes))

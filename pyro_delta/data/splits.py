@@ -1,4 +1,4 @@
-"""Data in memory: splits of it, and the orders they are drawn in."""
+"""Splits of data, in memory or in a file, and the orders they are drawn in."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pyro_delta.data.stored import Stored
 from pyro_delta.errors import UserError
 from pyro_delta.protocol import Batch, Spec
 from pyro_delta.validation import Seed
@@ -25,7 +26,7 @@ class Split:
     """Data of one split.
 
     Attributes:
-        x: the data, (N, *shape).
+        x: the data, (N, *shape); a `pyro_delta.data.stored.Stored` stands for a tensor that memory should not hold.
         labels: int64 of shape (N,), or None for data without classes.
         extras: what goes with x in every batch, by name, each of N entries: lengths, masks, covariates.
         key: the name of x itself in a batch that is a dict.
@@ -43,7 +44,8 @@ class Split:
     def take(self, order: Tensor | slice) -> Split:
         """The data at the indices `order`, a slice or int64 of shape (M,), in that order."""
         extras = {name: values[order] for name, values in self.extras.items()}
-        return Split(self.x[order], None if self.labels is None else self.labels[order], extras, self.key)
+        x = self.x.part(order) if isinstance(self.x, Stored) else self.x[order]
+        return Split(x, None if self.labels is None else self.labels[order], extras, self.key)
 
     def batch(self, order: Tensor | slice = slice(None)) -> Batch:
         """The data at the indices as programs take them: x, or a dict of x and the extras."""
@@ -60,7 +62,7 @@ class Split:
 
 @dataclass(frozen=True, eq=False)
 class Splits:
-    """Data in memory, and a base class for programs of data.
+    """Data, and a base class for programs of data.
 
     Every split comes in a shuffled, class-balanced order, so that any prefix of it is a fair sample.
 
@@ -136,11 +138,12 @@ def balanced_order(split: Split, seed: int) -> Tensor:
     order = rng.permutation(len(split))
     if split.labels is not None:
         shuffled = split.labels.numpy()[order]
+        by_label = np.argsort(shuffled, kind="stable")
+        _, first, sizes = np.unique(shuffled[by_label], return_index=True, return_counts=True)
+        rank = np.arange(len(order)) - np.repeat(first, sizes)
+        # The i-th of m data of a class falls at random into the i-th of m equal parts of [0, 1).
         quantile = np.empty(len(order))
-        for label in np.unique(shuffled):
-            (members,) = np.nonzero(shuffled == label)
-            # The i-th of m data of a class falls at random into the i-th of m equal parts of [0, 1).
-            quantile[members] = (np.arange(len(members)) + rng.random(len(members))) / len(members)
+        quantile[by_label] = (rank + rng.random(len(order))) / np.repeat(sizes, sizes)
         order = order[np.argsort(quantile, kind="stable")]
     return torch.from_numpy(order)
 
@@ -183,10 +186,16 @@ DIGESTED = 64
 
 
 def split_digest(split: Any) -> str:
-    """What tells a split from others of its spec: number, shapes, types, and evenly spaced ones of its data."""
+    """What tells a split from others of its spec: number, shapes, types, and evenly spaced ones of its data.
+
+    Of data in a file the checksums of all: they are known.
+    """
     count = len(split.x)
     found, some = hashlib.sha256(str(count).encode()), torch.linspace(0, count - 1, min(count, DIGESTED)).long()
     for name, given in {"x": split.x, **(getattr(split, "extras", None) or {})}.items():
+        if isinstance(given, Stored):
+            found.update(f"{name} {tuple(given.shape)} {given.dtype}".encode() + given.sums().tobytes())
+            continue
         values = torch.as_tensor(given)
         kept = values[some.to(values.device)].cpu().contiguous().reshape(-1)
         found.update(f"{name} {tuple(values.shape)} {values.dtype}".encode() + kept.view(torch.uint8).numpy().tobytes())

@@ -92,7 +92,7 @@ def reconstructions(vae: VAE, split: Split, decodings: int, *, seed: int = 0, ad
     z_bnd = sample_latents(vae, split, seed=seed)
     extras = _all_again(split.extras, decodings)
     drawn = decode(vae, _again(z_bnd, decodings), seed=seed, advance=advance, extras=extras)
-    return torch.cat((split.x.to(drawn.dtype), drawn))
+    return torch.cat((split.x[:].to(drawn.dtype), drawn))
 
 
 def paths(vae: VAE, split: Split, steps: int, *, seed: int = 0, advance: Advance = ignore) -> Tensor:

@@ -27,6 +27,7 @@ from pyro_delta.inference.objectives import NegativeELBO
 from pyro_delta.inference.optim import GuardedStep, MovingAverage, learning_rate, make_optimizer
 from pyro_delta.inference.training import START_DATA, Training, on_cpu
 from pyro_delta.nn.precision import Network, computes_in_bf16, set_bf16
+from pyro_delta.nn.recompute import set_recompute
 from pyro_delta.protocol import Batch, Data, Split
 from pyro_delta.vae import VAE, localise, parameters_of
 
@@ -75,6 +76,9 @@ class PyroTraining(Training):
         self.first = 0
         bf16 = settings.bf16 and computes_in_bf16(self.device)
         set_bf16(vae, bf16)
+        blocks = set_recompute(vae, settings.recompute)
+        if settings.recompute and not blocks:
+            self.notice = "these programs have no blocks that can be computed again: training.recompute changes nothing"
         if settings.bf16 and not bf16:
             self.notice = f"this {self.device.type.upper()} only imitates bfloat16, slowly: training in float32"
 
@@ -198,7 +202,7 @@ def start_guide(vae: VAE, split: Split) -> None:
     """Lets a guide that offers it take its initial weights from data; weights that are restored later replace them."""
     if start_from := getattr(vae.guide, "start_from", None):
         with parameters_of(vae):
-            call(start_from, split.extras, split.x)
+            call(start_from, split.extras, split.x[:])
 
 
 class Window:

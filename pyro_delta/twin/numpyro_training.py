@@ -25,6 +25,7 @@ from pyro_delta.call import run
 from pyro_delta.config import Config, TrainingConfig
 from pyro_delta.data.batches import Batches
 from pyro_delta.data.splits import mapped
+from pyro_delta.data.stored import Stored
 from pyro_delta.diagnostics.bounds import line_of
 from pyro_delta.errors import UserError
 from pyro_delta.inference.checkpoint import load_weights as load_torch_weights
@@ -94,10 +95,13 @@ class NumPyroTraining(Training):
             raise UserError(
                 f"objective.program={config.objective.program} is trained by --backend pyro alone; use that."
             )
+        if settings.recompute:
+            raise UserError("training.recompute goes with --backend pyro; leave it out, or use that.")
         if config.auxiliary.enabled:
             raise UserError("auxiliary.enabled goes with --backend pyro; leave it out, and run train-prior afterwards.")
-        self.batches = Batches(data.train, settings.batch, settings.seed, "cpu")
-        self.train = mapped(data.train.batch(slice(None)), lambda values: jnp.asarray(values.numpy()))
+        self.data, self.batches = data, Batches(data.train, settings.batch, settings.seed, "cpu")
+        # Data in a file are handed over stretch by stretch.
+        self.train = None if isinstance(data.train.x, Stored) else self._batch(slice(None))
         _fix(twin, vae)
         if start_from := getattr(twin.guide, "start_from", None):
             start_from(jnp.asarray(data.train.x[:START_DATA].numpy()))
@@ -203,7 +207,15 @@ class NumPyroTraining(Training):
             order[i], lr[i] = self.batches.indices(step), learning_rate(settings, step, progress)
             weight[i] = averaging_weight(step, settings.ema)
         key = jax.random.key(settings.seed)
-        return self.train, self.buffers, (key, np.int32(self.step), np.int32(count)), order, lr, weight
+        train = self.train
+        if train is None:
+            train = self._batch(torch.from_numpy(order).long().flatten())
+            order = np.arange(order.size, dtype=np.int32).reshape(span, settings.batch)
+        return train, self.buffers, (key, np.int32(self.step), np.int32(count)), order, lr, weight
+
+    def _batch(self, index: torch.Tensor | slice) -> Any:
+        """Training data as JAX has them."""
+        return mapped(self.data.train.batch(index), lambda values: jnp.asarray(values.numpy()))
 
     def _as_torch(self, weights: Any) -> dict[str, torch.Tensor]:
         named = torch_weights(nnx.merge(self.graph, weights, self.buffers))

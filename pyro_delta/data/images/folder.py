@@ -3,29 +3,43 @@
 from __future__ import annotations
 
 import os
-import sys
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
 from pathlib import Path
+from typing import NamedTuple, cast
 
 import numpy as np
 import torch
 from PIL import Image
-from rich.console import Console
-from rich.progress import track
 
 from pyro_delta.data.images import cache
 from pyro_delta.data.splits import Split, split_of
+from pyro_delta.data.stored import Stored, StoredFile
 from pyro_delta.errors import UserError
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
 CHANNELS = {"L": 1, "RGB": 3}
-CHUNK = 256  # files per task: enough to make the hand-over between threads cheap
+CHUNK = 128  # files per task: enough to make the hand-over between threads cheap
+PART = 1024
+"""Files that are decoded, and written to the cache, together."""
+IN_MEMORY = 100_000
+"""Images of a folder that are held in memory."""
+
+
+class First(NamedTuple):
+    """The first image of a set: its file, pixels (H, W) or (H, W, 3), and mode."""
+
+    file: Path
+    pixels: np.ndarray
+    mode: str
 
 
 def read_folder(folder: Path) -> tuple[Split, Split, tuple[str, ...] | None]:
     """Training split, test split and classes of a folder; both splits in the order of the class and file names.
 
-    The decoded images are cached, and the cache serves as long as no file changes its name, size or time.
+    The decoded images are cached, and the cache serves as long as no file changes its name, size or time. More than
+    `IN_MEMORY` images are not held in memory: they are read from the cache as they are asked for.
 
     Raises:
         UserError: if the folder or a split is missing, empty or mixes class folders with images, if the two splits have
@@ -33,24 +47,38 @@ def read_folder(folder: Path) -> tuple[Split, Split, tuple[str, ...] | None]:
     """
     if not folder.is_dir():
         raise UserError(f"there is no data folder {folder}; give one that holds train/ and test/.")
-    train, classes = _list_split(folder / "train")
-    test, test_classes = _list_split(folder / "test")
+    train, classes = _list_split(folder, "train")
+    test, test_classes = _list_split(folder, "test")
     if classes != test_classes:
         raise UserError(
             f"{folder / 'train'} and {folder / 'test'} have different classes ({_difference(classes, test_classes)}); "
             "give both the same class folders."
         )
-
-    files = [file for files_of_class in train + test for file in files_of_class]
-    key = cache.digest(folder, files)
-    images = cache.read(folder, key)
-    if images is None:
-        images = _decode(files)
-        cache.write(folder, key, images)
-
-    count = sum(len(files_of_class) for files_of_class in train)
+    count, in_all = sum(map(len, train)), sum(map(len, train + test))
+    files = [name for names in train + test for name in names]
+    images = cache.converted(folder, parts_of(folder, files), in_memory=in_all <= IN_MEMORY).images
     train_labels, test_labels = (None if classes is None else _labels(listed) for listed in (train, test))
-    return split_of(images[:count], train_labels), split_of(images[count:], test_labels), classes
+    return part_of(images, 0, count, train_labels), part_of(images, count, in_all, test_labels), classes
+
+
+def parts_of(folder: Path, files: Sequence[str]) -> list[cache.Part]:
+    """Image files as parts of a set, by their names below a folder."""
+    first = lru_cache(1)(lambda: First(folder / files[0], *_read_image(folder / files[0])))
+
+    def part(names: Sequence[str]) -> cache.Part:
+        return cache.Part(
+            cache.digest(folder, names), lambda: (_decode([folder / name for name in names], first()), None)
+        )
+
+    return [part(files[start : start + PART]) for start in range(0, len(files), PART)]
+
+
+def part_of(images: np.ndarray | StoredFile, begin: int, end: int, labels: np.ndarray | None) -> Split:
+    """A split of the images from `begin` up to, without, `end`, with their labels."""
+    if not isinstance(images, StoredFile):
+        return split_of(images[begin:end], labels)
+    labels_b = None if labels is None else torch.from_numpy(labels.astype(np.int64))
+    return Split(cast("torch.Tensor", Stored(images, torch.arange(begin, end))), labels_b)
 
 
 def read_pictures(path: Path, count: int | None = None) -> tuple[torch.Tensor, list[str]]:
@@ -62,39 +90,44 @@ def read_pictures(path: Path, count: int | None = None) -> tuple[torch.Tensor, l
     if path.is_file():
         files = [path]
     elif path.is_dir():
-        files = _require_images(path, _list_folder(path)[0])[:count]
+        files = [path / name for name in _require_images(path, list_folder(path)[0])[:count]]
     else:
         raise UserError(f"there is no picture or folder {path}; give one, or train, validation or test.")
-    return torch.from_numpy(_decode(files)), [file.name for file in files]
+    return torch.from_numpy(_decode(files, First(files[0], *_read_image(files[0])))), [file.name for file in files]
 
 
-def _list_split(split: Path) -> tuple[list[list[Path]], tuple[str, ...] | None]:
-    """The files of each class with the names of the classes, or one list of files and None."""
+def _list_split(folder: Path, name: str) -> tuple[list[list[str]], tuple[str, ...] | None]:
+    """The files of each class, named below `folder`, with the names of the classes, or one list of files and None."""
+    split = folder / name
     if not split.is_dir():
         raise UserError(f"there is no folder {split}; images belong into train/ and test/ of the data folder.")
-    images, folders = _list_folder(split)
+    images, folders = list_folder(split)
     if images and folders:
-        raise UserError(f"{split} holds both images ({images[0].name}) and folders ({folders[0].name}); keep one kind.")
+        raise UserError(f"{split} holds both images ({images[0]}) and folders ({folders[0]}); keep one kind.")
     if not folders:
-        return [_require_images(split, images)], None
-    return [_require_images(folder, _list_folder(folder)[0]) for folder in folders], tuple(f.name for f in folders)
+        return [[f"{name}/{image}" for image in _require_images(split, images)]], None
+    listed = [_require_images(split / label, list_folder(split / label)[0]) for label in folders]
+    return [
+        [f"{name}/{label}/{image}" for image in images] for label, images in zip(folders, listed, strict=True)
+    ], tuple(folders)
 
 
-def _list_folder(folder: Path) -> tuple[list[Path], list[Path]]:
-    """Images and subfolders, each sorted by name, without the hidden ones and the like of `__MACOSX`."""
-    images: list[Path] = []
-    folders: list[Path] = []
-    for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
-        if entry.name.startswith((".", "__")):
-            continue
-        if entry.is_dir():
-            folders.append(Path(entry.path))
-        elif entry.name.lower().endswith(SUFFIXES):
-            images.append(Path(entry.path))
-    return images, folders
+def list_folder(folder: Path) -> tuple[list[str], list[str]]:
+    """Names of images and of subfolders, each sorted, without the hidden ones and the like of `__MACOSX`."""
+    images: list[str] = []
+    folders: list[str] = []
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name.startswith((".", "__")):
+                continue
+            if entry.is_dir():
+                folders.append(entry.name)
+            elif entry.name.lower().endswith(SUFFIXES):
+                images.append(entry.name)
+    return sorted(images), sorted(folders)
 
 
-def _require_images(folder: Path, images: list[Path]) -> list[Path]:
+def _require_images(folder: Path, images: list[str]) -> list[str]:
     if not images:
         raise UserError(f"{folder} holds no images; put files ending in {', '.join(SUFFIXES)} there.")
     return images
@@ -108,13 +141,18 @@ def _difference(train: tuple[str, ...] | None, test: tuple[str, ...] | None) -> 
     return ", ".join(f"only {split}/ has {names[0]!r}" for split, names in sides if names)
 
 
-def _labels(files_by_class: list[list[Path]]) -> np.ndarray:
+def _labels(files_by_class: list[list[str]]) -> np.ndarray:
     return np.repeat(np.arange(len(files_by_class)), [len(files) for files in files_by_class])
 
 
-def _decode(files: list[Path]) -> np.ndarray:
-    """uint8 of shape (N, C, H, W), filled by a few threads (decoders release the interpreter lock)."""
-    first, mode = _read_image(files[0])
+def _decode(files: list[Path], like: First) -> np.ndarray:
+    """uint8 of shape (N, C, H, W), filled by a few threads (decoders release the interpreter lock).
+
+    Args:
+        files: images.
+        like: the first image of their set, in whose size and mode all must be.
+    """
+    file, first, mode = like
     height, width = first.shape[:2]
     images = np.empty((len(files), CHANNELS[mode], height, width), dtype=np.uint8)
 
@@ -123,24 +161,15 @@ def _decode(files: list[Path]) -> np.ndarray:
             image, image_mode = _read_image(files[index])
             if image.shape[:2] != (height, width):
                 raise UserError(
-                    f"{files[index]} is {image.shape[1]}×{image.shape[0]} but {files[0]} is {width}×{height} "
+                    f"{files[index]} is {image.shape[1]}×{image.shape[0]} but {file} is {width}×{height} "
                     "(width×height); bring all images to one size."
                 )
             if image_mode != mode:
-                raise UserError(f"{files[index]} is {image_mode} but {files[0]} is {mode}; convert all images to one.")
+                raise UserError(f"{files[index]} is {image_mode} but {file} is {mode}; convert all images to one.")
             images[index] = image.reshape(height, width, -1).transpose(2, 0, 1)
 
-    starts = range(0, len(files), CHUNK)
     with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
-        done = pool.map(decode_chunk, starts)
-        for _ in track(
-            done,
-            "decoding images",
-            total=len(starts),
-            console=Console(stderr=True),
-            transient=True,
-            disable=not sys.stderr.isatty(),
-        ):
+        for _ in pool.map(decode_chunk, range(0, len(files), CHUNK)):
             pass
     return images
 

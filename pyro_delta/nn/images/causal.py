@@ -17,6 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pyro_delta.nn.recompute import Block, applied
+
 Cache = dict[nn.Module, Tensor]
 
 
@@ -163,7 +165,7 @@ class PixelConv(nn.Module):
         return torch.addmm(link_bc, window_bkc.flatten(1), state.kernels[self])
 
 
-class RowBlock(nn.Module):
+class RowBlock(Block):
     """Gated residual block of the rows-above stream: x + W·gate(RowConv(x))."""
 
     def __init__(self, channels: int, kernel: tuple[int, int], *, dilation: int = 1, causal: bool = True) -> None:
@@ -180,7 +182,7 @@ class RowBlock(nn.Module):
         return row_bwc + along(self.out, gate(self.conv.step_row(row_bwc, state), dim=-1))
 
 
-class PixelBlock(nn.Module):
+class PixelBlock(Block):
     """Gated residual block of the within-row stream: h + W·gate(PixelConv(h) + link), link from the rows above.
 
     Args:
@@ -205,7 +207,7 @@ class PixelBlock(nn.Module):
         return h_bc + along(self.out, gate(self.conv.step_pixel(h_bc, column, link_bc, state)))
 
 
-class RasterBlock(nn.Module):
+class RasterBlock(Block):
     """Gated residual block of a single raster stream: a `PixelBlock` linked to the row above in the same stream.
 
     The output at (r, c) sees row r − 1, columns c − 1 … c + 1, and row r, columns c − 1 and c.
@@ -280,7 +282,7 @@ class RowsAbove(nn.Module):
         if context_bchw is not None:
             v_bchw = v_bchw + context_bchw
         for block in self.blocks:
-            v_bchw = block(v_bchw)
+            v_bchw = applied(block, v_bchw)
         return v_bchw
 
     def step_row(self, row_bwc: Tensor, context_bwc: Tensor | None, state: PixelState) -> Tensor:

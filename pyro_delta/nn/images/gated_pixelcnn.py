@@ -22,6 +22,7 @@ from pyro_delta.nn.images.causal import (
     shift_down,
     shift_right,
 )
+from pyro_delta.nn.recompute import applied
 
 
 class GatedPixelCNN(nn.Module):
@@ -99,7 +100,7 @@ class GatedPixelCNN(nn.Module):
         *links, head_link = self.link(v_bchw).split(self.link_sizes, dim=1)
         h_bchw = self.stem_pixels(shift_right(x_bchw) if self.causal else x_bchw)
         for block, link in zip(self.within_row, links, strict=True):
-            h_bchw = block(h_bchw, link)
+            h_bchw = applied(block, h_bchw, link)
         return self.out(F.silu(self.head(h_bchw) + head_link))
 
     def step_row(self, row_bcw: Tensor, context_bcw: Tensor | None, index: int, state: PixelState) -> None:

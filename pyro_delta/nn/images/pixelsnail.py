@@ -22,6 +22,7 @@ from pyro_delta.nn.images.causal import (
     shift_down,
     shift_right,
 )
+from pyro_delta.nn.recompute import Block, applied
 
 
 def background(height: int, width: int) -> Tensor:
@@ -31,7 +32,7 @@ def background(height: int, width: int) -> Tensor:
     return torch.stack((rows, columns))
 
 
-class RasterAttention(nn.Module):
+class RasterAttention(Block):
     """Attention of every position to those strictly before it in raster order, merged by a gated residual block.
 
     Keys and values of a position come from its features, its own pixel and its background coordinates, the query from
@@ -110,8 +111,8 @@ class SnailBlock(nn.Module):
     def forward(self, h_bchw: Tensor, x_bchw: Tensor, background_chw: Tensor) -> Tensor:
         """All positions at once."""
         for layer in self.layers:
-            h_bchw = layer(h_bchw)
-        return self.attention(h_bchw, x_bchw, background_chw)
+            h_bchw = applied(layer, h_bchw)
+        return applied(self.attention, h_bchw, x_bchw, background_chw)
 
     def step_row(self, batch: int, state: PixelState) -> None:
         """Prepares a row."""
