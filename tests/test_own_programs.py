@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from forged import state_of
 from test_cli import SETS, call, write_images
 
 from pyro_delta.build import build, build_objective
@@ -108,7 +109,7 @@ def test_the_objective_is_what_is_minimised(here: Path) -> None:
         over_distortion = line["loss_bpd"] - line["distortion_bpd"]
         assert min(weights) * 0.9 < over_distortion / line["rate_bpd"] < max(weights) * 1.1
         assert line["neg_elbo_bpd"] == pytest.approx(line["distortion_bpd"] + line["rate_bpd"], rel=1e-6)
-    state = torch.load(here / "run" / "checkpoint.pt", weights_only=True)
+    state = state_of(here / "run")
     assert state["objective"] == {"weight": 0.25 / 5}
 
 
@@ -141,7 +142,7 @@ def test_resuming_is_the_training_that_was_not_interrupted(here: Path) -> None:
         assert call("train", *options, "--steps", steps, "--out", run)[0] == 0
     (here / "mine.py").unlink()
     assert call("train", "--resume", "--out", "parts", "--steps", 6)[0] == 0
-    whole, parts = (torch.load(here / run / "checkpoint.pt", weights_only=True) for run in ("whole", "parts"))
+    whole, parts = (state_of(here / run) for run in ("whole", "parts"))
     torch.testing.assert_close(parts["vae"], whole["vae"], rtol=0, atol=0)
     assert parts["objective"] == whole["objective"]
 
@@ -323,7 +324,7 @@ def test_a_path_after_the_colon_is_the_root(images: Path) -> None:
         code, _, err = call("train", *data, *FOLDER, "--out", run)
         assert code == 0, err
         assert data_of(run) == expected
-    first, *others = (torch.load(images / run / "checkpoint.pt", weights_only=True)["vae"] for run in "abcd")
+    first, *others = (state_of(images / run)["vae"] for run in "abcd")
     for other in others:
         torch.testing.assert_close(other, first, rtol=0, atol=0)
     # not the preset's own options alone: the path after the colon goes through a preset that names other data, too

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from pyro_delta.cli.options import device_option, root_option
+from pyro_delta.cli.options import device_option, root_option, trust_option
 
 FORMS = ("text", "json", "csv", "markdown", "latex")
 
@@ -18,8 +18,15 @@ FORMS = ("text", "json", "csv", "markdown", "latex")
 @click.option("--figure", metavar="FILE", help="Draw the rate–distortion plane (.png, .pdf, .svg).")
 @device_option
 @root_option
+@trust_option
 def compare(
-    runs: tuple[Path, ...], form: str, out: Path | None, figure: str | None, device: str, data_root: str | None
+    runs: tuple[Path, ...],
+    form: str,
+    out: Path | None,
+    figure: str | None,
+    device: str,
+    data_root: str | None,
+    trust: bool,
 ) -> None:
     """Runs side by side: a row for each run, or for each arm of a sweep, with standard errors over its seeds.
 
@@ -35,7 +42,7 @@ def compare(
     from pyro_delta.report.comparison import compare as compare_runs
     from pyro_delta.report.formats import written
 
-    found = compare_runs(runs, device=device, root=data_root, say=lambda line: click.echo(line, err=True))
+    found = compare_runs(runs, device=device, root=data_root, trust=trust, say=lambda line: click.echo(line, err=True))
     text = written(found, form)
     if figure is not None:
         from pyro_delta.report.comparison_figure import comparison_figure

@@ -23,7 +23,7 @@ from pyro_delta.api.judge import check
 from pyro_delta.api.kept import Kept, keep, kept
 from pyro_delta.errors import UserError
 from pyro_delta.files import finite
-from pyro_delta.inference.run import CHECKPOINT, CONFIG, load
+from pyro_delta.inference.run import CONFIG, has_checkpoint, load
 from pyro_delta.sweep.file import KEPT, run_folder
 from pyro_delta.sweep.file import kept as kept_sweep
 
@@ -91,6 +91,7 @@ def compare(
     *,
     device: str = "auto",
     root: str | None = None,
+    trust: bool = False,
     say: Callable[[str], None] = lambda line: None,
 ) -> Comparison:
     """Compares the arms of a sweep, or single runs, by their checks; runs without a kept one are checked first.
@@ -99,6 +100,7 @@ def compare(
         runs: the folder of a sweep, or folders of runs, of which each is an arm.
         device: for runs that have to be checked.
         root: where their data live now.
+        trust: as for `pyro_delta.load`, of all of them.
         say: called with a line for each run that is checked.
 
     Raises:
@@ -112,10 +114,10 @@ def compare(
             raise UserError(f"{folder} is a sweep, and compared by itself; give runs, or one sweep.")
 
     def checked(folder: Path, control: Path | None = None) -> Kept:
-        if (found := kept(folder)) is not None:
+        if (found := kept(folder, trust)) is not None:
             return found
         say(f"checking {folder} first")
-        run = load(folder, device)
+        run = load(folder, device, trust=trust)
         return keep(run, check(run, control=control, root=root))
 
     if not (folders[0] / KEPT).exists():
@@ -132,7 +134,7 @@ def compare(
             control = (
                 None if sweep.control in (None, arm.name) else run_folder(out, sweep.arm(sweep.control or ""), seed)
             )
-            if (folder / CHECKPOINT).exists() and (kept(folder) or load(folder).finished):
+            if has_checkpoint(folder) and (kept(folder, trust) or load(folder, trust=trust).finished):
                 checks[seed] = checked(folder, control if control and (control / CONFIG).exists() else None)
             else:
                 missing += 1
