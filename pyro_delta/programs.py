@@ -220,20 +220,30 @@ def _module_of_file(path: Path) -> ModuleType:
     Files beside it that it imports are modules of the same kind, known to nobody else: another folder, such as that of
     another run, has its own.
     """
-    source, files = _bytes_of(path), _beside(path)
+    files = {path.stem: path} | _beside(path)
+    return _module_of(path.stem, {name: (file, _bytes_of(file)) for name, file in files.items()})
+
+
+def _module_of(stem: str, sources: Mapping[str, tuple[Path, bytes]]) -> ModuleType:
+    """The module of a source, whose imports are looked for among the others, as they were read, before elsewhere."""
+    path, source = sources[stem]
+    reached, waiting = set[str](), [stem]
+    while waiting:
+        new = (_imports(sources[waiting.pop()][1]) & sources.keys()) - reached
+        reached |= new
+        waiting += new
     found = hashlib.sha256(source)
-    for other in sorted(files.keys() - {path.stem}):
-        found.update(f"{other} {_digest(files[other])}".encode())
+    for other in sorted(reached - {stem}):
+        found.update(f"{other} {hashlib.sha256(sources[other][1]).hexdigest()}".encode())
     name = f"pyro_delta_program_{found.hexdigest()[:16]}"
 
     def imported(what: str, *given: Any, **named: Any) -> Any:
-        beside = files.get(what)
-        return builtins.__import__(what, *given, **named) if beside is None else _module_of_file(beside)
+        return _module_of(what, sources) if what in reached else builtins.__import__(what, *given, **named)
 
     if name not in sys.modules:
         module = ModuleType(name)
         module.__file__ = str(path)
-        if files:
+        if reached:
             module.__dict__["__builtins__"] = {**vars(builtins), "__import__": imported}
         sys.modules[name] = module  # before it runs: dataclasses and pickles look themselves up
         try:

@@ -294,7 +294,7 @@ def test_interrupted_and_resumed_is_the_same_training(trained: Path, tmp_path: P
         mine, others = (state[part]["vae"] if part == "best" else state[part] for state in (ours, theirs))
         torch.testing.assert_close(mine, others, rtol=0, atol=0)
     keys = METRICS - {"wall_s", "train_s"}
-    for a, b in zip(records.read_metrics(folder), records.read_metrics(trained), strict=True):
+    for a, b in zip(runs.read_metrics(folder), runs.read_metrics(trained), strict=True):
         assert {key: a[key] for key in keys} == {key: b[key] for key in keys}
 
 

@@ -255,7 +255,8 @@ def reopen(
         if is_finished(config, state["step"], state["train_s"]):
             lock.release()
             return None, info.preset
-        root = dict(settings).get("data.root")
+        root = config.data.options.get("root")  # if they are said to have moved
+        root = None if root == read_config(out).data.options.get("root") else str(root)
         given = data_of_run(config, info.data, root, out) if data is None else data
         check_spec(given, read_spec(out, config), config.data.program)
         if not other_data:

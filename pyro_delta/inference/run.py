@@ -332,6 +332,7 @@ def create(folder: Path, config: Config, data: Data, preset: str) -> Lock:
         "threads": torch.get_num_threads(),
         "programs": {kind: record.model_dump() for kind, record in records.items()},
     }
+    lock = None
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = Lock(folder)
@@ -340,17 +341,15 @@ def create(folder: Path, config: Config, data: Data, preset: str) -> Lock:
         shutil.rmtree(folder / PROGRAMS, ignore_errors=True)  # of a run that died before its first checkpoint
         (folder / SAMPLES).mkdir(exist_ok=True)
         manifests.write(folder, manifests.Manifest())
-        manifests.put(
-            folder,
-            {
-                **{f"{PROGRAMS}/{name}": content for name, content in contents.items()},
-                CONFIG: configuration.as_text(config),
-                INFO: _as_text(info),
-            },
-        )
-    except OSError as error:
-        raise UserError(f"cannot write {folder} ({error.strerror}); give another --out.") from None
-    check_copies(records, folder / PROGRAMS)
+        programs = {f"{PROGRAMS}/{name}": content for name, content in contents.items()}
+        manifests.put(folder, {**programs, CONFIG: configuration.as_text(config), INFO: _as_text(info)})
+        check_copies(records, folder / PROGRAMS)
+    except BaseException as error:
+        if lock is not None:
+            lock.release()
+        if isinstance(error, OSError):
+            raise UserError(f"cannot write {folder} ({error.strerror}); give another --out.") from None
+        raise
     if foreign:
         trusting.remember(trusting.digest(sections, spec["kind"], records), folder)
     return lock
