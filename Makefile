@@ -3,7 +3,10 @@ PYTHON ?= python3
 BIN := .venv/bin
 DEMO := runs/demo
 
-.PHONY: demo test format clean
+EVIDENCE := runs/evidence
+SWEEPS := collapse rate-distortion independent-against-temporal anti-causal
+
+.PHONY: demo test evidence format clean
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -23,6 +26,14 @@ test: .venv/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
+
+# The digits-sized forms of the paper's experiments, two seeds each, with their tables and figures.
+evidence: .venv/installed
+	for sweep in $(SWEEPS); do \
+		$(BIN)/pyro-delta sweep $$sweep --seeds 2 --jobs 2 --out $(EVIDENCE)/$$sweep && \
+		$(BIN)/pyro-delta compare $(EVIDENCE)/$$sweep --format markdown --out $(EVIDENCE)/$$sweep.md \
+			--figure $(EVIDENCE)/$$sweep.png || exit 1; \
+	done
 
 format: .venv/installed
 	$(BIN)/ruff check --fix .

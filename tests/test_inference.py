@@ -36,7 +36,7 @@ SPEC = ImageSpec(1, 4, 4, 5)
 TRUNK = {"channels": [4, 6], "row_blocks": [1, 1], "pixel_blocks": 1}
 
 
-OBJECTIVE_OPTIONS = {"beta", "free_nats", "anneal_steps", "target_nats", "multiplier_lr"}
+OBJECTIVE_OPTIONS = {"beta", "free_nats", "anneal_steps", "cycles", "target_nats", "multiplier_lr"}
 
 
 def config_of(objective: str = "elbo", **training: Any) -> Config:

@@ -109,9 +109,9 @@ class Case(NamedTuple):
     loss: Callable[[Tensor, Tensor], Tensor]
 
 
-def annealed(steps_made: int) -> Callable[..., RateDistortionELBO]:
+def annealed(steps_made: int, cycles: int = 1) -> Callable[..., RateDistortionELBO]:
     def make(**kwargs: Any) -> RateDistortionELBO:
-        objective = Annealed(anneal_steps=8)
+        objective = Annealed(anneal_steps=8, cycles=cycles)
         if steps_made:
             objective.advance(steps_made)
         return RateDistortionELBO(objective, **kwargs)
@@ -145,6 +145,10 @@ CASES = {
     "annealed, half way": Case(annealed(4), lambda r, d: d + 0.5 * r.sum()),
     "annealed, at its end": Case(annealed(8), lambda r, d: d + r.sum()),
     "annealed, after its end": Case(annealed(90), lambda r, d: d + r.sum()),
+    "annealed twice, between": Case(annealed(12, 2), lambda r, d: d + r.sum()),
+    "annealed twice, again at 0": Case(annealed(16, 2), lambda r, d: d),
+    "annealed twice, half way again": Case(annealed(20, 2), lambda r, d: d + 0.5 * r.sum()),
+    "annealed twice, after its end": Case(annealed(33, 2), lambda r, d: d + r.sum()),
     "free bits, above": Case(free(1.0, False), lambda r, d: d + r.sum().clamp_min(1.0)),
     "free bits, between the images": Case(free(3.5, False), lambda r, d: d + r.sum().clamp_min(3.5)),
     "free bits, below": Case(free(50.0, False), lambda r, d: d + r.sum().clamp_min(50.0)),

@@ -156,6 +156,8 @@ def test_grids_are_multiplied_out_over_arms() -> None:
         ({"arms": [{"name": "a", "prior": {"dims": 2.5}}]}, "arm 'a': prior.dims: Input should be a valid integer"),
         ({"arms": [{"name": "a", "prior": {"alpha": 0.5, "rate_nats": 1.0}}]}, "prior.rate_nats contradict each other"),
         ({"arms": [{"name": "a", "training": {"seed": 3}}]}, "training.seed is set, but seeds are the sweep's"),
+        ({"cited": {"name": "a"}}, "cited: a list of tables is needed; begin each with [[cited]]"),
+        ({"cited": [{"name": "a", "source": "b"}]}, "cited, number 1: neg_elbo_bpd is missing"),
         ({"settings": 3}, "settings: a table of settings is needed, got 3"),
         ({"settings": {"lr": 3}}, "unknown setting 'lr'; did you mean 'training.lr'"),
         ({"grid": {"training": {"lr": []}}}, "grid.training.lr=[] is not a list of values; give some"),
@@ -558,6 +560,30 @@ def test_forms_and_figure(done: Path, tmp_path: Path) -> None:
     assert not re.search(r"[±−δ]", latex.partition(r"\end{tabular}")[0])
 
 
+def test_bounds_of_others_stand_below_beside_what_ours_have_cost(sweep_file: Path, done: Path) -> None:
+    text = sweep_file.read_text() + '[[cited]]\nname = "theirs"\nneg_elbo_bpd = 1.5\nsource = "A paper"\n'
+    sweep_file.with_name("cited.toml").write_text(text)
+    before = (done / "sweep.json").read_text()
+    keep(read(str(sweep_file.with_name("cited.toml"))), done)
+    try:
+        found, lines = compare(done), call("compare", done, "--format", "markdown")[1].splitlines()
+    finally:
+        (done / "sweep.json").write_text(before)
+    assert found.rows[0]["data_seen"] == 30 * 32
+    assert 0 < found.rows[0]["parameters"] < found.rows[1]["parameters"]
+    assert found.rows[1]["training_flops"] % (30 * 32) == 0
+    assert re.match(r"\| theirs \| 1\.5 \| –", lines[4])
+    assert lines[-1] == "theirs: A paper."
+    assert len({line.count("|") for line in lines[:5]}) == 1
+
+
+def test_validations_are_drawn_beside_the_recorded_ones(done: Path, tmp_path: Path) -> None:
+    code, out, err = call("compare", done, "--with", "reference", "--figure", tmp_path / "curves.png")
+    assert code == 0, err
+    assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert re.search(rf"{DELTA} +│ 2 +│ 30 +│", out)
+
+
 @pytest.mark.parametrize(("key", "value"), [("finished", False), ("config_digest", "another"), ("split", "validation")])
 def test_a_check_of_the_past_or_of_other_data_is_made_again(key: str, value: object, done: Path) -> None:
     folder = done / DELTA / "seed-0"
@@ -616,6 +642,8 @@ def test_the_front_has_what_nothing_beats() -> None:
         (["nowhere"], "nowhere is not a run"),
         (["sweep", "sweep"], "sweep is a sweep, and compared by itself"),
         (["sweep"], "sweep holds no run yet; pyro-delta sweep makes them"),
+        (["sweep", "--with", "reference"], "sweep holds no finished run yet; pyro-delta sweep makes them"),
+        (["nowhere", "--with", "reference"], "nowhere is not a run"),
     ],
 )
 def test_refused_comparisons(args: list[str], words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,6 +29,7 @@ class GatedPixelCNNLikelihood(ImageLikelihood):
         pixel_blocks: gated blocks of the within-row stream.
         row_kernel: (rows, columns) of the rows-above stream's convolutions.
         pixel_kernel: columns of the within-row stream's convolutions.
+        stem: (rows, columns, pixels) of the first look at the rows above and at the pixels to the left.
         latents: use_latents, conditioning and latent_channels, as for `ImageLikelihood`.
 
     Raises:
@@ -49,6 +50,7 @@ class GatedPixelCNNLikelihood(ImageLikelihood):
         pixel_blocks: int = 2,
         row_kernel: tuple[int, int] = (2, 3),
         pixel_kernel: int = 3,
+        stem: tuple[int, int, int] = (3, 9, 5),
         **latents: Any,
     ) -> None:
         super().__init__(
@@ -60,5 +62,6 @@ class GatedPixelCNNLikelihood(ImageLikelihood):
             pixel_blocks=pixel_blocks,
             row_kernel=row_kernel,
             pixel_kernel=pixel_kernel,
+            stem=stem,
             **latents,
         )

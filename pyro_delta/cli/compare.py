@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from pyro_delta.cli.options import device_option, root_option, trust_option
+from pyro_delta.errors import UserError
 
 FORMS = ("text", "json", "csv", "markdown", "latex")
 
@@ -16,6 +17,12 @@ FORMS = ("text", "json", "csv", "markdown", "latex")
 @click.option("--format", "form", type=click.Choice(FORMS), default="text", show_default=True)
 @click.option("--out", type=click.Path(path_type=Path), metavar="FILE", help="Write the table there.")
 @click.option("--figure", metavar="FILE", help="Draw the rate–distortion plane (.png, .pdf, .svg).")
+@click.option(
+    "--with",
+    "beside",
+    type=click.Choice(["reference"]),
+    help="Instead: how validation came along, beside the recorded trainings.",
+)
 @device_option
 @root_option
 @trust_option
@@ -24,6 +31,7 @@ def compare(
     form: str,
     out: Path | None,
     figure: str | None,
+    beside: str | None,
     device: str,
     data_root: str | None,
     trust: bool,
@@ -37,7 +45,11 @@ def compare(
     \b
     pyro-delta compare runs/digits-collapse --format markdown --figure plane.png
     pyro-delta compare runs/first runs/second
+    pyro-delta compare runs/first --with reference --figure curves.png
     """  # noqa: D301 (click wants the backspace itself)
+    if beside:
+        _curves(runs, figure, trust)
+        return
     from pyro_delta.files import written_whole
     from pyro_delta.report.comparison import compare as compare_runs
     from pyro_delta.report.formats import written
@@ -54,3 +66,23 @@ def compare(
     else:
         with written_whole(out) as file:
             file.write(text.encode())
+
+
+def _curves(given: tuple[Path, ...], figure: str | None, trust: bool) -> None:
+    """How the validations of runs, or of the arms of a sweep, came along, beside those recorded of the same data."""
+    from pyro_delta.inference.run import load
+    from pyro_delta.report.comparison import finished_runs
+    from pyro_delta.report.delta_figure import save_figure
+    from pyro_delta.report.tables import print_rows
+    from pyro_delta.report.track import curve_of, curves, validation_rows
+    from pyro_delta.report.track_figure import track_figure
+
+    arms = finished_runs(given, trust).items()
+    own = [curve_of(name, [load(folder, trust=trust) for folder in folders], "") for name, folders in arms]
+    if not own:
+        raise UserError(f"{given[0]} holds no finished run yet; pyro-delta sweep makes them.")
+    data = {curve.settings["data"]["program"] for curve in own}
+    recorded = [curve for curve in curves() if curve.settings["data"]["program"] in data]
+    if figure is not None:
+        save_figure(figure, track_figure(own, recorded))
+    print_rows("−ELBO of the validation split", validation_rows(own, recorded))

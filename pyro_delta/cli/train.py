@@ -143,6 +143,7 @@ def _say_finished(folder: Path, as_json: bool) -> None:
 def _run(trainer: Training, folder: Path, preset: str, resumed: bool, as_json: bool) -> dict[str, Any]:
     """Trains to the end, and returns the newest judgement; a table of it is printed, but with `as_json`."""
     from pyro_delta.api.train import carry_out
+    from pyro_delta.diagnostics.trace import device_of
     from pyro_delta.report.progress import following
     from pyro_delta.report.tables import print_table
 
@@ -150,7 +151,7 @@ def _run(trainer: Training, folder: Path, preset: str, resumed: bool, as_json: b
         click.echo(f"committed rate: {trainer.committed.sentence} (pyro-delta verify checks that the programs keep it)")
     for notice in trainer.notices:
         click.echo(f"pyro-delta: {notice}", err=True)
-    with following(trainer.config.training, trainer.data.spec.unit) as show:
+    with following(trainer.config, trainer.data.spec.unit, device_of(trainer.vae)) as show:
         summary = carry_out(trainer, folder, show, resumed=resumed)
     if trainer.interrupted and trainer.progress < 1:
         click.echo(

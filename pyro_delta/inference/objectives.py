@@ -25,6 +25,7 @@ References:
     [3] D. P. Kingma et al., "Improving Variational Inference with Inverse Autoregressive Flow", NIPS 2016, appendix.
     [4] T. Pelsmaeker, W. Aziz, "Effective Estimation of Deep Generative Language Models", ACL 2020, arXiv 1904.08194
         (minimum desired rate).
+    [5] H. Fu et al., "Cyclical Annealing Schedule", NAACL 2019.
 """
 
 from __future__ import annotations
@@ -73,20 +74,24 @@ class Beta(NegativeELBO):
 class Annealed(NegativeELBO):
     """Distortion + β · rate, β rising linearly from 0 at the first step to 1 after `anneal_steps`, and 1 from then on.
 
+    Or in cycles: β is 1 for as many steps, and starts from 0 again [5].
+
     NOTE: [2] anneals along a sigmoid too; this is the line.
 
     Args:
         anneal_steps: steps until the objective is the ELBO.
+        cycles: how often β rises; each cycle takes twice as many steps.
     """
 
-    def __init__(self, *, anneal_steps: Annotated[int, Field(ge=1)]) -> None:
+    def __init__(self, *, anneal_steps: Annotated[int, Field(ge=1)], cycles: Annotated[int, Field(ge=1)] = 1) -> None:
         super().__init__()
-        self.anneal_steps = anneal_steps
+        self.anneal_steps, self.cycles = anneal_steps, cycles
         self.advance(0)
 
     def advance(self, step: int) -> None:
         """Sets β for the next step."""
-        self.varying["beta"] = min(1.0, step / self.anneal_steps)
+        cycle, since = divmod(step, 2 * self.anneal_steps)
+        self.varying["beta"] = min(1.0, since / self.anneal_steps) if cycle < self.cycles else 1.0
 
     def __call__(self, rate: Tensor, distortion: Tensor, data: Tensor) -> Tensor:
         """See the class."""

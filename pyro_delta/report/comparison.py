@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +21,11 @@ import numpy as np
 
 from pyro_delta.api.judge import check
 from pyro_delta.api.kept import Kept, keep, kept
+from pyro_delta.data.values import random_values
+from pyro_delta.diagnostics.cost import flops_per_datum, parameters
 from pyro_delta.errors import UserError
 from pyro_delta.files import finite
-from pyro_delta.inference.run import CONFIG, has_checkpoint, load
+from pyro_delta.inference.run import CONFIG, Run, has_checkpoint, load
 from pyro_delta.sweep.file import KEPT, run_folder
 from pyro_delta.sweep.file import kept as kept_sweep
 
@@ -40,6 +42,9 @@ MEANS = (
 """Numbers of a check whose mean over the seeds is given."""
 BELOW = ("distortion_below_nats", "neg_elbo_below_nats")
 """What lies below the baseline: of a control, what the latents buy, and the same less their rate."""
+
+
+COST = "FLOPs: of the whole training, in matrix products, convolutions and attention; a multiply-add is two."
 
 
 @dataclass(frozen=True)
@@ -71,6 +76,7 @@ class Comparison:
             (over the data where there is one seed, as `errors` says), those of differences over the data under
             `<name>_se_data`.
         notes: what a reader must know, in sentences.
+        cited: what others have published: name, −ELBO and source.
     """
 
     title: str
@@ -78,11 +84,19 @@ class Comparison:
     baseline: str
     rows: list[dict[str, Any]]
     notes: list[str]
+    cited: list[dict[str, Any]] = field(default_factory=list)
 
     def asdict(self) -> dict[str, Any]:
         """Plain values."""
         return finite(
-            {"title": self.title, "unit": self.unit, "baseline": self.baseline, "rows": self.rows, "notes": self.notes}
+            {
+                "title": self.title,
+                "unit": self.unit,
+                "baseline": self.baseline,
+                "rows": self.rows,
+                "notes": self.notes,
+                "cited": self.cited,
+            }
         )
 
 
@@ -144,7 +158,25 @@ def compare(
         raise UserError(f"{out} holds no run yet; pyro-delta sweep makes them.")
     baseline = sweep.control if sweep.control in [arm.name for arm in arms] else arms[0].name
     assert baseline is not None
-    return summary(sweep.title, arms, baseline, missing)
+    found = summary(sweep.title, arms, baseline, missing)
+    if not sweep.cited:
+        return found
+    # Bounds of others have taken other compute: theirs are set beside what ours have.
+    for row in found.rows:
+        first = next(arm for arm in arms if arm.name == row["arm"])
+        row |= cost(load(run_folder(out, sweep.arm(first.name), next(iter(first.checks)))))
+    return replace(
+        found,
+        cited=[cited.model_dump(mode="json") for cited in sweep.cited],
+        notes=[*found.notes, COST, *(f"{cited.name}: {cited.source}." for cited in sweep.cited)],
+    )
+
+
+def cost(run: Run) -> dict[str, int]:
+    """What a run's training has taken: learned weights, data, and floating-point operations, all in all."""
+    seen = run.trained_steps * run.config.training.batch
+    each = flops_per_datum(run.vae, random_values(run.spec, 2))
+    return {"parameters": parameters(run.vae), "data_seen": seen, "training_flops": seen * each}
 
 
 def summary(title: str, arms: Sequence[ArmChecks], baseline: str, missing: int = 0) -> Comparison:
@@ -166,6 +198,19 @@ def summary(title: str, arms: Sequence[ArmChecks], baseline: str, missing: int =
     rows = [_row(arm, base) for arm in arms]
     _mark_front(rows)
     return Comparison(title, units[0], baseline, rows, _notes(arms, rows, base, missing))
+
+
+def finished_runs(runs: Sequence[Path], trust: bool = False) -> dict[str, list[Path]]:
+    """Folders of finished runs by arm, of a sweep or of single runs, which are arms each."""
+    if not (runs[0] / KEPT).exists():
+        return {name: [folder] for name, folder in zip(_names(runs), runs)}
+    sweep = kept_sweep(runs[0])
+    found = {arm.name: [run_folder(runs[0], arm, seed) for seed in sweep.seeds] for arm in sweep.arms}
+    found = {
+        name: [folder for folder in folders if has_checkpoint(folder) and load(folder, trust=trust).finished]
+        for name, folders in found.items()
+    }
+    return {name: folders for name, folders in found.items() if folders}
 
 
 def mean_and_error(values: Sequence[float]) -> tuple[float, float]:

@@ -46,7 +46,7 @@ def _plane(found: Comparison, families: Families) -> Figure:
     end = max((row["rate_nats_mean"] for rows in families.values() for row in rows), default=1.0)
     told.axline((0, 0), (end or 1.0, end or 1.0), color="0.7", linewidth=1, linestyle=":", label="all of the rate")
     for axes, name in ((plane, f"distortion −log p(x|z), {found.unit}"), (told, "told, calibrated, nats")):
-        _finish(axes, "rate KL(q‖p), nats", name)
+        finish(axes, "rate KL(q‖p), nats", name)
     told.legend(frameon=False, fontsize=8)
     return figure
 
@@ -63,7 +63,7 @@ def _along(found: Comparison, families: Families, along: list[str]) -> Figure:
             shown = [row for row in rows if row["across"]]
             _line(axes, family, [along.index(row["across"]) for row in shown], shown, key)
         axes.set_xticks(range(len(along)), [place.replace(",", "\n") for place in along], fontsize=8)
-        _finish(axes, "", name)
+        finish(axes, "", name)
     axes.legend(frameon=False, fontsize=8)
     return figure
 
@@ -78,7 +78,8 @@ def _line(
     axes.errorbar(at, values, xerr=at_errors, yerr=errors, label=family, **style)
 
 
-def _finish(axes: Axes, across: str, up: str) -> None:
+def finish(axes: Axes, across: str, up: str) -> None:
+    """Names the axes, and takes the frame away."""
     axes.set_xlabel(across)
     axes.set_ylabel(up)
     axes.spines[["top", "right"]].set_visible(False)

@@ -36,11 +36,28 @@ def cells(found: Comparison) -> Cells:
         (f"−ELBO {below}", "neg_elbo_below_nats", 2),
     ]
     columns = [column for column in columns if any(row[column[1]] is not None for row in found.rows)]
-    head = ["arm", *(words for words, _, _ in columns), "used"]
-    return [head] + [
-        [row["arm"], *(_value(row, key, digits) for _, key, digits in columns), f"{row['latents_used']}/{row['seeds']}"]
+    costs = (
+        [("parameters", "parameters"), ("data seen", "data_seen"), ("FLOPs", "training_flops")] if found.cited else []
+    )
+    head = ["arm", *(words for words, _, _ in columns), "used", *(words for words, _ in costs)]
+    rows = [
+        [
+            row["arm"],
+            *(_value(row, key, digits) for _, key, digits in columns),
+            f"{row['latents_used']}/{row['seeds']}",
+            *(f"{row[key]:.2e}" for _, key in costs),
+        ]
         for row in found.rows
     ]
+    published = [
+        [
+            cited["name"],
+            *(f"{cited[key]:g}" if key in cited else "–" for _, key, _ in columns),
+            *["–"] * (1 + len(costs)),
+        ]
+        for cited in found.cited
+    ]
+    return [head, *rows, *published]
 
 
 def _value(row: dict[str, Any], key: str, digits: int) -> str:

@@ -11,8 +11,9 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from pyro_delta.config import TrainingConfig
+from pyro_delta.config import Config, TrainingConfig
 from pyro_delta.cores import Cores
+from pyro_delta.report.track import Track
 
 
 @contextmanager
@@ -25,15 +26,24 @@ def counting(what: str, total: int) -> Iterator[Callable[[int], None]]:
 
 
 @contextmanager
-def following(settings: TrainingConfig, unit: str) -> Iterator[Callable[[dict[str, Any]], None]]:
-    """Follows a training, whose bounds are in `unit`; yields what to call with each line of metrics."""
-    crowded = Crowded()
+def following(config: Config, unit: str, device: torch.device) -> Iterator[Callable[[dict[str, Any]], None]]:
+    """Follows a training on a device, whose bounds are in `unit`; yields what to call with each line of metrics."""
+    settings, track, crowded = config.training, Track(config), Crowded()
+    by_threads = settings.backend == "pyro" and device.type == "cpu"
+
+    def told(line: dict[str, Any]) -> str:
+        beside = track.beside(line)
+        return f"{line['split']}: {describe(line, settings, unit)}" + (f" · {beside}" if beside else "")
+
+    def notices(line: dict[str, Any]) -> Iterator[str]:
+        found = (track.notice(line), crowded.notice(torch.get_num_threads()) if by_threads else None)
+        yield from (f"pyro-delta: {notice}" for notice in found if notice)
+
     if not sys.stderr.isatty():
 
         def write(line: dict[str, Any]) -> None:
-            print(f"{line['split']}: {describe(line, settings, unit)}", file=sys.stderr, flush=True)
-            if notice := crowded.notice(torch.get_num_threads()):
-                print(f"pyro-delta: {notice}", file=sys.stderr, flush=True)
+            for text in (told(line), *notices(line)):
+                print(text, file=sys.stderr, flush=True)
 
         yield write
         return
@@ -45,9 +55,9 @@ def following(settings: TrainingConfig, unit: str) -> Iterator[Callable[[dict[st
             if line["split"] == "train":
                 bar.update(task, completed=part_done(line, settings), description=describe(line, settings, unit))
             else:
-                bar.console.print(f"{line['split']}: {describe(line, settings, unit)}", highlight=False, markup=False)
-            if notice := crowded.notice(torch.get_num_threads()):
-                bar.console.print(f"pyro-delta: {notice}", highlight=False, markup=False)
+                bar.console.print(told(line), highlight=False, markup=False)
+            for notice in notices(line):
+                bar.console.print(notice, highlight=False, markup=False)
 
         yield show
 

@@ -26,6 +26,11 @@ A sweep is written as TOML::
     [search]                         # for `sweep --search`: settings that are drawn
     training.lr = {low = 1e-4, high = 1e-2, log = true}
     training.optimizer = {choices = ["adam", "muon"]}
+
+    [[cited]]                        # what others have published, below the table
+    name = "PixelCNN++"
+    neg_elbo_bpd = 2.92
+    source = "Salimans et al., ICLR 2017"
 """
 
 from __future__ import annotations
@@ -49,7 +54,7 @@ from pyro_delta.validation import Section, Seed, first_mistake
 
 KEPT = "sweep.json"
 """In the folder of a sweep: the sweep arm by arm, with what the command line said."""
-SECTIONS = ("sweep", "settings", "grid", "arms", "search")
+SECTIONS = ("sweep", "settings", "grid", "arms", "search", "cited")
 SEED = "training.seed"
 
 Settings = dict[str, Any]
@@ -100,6 +105,20 @@ class Arm(Section):
     settings: Settings
 
 
+class Cited(Section):
+    """A bound that others have published.
+
+    Attributes:
+        name: of their model.
+        neg_elbo_bpd: −log p(x) or a bound on it, in the unit of the sweep's.
+        source: where it stands.
+    """
+
+    name: str
+    neg_elbo_bpd: float
+    source: str
+
+
 class Sweep(Section):
     """A sweep with its grids multiplied out."""
 
@@ -110,6 +129,7 @@ class Sweep(Section):
     seeds: tuple[Seed, ...]
     arms: tuple[Arm, ...]
     search: dict[str, Range]
+    cited: tuple[Cited, ...] = ()
 
     def arm(self, name: str) -> Arm:
         """The arm of a name."""
@@ -195,10 +215,17 @@ def parse(tree: Mapping[str, Any], settings: Sequence[tuple[str, Any]] = (), see
     arms = _arms(tree, dict(settings), bool(searched))
     found = Sweep(
         name=_name(head.name, "sweep.name"), title=head.title, preset=head.preset, control=head.control, seeds=given,
-        arms=tuple(arms), search=searched,
+        arms=tuple(arms), search=searched, cited=_cited(tree.get("cited", [])),
     )  # fmt: skip
     _check(found)
     return found
+
+
+def _cited(tables: Any) -> tuple[Cited, ...]:
+    """What others have published, of a file."""
+    if not isinstance(tables, list):
+        raise UserError("cited: a list of tables is needed; begin each with [[cited]].")
+    return tuple(_validated(Cited, table, f"cited, number {number}: ") for number, table in enumerate(tables, 1))
 
 
 def _arms(tree: Mapping[str, Any], over: Settings, searched: bool) -> list[Arm]:
@@ -271,7 +298,8 @@ def keep(sweep: Sweep, out: Path) -> None:
     """
     path = out / KEPT
     if path.exists():
-        if (before := kept(out)).model_copy(update={"seeds": sweep.seeds, "title": sweep.title}) != sweep:
+        said = {"seeds": sweep.seeds, "title": sweep.title, "cited": sweep.cited}
+        if (before := kept(out)).model_copy(update=said) != sweep:
             raise UserError(f"{out} holds another sweep, {_apart(before, sweep)}; give another --out.")
     elif out.is_file() or (out.is_dir() and any(out.iterdir())):
         raise UserError(f"{out} is not empty and holds no sweep; give a new or an empty folder as --out.")

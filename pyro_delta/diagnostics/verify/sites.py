@@ -54,6 +54,8 @@ MODES = ("evaluation mode", "training mode")
 
 Found = tuple[bool | None, str] | None
 """Whether a check passed, and what it found; None if there is nothing to say."""
+Scores = dict[tuple[str, str], Tensor]
+"""Log-probabilities (N,) of data, by part and site."""
 
 
 @dataclass(frozen=True)
@@ -332,7 +334,10 @@ def _as_stated(case: Case, runs: list[Run]) -> Found:
                 if not isinstance(distribution, Distribution):
                     continue
                 value = site.value if site.observed else placed(site.value, site.fn, site.dim)
-                alone, there = (_scored(fn, value) for fn in (distribution, site.fn))
+                alone = _scored(distribution, value)
+                if alone.shape == site.log_prob.shape and not moved(site.log_prob, alone).any():
+                    continue
+                there = _scored(site.fn, value)  # again, with the noise and without the mask
             if moved(there, alone.expand_as(there)).any():
                 return False, f"{what}, in {run.where}"
     return None
@@ -373,33 +378,55 @@ def _stated(case: Case, run: Run) -> list[tuple[str, Site, Callable[[], Any]]]:
 
 def _one_by_one(case: Case, runs: list[Run]) -> Found:
     """A datum has the same log-probabilities alone and in batches of any size."""
+    alone: Scores = {}
     for mode in MODES:
         here = [run for run in runs if run.mode == mode]
-        few = next(run for run in here if len(run.x) == COUNT)
-        if mode == MODES[1] and (case.in_the_mean or _noisy(case, few)):
+        if mode == MODES[1] and case.in_the_mean:
             continue
-        singly = [_run_of(case, few, slice(i, i + 1), like=i) for i in range(COUNT)]
+        if alone and all(_unlike(run, alone) is None for run in here):
+            continue  # training gives what evaluation gives
+        if mode == MODES[1] and _noisy(case, next(run for run in here if len(run.x) == COUNT)):
+            continue
+        alone = _scores_alone(case, here[-1])
         for run in here:
-            for start in range(0, len(run.x), COUNT):
-                part_of = slice(start, min(start + COUNT, len(run.x)))
-                apart = [_run_of(case, run, part_of)] if start else singly[: len(run.x)]
-                for part, of_part in run.found.items():
-                    for name, site in of_part.items():
-                        there = site.log_prob[part_of]
-                        before = torch.cat([one[part][name].log_prob for one in apart])
-                        if (off := moved(before, there)).any():
-                            i = int(off.nonzero()[0])
-                            return False, (
-                                f"the log-probability of one {case.what} at {name!r} of the {part} is "
-                                f"{before[i].item():.6g} nats in a batch of {'few' if start else 1} and "
-                                f"{there[i].item():.6g} in a batch of {len(run.x)} ({mode})"
-                            )
+            if (off := _unlike(run, alone)) is not None:
+                part, name, i = off
+                return False, (
+                    f"the log-probability of one {case.what} at {name!r} of the {part} is "
+                    f"{alone[part, name][i].item():.6g} nats in a batch of {'few' if i >= COUNT else 1} and "
+                    f"{run.found[part][name].log_prob[i].item():.6g} in a batch of {len(run.x)} ({mode})"
+                )
     return None
 
 
-def _run_of(case: Case, run: Run, some: slice, like: int | None = None) -> dict[str, dict[str, Site]]:
-    """The same of some of a run's data."""
-    return _run(case, run.vae, run.x[some], {name: values[some] for name, values in run.z.items()}, like=like)
+def _scores_alone(case: Case, run: Run) -> Scores:
+    """Log-probabilities of a run's data: of the first each alone, of the others in batches of a few."""
+    few = [slice(i, i + 1) for i in range(COUNT)]
+    few += [slice(start, start + COUNT) for start in range(COUNT, len(run.x), COUNT)]
+    found = [
+        _run(
+            case,
+            run.vae,
+            run.x[some],
+            {name: values[some] for name, values in run.z.items()},
+            like=some.start if some.start < COUNT else None,
+        )
+        for some in few
+    ]
+    return {
+        (part, name): torch.cat([one[part][name].log_prob for one in found])
+        for part, of_part in run.found.items()
+        for name in of_part
+    }
+
+
+def _unlike(run: Run, alone: Scores) -> tuple[str, str, int] | None:
+    """Part, site and datum of the first log-probability that differs from that of the datum alone."""
+    for part, of_part in run.found.items():
+        for name, site in of_part.items():
+            if (off := moved(alone[part, name][: len(run.x)], site.log_prob)).any():
+                return part, name, int(off.nonzero()[0])
+    return None
 
 
 def _apart(case: Case) -> Found:

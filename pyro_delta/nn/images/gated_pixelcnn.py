@@ -45,6 +45,7 @@ class GatedPixelCNN(nn.Module):
         pixel_blocks: gated blocks of the within-row stream.
         row_kernel: (rows, columns) in the rows-above stream.
         pixel_kernel: columns in the within-row stream.
+        stem: (rows, columns, pixels) of the first look at the rows above and at the pixels to the left.
         context_channels: channels of the context, 0 for none.
         causal: False for the same network without masks and shifts, in which every position sees its whole
             surroundings: an encoder, not for generation.
@@ -58,9 +59,6 @@ class GatedPixelCNN(nn.Module):
 
     ends = ("stem_rows", "stem_pixels", "out")
 
-    STEM_KERNEL = (3, 9)  # first look at the rows above: cheap on few channels, and where most bits are won
-    STEM_WIDTH = 5  # … and at the pixels to the left
-
     def __init__(
         self,
         channels_in: int,
@@ -73,15 +71,16 @@ class GatedPixelCNN(nn.Module):
         pixel_blocks: int,
         row_kernel: tuple[int, int] = (2, 3),
         pixel_kernel: int = 3,
+        stem: tuple[int, int, int] = (3, 9, 5),  # wide: cheap on few channels, and where most bits are won
         context_channels: int = 0,
         causal: bool = True,
     ) -> None:
         super().__init__()
-        _check_sizes(channels, row_blocks, pixel_blocks, row_kernel, pixel_kernel)
+        _check_sizes(channels, row_blocks, pixel_blocks, row_kernel, pixel_kernel, stem)
         fine = channels[0]
         self.causal = causal
-        self.stem_rows = RowConv(channels_in, fine, self.STEM_KERNEL, causal=causal)
-        self.stem_pixels = PixelConv(channels_in, fine, self.STEM_WIDTH, causal=causal)
+        self.stem_rows = RowConv(channels_in, fine, (stem[0], stem[1]), causal=causal)
+        self.stem_pixels = PixelConv(channels_in, fine, stem[2], causal=causal)
         self.position = nn.Parameter(torch.zeros(fine, height, width))
         self.context = nn.Conv2d(context_channels, fine, 1) if context_channels else None
         self.rows_above = RowsAbove(channels, row_blocks, row_kernel, causal=causal)
@@ -132,6 +131,7 @@ def _check_sizes(
     pixel_blocks: int,
     row_kernel: tuple[int, int],
     pixel_kernel: int,
+    stem: tuple[int, int, int],
 ) -> None:
     if not channels or len(channels) != len(row_blocks) or min(channels) < 1 or min(row_blocks) < 0:
         raise UserError(
@@ -140,7 +140,7 @@ def _check_sizes(
         )
     if row_kernel[0] < 2 or row_kernel[1] < 1 or row_kernel[1] % 2 == 0:
         raise UserError(f"row_kernel={list(row_kernel)} needs 2 or more rows and an odd number of columns.")
-    if pixel_blocks < 1 or pixel_kernel < 2:
-        raise UserError(
-            f"pixel_blocks={pixel_blocks} and pixel_kernel={pixel_kernel} must be at least 1 and at least 2."
-        )
+    if pixel_blocks < 1 or pixel_kernel < 1:
+        raise UserError(f"pixel_blocks={pixel_blocks} and pixel_kernel={pixel_kernel} must be at least 1.")
+    if min(stem) < 1 or stem[1] % 2 == 0:
+        raise UserError(f"stem={list(stem)} needs 1 or more rows, an odd number of columns and 1 or more pixels.")

@@ -158,13 +158,11 @@ class GatedPixelCNN(nnx.Module):
         pixel_blocks: b, blocks within the row.
         row_kernel: (k_r, k_c) of the rows-above stream.
         pixel_kernel: width of the kernels within the row.
+        stem: rows and columns of the kernel over the rows above, and width of that within the row, that see the input.
         context_channels: of the context; 0 if there is none.
         causal: if false, there are neither masks nor shifts: every pixel sees all around it.
         rngs: of the initial values.
     """
-
-    STEM_KERNEL = (3, 9)
-    STEM_WIDTH = 5
 
     def __init__(
         self,
@@ -178,6 +176,7 @@ class GatedPixelCNN(nnx.Module):
         pixel_blocks: int,
         row_kernel: tuple[int, int] = (2, 3),
         pixel_kernel: int = 3,
+        stem: tuple[int, int, int] = (3, 9, 5),
         context_channels: int = 0,
         causal: bool = True,
         rngs: nnx.Rngs,
@@ -185,8 +184,8 @@ class GatedPixelCNN(nnx.Module):
         """See the class."""
         c = channels[0]
         self.causal, self.splits = causal, tuple(2 * c * (i + 1) for i in range(pixel_blocks))
-        self.stem_rows = RowConv(channels_in, c, self.STEM_KERNEL, causal=causal, rngs=rngs)
-        self.stem_pixels = PixelConv(channels_in, c, self.STEM_WIDTH, causal=causal, rngs=rngs)
+        self.stem_rows = RowConv(channels_in, c, stem[:2], causal=causal, rngs=rngs)
+        self.stem_pixels = PixelConv(channels_in, c, stem[2], causal=causal, rngs=rngs)
         self.position = nnx.Param(jnp.zeros((c, height, width), float))
         if context_channels:
             self.context = Pointwise(context_channels, c, rngs=rngs)

@@ -136,6 +136,7 @@ class GatedPixelCNNLikelihood(ImageLikelihood):
         pixel_blocks: gated blocks of the within-row stream.
         row_kernel: (rows, columns) of the rows-above stream's convolutions.
         pixel_kernel: columns of the within-row stream's convolutions.
+        stem: (rows, columns, pixels) of the first look at the rows above and at the pixels to the left.
     """
 
     def __init__(
@@ -153,6 +154,7 @@ class GatedPixelCNNLikelihood(ImageLikelihood):
         pixel_blocks: int = 2,
         row_kernel: tuple[int, int] = (2, 3),
         pixel_kernel: int = 3,
+        stem: tuple[int, int, int] = (3, 9, 5),
     ) -> None:
         """See the class."""
         network = ConditionalGatedPixelCNN(
@@ -168,6 +170,7 @@ class GatedPixelCNNLikelihood(ImageLikelihood):
             pixel_blocks=pixel_blocks,
             row_kernel=tuple(row_kernel),
             pixel_kernel=pixel_kernel,
+            stem=tuple(stem),
             rngs=rngs,
         )
         super().__init__(network)

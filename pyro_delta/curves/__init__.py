@@ -1,0 +1,1 @@
+"""Recorded trainings: the validations of some configurations, as `benchmarks/curves.py` writes them."""
