@@ -130,8 +130,8 @@ def compare(
     def checked(folder: Path, control: Path | None = None) -> Kept:
         if (found := kept(folder, trust)) is not None:
             return found
-        say(f"checking {folder} first")
         run = load(folder, device, trust=trust)
+        say(f"checking {folder} first")
         return keep(run, check(run, control=control, root=root))
 
     if not (folders[0] / KEPT).exists():
