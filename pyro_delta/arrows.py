@@ -20,10 +20,10 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("build",),
     ("diagnostics", "config"),
     ("models", "guides"),
-    ("commitment", "data", "vae", "svi", "call"),
+    ("commitment", "data", "vae", "svi", "call", "trust"),
     ("rate", "families", "nn", "programs"),
     ("distributions", "validation", "inverse"),
-    ("protocol", "files", "errors", "limits", "cores", "presets", "sweeps", "curves", ""),
+    ("protocol", "files", "lock", "errors", "limits", "cores", "presets", "sweeps", "curves", ""),
 )
 """From the roof to the cellar; the last name is the package itself, which loads everything lazily."""
 

@@ -14,7 +14,6 @@ from pydantic import Field, ValidationError, ValidationInfo, model_serializer, m
 
 from pyro_delta import programs
 from pyro_delta.errors import UserError, nearest, unknown_name
-from pyro_delta.files import written_whole
 from pyro_delta.validation import Section, Seed, first_mistake
 
 EXCLUSIVE = [
@@ -291,10 +290,9 @@ def _unknown_setting(key: str, tree: dict[str, Any]) -> UserError:
     return unknown_name("setting", key, setting_names(tree), listed="the config.json of any run")
 
 
-def save(config: Config, path: Path) -> None:
-    """Writes the configuration as JSON."""
-    with written_whole(path) as file:
-        file.write((config.model_dump_json(indent=2) + "\n").encode())
+def as_text(config: Config) -> bytes:
+    """The configuration as JSON, with which a run is kept."""
+    return (config.model_dump_json(indent=2) + "\n").encode()
 
 
 def digest(config: Config) -> str:
@@ -303,27 +301,43 @@ def digest(config: Config) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def load(path: Path, folder: Path | None = None) -> Config:
-    """Reads a configuration that `save` wrote.
+def tree_of(content: bytes, path: Path) -> dict[str, Any]:
+    """The sections of settings in a file that `as_text` made; no program of them is imported.
 
     Args:
+        content: of the file.
+        path: of it.
+
+    Raises:
+        UserError: if it is something else.
+    """
+    try:
+        tree = json.loads(content)
+    except (ValueError, RecursionError):
+        raise UserError(f"{path} is damaged: it is not JSON.") from None
+    if not isinstance(tree, dict):
+        raise UserError(f"{path} is damaged: it holds {str(tree)[:40]!r} rather than sections of settings; restore it.")
+    for kind in programs.KINDS:
+        section = tree.get(kind)
+        if not isinstance(section, dict) or not isinstance(section.get("program"), str):
+            raise UserError(f"{path} is damaged: {kind} is not a section of settings with a program; restore it.")
+    return tree
+
+
+def of_tree(tree: dict[str, Any], path: Path, folder: Path | None = None) -> Config:
+    """The configuration of the sections of a file.
+
+    Args:
+        tree: as `tree_of` gives it.
         path: of the file.
         folder: of the run's own programs.
 
     Raises:
-        UserError: if the file is missing or not a configuration.
+        UserError: if it is none.
     """
-    try:
-        tree = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(
-            f"{path.parent} is not a run: it has no {path.name}; give a folder that `pyro-delta train` wrote."
-        ) from None
-    except (json.JSONDecodeError, UnicodeDecodeError):
-        raise UserError(f"{path} is damaged: it is not JSON.") from None
-    if not isinstance(tree, dict):
-        raise UserError(f"{path} is damaged: it holds {str(tree)[:40]!r} rather than sections of settings; restore it.")
     try:
         return validate(tree, folder)
     except UserError as error:
         raise UserError(f"{path} is damaged: {error}") from None
+    except RecursionError:
+        raise UserError(f"{path} is damaged: it is nested too deep; restore it.") from None

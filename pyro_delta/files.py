@@ -34,6 +34,13 @@ def written_whole(path: Path) -> Iterator[BinaryIO]:
             aside.unlink(missing_ok=True)
 
 
+def sweep_parts(folder: Path) -> None:
+    """Takes away what `written_whole` has left in a folder, and in those in it, where its process was killed."""
+    for path in (*folder.glob(".*.part"), *folder.glob("*/.*.part")):
+        with suppress(OSError):
+            path.unlink()
+
+
 @contextmanager
 def named(path: Path) -> Iterator[None]:
     """An error of writing names `path`: a full disk's names no file at all, others the one that is written aside."""

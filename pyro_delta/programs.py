@@ -16,9 +16,10 @@ the prior. A constructor's `**options` stand for the keyword-only arguments of i
 
 from __future__ import annotations
 
+import ast
+import builtins
 import hashlib
 import inspect
-import shutil
 import sys
 import sysconfig
 import traceback
@@ -26,13 +27,13 @@ import typing
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib import import_module
-from importlib.metadata import entry_points
+from importlib.metadata import entry_points, packages_distributions
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError, create_model
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
 from pyro_delta.errors import UserError, in_a_line, is_out_of_memory, unknown_name
 from pyro_delta.validation import Section, first_mistake
@@ -215,15 +216,36 @@ def twin_of(program: Callable[..., Any]) -> str | Callable[..., Any] | None:
 
 
 def _module_of_file(path: Path) -> ModuleType:
-    """A file as a module, made once for each content, so that its classes are the same classes each time."""
-    try:
-        source = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"cannot read the program {path} ({error.strerror}); give the path of a file.") from None
-    name = f"pyro_delta_program_{hashlib.sha256(source).hexdigest()[:16]}"
+    """A file as a module, made once for each content, so that its classes are the same classes each time.
+
+    Files beside it that it imports are modules of the same kind, known to nobody else: another folder, such as that of
+    another run, has its own.
+    """
+    files = {path.stem: path} | _beside(path)
+    return _module_of(path.stem, {name: (file, _bytes_of(file)) for name, file in files.items()})
+
+
+def _module_of(stem: str, sources: Mapping[str, tuple[Path, bytes]]) -> ModuleType:
+    """The module of a source, whose imports are looked for among the others, as they were read, before elsewhere."""
+    path, source = sources[stem]
+    reached, waiting = set[str](), [stem]
+    while waiting:
+        new = (_imports(sources[waiting.pop()][1]) & sources.keys()) - reached
+        reached |= new
+        waiting += new
+    found = hashlib.sha256(source)
+    for other in sorted(reached - {stem}):
+        found.update(f"{other} {hashlib.sha256(sources[other][1]).hexdigest()}".encode())
+    name = f"pyro_delta_program_{found.hexdigest()[:16]}"
+
+    def imported(what: str, *given: Any, **named: Any) -> Any:
+        return _module_of(what, sources) if what in reached else builtins.__import__(what, *given, **named)
+
     if name not in sys.modules:
         module = ModuleType(name)
         module.__file__ = str(path)
+        if reached:
+            module.__dict__["__builtins__"] = {**vars(builtins), "__import__": imported}
         sys.modules[name] = module  # before it runs: dataclasses and pickles look themselves up
         try:
             with blamed(str(path)):
@@ -232,6 +254,46 @@ def _module_of_file(path: Path) -> ModuleType:
             del sys.modules[name]
             raise
     return sys.modules[name]
+
+
+def _beside(path: Path) -> dict[str, Path]:
+    """Module → file, of those beside a program that it imports, or that these import.
+
+    Raises:
+        UserError: if it imports a package from there.
+    """
+    found: dict[str, Path] = {}
+    waiting = [path]
+    while waiting:
+        for name in _imports(_bytes_of(waiting.pop())):
+            file, package = path.with_name(f"{name}.py"), path.with_name(name) / "__init__.py"
+            if file.is_file() and name not in found:
+                found[name] = file
+                waiting.append(file)
+            elif package.is_file() and name not in packages_distributions() and name != __name__.partition(".")[0]:
+                raise UserError(
+                    f"the program {path} imports {name}, a package beside it, of which a run would keep no copy; "
+                    "install the package, or put what it needs into files beside the program."
+                )
+    return found
+
+
+def _imports(source: bytes) -> set[str]:
+    """Modules that a text imports, anywhere in it."""
+    try:
+        nodes = list(ast.walk(ast.parse(source)))
+    except (SyntaxError, ValueError, RecursionError):  # who runs it will say so
+        return set()
+    names = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
+    names += [node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module and not node.level]
+    return {name.partition(".")[0] for name in names}
+
+
+def _bytes_of(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise UserError(f"cannot read the program {path} ({error.strerror}); give the path of a file.") from None
 
 
 @contextmanager
@@ -363,54 +425,86 @@ def checked_options(kind: str, name: str, options: Mapping[str, Any], folder: Pa
 # --- What a run keeps of programs that are not shipped ---
 
 
-def keep_copies(chosen: Mapping[str, str], folder: Path) -> dict[str, dict[str, str]]:
-    """Copies the files of programs into a folder of a run; returns name and digest of each that is not shipped.
+def is_foreign(kind: str, name: str) -> bool:
+    """Whether a program is neither shipped nor one that an installed package adds. Nothing is imported."""
+    return name not in SHIPPED[kind] and name not in names(kind)
+
+
+class Record(Section):
+    """What a run says of a program that is not shipped."""
+
+    model_config = ConfigDict(strict=True)
+
+    name: str
+    digest: str
+    """SHA-256 of its file"""
+    beside: dict[str, str] = Field(default={})
+    """file → SHA-256, of those beside it that it imports"""
+
+
+def copies(chosen: Mapping[str, str]) -> tuple[dict[str, Record], dict[str, bytes]]:
+    """Of programs that are not shipped, the records, and the files that a run keeps, by name.
 
     Raises:
         UserError: if two different files have the same name.
     """
-    kept = {}
+    records: dict[str, Record] = {}
+    contents: dict[str, bytes] = {}
     for kind, name in chosen.items():
-        if (source := _source(kind, name)) is not None:
-            kept[kind] = {"name": name, "digest": _digest(source)}
-            if name.rpartition(":")[0].endswith(".py"):
-                copy = folder / source.name
-                if copy.exists() and _digest(copy) != kept[kind]["digest"]:
-                    raise UserError(f"two programs are in files called {source.name}; rename one of them.")
-                folder.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(source, copy)
-    return kept
+        if (source := _source(kind, name)) is None:
+            continue
+        records[kind] = _record(name, source)
+        if not _is_file(name):
+            continue
+        for path in {source, *_beside(source).values()}:
+            if contents.setdefault(path.name, content := _bytes_of(path)) != content:
+                raise UserError(f"two programs are in files called {path.name}; rename one of them.")
+    return records, contents
 
 
-def check_copies(kept: Mapping[str, Mapping[str, str]], folder: Path) -> None:
-    """Refuses programs that are no longer those of the run.
+def check_copies(records: Mapping[str, Record], folder: Path) -> None:
+    """Refuses programs that are no longer those of the run, or import something else beside them.
 
     Raises:
         UserError: if a program's file is missing or has changed.
     """
-    for kind, record in kept.items():
-        source = _source(kind, record["name"], folder)
+    for kind, record in records.items():
+        source = _source(kind, record.name, folder)
         if source is None or not source.is_file():
-            where = record["name"] if source is None else str(source)
-            raise UserError(f"the run's {kind} {record['name']!r} is missing: there is no {where}; restore it.")
-        if _digest(source) != record["digest"]:
+            where = record.name if source is None else str(source)
+            raise UserError(f"the run's {kind} {record.name!r} is missing: there is no {where}; restore it.")
+        if (now := _record(record.name, source)) != record:
+            apart = sorted(file for file, _ in now.beside.items() ^ record.beside.items())
+            changed = source if now.digest != record.digest else source.with_name(apart[0])
             raise UserError(
-                f"the run's {kind} {record['name']!r} has changed: {source} is not what the run was made with; restore "
-                "it, or correct its digest in run.json to use it as it is."
+                f"the run's {kind} {record.name!r} has changed: {changed} is not what the run was made with; restore "
+                "it."
             )
+
+
+def _record(name: str, source: Path) -> Record:
+    beside = {path.name: _digest(path) for path in _beside(source).values() if path != source} if _is_file(name) else {}
+    return Record(name=name, digest=_digest(source), beside=beside)
+
+
+def _is_file(name: str) -> bool:
+    return name.rpartition(":")[0].endswith(".py")
 
 
 def _source(kind: str, name: str, folder: Path | None = None) -> Path | None:
     """The file of a program, None for a shipped one; in a run's folder that is its copy."""
-    if name in SHIPPED[kind]:
+    if name in SHIPPED.get(kind, ()):
         return None
-    source = names(kind).get(name, name).rpartition(":")[0]
+    place = name if kind not in KINDS else names(kind).get(name, name)
+    source = place.rpartition(":")[0]
     if source.endswith(".py"):
         return Path(source).expanduser() if folder is None else folder / Path(source).name
+    if kind not in KINDS and (module := sys.modules.get(source)) is not None and module.__file__:
+        return Path(module.__file__)  # of a spec that is there already, perhaps in a script
     with blamed(name):
         found = find_spec(source)
     return Path(found.origin) if found is not None and found.origin else Path(f"{source}.py")
 
 
 def _digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    return hashlib.sha256(_bytes_of(path)).hexdigest()

@@ -11,6 +11,14 @@ import torch
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false")
 
 
+@pytest.fixture(autouse=True, scope="session")
+def own_user_data(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """The runs of tests are not noted among the user's own, on Linux; processes that tests start inherit it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_DATA_HOME", str(tmp_path_factory.mktemp("user")))
+        yield
+
+
 @pytest.fixture(autouse=True)
 def fresh_state() -> Iterator[None]:
     # Validation is asserted again for each test because `module.compile()` switches it off for the whole process.

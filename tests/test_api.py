@@ -13,6 +13,7 @@ import numpy as np
 import pyro
 import pytest
 import torch
+from forged import former, state_of
 from test_cli import call
 from test_inference import SPEC, toy_data
 from torch import Tensor
@@ -51,7 +52,10 @@ SETTINGS = {
 QUICK = {"told_samples": 4, "told_images": 16, "weighed": 5}
 """For a check of which other numbers are looked at."""
 CLOCKS = {"wall_s", "train_s", "images_per_s"}
-FILES = ["checkpoint.pt", "config.json", "events", "metrics.jsonl", "run.json", "samples"]
+FILES = [
+    ".lock", "checkpoint-00000002.safetensors", "checkpoint-00000004.safetensors", "config.json", "events",
+    "manifest.json", "metrics.jsonl", "run.json", "samples",
+]  # fmt: skip
 
 
 def without_clocks(lines: Any) -> list[dict[str, Any]]:
@@ -92,7 +96,7 @@ def test_a_run_holds_all_of_it(digits: Run) -> None:
     assert list(digits.metrics) == [
         json.loads(line) for line in (digits.folder / "metrics.jsonl").read_text().splitlines()
     ]
-    state = torch.load(digits.folder / "checkpoint.pt", weights_only=True)
+    state = state_of(digits.folder)
     for name, value in digits.vae.state_dict().items():
         torch.testing.assert_close(value, state["average"][f"module.{name}"], rtol=0, atol=0)
 
@@ -255,22 +259,22 @@ def test_training_goes_on_with_the_data_that_it_began_with(tmp_path: Path) -> No
     assert pyro_delta.evaluate(run)["data_as_trained"] is True
     for make in OTHERS.values():
         other = make(data)
-        with pytest.raises(UserError, match=r"training data are not those that \S+run was made with, though of the sa"):
+        with pytest.raises(UserError, match=r"train data are not the \d+ that \S+run was made with, though of the sa"):
             pyro_delta.resume(folder, {"training.steps": 6}, data=other, device="cpu")
         assert pyro_delta.evaluate(folder, data=other)["data_as_trained"] is False
     found = pyro_delta.check(folder, data=other, **QUICK)
     assert found.numbers["data_as_trained"] is False
-    assert "The training data that go with these are not those that the run was trained on." in found.advice
+    assert "The data are not those that the run was trained on, or not all of them." in found.advice
     control = pyro_delta.train(control_config(run.config, 1), data=other, device="cpu")
-    with pytest.raises(UserError, match=r"the control was trained on .*, whose training data were others; give one"):
+    with pytest.raises(UserError, match=r"the control was trained on .*, whose data were others; give one"):
         pyro_delta.check(folder, data=data, control=control)
 
-    # A run made before such digests were kept is taken at its word.
-    info = json.loads((folder / "run.json").read_text())
-    del info["data_digest"]
-    (folder / "run.json").write_text(json.dumps(info))
+    resumed = pyro_delta.resume(folder, {"training.steps": 6}, data=other, device="cpu", other_data=True)
+    assert resumed.trained_steps == 6
+
+    # A run of the former format is taken at its word.
+    former(folder)
     assert pyro_delta.evaluate(folder, data=other)["data_as_trained"] is None
-    assert pyro_delta.resume(folder, {"training.steps": 6}, data=other, device="cpu").trained_steps == 6
 
 
 def test_data_may_be_any_object_with_a_spec_and_splits() -> None:
@@ -368,7 +372,7 @@ def test_the_best_weights_are_kept_and_used(tmp_path: Path, monkeypatch: pytest.
         ("best", 2, 4, True), ("best", 2, 4, True), ("last", 4, 4, True),
     ]  # fmt: skip
     auxiliary = [pyro_delta.load(tmp_path / "run", prior="auxiliary", weights=which) for which in ("best", "last")]
-    state = torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)
+    state = state_of(tmp_path / "run")
     kept = state["best"]["auxiliary"], state["auxiliary"]["average"]
     name = "network.lstm.weight_hh_l0"
     assert torch.equal(auxiliary[0].vae.model.prior.state_dict()[name], kept[0][name])

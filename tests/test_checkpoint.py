@@ -15,7 +15,9 @@ import torch
 from pyro_delta.errors import UserError
 from pyro_delta.inference.checkpoint import (
     FORMAT,
+    FORMER,
     load_checkpoint,
+    load_former,
     load_weights,
     restore_rng,
     rng_state,
@@ -46,13 +48,16 @@ def test_what_is_saved_comes_back(path: Path) -> None:
         "channels_last": torch.randn(2, 3, 4, 4, dtype=torch.float64).to(memory_format=torch.channels_last),
         "step": 7,
         "nested": {"numbers": [1, 2.5, None, "text"], "pair": (0.9, 0.999)},
+        "optimizer": {"state": {0: {"step": torch.ones(())}, 12: {"step": torch.zeros(())}}, "param_groups": [{}]},
         "rng": rng_state(CPU),
     }
     save_atomically(state, path)
     loaded = load_checkpoint(path)
     assert loaded.pop("format") == FORMAT
-    assert loaded["nested"] == state["nested"]
+    assert loaded["nested"] == {**state["nested"], "pair": [0.9, 0.999]}  # JSON knows no tuples
     assert loaded["step"] == 7
+    assert list(loaded["optimizer"]["state"]) == [0, 12]
+    assert loaded["optimizer"]["state"][0]["step"] == 1
     torch.testing.assert_close(loaded["vae"], state["vae"], rtol=0, atol=0)
     assert torch.equal(loaded["channels_last"], state["channels_last"])
     assert loaded["channels_last"].stride() == state["channels_last"].stride()
@@ -63,7 +68,7 @@ def test_random_state_goes_on_where_it_was(path: Path) -> None:
     save_atomically({"rng": rng_state(CPU)}, path)
     expected = torch.randn(5)
     torch.randn(3)
-    restore_rng(load_checkpoint(path)["rng"], CPU)
+    restore_rng(load_checkpoint(path)["rng"], CPU, path)
     assert torch.equal(torch.randn(5), expected)
 
 
@@ -157,14 +162,14 @@ def test_foreign_zip(path: Path) -> None:
 def test_torch_files_that_are_not_ours(path: Path, content: Any) -> None:
     torch.save(content, path)
     with pytest.raises(UserError, match="is not a checkpoint of pyro-delta"):
-        load_checkpoint(path)
+        load_former(path)
 
 
 def test_the_former_format_is_refused_as_such(path: Path) -> None:
     state = {"format": "pyro-delta checkpoint 1", "programs": torch.nn.Linear(3, 2).state_dict(), "step": 3}
     torch.save(state, path)
     with pytest.raises(UserError) as caught:
-        load_checkpoint(path, keys=("vae",))
+        load_former(path, keys=("vae",))
     assert str(caught.value) == (
         f"{path} was written by an older pyro-delta, whose networks have changed since; train the run again."
     )
@@ -173,13 +178,14 @@ def test_the_former_format_is_refused_as_such(path: Path) -> None:
 @pytest.mark.parametrize("how", ["pickle", "torch.save", "legacy torch.save"])
 def test_pickled_code_is_never_run(path: Path, tmp_path: Path, how: str) -> None:
     proof = tmp_path / "proof"
-    content = {"format": FORMAT, "bomb": Bomb(proof)}
+    content = {"format": FORMER, "bomb": Bomb(proof)}
     if how == "pickle":
         path.write_bytes(pickle.dumps(content, protocol=2))
     else:
         torch.save(content, path, _use_new_zipfile_serialization=how == "torch.save")
-    with pytest.raises(UserError, match="no checkpoint"):
-        load_checkpoint(path)
+    for load in (load_checkpoint, load_former):
+        with pytest.raises(UserError, match="no checkpoint"):
+            load(path)
     assert not proof.exists()
     torch.load(path, weights_only=False) if how != "pickle" else pickle.loads(path.read_bytes())
     assert proof.exists(), "the bomb is a dud: this test shows nothing"

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from forged import forge, former, state_of
 from PIL import Image
 
 from pyro_delta.cli import COMMANDS, main
@@ -110,7 +111,7 @@ def test_run_folder_holds_everything(trained: Path) -> None:
     assert config["training"]["minutes"] is None
     assert config["prior"]["rate_nats"] == 4
     assert set(json.loads((trained / "run.json").read_text())) == {
-        "format", "preset", "spec", "version", "commit", "config_digest", "data_digest", "versions", "programs",
+        "format", "preset", "spec", "data", "version", "commit", "config_digest", "versions", "threads", "programs",
     }  # fmt: skip
 
 
@@ -128,7 +129,7 @@ def test_evaluate_agrees_with_the_library(trained: Path) -> None:
 
 
 def test_what_is_evaluated_are_the_averaged_weights(trained: Path) -> None:
-    state = torch.load(trained / "checkpoint.pt", weights_only=True)
+    state = state_of(trained)
     name, average = next((k, v) for k, v in state["average"].items() if "weight" in k)
     vae = runs.load(trained, weights="last").vae
     assert torch.equal(vae.state_dict()[name.removeprefix("module.")], average)
@@ -142,7 +143,7 @@ def test_tables_are_for_people(trained: Path) -> None:
     assert "−ELBO" in out
     assert "±" in out
     assert "bits/dim" in out
-    state = torch.load(trained / "checkpoint.pt", weights_only=True)
+    state = state_of(trained)
     title = f"best weights, of step {state['best']['step']}: all data of the test split, seed 0"
     assert title in " ".join(out.split())
     code, out, _ = call("evaluate", trained, "--weights", "last", "--images", 7, "--seed", 3)
@@ -266,8 +267,9 @@ def test_resume_of_a_finished_run_changes_nothing(trained: Path, tmp_path: Path)
     folder = shutil.copytree(trained, tmp_path / "run")
     code, out, _ = call("train", "--out", folder, "--resume", "--json")
     assert code == 0
-    assert json.loads(out)["step"] == 20
-    assert (folder / "metrics.jsonl").read_text() == (trained / "metrics.jsonl").read_text()
+    assert json.loads(out) == {"run": str(folder), "finished": True}
+    assert contents(folder) == {path.replace(str(trained), str(folder)): had for path, had in contents(trained).items()}
+    assert "has come to its end already; --steps or --minutes makes it" in call("train", "--out", folder, "--resume")[1]
 
 
 def test_interrupted_and_resumed_is_the_same_training(trained: Path, tmp_path: Path) -> None:
@@ -286,13 +288,13 @@ def test_interrupted_and_resumed_is_the_same_training(trained: Path, tmp_path: P
     assert code == 130
     assert f"stopped at step 10; go on with: pyro-delta train --out {folder} --resume" in err
     assert call("train", "--out", folder, "--resume")[0] == 0
-    ours, theirs = (torch.load(path / "checkpoint.pt", weights_only=True) for path in (folder, trained))
+    ours, theirs = (state_of(path) for path in (folder, trained))
     assert ours["best"]["step"] == theirs["best"]["step"]
     for part in ("vae", "average", "best"):
         mine, others = (state[part]["vae"] if part == "best" else state[part] for state in (ours, theirs))
         torch.testing.assert_close(mine, others, rtol=0, atol=0)
     keys = METRICS - {"wall_s", "train_s"}
-    for a, b in zip(records.read_metrics(folder), records.read_metrics(trained), strict=True):
+    for a, b in zip(runs.read_metrics(folder), runs.read_metrics(trained), strict=True):
         assert {key: a[key] for key in keys} == {key: b[key] for key in keys}
 
 
@@ -308,7 +310,7 @@ def test_termination_signal_leaves_a_run_to_resume(tmp_path: Path) -> None:
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130
     assert err.splitlines()[-1].startswith("pyro-delta: stopped at step ")
-    assert torch.load(folder / "checkpoint.pt", weights_only=True)["step"] > 0
+    assert state_of(folder)["step"] > 0
 
 
 def test_full_disk_ends_a_training_with_a_sentence(tmp_path: Path) -> None:
@@ -317,7 +319,7 @@ def test_full_disk_ends_a_training_with_a_sentence(tmp_path: Path) -> None:
     shell = ["bash", "-c", 'ulimit -f 8; exec "$@"', "-", *command]
     done = subprocess.run(shell, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=90)
     assert done.returncode == 2, done.stderr
-    path = tmp_path / "run" / "checkpoint.pt"
+    path = tmp_path / "run" / "checkpoint-00000000.safetensors"
     assert done.stderr == f"pyro-delta: cannot use {path}: File too large; make room there.\n"
     assert not path.exists()
 
@@ -330,7 +332,7 @@ def test_diverged_training_stops_with_a_sentence(tmp_path: Path) -> None:
     assert err.splitlines()[-1].startswith("pyro-delta: training stopped at step 25: the last 24 steps were not finite")
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert lines[-1]["neg_elbo_bpd"] is None
-    assert torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)["step"] == 0
+    assert state_of(tmp_path / "run")["step"] == 0
     # What is left are the weights of the start, which are nobody's result.
     words = (
         "has not come to its end: it has made 25 steps, 24 of which were not finite and were skipped, and these are "
@@ -468,27 +470,46 @@ def a_run(here: Path, trained: Path) -> None:
     shutil.copytree(trained, here / "run")
 
 
-def run_with(name: str, content: bytes | None) -> Callable[[Path, Path], None]:
-    """A run of which a file is replaced, or taken away."""
+def run_with(name: str, content: bytes | None, forged: bool = True) -> Callable[[Path, Path], None]:
+    """A run of which files are replaced, or taken away, and the checksums with them."""
 
     def prepare(here: Path, trained: Path) -> None:
         a_run(here, trained)
-        (here / "run" / name).unlink()
-        if content is not None:
-            (here / "run" / name).write_bytes(content)
+        for path in (here / "run").glob(name):
+            path.unlink()
+            if content is not None:
+                path.write_bytes(content)
+        if forged:
+            forge(here / "run")
+
+    return prepare
+
+
+def without(*names: str) -> Callable[[Path, Path], None]:
+    """A run without some of its files; where checkpoints are, its manifest has lost them, too."""
+
+    def prepare(here: Path, trained: Path) -> None:
+        a_run(here, trained)
+        for name in names:
+            for path in (here / "run").glob(name):
+                path.unlink()
+        if (here / "run" / "manifest.json").exists():
+            forge(here / "run")
 
     return prepare
 
 
 def truncated(here: Path, trained: Path) -> None:
     a_run(here, trained)
-    whole = (here / "run" / "checkpoint.pt").read_bytes()
-    (here / "run" / "checkpoint.pt").write_bytes(whole[: len(whole) // 2])
+    for path in (here / "run").glob("checkpoint-*"):
+        path.write_bytes(path.read_bytes()[:9999])
 
 
 def foreign(here: Path, trained: Path) -> None:
     a_run(here, trained)
-    torch.save({"weight": torch.zeros(3)}, here / "run" / "checkpoint.pt")
+    for path in (here / "run").glob("checkpoint-*"):
+        torch.save({"weight": torch.zeros(3)}, path)
+    forge(here / "run")
 
 
 def of_format(number: Any) -> Callable[[Path, Path], None]:
@@ -500,6 +521,7 @@ def of_format(number: Any) -> Callable[[Path, Path], None]:
         info = json.loads(path.read_text())
         del info["format"]
         path.write_text(json.dumps(info if number is None else {**info, "format": number}))
+        forge(here / "run")
 
     return prepare
 
@@ -512,15 +534,17 @@ def of_the_former_version(here: Path, trained: Path) -> None:
     info["spec"] = {key: value for key, value in info["spec"].items() if key != "kind"}
     config["data"]["name"] = config["data"].pop("program")
     config["training"]["objective"] = config.pop("objective")["program"]
-    state = torch.load(run / "checkpoint.pt", weights_only=True)
+    state = state_of(run)
     state = {**state, "config": config, "programs": state.pop("vae"), "format": "pyro-delta checkpoint 1"}
     (run / "run.json").write_text(json.dumps(info))
     (run / "config.json").write_text(json.dumps(config))
     torch.save(state, run / "checkpoint.pt")
+    (run / "manifest.json").unlink()
 
 
 def former_checkpoint(here: Path, trained: Path) -> None:
     a_run(here, trained)
+    former(here / "run")
     torch.save({"format": "pyro-delta checkpoint 1"}, here / "run" / "checkpoint.pt")
 
 
@@ -533,6 +557,7 @@ def edited(section: str, **settings: Any) -> Callable[[Path, Path], None]:
         tree = json.loads(path.read_text())
         tree[section] |= settings
         path.write_text(json.dumps(tree))
+        forge(here / "run")
 
     return prepare
 
@@ -545,6 +570,7 @@ def damaged_metrics(line: bytes) -> Callable[[Path, Path], None]:
         path = here / "run" / "metrics.jsonl"
         lines = path.read_bytes().splitlines(keepends=True)
         path.write_bytes(b"".join([*lines[:2], line + b"\n", *lines[3:]]))
+        forge(here / "run")
 
     return prepare
 
@@ -575,7 +601,7 @@ def setting(pair: str) -> list[str]:
     return [*TRAIN[:7], *sets, "--out", "new", "--steps", "1", "--set", pair]
 
 
-OLDER = "pyro-delta: run was written by an older pyro-delta (format 1, this one reads 2); train the run again.\n"
+OLDER = "pyro-delta: run was written by an older pyro-delta (format 1, this one reads 2 and 3); train the run again.\n"
 OLDER_CHECKPOINT = (
     "pyro-delta: run/checkpoint.pt was written by an older pyro-delta, whose networks have changed since; train the "
     "run again.\n"
@@ -655,11 +681,15 @@ BAD: dict[str, tuple[list[str], str, Callable[[Path, Path], None]]] = {
     "resume other elbo": (["train", "--resume", "--out", "run", "--elbo", "trace"], "training.elbo=mean_field", a_run),
     "resume other preset": (["train", "--resume", "--out", "run", "--preset", "digits"], "the preset", a_run),
     "resume other setting": (["train", "--resume", "--out", "run", "--set", "prior.dims=3"], "prior.dims=2", a_run),
-    "resume truncated": (["train", "--resume", "--out", "run", "--steps", "30"], "truncated", truncated),
+    "resume truncated": (
+        ["train", "--resume", "--out", "run", "--steps", "30"],
+        "all 2 checkpoints of run are damaged",
+        truncated,
+    ),
     "evaluate no run": (["evaluate", "new"], "is not a run", nothing),
     "evaluate a file": (["evaluate", "file"], "file is a file, not a run", a_file),
-    "evaluate truncated": (["evaluate", "run"], "truncated or no checkpoint", truncated),
-    "evaluate foreign": (["evaluate", "run"], "not a checkpoint of pyro-delta", foreign),
+    "evaluate truncated": (["evaluate", "run"], "all 2 checkpoints of run are damaged or missing", truncated),
+    "evaluate foreign": (["evaluate", "run"], "truncated or no checkpoint", foreign),
     "evaluate misfit": (["evaluate", "run"], "guide.features=9, but the run was", edited("guide", features=9)),
     "evaluate other rate": (["evaluate", "run"], "prior.rate_nats=5.0, but", edited("prior", rate_nats=5)),
     "resume other rate": (RESUME, "run/config.json has prior.rate_nats=5.0, but", edited("prior", rate_nats=5)),
@@ -672,23 +702,35 @@ BAD: dict[str, tuple[list[str], str, Callable[[Path, Path], None]]] = {
     "encode a former run": (["encode", "run", "test", "--out", "a.nc"], OLDER, of_the_former_version),
     "train-prior of a former run": (["train-prior", "run"], OLDER, of_the_former_version),
     "crosscheck a former run": (["crosscheck", "run"], OLDER, of_the_former_version),
-    "evaluate a run of format 3": (
+    "evaluate a run of format 4": (
         ["evaluate", "run"],
-        OLDER.replace("an older", "a newer").replace("1,", "3,"),
-        of_format(3),
+        OLDER.replace("an older", "a newer").replace("1,", "4,"),
+        of_format(4),
     ),
     "evaluate a run of no format": (["evaluate", "run"], "run/run.json is missing or damaged", of_format("new")),
     "evaluate a former checkpoint": (["evaluate", "run"], OLDER_CHECKPOINT, former_checkpoint),
-    "resume a former checkpoint": (RESUME, OLDER_CHECKPOINT, former_checkpoint),
+    "resume a former checkpoint": (RESUME, "it is read, but not gone on with", former_checkpoint),
     "resume metrics cut": (RESUME, "run/metrics.jsonl is damaged: line 3", damaged_metrics(b'{"step": 2')),
     "resume metrics 3": (RESUME, "run/metrics.jsonl is damaged: line 3", damaged_metrics(b"3")),
     "resume metrics {}": (RESUME, "run/metrics.jsonl is damaged: line 3", damaged_metrics(b"{}")),
     "resume metrics bytes": (RESUME, "run/metrics.jsonl is damaged: line 3", damaged_metrics(b"\xff\xfe")),
-    "resume without checkpoint": (RESUME, "without --resume", run_with("checkpoint.pt", None)),
+    "resume without checkpoint": (RESUME, "without --resume", run_with("checkpoint-*", None)),
     "resume a file": (["train", "--resume", "--out", "file"], "file is a file, not a run", a_file),
-    "check without checkpoint": (["check", "run"], "no checkpoint yet", run_with("checkpoint.pt", None)),
-    "check empty checkpoint": (["check", "run"], "truncated", run_with("checkpoint.pt", b"")),
-    "check damaged config": (["check", "run"], "is damaged", run_with("config.json", b"{")),
+    "check without checkpoint": (["check", "run"], "no checkpoint yet", run_with("checkpoint-*", None)),
+    "check empty checkpoint": (["check", "run"], "truncated", run_with("checkpoint-*", b"")),
+    "check damaged config": (["check", "run"], "is damaged: it is not JSON", run_with("config.json", b"{")),
+    "check changed config": (
+        ["check", "run"],
+        "run/config.json is damaged or was",
+        run_with("config.json", b"{", False),
+    ),
+    "check without manifest": (["check", "run"], "run/manifest.json is missing", without("manifest.json")),
+    "check damaged manifest": (
+        ["check", "run"],
+        "run/manifest.json is damaged",
+        run_with("manifest.json", b"{", False),
+    ),
+    "train over metrics": (["train", *TINY, "--out", "run"], "metrics of a run, but no checkpoint", without("chec*")),
     "check odd config": (["check", "run"], "run/config.json is damaged", run_with("config.json", b"[]")),
     "check damaged info": (["check", "run"], "missing or damaged", run_with("run.json", b"{}")),
     "too many images to check": (["check", "run", "--images", "361"], "give 1 to 360", a_run),

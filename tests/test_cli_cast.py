@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from forged import newest, state_of
 from test_cli import SETS, call
 
 from pyro_delta.programs import SHIPPED
@@ -126,16 +127,16 @@ def test_beside_the_model_it_is_logged_saved_and_used(beside: Path, tmp_path: Pa
 def test_a_run_with_an_auxiliary_prior_is_resumed(beside: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(beside, tmp_path / "run")
     assert call("train", "--resume", "--out", folder, "--steps", 12)[0] == 0
-    before, after = (torch.load(run / "checkpoint.pt", weights_only=True)["auxiliary"] for run in (beside, folder))
+    before, after = (state_of(run)["auxiliary"] for run in (beside, folder))
     assert all(not torch.equal(before["prior"][k], after["prior"][k]) for k in before["prior"] if "weight" in k)
 
 
 def test_afterwards_it_leaves_the_run_as_it_was_and_takes_the_others_place(beside: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(beside, tmp_path / "run")
-    checkpoint, before = (folder / "checkpoint.pt").read_bytes(), numbers("evaluate", folder)
+    checkpoint, before = newest(folder).read_bytes(), numbers("evaluate", folder)
     trained = numbers("train-prior", folder, "--steps", 60, "--hidden", 16, "--mixtures", 2)
     assert trained["step"] == 60
-    assert (folder / "checkpoint.pt").read_bytes() == checkpoint
+    assert newest(folder).read_bytes() == checkpoint
     assert numbers("evaluate", folder) == before
     beside_rate = numbers("evaluate", beside, "--with-prior", "auxiliary")["rate_nats_mean"]
     after = numbers("evaluate", folder, "--with-prior", "auxiliary")
@@ -168,4 +169,4 @@ def test_a_prior_that_diverges_is_not_kept(beside: Path, tmp_path: Path) -> None
     code, _, err = call("train-prior", folder, "--steps", 60, "--hidden", 8, "--lr", 1e30)
     assert (code, err.count("\n")) == (1, 1)
     assert "were not finite" in err
-    assert not (folder / "auxiliary.pt").exists()
+    assert not (folder / "auxiliary.safetensors").exists()

@@ -13,7 +13,6 @@ from pyro_delta.diagnostics.bounds import evaluate
 from pyro_delta.diagnostics.drawing import draw
 from pyro_delta.inference.checkpoint import load_checkpoint, save_atomically
 from pyro_delta.inference.pyro_training import PyroTraining, Window
-from pyro_delta.inference.training import STATE
 from pyro_delta.vae import VAE
 
 pytestmark = [
@@ -50,7 +49,7 @@ def test_training_goes_on_where_it_was(elbo: str, tmp_path: Path) -> None:
     save_atomically(first.state(), path)
     first.train_step(first.batches.batch(first.step))
     second = PyroTraining(config_of(elbo=elbo), toy_data(), programs_on("cuda"), [].append)
-    second.restore(load_checkpoint(path, keys=STATE), path)  # the random state, too
+    second.restore(load_checkpoint(path), path)  # the random state, too
     second.train_step(second.batches.batch(second.step))
     torch.testing.assert_close(second.vae.state_dict(), first.vae.state_dict())
 

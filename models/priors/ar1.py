@@ -12,6 +12,7 @@ from pyro_delta.protocol import Spec
 from pyro_delta.rate import (
     alpha_for_rate,
     alpha_of_rates,
+    ar1_committed_rate,
     check_invertible,
     check_whole,
     parse_alpha,
@@ -47,6 +48,40 @@ def check_one_given(**options: float | str | None) -> None:
         raise UserError(f"{'none' if given == 0 else 'both'} of {names} given; give just one.")
 
 
+def held(alpha_d: Tensor, length: int, rate: float | None) -> Tensor:
+    """Correlations in torch's default type, if that holds them, and the rate that was asked for.
+
+    Args:
+        alpha_d: in float64, (d,).
+        length: n, latent steps.
+        rate: that they must commit, in nats, to a thousandth of it; None if that was not asked for.
+
+    Raises:
+        UserError: one rounds to 1, or they commit another rate when they are rounded.
+    """
+    kind = torch.get_default_dtype()
+    name, held_d = str(kind).removeprefix("torch."), alpha_d.to(kind)
+
+    def rate_of(alpha_d: Tensor) -> float:
+        return float(ar1_committed_rate(alpha_d.double(), length))
+
+    most = torch.nextafter(torch.ones((), dtype=kind), torch.zeros((), dtype=kind))
+    if bool((held_d.abs() >= 1).any()):
+        asked = f"prior.alpha={alpha_d.abs().max().item()!r}" if rate is None else f"prior.rate_nats={rate:g}"
+        raise UserError(
+            f"{asked} needs an alpha nearer to 1 than {name} holds; {len(alpha_d)} dimensions of {length} steps commit "
+            f"at most {rate_of(most.expand(len(alpha_d))):.6g} nats there: ask for less, or for more prior.dims."
+        )
+    if rate is not None and abs(rate_of(held_d) - rate) > 1e-3 * rate:
+        near = (torch.nextafter(held_d, torch.full_like(held_d, end)) for end in (0.0, 1.0))
+        both = sorted({f"{rate_of(a_d):.6g}" for a_d in (held_d, *near) if bool((a_d < 1).all())}, key=float)
+        raise UserError(
+            f"prior.rate_nats={rate:g} needs an alpha that {name} does not hold: near it, it commits "
+            f"{' or '.join(both)} nats; ask for one of these, or for more prior.dims."
+        )
+    return held_d
+
+
 class AR1Prior(nn.Module):
     """Stationary AR(1) Gaussian process over the latent sequence, its α fixed [1].
 
@@ -60,7 +95,7 @@ class AR1Prior(nn.Module):
         rate_nats: committed rate from which one shared α is solved (eq. 3 of [1]), in place of `alpha`.
 
     Raises:
-        UserError: an option cannot be read, or no α commits the rate.
+        UserError: an option cannot be read, or no α of torch's default type commits the rate to a thousandth.
 
     References:
         [1] A. Razavi et al., "Preventing Posterior Collapse with δ-VAEs", ICLR 2019.
@@ -87,7 +122,8 @@ class AR1Prior(nn.Module):
             alpha = alpha_for_rate(rate_nats, starts.numel(), dims)
         assert alpha is not None  # one of the two is given
         self.length = starts.numel()
-        self.register_buffer("alpha", torch.tensor(parse_alpha(alpha, dims), dtype=torch.get_default_dtype()))
+        exact_d = torch.tensor(parse_alpha(alpha, dims), dtype=torch.float64)
+        self.register_buffer("alpha", held(exact_d, self.length, rate_nats))
         self.register_buffer("starts", starts)
 
     def forward(self) -> GaussianAR1:

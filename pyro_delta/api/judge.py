@@ -27,7 +27,7 @@ from pyro_delta.diagnostics.verify import Certificate
 from pyro_delta.diagnostics.verify import verify as certify
 from pyro_delta.errors import UserError, unknown_name
 from pyro_delta.inference.provenance import provenance
-from pyro_delta.inference.run import AUXILIARY, Run, check_spec, load, run_of
+from pyro_delta.inference.run import Run, auxiliary_file, check_spec, load, run_of
 from pyro_delta.protocol import Advance, Data, Spec
 from pyro_delta.vae import VAE
 from pyro_delta.validation import at_least
@@ -41,6 +41,7 @@ def check(
     images: int | None = None,
     control: Run | str | Path | None = None,
     root: str | None = None,
+    other_data: bool = False,
     seed: int = 0,
     advance: Advance = bounds.ignore,
     **options: Any,
@@ -54,6 +55,7 @@ def check(
         images: so many random data of the split, for all that is computed; all if None.
         control: a run without latents, of the same data, or its folder: what the latents buy is measured against it.
         root: where the data live now.
+        other_data: whether they may be others than the run was trained on; those given by `data` may.
         seed: of posterior samples, of the shuffle and of the random data.
         advance: called with the number of data just done, as for `pyro_delta.diagnose`.
         options: particles, weighed, told_samples and told_images, as for `pyro_delta.diagnose`.
@@ -61,7 +63,7 @@ def check(
     Raises:
         UserError: if the data cannot be read, there are fewer than four, or the control is of other data or hears z.
     """
-    run, data, part, measured = _parts(run, data, split, images, root, seed)
+    run, data, part, measured = _parts(run, data, split, images, root, seed, other_data)
     other = None if control is None else _control(control, run)
     found = diagnosed(
         run.vae,
@@ -93,14 +95,14 @@ def check(
 
 def _with_auxiliary(run: Run, part: Split, spec: Spec, seed: int) -> dict[str, Any]:
     """The bound with the auxiliary prior that was trained beside a run, which commits nothing."""
-    if run.folder is None or not run.config.auxiliary.enabled or (run.folder / AUXILIARY).exists():
+    if run.folder is None or not run.config.auxiliary.enabled or auxiliary_file(run.folder):
         return {}  # one that was trained afterwards is for `evaluate --with-prior auxiliary`
     tighter = load(run.folder, device_of(run.vae), "auxiliary", run.weights)
     numbers = bounds.evaluate(tighter.vae, part, spec=spec, seed=seed)
     return {f"auxiliary_{key}": numbers[key] for key in ("neg_elbo_bpd", "neg_elbo_bpd_se")}
 
 
-OTHER_DATA = "The training data that go with these are not those that the run was trained on."
+OTHER_DATA = "The data are not those that the run was trained on, or not all of them."
 """Said with numbers of a run whose data are not what they were."""
 LARGE_GAIN = 3.0
 """Standard errors beyond which a control is worse by more than the choice of data."""
@@ -136,13 +138,16 @@ def _control(control: Run | str | Path, run: Run) -> Run:
         UserError: if it was trained on others.
     """
     other = run_of(control)
-    known = None not in (run.data_digest, other.data_digest)
+    known = run.data_record is not None and other.data_record is not None
     # The same data may live in another folder.
-    apart = run.data_digest != other.data_digest if known else run.config.data != other.config.data
+    if run.data_record is not None and other.data_record is not None:
+        apart = run.data_record.splits != other.data_record.splits
+    else:
+        apart = run.config.data != other.config.data
     if apart or other.spec != run.spec:
         raise UserError(
             f"the control was trained on {_data_in_words(other)}, the run on {_data_in_words(run)}"
-            f"{', whose training data were others' if known and apart else ''}; give one of the same data."
+            f"{', whose data were others' if known and apart else ''}; give one of the same data."
         )
     return other
 
@@ -158,6 +163,7 @@ def evaluate(
     split: str = "test",
     images: int | None = None,
     root: str | None = None,
+    other_data: bool = False,
     seed: int = 0,
     advance: Advance = bounds.ignore,
     particles: int = 1,
@@ -166,7 +172,7 @@ def evaluate(
 
     Arguments as for `check`; particles as for `pyro_delta.diagnostics.bounds.evaluate`.
     """
-    run, data, part, measured = _parts(run, data, split, images, root, seed)
+    run, data, part, measured = _parts(run, data, split, images, root, seed, other_data)
     numbers = bounds.evaluate(run.vae, part, spec=data.spec, particles=particles, seed=seed, advance=advance)
     return numbers | measured
 
@@ -363,7 +369,13 @@ def _split(data: Any, labels: Any) -> Split:
 
 
 def _parts(
-    run: Run | str | Path, data: str | Path | Data | None, split: str, images: int | None, root: str | None, seed: int
+    run: Run | str | Path,
+    data: str | Path | Data | None,
+    split: str,
+    images: int | None,
+    root: str | None,
+    seed: int,
+    other_data: bool,
 ) -> tuple[Run, Data, Split, dict[str, Any]]:
     """Run, data, the part of them that is looked at, and what is to be said of it."""
     if split not in SPLITS:
@@ -371,7 +383,7 @@ def _parts(
     at_least(0, seed=seed)
     run = run_of(run)
     if data is None:
-        data = run.data(root)
+        data = run.data(root, other=other_data)
     else:
         data = data_of(data, root)
         check_spec(data, run.spec, "data")

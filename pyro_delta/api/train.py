@@ -12,31 +12,39 @@ from pyro_delta import config as configuration
 from pyro_delta.build import build, load_data
 from pyro_delta.config import Config, DataConfig
 from pyro_delta.data.named import checked_data, data_of
-from pyro_delta.data.splits import split_digest
+from pyro_delta.data.splits import fingerprints
 from pyro_delta.errors import ALONE, UserError, in_a_line
-from pyro_delta.inference.checkpoint import load_checkpoint
+from pyro_delta.files import sweep_parts
+from pyro_delta.inference import manifest as manifests
 from pyro_delta.inference.pyro_training import PyroTraining
 from pyro_delta.inference.recorder import Recorder, stopping
 from pyro_delta.inference.run import (
-    CHECKPOINT,
+    FORMER,
     PROGRAMS,
+    DataRecord,
     Run,
-    check_digest,
     check_free,
     check_made_with,
+    check_same,
     check_spec,
     choose_device,
     create,
+    data_of_run,
     default_folder,
+    has_checkpoint,
+    is_finished,
+    load,
     note_configuration,
     read_config,
     read_info,
     read_metrics,
     read_spec,
+    read_state,
     resumed_config,
     run_of,
 )
-from pyro_delta.inference.training import STATE, Training
+from pyro_delta.inference.training import Training
+from pyro_delta.lock import Lock
 from pyro_delta.protocol import Data
 from pyro_delta.vae import copied
 
@@ -96,7 +104,7 @@ def train(
         check_free(folder)
     training = prepare(config, device, data=given)
     if folder is not None:
-        create(folder, config, training.data, preset)
+        training.lock = create(folder, config, training.data, preset)
     return _run(training, folder, show, given, resumed=False)
 
 
@@ -107,8 +115,10 @@ def resume(
     data: str | Path | Data | None = None,
     device: str = "auto",
     show: Show = lambda line: None,
+    trust: bool = False,
+    other_data: bool = False,
 ) -> Run:
-    """Goes on with a run that was interrupted, or makes a finished one longer.
+    """Goes on with a run that was interrupted, or makes a finished one longer; else a finished one stays as it is.
 
     Args:
         out: folder of the run.
@@ -116,13 +126,20 @@ def resume(
         data: again, or their name, if the run was given data rather than their name.
         device: auto, cpu or cuda.
         show: called with each line of metrics.
+        trust: as for `load`.
+        other_data: whether the data may be others than the run began with.
 
     Raises:
-        UserError: if there is nothing to go on from, or a setting contradicts the run's.
+        UserError: if there is nothing to go on from, a setting contradicts the run's, its data are others, or another
+            process writes there.
         CheckFailed: if training diverges.
     """
     given = None if data is None else data_of(data)
-    training, _ = reopen(Path(out), list((settings or {}).items()), device, data=given)
+    training, _ = reopen(
+        Path(out), list((settings or {}).items()), device, data=given, trust=trust, other_data=other_data
+    )
+    if training is None:
+        return load(out, trust=trust)
     return _run(training, Path(out), show, given, resumed=True)
 
 
@@ -198,37 +215,74 @@ def begin_with(config: Config, out: Path | None, preset: str, device: str) -> tu
         check_free(out)
     training = prepare(config, device)
     folder = out or default_folder(config, preset)
-    create(folder, config, training.data, preset)
+    training.lock = create(folder, config, training.data, preset)
     return training, folder, preset
 
 
 def reopen(
-    out: Path, settings: list[tuple[str, Any]], device: str, *, preset: str | None = None, data: Data | None = None
-) -> tuple[Training, str]:
-    """A training that goes on from the checkpoint of a run, and the preset of the run.
+    out: Path,
+    settings: list[tuple[str, Any]],
+    device: str,
+    *,
+    preset: str | None = None,
+    data: Data | None = None,
+    trust: bool = False,
+    other_data: bool = False,
+) -> tuple[Training | None, str]:
+    """A training that goes on from the newest whole checkpoint of a run, and the preset of the run.
+
+    None for one that has come to its end, unless it is made longer.
 
     Raises:
         UserError: as `resume`.
     """
-    config = resumed_config(out, settings)
+    config = resumed_config(out, settings, trust)
     info = read_info(out)
     if preset not in (None, info.preset):
         raise UserError(
             f"{out} was made with the preset {info.preset!r}, not {preset!r}; leave --preset out to resume."
         )
-    if not (out / CHECKPOINT).exists():
+    if info.format == FORMER:
+        raise UserError(f"{out} was written by an older pyro-delta: it is read, but not gone on with; train it again.")
+    if not has_checkpoint(out):
         raise UserError(f"{out} has no checkpoint to go on from; the same command without --resume starts it again.")
-    state = load_checkpoint(out / CHECKPOINT, keys=STATE)
-    check_made_with(state, config, out)
-    read_metrics(out)  # refuses damaged lines before anything is written
-    _check_extension(config, state["step"], state["train_s"], given=dict(settings))
-    training = prepare(config, device, out / PROGRAMS, data)
-    spec = read_spec(out, config)
-    check_spec(training.data, spec, config.data.program)
-    check_digest(training.data, info.data_digest, out)
-    training.restore(state, out / CHECKPOINT)
-    if config != read_config(out):
-        note_configuration(out, config)
+    lock = Lock(out)
+    try:
+        state, path, notes = read_state(out)
+        check_made_with(state, config, out)
+        metrics = read_metrics(out)
+        _check_extension(config, state["step"], state["train_s"], given=dict(settings))
+        if is_finished(config, state["step"], state["train_s"]):
+            lock.release()
+            return None, info.preset
+        root = config.data.options.get("root")  # if they are said to have moved
+        root = None if root == read_config(out).data.options.get("root") else str(root)
+        given = data_of_run(config, info.data, root, out) if data is None else data
+        check_spec(given, read_spec(out, config), config.data.program)
+        if not other_data:
+            check_same(given, info.data, out)
+        training = prepare(config, device, out / PROGRAMS, given)
+        training.restore(state, path)
+        # From here on the folder is written to.
+        sweep_parts(out)
+        manifest = manifests.read(out)
+        assert manifest is not None
+        kept = [saved for saved in manifest.checkpoints if saved.step <= training.step]
+        manifests.keep_checkpoints(out, manifest, kept)
+        if config != read_config(out):
+            note_configuration(out, config)
+    except BaseException:
+        lock.release()
+        raise
+    training.lock = lock
+    training.notices += notes
+    if lost := sum(line["step"] > training.step for line in metrics):
+        training.notices.append(
+            f"{lost} line{'s' * (lost > 1)} of metrics, up to step {metrics[-1]['step']}, came after the checkpoint of "
+            f"step {training.step}, and those steps are made again."
+        )
+    if other_data and info.data is not None and info.data.first_other(training.data) is not None:
+        training.notices.append("The data are not those that the run began with.")
     return training, info.preset
 
 
@@ -274,6 +328,8 @@ def carry_out(training: Training, folder: Path, show: Show, *, resumed: bool) ->
             recorder.finish(training)
     finally:
         recorder.close()
+        if training.lock is not None:
+            training.lock.release()
     return recorder.summary()
 
 
@@ -308,7 +364,7 @@ def _run(training: Training, folder: Path | None, show: Show, given: Data | None
         folder,
         given or training.data,
         tuple(lines),
-        split_digest(training.data.train),
+        DataRecord.model_validate({"folder": None, "splits": fingerprints(training.data)}),
         int(training.state()["skipped"]),
     )
 

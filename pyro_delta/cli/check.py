@@ -10,12 +10,15 @@ from pyro_delta.cli.options import (
     device_option,
     images_option,
     json_option,
+    open_run,
+    other_data_option,
     print_json,
     root_option,
     run_argument,
     seed_option,
     split_option,
     title_of_numbers,
+    trust_option,
     weights_option,
 )
 from pyro_delta.errors import CheckFailed
@@ -52,6 +55,8 @@ from pyro_delta.errors import CheckFailed
 @seed_option
 @device_option
 @root_option
+@other_data_option
+@trust_option
 @json_option
 def check(
     run: Path,
@@ -65,6 +70,8 @@ def check(
     seed: int,
     device: str,
     data_root: str | None,
+    other_data: bool,
+    trust: bool,
     as_json: bool,
 ) -> None:
     """Does the KL of RUN keep above δ for every datum, and do its latents carry information?
@@ -80,13 +87,12 @@ def check(
     from pyro_delta.api.judge import check as check_run
     from pyro_delta.api.kept import keep
     from pyro_delta.diagnostics.diagnose import told_passes
-    from pyro_delta.inference.run import choose_device, load
     from pyro_delta.report.progress import counting
     from pyro_delta.report.tables import print_table
 
-    loaded = load(run, choose_device(device), weights=weights)
-    other = None if control is None else load(control, choose_device(device), weights=weights)
-    data = loaded.data(data_root)
+    loaded = open_run(run, device, weights=weights, trust=trust)
+    other = None if control is None else open_run(control, device, weights=weights, trust=trust)
+    data = loaded.data(data_root, other=other_data)
     count = len(getattr(data, split)) if images is None else images
     total = (2 if other is None else 3) * count + told_passes(count, told_samples, told_images)
     with counting("checking", total) as advance:

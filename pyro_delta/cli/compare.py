@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from pyro_delta.cli.options import device_option, root_option
+from pyro_delta.cli.options import device_option, root_option, trust_option
 from pyro_delta.errors import UserError
 
 FORMS = ("text", "json", "csv", "markdown", "latex")
@@ -25,6 +25,7 @@ FORMS = ("text", "json", "csv", "markdown", "latex")
 )
 @device_option
 @root_option
+@trust_option
 def compare(
     runs: tuple[Path, ...],
     form: str,
@@ -33,6 +34,7 @@ def compare(
     beside: str | None,
     device: str,
     data_root: str | None,
+    trust: bool,
 ) -> None:
     """Runs side by side: a row for each run, or for each arm of a sweep, with standard errors over its seeds.
 
@@ -46,13 +48,13 @@ def compare(
     pyro-delta compare runs/first --with reference --figure curves.png
     """  # noqa: D301 (click wants the backspace itself)
     if beside:
-        _curves(runs, figure)
+        _curves(runs, figure, trust)
         return
     from pyro_delta.files import written_whole
     from pyro_delta.report.comparison import compare as compare_runs
     from pyro_delta.report.formats import written
 
-    found = compare_runs(runs, device=device, root=data_root, say=lambda line: click.echo(line, err=True))
+    found = compare_runs(runs, device=device, root=data_root, trust=trust, say=lambda line: click.echo(line, err=True))
     text = written(found, form)
     if figure is not None:
         from pyro_delta.report.comparison_figure import comparison_figure
@@ -66,7 +68,7 @@ def compare(
             file.write(text.encode())
 
 
-def _curves(given: tuple[Path, ...], figure: str | None) -> None:
+def _curves(given: tuple[Path, ...], figure: str | None, trust: bool) -> None:
     """How the validations of runs, or of the arms of a sweep, came along, beside those recorded of the same data."""
     from pyro_delta.inference.run import load
     from pyro_delta.report.comparison import finished_runs
@@ -75,7 +77,8 @@ def _curves(given: tuple[Path, ...], figure: str | None) -> None:
     from pyro_delta.report.track import curve_of, curves, validation_rows
     from pyro_delta.report.track_figure import track_figure
 
-    own = [curve_of(name, [load(folder) for folder in folders], "") for name, folders in finished_runs(given).items()]
+    arms = finished_runs(given, trust).items()
+    own = [curve_of(name, [load(folder, trust=trust) for folder in folders], "") for name, folders in arms]
     if not own:
         raise UserError(f"{given[0]} holds no finished run yet; pyro-delta sweep makes them.")
     data = {curve.settings["data"]["program"] for curve in own}

@@ -10,11 +10,14 @@ import click
 
 from pyro_delta.cli.options import (
     json_option,
+    open_run,
+    other_data_option,
     print_json,
     root_option,
     run_argument,
     seed_option,
     split_option,
+    trust_option,
     weights_option,
     with_prior_option,
 )
@@ -35,6 +38,8 @@ if TYPE_CHECKING:
 @weights_option
 @seed_option
 @root_option
+@other_data_option
+@trust_option
 @json_option
 def crosscheck(
     run: Path,
@@ -45,6 +50,8 @@ def crosscheck(
     weights: str,
     seed: int,
     data_root: str | None,
+    other_data: bool,
+    trust: bool,
     as_json: bool,
 ) -> None:
     """Does an independent implementation in NumPyro and JAX find the same numbers for RUN?
@@ -61,12 +68,11 @@ def crosscheck(
     require()
     import torch
 
-    from pyro_delta.inference.run import load
     from pyro_delta.twin.build import twin_of_run
     from pyro_delta.twin.crosscheck import crosscheck as compare
 
-    loaded = load(run, "cpu", with_prior, weights)
-    data = getattr(loaded.data(data_root), split)
+    loaded = open_run(run, "cpu", with_prior, weights, trust=trust)
+    data = getattr(loaded.data(data_root, other=other_data), split)
     found = compare(
         loaded.vae,
         twin_of_run(loaded, weights=False, example=data.batch(slice(2)) if len(data) > 1 else None),

@@ -9,10 +9,13 @@ import click
 from pyro_delta.cli.options import (
     data_argument,
     device_option,
+    open_run,
+    other_data_option,
     read_given,
     root_option,
     run_argument,
     seed_option,
+    trust_option,
     weights_option,
 )
 
@@ -27,6 +30,8 @@ from pyro_delta.cli.options import (
 @seed_option
 @device_option
 @root_option
+@other_data_option
+@trust_option
 def encode(
     run: Path,
     given: str,
@@ -37,6 +42,8 @@ def encode(
     seed: int,
     device: str,
     data_root: str | None,
+    other_data: bool,
+    trust: bool,
 ) -> None:
     """Latents of DATA under the guide of RUN: means, scales and samples, in a NetCDF file that ArviZ reads.
 
@@ -48,13 +55,12 @@ def encode(
     """  # noqa: D301 (click wants the backspace itself)
     from pyro_delta.diagnostics.posterior import posterior_data, save_netcdf
     from pyro_delta.errors import UserError
-    from pyro_delta.inference.run import choose_device, load
     from pyro_delta.report.progress import counting
 
     if out.suffix != ".nc":
         raise UserError(f"{str(out)!r} is not a NetCDF file; give a name that ends in .nc.")
-    loaded = load(run, choose_device(device), weights=weights)
-    found, names = read_given(loaded, given, num, data_root)
+    loaded = open_run(run, device, weights=weights, trust=trust)
+    found, names = read_given(loaded, given, num, data_root, other_data)
     starts = loaded.vae.model.prior.starts
     with counting("encoding", len(found)) as advance:
         data = posterior_data(loaded.vae, found, draws=draws, names=names, starts=starts, seed=seed, advance=advance)

@@ -10,12 +10,15 @@ from pyro_delta.cli.options import (
     device_option,
     images_option,
     json_option,
+    open_run,
+    other_data_option,
     print_json,
     root_option,
     run_argument,
     seed_option,
     split_option,
     title_of_numbers,
+    trust_option,
     weights_option,
     with_prior_option,
 )
@@ -31,6 +34,8 @@ from pyro_delta.cli.options import (
 @seed_option
 @device_option
 @root_option
+@other_data_option
+@trust_option
 @json_option
 def evaluate(
     run: Path,
@@ -42,6 +47,8 @@ def evaluate(
     seed: int,
     device: str,
     data_root: str | None,
+    other_data: bool,
+    trust: bool,
     as_json: bool,
 ) -> None:
     """Bounds on the likelihood, rate and distortion of RUN over a whole split, with standard errors.
@@ -55,12 +62,11 @@ def evaluate(
     """  # noqa: D301 (click wants the backspace itself)
     from pyro_delta.api.judge import OTHER_DATA
     from pyro_delta.api.judge import evaluate as evaluate_run
-    from pyro_delta.inference.run import choose_device, load
     from pyro_delta.report.progress import counting
     from pyro_delta.report.tables import print_table
 
-    loaded = load(run, choose_device(device), with_prior, weights)
-    data = loaded.data(data_root)
+    loaded = open_run(run, device, with_prior, weights, trust=trust)
+    data = loaded.data(data_root, other=other_data)
     count = len(getattr(data, split)) if images is None else images
     with counting("evaluating", count * (1 if particles == 1 else 2)) as advance:
         numbers = evaluate_run(

@@ -10,11 +10,14 @@ from pyro_delta.cli.options import (
     data_argument,
     device_option,
     json_option,
+    open_run,
+    other_data_option,
     print_json,
     read_given,
     root_option,
     run_argument,
     seed_option,
+    trust_option,
     weights_option,
 )
 
@@ -32,6 +35,8 @@ from pyro_delta.cli.options import (
 @seed_option
 @device_option
 @root_option
+@other_data_option
+@trust_option
 @json_option
 def inpaint(
     run: Path,
@@ -46,6 +51,8 @@ def inpaint(
     seed: int,
     device: str,
     data_root: str | None,
+    other_data: bool,
+    trust: bool,
     as_json: bool,
 ) -> None:
     """Completes images, DATA, of which some pixels are kept: each column an image, what is kept of it, and completions.
@@ -62,20 +69,19 @@ def inpaint(
     from pyro_delta.diagnostics.images.inpainting import completion_sheet, mask_of_picture, upper_rows
     from pyro_delta.diagnostics.images.inpainting import inpaint as complete
     from pyro_delta.errors import UserError
-    from pyro_delta.inference.run import choose_device, load
     from pyro_delta.report.progress import counting
 
     check_png(out)
     if rows is not None and mask is not None:
         raise UserError(f"--rows {rows} and --mask {mask} contradict each other; give one of them.")
-    loaded = load(run, choose_device(device), weights=weights)
+    loaded = open_run(run, device, weights=weights, trust=trust)
     spec = loaded.spec
     if not isinstance(spec, ImageSpec):
         raise UserError(
             f"images are completed, not data of {type(spec).__name__}; give a run that was made for images."
         )
     keep_hw = upper_rows(spec, rows) if mask is None else mask_of_picture(mask, spec)
-    found, names = read_given(loaded, given, num, data_root)
+    found, names = read_given(loaded, given, num, data_root, other_data)
     completed = []
     with counting("completing", len(found)) as advance:
         for image in found.x[:].long():

@@ -10,10 +10,13 @@ from pyro_delta.cli.options import (
     check_out,
     data_argument,
     device_option,
+    open_run,
+    other_data_option,
     read_given,
     root_option,
     run_argument,
     seed_option,
+    trust_option,
     weights_option,
 )
 
@@ -30,6 +33,8 @@ from pyro_delta.cli.options import (
 @seed_option
 @device_option
 @root_option
+@other_data_option
+@trust_option
 def interpolate(
     run: Path,
     given: str,
@@ -40,6 +45,8 @@ def interpolate(
     seed: int,
     device: str,
     data_root: str | None,
+    other_data: bool,
+    trust: bool,
 ) -> None:
     """Decodings along the way from the latents of one datum to those of the next, pair by pair.
 
@@ -51,12 +58,11 @@ def interpolate(
     """  # noqa: D301 (click wants the backspace itself)
     from pyro_delta.diagnostics.drawing import paths
     from pyro_delta.errors import UserError
-    from pyro_delta.inference.run import choose_device, load
     from pyro_delta.report.progress import counting
 
-    loaded = load(run, choose_device(device), weights=weights)
+    loaded = open_run(run, device, weights=weights, trust=trust)
     check_out(out, loaded.spec)
-    found, _ = read_given(loaded, given, 2 * pairs, data_root)
+    found, _ = read_given(loaded, given, 2 * pairs, data_root, other_data)
     if len(found) < 2 * pairs:
         raise UserError(f"{pairs} pairs take {2 * pairs} data, but {given} has {len(found)}; give fewer --pairs.")
     with counting("decoding", pairs * steps) as advance:

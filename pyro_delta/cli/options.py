@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,8 +40,17 @@ device_option = click.option(
     callback=_device,
     help="auto: CUDA if there is a device.",
 )
+new_root_option = click.option("--data-root", metavar="DIR", help="Where data sets live (default: data).")
 root_option = click.option(
-    "--data-root", metavar="DIR", help="Where data live, or the folder of folder:PATH (default: as in training)."
+    "--data-root",
+    metavar="DIR",
+    help="Where data live, or the folder of folder:PATH (default: where they were in training).",
+)
+other_data_option = click.option(
+    "--other-data", is_flag=True, help="Take data that are not those of the training, and say so."
+)
+trust_option = click.option(
+    "--trust", is_flag=True, help="Let programs run that came with a run that you did not make here."
 )
 split_option = click.option(
     "--split", type=click.Choice(["test", "validation", "train"]), default="test", show_default=True
@@ -93,6 +103,27 @@ def program_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
+def open_run(
+    folder: Path, device: str, with_prior: str = "model", weights: str = "best", *, trust: bool = False
+) -> Run:
+    """Reads a run, and says what is to be said of how it was read.
+
+    Raises:
+        UserError: as `pyro_delta.load`.
+    """
+    from pyro_delta.inference.run import load
+
+    run = load(folder, device, with_prior, weights, trust=trust)
+    for note in run.notes:
+        click.echo(f"pyro-delta: {note}", err=True)
+    return run
+
+
+def next_command(*words: str | Path) -> None:
+    """Says on stderr what may be typed next."""
+    click.echo(f"next: pyro-delta {shlex.join(map(str, words))}", err=True)
+
+
 def title_of_numbers(run: Path, numbers: Mapping[str, Any]) -> str:
     """What a table of numbers was measured on: run, weights, and which data of which split."""
     data = f"{numbers['n_images']} data" if numbers["n_images"] < numbers["split_images"] else "all data"
@@ -122,7 +153,7 @@ def settings_of(pairs: tuple[str, ...], options: dict[str, Any]) -> Settings:
 data_argument = click.argument("given", metavar="DATA")
 
 
-def read_given(run: Run, given: str, count: int | None, root: str | None) -> tuple[Split, list[str]]:
+def read_given(run: Run, given: str, count: int | None, root: str | None, other_data: bool) -> tuple[Split, list[str]]:
     """Data for a run and their names.
 
     Args:
@@ -130,6 +161,7 @@ def read_given(run: Run, given: str, count: int | None, root: str | None) -> tup
         given: train, validation or test for its own data, or a file or folder that its kind of data opens.
         count: the first so many (all if None).
         root: where data sets live.
+        other_data: whether its own data may have become others.
 
     Raises:
         UserError: if there are none, they are not of the run's kind, or it takes more than a file holds.
@@ -139,7 +171,7 @@ def read_given(run: Run, given: str, count: int | None, root: str | None) -> tup
     from pyro_delta.errors import UserError
 
     if given in SPLITS:
-        split = getattr(run.data(root), given).take(slice(count))
+        split = getattr(run.data(root, other=other_data), given).take(slice(count))
         return split, [f"{given}/{i}" for i in range(len(split))]
     if more := required(run.vae.guide, 1) + required(run.vae.model.likelihood, 1):
         raise UserError(f"the run's programs take {more[0]!r} beside x, which no file holds; name a split: test.")

@@ -10,10 +10,13 @@ from pyro_delta.cli.options import (
     check_out,
     data_argument,
     device_option,
+    open_run,
+    other_data_option,
     read_given,
     root_option,
     run_argument,
     seed_option,
+    trust_option,
     weights_option,
 )
 
@@ -30,6 +33,8 @@ from pyro_delta.cli.options import (
 @seed_option
 @device_option
 @root_option
+@other_data_option
+@trust_option
 def reconstruct(
     run: Path,
     given: str,
@@ -40,6 +45,8 @@ def reconstruct(
     seed: int,
     device: str,
     data_root: str | None,
+    other_data: bool,
+    trust: bool,
 ) -> None:
     """Data and, below each, what the decoder of RUN makes of one sample of its latents.
 
@@ -50,12 +57,11 @@ def reconstruct(
     pyro-delta reconstruct runs/first test --num 8 --out reconstructions.png
     """  # noqa: D301 (click wants the backspace itself)
     from pyro_delta.diagnostics.drawing import reconstructions
-    from pyro_delta.inference.run import choose_device, load
     from pyro_delta.report.progress import counting
 
-    loaded = load(run, choose_device(device), weights=weights)
+    loaded = open_run(run, device, weights=weights, trust=trust)
     check_out(out, loaded.spec)
-    found, _ = read_given(loaded, given, num, data_root)
+    found, _ = read_given(loaded, given, num, data_root, other_data)
     with counting("decoding", len(found) * decodings) as advance:
         drawn = reconstructions(loaded.vae, found, decodings, seed=seed, advance=advance)
     loaded.spec.show(drawn, out, len(found))

@@ -13,10 +13,13 @@ from pyro_delta.cli.options import (
     check_out,
     device_option,
     json_option,
+    open_run,
+    other_data_option,
     print_json,
     root_option,
     run_argument,
     seed_option,
+    trust_option,
     weights_option,
     with_prior_option,
 )
@@ -35,6 +38,8 @@ from pyro_delta.cli.options import (
 @seed_option
 @device_option
 @root_option
+@other_data_option
+@trust_option
 @json_option
 def sample(
     run: Path,
@@ -47,6 +52,8 @@ def sample(
     seed: int,
     device: str,
     data_root: str | None,
+    other_data: bool,
+    trust: bool,
     as_json: bool,
 ) -> None:
     """Draw data from RUN: a grid of images, lines of text.
@@ -62,7 +69,6 @@ def sample(
     """  # noqa: D301 (click wants the backspace itself)
     from pyro_delta.call import required
     from pyro_delta.diagnostics.drawing import draw, extras_of
-    from pyro_delta.inference.run import choose_device, load
     from pyro_delta.report.progress import counting
 
     if backend == "numpyro":
@@ -73,12 +79,13 @@ def sample(
         from pyro_delta.twin.sampling import draw as draw_by_twin
 
         compute_on(device)
-        loaded = load(run, "cpu", with_prior, weights)
+        loaded = open_run(run, "cpu", with_prior, weights, trust=trust)
         draw_from_run = partial(draw_by_twin, twin_of_run(loaded))
     else:
-        loaded = load(run, choose_device(device), with_prior, weights)
+        loaded = open_run(run, device, with_prior, weights, trust=trust)
         told = required(loaded.vae.model.likelihood, 1)
-        draw_from_run = partial(draw, loaded.vae, extras=extras_of(loaded.data(data_root).test, num) if told else None)
+        extras = extras_of(loaded.data(data_root, other=other_data).test, num) if told else None
+        draw_from_run = partial(draw, loaded.vae, extras=extras)
     check_out(out, loaded.spec)
     with counting("sampling", num * (same_z or 1)) as advance:
         drawn = draw_from_run(num, decodings=same_z, seed=seed, advance=advance)

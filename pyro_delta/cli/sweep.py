@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from pyro_delta.cli.options import json_option, print_json, set_option, settings_of
+from pyro_delta.cli.options import json_option, print_json, set_option, settings_of, trust_option
 from pyro_delta.errors import CheckFailed, UserError
 
 if TYPE_CHECKING:
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     help="A parameter of submitit, such as timeout_min=60 or slurm_partition=gpu.",
 )
 @click.option("--search", type=click.IntRange(min=1), metavar="TRIALS", help="Search the file's [search] by Optuna.")
+@trust_option
 @json_option
 def sweep(
     given: str,
@@ -45,6 +46,7 @@ def sweep(
     launcher: str,
     parameters: tuple[str, ...],
     search: int | None,
+    trust: bool,
     as_json: bool,
 ) -> None:
     """Train and check all runs of a sweep, and compare them; what is done already is not repeated.
@@ -71,10 +73,12 @@ def sweep(
         return
     if found.search and len(found.arms) == 1 and found.arms[0].name == "base":
         raise UserError(f"the sweep {found.name!r} is a search alone; add --search TRIALS.")
-    _run(found, folder, jobs, launcher, parameters, as_json)
+    _run(found, folder, jobs, launcher, parameters, trust, as_json)
 
 
-def _run(sweep: Sweep, out: Path, jobs: int, launcher: str, parameters: tuple[str, ...], as_json: bool) -> None:
+def _run(
+    sweep: Sweep, out: Path, jobs: int, launcher: str, parameters: tuple[str, ...], trust: bool, as_json: bool
+) -> None:
     from pyro_delta.config import parse_settings
     from pyro_delta.report.comparison import compare
     from pyro_delta.report.formats import written
@@ -85,11 +89,11 @@ def _run(sweep: Sweep, out: Path, jobs: int, launcher: str, parameters: tuple[st
     launch: Launcher = Local(jobs)
     if launcher == "submitit":
         launch = Submitit(out, jobs, dict(parse_settings(parameters)))
-    failed = run_sweep(sweep, out, launch, jobs, say)
+    failed = run_sweep(sweep, out, launch, jobs, say, trust)
     for name, reason in failed.items():
         say(f"{out / name}: {reason}")
     if len(failed) < len(sweep.arms) * len(sweep.seeds):
-        click.echo(written(compare(out, say=say), "json" if as_json else "text"), nl=False)
+        click.echo(written(compare(out, say=say, trust=trust), "json" if as_json else "text"), nl=False)
     if failed:
         raise CheckFailed(
             f"{len(failed)} of {len(sweep.arms) * len(sweep.seeds)} runs failed; their logs stand beside their "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,12 +12,16 @@ from pyro_delta.cli.options import (
     dataset_option,
     device_option,
     json_option,
+    new_root_option,
+    next_command,
     objective_option,
+    other_data_option,
     preset_option,
     print_json,
     program_options,
     set_option,
     settings_of,
+    trust_option,
 )
 from pyro_delta.errors import UserError
 
@@ -26,7 +31,7 @@ if TYPE_CHECKING:
 
 @click.command()
 @dataset_option
-@click.option("--data-root", metavar="DIR", help="Where data sets live (default: data).")
+@new_root_option
 @preset_option
 @program_options
 @objective_option
@@ -43,6 +48,8 @@ if TYPE_CHECKING:
 @click.option("--control", is_flag=True, help="Then train the same without latents, as many steps, into OUT-control.")
 @click.option("--seed", type=int, help="Of weights, batches and noise (default: 0).")
 @device_option
+@other_data_option
+@trust_option
 @set_option
 @json_option
 def train(
@@ -62,6 +69,8 @@ def train(
     control: bool,
     seed: int | None,
     device: str,
+    other_data: bool,
+    trust: bool,
     pairs: tuple[str, ...],
     as_json: bool,
 ) -> None:
@@ -101,20 +110,34 @@ def train(
         check_free(control_folder(out))
     if resume:
         assert out is not None
-        trainer, preset = reopen(out, settings, device, preset=preset)
-        folder = out
+        reopened, preset = reopen(out, settings, device, preset=preset, trust=trust, other_data=other_data)
+        if reopened is None:
+            _say_finished(out, as_json)
+            return
+        trainer, folder = reopened, out
     else:
         trainer, folder, preset = begin(out, preset, settings, device)
     if control:  # refused before any work is done
         control_config(trainer.config, 1)
         check_free(control_folder(folder))
     result = _run(trainer, folder, preset, resume, as_json)
+    out = folder
     if control:
         config = control_config(trainer.config, trainer.step)
         trainer, folder, preset = begin_with(config, control_folder(folder), preset, device)
         result["control"] = _run(trainer, folder, preset, False, as_json)
     if as_json:
         print_json(result)
+    next_command("check", out, *(("--control", folder) if control else ()))
+
+
+def _say_finished(folder: Path, as_json: bool) -> None:
+    """Of a run with which there is nothing to go on."""
+    if as_json:
+        print_json({"run": str(folder), "finished": True})
+    else:
+        click.echo(f"{folder} has come to its end already; --steps or --minutes makes it longer.")
+    next_command("check", folder)
 
 
 def _run(trainer: Training, folder: Path, preset: str, resumed: bool, as_json: bool) -> dict[str, Any]:
@@ -126,13 +149,14 @@ def _run(trainer: Training, folder: Path, preset: str, resumed: bool, as_json: b
 
     if not as_json:
         click.echo(f"committed rate: {trainer.committed.sentence} (pyro-delta verify checks that the programs keep it)")
-        if trainer.notice:
-            click.echo(trainer.notice)
+    for notice in trainer.notices:
+        click.echo(f"pyro-delta: {notice}", err=True)
     with following(trainer.config, trainer.data.spec.unit, device_of(trainer.vae)) as show:
         summary = carry_out(trainer, folder, show, resumed=resumed)
     if trainer.interrupted and trainer.progress < 1:
         click.echo(
-            f"pyro-delta: stopped at step {trainer.step}; go on with: pyro-delta train --out {folder} --resume",
+            f"pyro-delta: stopped at step {trainer.step}; go on with: "
+            + shlex.join(["pyro-delta", "train", "--out", str(folder), "--resume"]),
             err=True,
         )
         raise click.exceptions.Exit(130)

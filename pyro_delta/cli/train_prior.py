@@ -10,10 +10,14 @@ import click
 from pyro_delta.cli.options import (
     device_option,
     json_option,
+    next_command,
+    open_run,
+    other_data_option,
     print_json,
     root_option,
     run_argument,
     seed_option,
+    trust_option,
     weights_option,
 )
 from pyro_delta.errors import UserError
@@ -30,6 +34,8 @@ from pyro_delta.errors import UserError
 @seed_option
 @device_option
 @root_option
+@other_data_option
+@trust_option
 @json_option
 def train_prior(
     run: Path,
@@ -42,6 +48,8 @@ def train_prior(
     seed: int,
     device: str,
     data_root: str | None,
+    other_data: bool,
+    trust: bool,
     as_json: bool,
 ) -> None:
     """Train an auxiliary prior for RUN, on samples of its posterior; model and guide stay as they are.
@@ -58,28 +66,31 @@ def train_prior(
     from pyro_delta.config import AuxiliaryConfig
     from pyro_delta.inference.auxiliary import AuxiliaryTraining
     from pyro_delta.inference.auxiliary import train_prior as fit
-    from pyro_delta.inference.run import check_digest, choose_device, load, save_auxiliary
+    from pyro_delta.inference.run import read_config, save_auxiliary
+    from pyro_delta.lock import writing
     from pyro_delta.report.progress import counting
     from pyro_delta.report.tables import print_table
 
     if not math.isfinite(lr):  # nan passes every range
         raise UserError(f"--lr {lr} is not a learning rate; give a finite number above 0.")
-    loaded = load(run, choose_device(device), weights=weights)
-    data = loaded.data(data_root)
-    check_digest(data, loaded.data_digest, run)
-    torch.manual_seed(seed)
-    settings = AuxiliaryConfig(enabled=True, hidden=hidden, mixtures=mixtures, lr=lr)
-    training = AuxiliaryTraining.of(settings, loaded.vae.model.prior)
-    lines: list[dict[str, float]] = []
-    with counting("training the prior", steps) as advance:
+    read_config(run, trust)  # of what is no run nothing is locked
+    with writing(run):
+        loaded = open_run(run, device, weights=weights, trust=trust)
+        data = loaded.data(data_root, other=other_data)
+        torch.manual_seed(seed)
+        settings = AuxiliaryConfig(enabled=True, hidden=hidden, mixtures=mixtures, lr=lr)
+        training = AuxiliaryTraining.of(settings, loaded.vae.model.prior)
+        lines: list[dict[str, float]] = []
+        with counting("training the prior", steps) as advance:
 
-        def log(line: dict[str, float]) -> None:
-            advance(int(line["step"] - (lines[-1]["step"] if lines else 0)))
-            lines.append(line)
+            def log(line: dict[str, float]) -> None:
+                advance(int(line["step"] - (lines[-1]["step"] if lines else 0)))
+                lines.append(line)
 
-        fit(training, loaded.vae, data.train, steps, batch=batch, seed=seed, log=log)
-    save_auxiliary(loaded, settings, training)
+            fit(training, loaded.vae, data.train, steps, batch=batch, seed=seed, log=log)
+        save_auxiliary(loaded, settings, training)
     if as_json:
         print_json(lines[-1])
     else:
         print_table(f"{run}: auxiliary prior", dict(lines[-1]))
+    next_command("evaluate", run, "--with-prior", "auxiliary")

@@ -7,6 +7,7 @@ import click
 from pyro_delta.cli.options import (
     dataset_option,
     json_option,
+    new_root_option,
     preset_option,
     print_json,
     program_options,
@@ -18,12 +19,14 @@ from pyro_delta.errors import CheckFailed, NothingCertified
 
 @click.command()
 @dataset_option
+@new_root_option
 @preset_option
 @program_options
 @set_option
 @json_option
 def verify(
     dataset: str | None,
+    data_root: str | None,
     preset: str | None,
     prior: str | None,
     likelihood: str | None,
@@ -43,7 +46,13 @@ def verify(
     """  # noqa: D301 (click wants the backspace itself)
     settings = settings_of(
         pairs,
-        {"data.program": dataset, "prior.program": prior, "likelihood.program": likelihood, "guide.program": guide},
+        {
+            "data.program": dataset,
+            "data.root": data_root,
+            "prior.program": prior,
+            "likelihood.program": likelihood,
+            "guide.program": guide,
+        },
     )
     import torch
 

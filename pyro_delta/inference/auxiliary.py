@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from pyro_delta.config import AuxiliaryConfig
 from pyro_delta.data.batches import Batches
 from pyro_delta.diagnostics.trace import evaluating, posterior
-from pyro_delta.inference.checkpoint import load_weights
+from pyro_delta.inference.checkpoint import load_optimizer, load_weights
 from pyro_delta.inference.optim import GuardedStep, MovingAverage
 from pyro_delta.models import LSTMPrior
 from pyro_delta.protocol import Prior, Split
@@ -81,7 +81,7 @@ class AuxiliaryTraining:
         """Goes on from a `state` that was read from `path`."""
         load_weights(self.prior, state["prior"], path)
         load_weights(self.average, state["average"], path)
-        self.optimizer.load_state_dict(state["optimizer"])
+        load_optimizer(self.optimizer, state["optimizer"], path)
         self.update.skipped, self.update.streak = state["skipped"].to(self.device), state["streak"].to(self.device)
 
 

@@ -21,7 +21,7 @@ from pyro_delta.data.splits import size_of
 from pyro_delta.diagnostics.bounds import LN2, Unit, line_of
 from pyro_delta.diagnostics.trace import committed
 from pyro_delta.inference.auxiliary import AuxiliaryTraining
-from pyro_delta.inference.checkpoint import load_weights, restore_rng, rng_state
+from pyro_delta.inference.checkpoint import load_optimizer, load_weights, restore_rng, rng_state
 from pyro_delta.inference.elbo import RateDistortionELBO
 from pyro_delta.inference.objectives import NegativeELBO
 from pyro_delta.inference.optim import GuardedStep, MovingAverage, learning_rate, make_optimizer
@@ -80,7 +80,8 @@ class PyroTraining(Training):
         if settings.recompute and not blocks:
             self.notice = "these programs have no blocks that can be computed again: training.recompute changes nothing"
         if settings.bf16 and not bf16:
-            self.notice = f"this {self.device.type.upper()} only imitates bfloat16, slowly: training in float32"
+            kind = self.device.type.upper()
+            self.notices.append(f"this {kind} only imitates bfloat16, slowly: training in float32")
 
     @contextmanager
     def running(self) -> Iterator[None]:
@@ -150,13 +151,13 @@ class PyroTraining(Training):
         """Goes on from a `state` that was read from `path`."""
         load_weights(self.vae, state["vae"], path)
         load_weights(self.average, state["average"], path)
-        self.optimizer.load_state_dict(state["optimizer"])
+        load_optimizer(self.optimizer, state["optimizer"], path)
         self.varying.update(state["objective"])
         if self.auxiliary is not None:
             self.auxiliary.restore(state["auxiliary"], path)
         self.update.skipped, self.update.streak = state["skipped"].to(self.device), state["streak"].to(self.device)
         super().restore(state, path)
-        restore_rng(state["rng"], self.device)
+        restore_rng(state["rng"], self.device, path)
 
     def log_training(self) -> None:
         """A line of metrics over the steps since the last one."""

@@ -14,9 +14,11 @@ from typing import Any
 from torch.utils.tensorboard import SummaryWriter
 
 from pyro_delta.diagnostics.drawing import draw, extras_of
-from pyro_delta.files import finite, named
-from pyro_delta.inference.checkpoint import save_atomically
-from pyro_delta.inference.run import CHECKPOINT, EVENTS, METRICS, SAMPLES, read_metrics, write_text
+from pyro_delta.files import finite, named, written_whole
+from pyro_delta.inference import manifest as manifests
+from pyro_delta.inference.checkpoint import pack
+from pyro_delta.inference.manifest import METRICS
+from pyro_delta.inference.run import EVENTS, SAMPLES, parse_metrics
 from pyro_delta.inference.training import Training
 
 SHOWN = 16
@@ -30,15 +32,20 @@ class Recorder:
     """Writes a training into its folder: lines, events, checkpoints and pictures.
 
     Args:
-        folder: of the run.
+        folder: of the run; lines that were written after its newest checkpoint are dropped.
         show: called with every line as well.
-        step: lines after it are dropped: they were written after the checkpoint that a run goes on from.
+        step: that training goes on from.
     """
 
     def __init__(self, folder: Path, show: Callable[[Line], None], step: int = 0) -> None:
         self.folder, self.show = folder, show
-        self.lines = [line for line in read_metrics(folder) if line["step"] <= step]
-        write_text(folder / METRICS, "".join(json.dumps(line) + "\n" for line in self.lines))
+        manifest = manifests.read(folder)
+        self.saved_step = -1 if manifest is None or manifest.newest is None else manifest.newest.step
+        vouched = 0 if manifest is None or manifest.newest is None else manifest.newest.metrics_bytes
+        kept = manifests.verified_metrics(folder)[:vouched]
+        self.lines = parse_metrics(kept, folder / METRICS)
+        with written_whole(folder / METRICS) as file:
+            file.write(kept)
         self.events = SummaryWriter(str(folder / EVENTS), purge_step=step + 1)
         self.saved, self.drawn = time.monotonic(), -1
 
@@ -63,8 +70,10 @@ class Recorder:
             self.draw(trainer)
 
     def save(self, trainer: Training) -> None:
-        """Writes the checkpoint."""
-        save_atomically(trainer.state(), self.folder / CHECKPOINT)
+        """Writes the checkpoint, unless that of this step is there."""
+        if trainer.step != self.saved_step:  # none is replaced while it is the newest
+            manifests.add_checkpoint(self.folder, trainer.step, pack(trainer.state()))
+            self.saved_step = trainer.step
         self.events.flush()
         self.saved = time.monotonic()
 

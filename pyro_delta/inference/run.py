@@ -1,18 +1,22 @@
-"""The run folder: configuration, metrics, TensorBoard events, checkpoint and sample grids of one training.
+"""The run folder: configuration, metrics, TensorBoard events, checkpoints and sample grids of one training.
 
 ::
 
     config.json      the whole configuration
-    run.json         format, preset, spec of the data, versions of packages, commit, digests of the configuration, of
-                     the training data and of programs that are not shipped
-    programs/        copies of programs that came from files
-    auxiliary.pt     an auxiliary prior, trained afterwards
+    run.json         format, preset, spec of the data, versions of packages, commit, threads, digests of the
+                     configuration, of each split of the data and of programs that are not shipped
+    programs/        copies of programs that came from files, and of what they import from beside them
+    checkpoint-STEP.safetensors
+                     the newest two states, each with the best weights on the validation split so far
+    auxiliary.safetensors
+                     an auxiliary prior, trained afterwards
     metrics.jsonl    one line of numbers per logging step and validation
-    events/          the same for TensorBoard
-    checkpoint.pt    the newest state, and the best weights on the validation split
-    samples/         what the model drew in training
     check.json       numbers of `check --keep`
     terms.npz        rate and distortion of each datum of that check
+    manifest.json    checksums of all these, see `pyro_delta.inference.manifest`
+    events/          the metrics for TensorBoard
+    samples/         what the model drew in training
+    .lock            held by the one who writes, see `pyro_delta.lock`
 """
 
 from __future__ import annotations
@@ -21,50 +25,69 @@ import json
 import os
 import platform
 import re
+import shutil
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import Field, ValidationError
 from torch import nn
 
 from pyro_delta import config as configuration
+from pyro_delta import trust as trusting
 from pyro_delta.build import build, load_data
 from pyro_delta.config import AuxiliaryConfig, Config
 from pyro_delta.data.named import spec_before_data
 from pyro_delta.data.spec import spec_as_dict, spec_of_dict
-from pyro_delta.data.splits import split_digest
+from pyro_delta.data.splits import fingerprints
 from pyro_delta.diagnostics.table import unfinished
 from pyro_delta.errors import UserError, unknown_name
-from pyro_delta.files import written_whole
+from pyro_delta.files import sweep_parts
+from pyro_delta.inference import manifest as manifests
 from pyro_delta.inference.auxiliary import AuxiliaryTraining
-from pyro_delta.inference.checkpoint import load_checkpoint, load_weights, save_atomically
+from pyro_delta.inference.checkpoint import (
+    AuxiliaryState,
+    TrainingState,
+    check_types,
+    load_former,
+    load_weights,
+    pack,
+    unpack,
+)
+from pyro_delta.inference.manifest import MANIFEST, METRICS, Typed
 from pyro_delta.inference.optim import MAX_STREAK
 from pyro_delta.inference.provenance import provenance
-from pyro_delta.programs import KINDS, check_copies, find, keep_copies
+from pyro_delta.lock import LOCK, Lock
+from pyro_delta.programs import KINDS, Record, check_copies, copies, find
 from pyro_delta.protocol import Data, Prior, Spec
 from pyro_delta.vae import VAE, with_prior
 
-CONFIG, INFO, METRICS, EVENTS, CHECKPOINT, SAMPLES, PROGRAMS, AUXILIARY, CHECK, TERMS = (
+CONFIG, INFO, EVENTS, SAMPLES, PROGRAMS, AUXILIARY, CHECK, TERMS = (
     "config.json",
     "run.json",
-    "metrics.jsonl",
     "events",
-    "checkpoint.pt",
     "samples",
     "programs",
-    "auxiliary.pt",
+    "auxiliary.safetensors",
     "check.json",
     "terms.npz",
 )
-PACKAGES = ("torch", "pyro-ppl", "numpy")
+FORMER_CHECKPOINT, FORMER_AUXILIARY = "checkpoint.pt", "auxiliary.pt"
+PACKAGES = {
+    "pyro": ("torch", "pyro-ppl", "numpy"),
+    "numpyro": ("torch", "pyro-ppl", "numpy", "jax", "numpyro", "flax", "optax"),
+}
+"""Backend → those whose versions may change numbers."""
 EXTENSIBLE = {"training.steps", "training.minutes", "data.root"}
 """Settings that may change when a run is resumed."""
 
 
-FORMAT = 2
-"""Of a run folder; others are refused."""
+FORMAT = 3
+"""Of a run folder."""
+FORMER = 2
+"""Without a manifest; read as it is, but not gone on with."""
 PRIORS = ("model", "auxiliary")
 """Of a run, that can be asked for."""
 WEIGHTS = ("best", "last")
@@ -86,8 +109,9 @@ class Run:
         folder: that it was read from; None if it was trained without one.
         given: the data, where they were handed over rather than named.
         lines: of metrics, where there is no folder.
-        data_digest: of the training data, where it was kept.
+        data_record: fingerprints of its data and where they lay, where that was kept.
         skipped_steps: of those that it has made, because they were not finite.
+        notes: what a person should know of how it was read, in sentences.
     """
 
     config: Config
@@ -100,8 +124,9 @@ class Run:
     folder: Path | None = None
     given: Data | None = None
     lines: tuple[dict[str, Any], ...] = ()
-    data_digest: str | None = None
+    data_record: DataRecord | None = None
     skipped_steps: int = 0
+    notes: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
         """In a line."""
@@ -141,22 +166,25 @@ class Run:
         return tuple(read_metrics(self.folder))
 
     def trained_on(self, data: Data) -> bool | None:
-        """Whether its training data are these; None if that was not kept."""
-        return None if self.data_digest is None else split_digest(data.train) == self.data_digest
+        """Whether its data are these, all splits of them; None if that was not kept."""
+        return None if self.data_record is None else self.data_record.first_other(data) is None
 
-    def data(self, root: str | None = None) -> Data:
-        """The data that it was trained on, read again; `trained_on` says whether they are still the same.
+    def data(self, root: str | None = None, *, other: bool = False) -> Data:
+        """The data that it was trained on, read again.
 
         Args:
-            root: where they live now.
+            root: where they live now; by default where they were, whatever the current folder is.
+            other: whether they may be others, as `trained_on` says.
 
         Raises:
-            UserError: if they are not of the kind that the run was made for.
+            UserError: if they are not there, not of the kind that the run was made for, or others.
         """
         if self.given is not None:
             return self.given
-        data = load_data(self.config, root, None if self.folder is None else self.folder / PROGRAMS)
+        data = data_of_run(self.config, self.data_record, root, self.folder)
         check_spec(data, self.spec, self.config.data.program)
+        if not other:
+            check_same(data, self.data_record, self.folder or Path("the run"))
         return data
 
 
@@ -175,17 +203,38 @@ def check_spec(data: Data, spec: Spec, name: str) -> None:
         raise UserError(f"{name} now holds {data.spec}, but the run was made for {spec}; give data of that spec.")
 
 
-def check_digest(data: Data, kept: str | None, folder: Path) -> None:
-    """Refuses to go on with other training data than a run began with; those made before kept no digest.
+def check_same(data: Data, record: DataRecord | None, folder: Path) -> None:
+    """Refuses other data than a run was made with; those of a former format kept no fingerprints that can be compared.
 
     Raises:
-        UserError: naming the data.
+        UserError: naming the split.
     """
-    if kept is not None and split_digest(data.train) != kept:
+    if record is not None and (name := record.first_other(data)) is not None:
+        now, then = len(getattr(data, name)), record.splits[name].count
         raise UserError(
-            f"the {len(data.train)} training data are not those that {folder} was made with, though of the same spec; "
-            "give these again, or start a new run."
+            f"the {now} {name} data are not the {then} that {folder} was made with, though of the same spec; give "
+            "those (--data-root, where they live), or say --other-data (in Python other_data=True) to take these."
         )
+
+
+def data_of_run(config: Config, record: DataRecord | None, root: str | None, folder: Path | None) -> Data:
+    """The data of a run, from where they live now, or else from where they were, wherever it was started.
+
+    Raises:
+        UserError: if they have moved, or as `load_data`.
+    """
+    was = None if record is None or record.folder is None else Path(record.folder)
+    if root is None and was is not None and was.exists():
+        root = str(was)
+    try:
+        return load_data(config, root, None if folder is None else folder / PROGRAMS)
+    except UserError as error:
+        if root is not None or was is None:
+            raise
+        raise UserError(
+            f"the data of {folder} were in {was}, which is not there any more ({str(error).rstrip('.')}); say where "
+            "they are now by --data-root."
+        ) from None
 
 
 def default_folder(config: Config, preset: str) -> Path:
@@ -201,18 +250,31 @@ def default_folder(config: Config, preset: str) -> Path:
     return folder
 
 
+def has_checkpoint(folder: Path) -> bool:
+    """Whether there is something in a folder that a training can go on from, or could in its time.
+
+    Raises:
+        UserError: if its manifest is damaged.
+    """
+    manifest = manifests.read(folder)
+    return (folder / FORMER_CHECKPOINT).exists() if manifest is None else bool(manifest.checkpoints)
+
+
 def check_free(folder: Path) -> None:
     """Refuses, before any work is done, a folder that a new run must not or cannot use.
 
     Raises:
         UserError: if it holds another run or anything else, or cannot be written.
     """
-    if (folder / CHECKPOINT).exists():
+    if has_checkpoint(folder):
         raise UserError(f"{folder} holds another run; give another --out, or --resume to go on with it.")
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder} is a file; give a folder as --out.")
+    if (folder / METRICS).exists() and (folder / METRICS).stat().st_size:
+        raise UserError(f"{folder} holds the metrics of a run, but no checkpoint; restore that, or give another --out.")
     # A run that died before its first checkpoint has nothing to lose, and may be begun again.
-    if folder.is_dir() and not (folder / INFO).exists() and any(folder.iterdir()):
+    begun = any((folder / name).exists() for name in (INFO, MANIFEST))
+    if folder.is_dir() and not begun and any(path.name != LOCK for path in folder.iterdir()):
         raise UserError(f"{folder} is not empty and holds no run; give a new or an empty folder as --out.")
     parent = next(place for place in (folder, *folder.absolute().parents) if place.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK):
@@ -237,44 +299,105 @@ def check_kept(spec: Spec) -> None:
         )
 
 
-def create(folder: Path, config: Config, data: Data, preset: str) -> None:
-    """Makes the folder of a new run, with copies of the files that its programs came from.
+def create(folder: Path, config: Config, data: Data, preset: str) -> Lock:
+    """Makes the folder of a new run, with copies of the files that its programs came from; it is this user's own.
+
+    Returns:
+        The lock on it.
 
     Raises:
-        UserError: as `check_free` and `check_kept`.
+        UserError: as `check_free` and `check_kept`, or if another process writes there.
     """
     check_free(folder)
     check_kept(data.spec)
+    sections, spec = _fixed(config.model_dump(mode="json")), spec_as_dict(data.spec)
+    foreign = trusting.foreign(sections, spec["kind"])
     chosen = {kind: getattr(config, kind).program for kind in KINDS}
-    info: dict[str, Any] = {
+    records, contents = copies(chosen | ({"spec": foreign["spec"]} if "spec" in foreign else {}))
+    root = config.data.options.get("root")
+    info = {
         "format": FORMAT,
         "preset": preset,
-        "spec": spec_as_dict(data.spec),
-        "data_digest": split_digest(data.train),
+        "spec": spec,
+        "data": {
+            "folder": None if root is None else str(Path(str(root)).expanduser().absolute()),
+            "splits": fingerprints(data),
+        },
         **provenance(),
         "config_digest": configuration.digest(config),
         "versions": {
             "python": platform.python_version(),
-            **{package: version(package) for package in PACKAGES},
+            **{package: version(package) for package in PACKAGES[config.training.backend]},
         },
+        "threads": torch.get_num_threads(),
+        "programs": {kind: record.model_dump() for kind, record in records.items()},
     }
+    lock = None
     try:
-        (folder / SAMPLES).mkdir(parents=True, exist_ok=True)
-        info["programs"] = keep_copies(chosen, folder / PROGRAMS)
-        write_text(folder / INFO, json.dumps(info, indent=2) + "\n")
-        configuration.save(config, folder / CONFIG)
-    except OSError as error:
-        raise UserError(f"cannot write {folder} ({error.strerror}); give another --out.") from None
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = Lock(folder)
+        check_free(folder)  # somebody may have been here meanwhile
+        sweep_parts(folder)
+        shutil.rmtree(folder / PROGRAMS, ignore_errors=True)  # of a run that died before its first checkpoint
+        (folder / SAMPLES).mkdir(exist_ok=True)
+        manifests.write(folder, manifests.Manifest())
+        programs = {f"{PROGRAMS}/{name}": content for name, content in contents.items()}
+        manifests.put(folder, {**programs, CONFIG: configuration.as_text(config), INFO: _as_text(info)})
+        check_copies(records, folder / PROGRAMS)
+    except BaseException as error:
+        if lock is not None:
+            lock.release()
+        if isinstance(error, OSError):
+            raise UserError(f"cannot write {folder} ({error.strerror}); give another --out.") from None
+        raise
+    if foreign:
+        trusting.remember(trusting.digest(sections, spec["kind"], records), folder)
+    return lock
 
 
-@dataclass(frozen=True)
-class Info:
-    """What run.json says: preset, spec as plain values, programs that are not shipped, digest of the data."""
+def _as_text(info: dict[str, Any]) -> bytes:
+    return (json.dumps(info, indent=2) + "\n").encode()
 
+
+def _fixed(sections: dict[str, Any]) -> dict[str, Any]:
+    """Sections of settings without those that may change when a run is resumed."""
+    return {
+        section: {field: value for field, value in fields.items() if f"{section}.{field}" not in EXTENSIBLE}
+        if isinstance(fields, dict)
+        else fields
+        for section, fields in sections.items()
+    }
+
+
+class Fingerprint(Typed):
+    """Of a split."""
+
+    count: int = Field(ge=0)
+    names: list[str]
+    digest: str
+
+
+class DataRecord(Typed):
+    """The data of a run: where they lay, if in a folder, and the fingerprint of each split."""
+
+    folder: str | None
+    splits: dict[str, Fingerprint]
+
+    def first_other(self, data: Data) -> str | None:
+        """The first split whose fingerprint is another, if there is one."""
+        found = fingerprints(data)
+        return next((name for name, mine in self.splits.items() if mine.model_dump() != found.get(name)), None)
+
+
+class Info(Typed, extra="ignore"):
+    """What run.json says."""
+
+    format: int
     preset: str
     spec: dict[str, Any]
-    programs: dict[str, dict[str, str]]
-    data_digest: str | None
+    programs: dict[str, Record]
+    data: DataRecord | None = None
+    """None in the former format"""
 
 
 def read_info(folder: Path) -> Info:
@@ -285,17 +408,31 @@ def read_info(folder: Path) -> Info:
     """
     path = folder / INFO
     try:
-        info = json.loads(path.read_text(encoding="utf-8"))
-        found = Info(str(info["preset"]), dict(info["spec"]), dict(info.get("programs", {})), info.get("data_digest"))
-        written = int(info.get("format", 1))  # the first one did not say
-    except (OSError, ValueError, KeyError, TypeError):
-        raise UserError(f"{path} is missing or damaged; give a folder that `train` wrote.") from None
-    if written != FORMAT:
+        found = manifests.parsed(manifests.verified(folder, INFO), path)
+    except FileNotFoundError:
+        found = None
+    first = 1 if manifests.read(folder) is None else None  # the first one did not say
+    written = found.get("format", first) if isinstance(found, dict) else None
+    if type(written) is not int:
+        raise UserError(f"{path} is missing or damaged; give a folder that `train` wrote.")
+    if written not in (FORMER, FORMAT):
         raise UserError(
             f"{folder} was written by {'an older' if written < FORMAT else 'a newer'} pyro-delta (format {written}, "
-            f"this one reads {FORMAT}); train the run again."
+            f"this one reads {FORMER} and {FORMAT}); train the run again."
         )
-    return found
+    if written == FORMAT and manifests.read(folder) is None:
+        raise UserError(f"{folder / MANIFEST} is missing, and with it the checksums of the run; restore it.")
+    try:
+        info = Info.model_validate(found)
+    except ValidationError as error:
+        mistake = error.errors()[0]
+        place = ".".join(map(str, mistake["loc"]))
+        raise UserError(f"{path} is missing or damaged: {place}: {mistake['msg'].lower()}; restore it.") from None
+    except RecursionError:
+        raise UserError(f"{path} is missing or damaged: it is nested too deep; restore it.") from None
+    if not isinstance(info.spec.get("kind"), str) or (written == FORMAT and info.data is None):
+        raise UserError(f"{path} is missing or damaged: it lacks the kind of the spec or the data; restore it.")
+    return info
 
 
 def read_spec(folder: Path, config: Config) -> Spec:
@@ -308,27 +445,63 @@ def read_spec(folder: Path, config: Config) -> Spec:
     find("data", config.data.program, folder / PROGRAMS)  # a spec of a program's own is known from then on
     try:
         spec = spec_of_dict(values)
-    except (ValueError, KeyError, TypeError, AttributeError, ImportError):
+    except (ValueError, KeyError, TypeError, AttributeError, ImportError, RecursionError):
         spec = None
     if not isinstance(spec, Spec):
-        raise UserError(f"{folder / INFO} is damaged: {values!r} is not a spec of data; restore it.")
+        raise UserError(f"{folder / INFO} is damaged: {str(values)[:200]} is not a spec of data; restore it.")
     return spec
 
 
-def read_config(folder: Path) -> Config:
-    """The configuration of a run, whose programs are still what they were.
+def read_config(folder: Path, trust: bool = False) -> Config:
+    """The configuration of a run, whose programs are still what they were, and may run.
 
     Raises:
-        UserError: if the folder is not a run, or a program is missing or has changed.
+        UserError: if the folder is not a run, a program is missing or has changed, or it is a stranger's.
     """
     if folder.is_file():
         raise UserError(f"{folder} is a file, not a run; give a folder that `pyro-delta train` wrote.")
-    if (folder / CONFIG).exists():  # if not, the configuration's own words say what is wrong
-        check_copies(read_info(folder).programs, folder / PROGRAMS)
-    return configuration.load(folder / CONFIG, folder / PROGRAMS)
+    path = folder / CONFIG
+    if not path.exists():
+        raise UserError(f"{folder} is not a run: it has no {path.name}; give a folder that `pyro-delta train` wrote.")
+    info = read_info(folder)
+    tree = configuration.tree_of(manifests.verified(folder, CONFIG), path)
+    sections, kind = _fixed(tree), info.spec["kind"]
+    known_by = trusting.digest(sections, kind, info.programs)
+    trusting.check(folder, trusting.foreign(sections, kind), info.programs, known_by, trust)
+    check_copies(info.programs, folder / PROGRAMS)
+    return configuration.of_tree(tree, path, folder / PROGRAMS)
 
 
-def load(folder: Path | str, device: torch.device | str = "cpu", prior: str = "model", weights: str = "best") -> Run:
+def read_state(folder: Path) -> tuple[dict[str, Any], Path, tuple[str, ...]]:
+    """The newest state of a run that is whole, its file, and what is to be said of how it was read.
+
+    Raises:
+        UserError: if there is none.
+    """
+    manifest, keys = manifests.read(folder), TrainingState.model_fields
+    if manifest is None:
+        path = folder / FORMER_CHECKPOINT
+        note = f"{folder} was written by an older pyro-delta, without checksums: damage may go unseen."
+        return check_types(load_former(path, keys=keys), TrainingState, path), path, (note,)
+    saved, content = manifests.whole_checkpoint(folder, manifest)
+    path = folder / manifests.checkpoint_name(saved.step)
+    damaged = [other.step for other in manifest.checkpoints if other.step > saved.step]
+    notes = tuple(
+        f"{folder / manifests.checkpoint_name(step)} is damaged or missing and is passed over: what follows is of the "
+        f"checkpoint before, of step {saved.step}."
+        for step in damaged
+    )
+    return check_types(unpack(content, path, keys), TrainingState, path), path, notes
+
+
+def load(
+    folder: Path | str,
+    device: torch.device | str = "cpu",
+    prior: str = "model",
+    weights: str = "best",
+    *,
+    trust: bool = False,
+) -> Run:
     """Reads a run: its averaged weights in its programs. Torch's random state stays as it is.
 
     Args:
@@ -337,10 +510,12 @@ def load(folder: Path | str, device: torch.device | str = "cpu", prior: str = "m
         prior: model, or auxiliary to put the auxiliary prior in the place of the model's own.
         weights: best, those of the validation with the least −ELBO, or last; where there was no validation, best are
             the last ones. `Run.weights` says which they are.
+        trust: whether programs that come with it may run, where it was not made here, see `pyro_delta.trust`; in this
+            process they may from then on.
 
     Raises:
-        UserError: if the folder is not a run, it has no such prior, there is no such device, its checkpoint is missing,
-            damaged or of another configuration, or a program is missing or has changed.
+        UserError: if the folder is not a run, it has no such prior, there is no such device, its checkpoints are
+            missing, damaged or of another configuration, or a program is missing, has changed or is not trusted.
     """
     if weights not in WEIGHTS:
         raise unknown_name("weights", weights, WEIGHTS)
@@ -348,21 +523,19 @@ def load(folder: Path | str, device: torch.device | str = "cpu", prior: str = "m
         raise unknown_name("prior of a run", prior, PRIORS)
     device = choose_device(device)
     folder = Path(folder)
-    config = read_config(folder)
+    config = read_config(folder, trust)
     spec = read_spec(folder, config)
-    state = load_checkpoint(
-        folder / CHECKPOINT, device, keys=("config", "average", "step", "train_s", "best", "skipped")
-    )
+    state, path, notes = read_state(folder)
     check_made_with(state, config, folder)
     with torch.random.fork_rng(devices=[]):
         vae = build(config, spec, folder / PROGRAMS, check=False).to(device)
     kept = state["best"] if weights == "best" else None
     chosen = kept or last_weights(state)
-    load_weights(vae, chosen["vae"], folder / CHECKPOINT)
+    load_weights(vae, chosen["vae"], path)
     if config.training.channels_last:  # as it was trained: up to three times as fast
         vae.to(memory_format=torch.channels_last)
     if prior == "auxiliary":
-        vae = with_prior(vae, _auxiliary(folder, config, vae.model.prior, chosen, device))
+        vae = with_prior(vae, _auxiliary(folder, config, vae.model.prior, chosen, path))
     finished = is_finished(config, state["step"], state["train_s"])
     made, skipped = state["step"], int(state["skipped"])
     if not finished:  # what it made after its last checkpoint is lost, but it made it
@@ -377,8 +550,9 @@ def load(folder: Path | str, device: torch.device | str = "cpu", prior: str = "m
         made,
         finished,
         folder,
-        data_digest=read_info(folder).data_digest,
+        data_record=read_info(folder).data,
         skipped_steps=skipped,
+        notes=notes,
     )
 
 
@@ -434,37 +608,52 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
     Raises:
         UserError: if another line is damaged, naming it.
     """
-    path = folder / METRICS
-    content = path.read_bytes() if path.exists() else b""
+    return parse_metrics(manifests.verified_metrics(folder), folder / METRICS)
+
+
+def parse_metrics(content: bytes, path: Path) -> list[dict[str, Any]]:
+    """The same of what the file holds."""
     texts, lines = content.splitlines(), []
     for number, text in enumerate(texts, 1):
         try:
             line = json.loads(text.decode())
-        except ValueError:
+        except (ValueError, RecursionError):
             if number == len(texts) and not content.endswith(b"\n"):
                 break
             line = None
-        if not (isinstance(line, dict) and isinstance(line.get("step"), int) and isinstance(line.get("split"), str)):
+        if not _is_line(line):
             raise UserError(f"{path} is damaged: line {number} is not a line of metrics; mend it or take it out.")
         lines.append(line)
     return lines
+
+
+def _is_line(line: Any) -> bool:
+    """Whether a line of metrics is a step, a split, and numbers or null."""
+    if not isinstance(line, dict) or type(line.get("step")) is not int or not isinstance(line.get("split"), str):
+        return False
+    return all(value is None or key == "split" or isinstance(value, int | float) for key, value in line.items())
 
 
 def save_auxiliary(run: Run, settings: AuxiliaryConfig, training: AuxiliaryTraining) -> None:
     """Writes an auxiliary prior that was trained for the weights of a run that was read from its folder."""
     assert run.folder is not None
     made = {"settings": settings.model_dump(), "step": run.step, **training.state()}
-    save_atomically(made, run.folder / AUXILIARY)
+    manifests.put(run.folder, {AUXILIARY: pack(made)})
 
 
-def _auxiliary(
-    folder: Path, config: Config, prior: Prior, chosen: dict[str, Any], device: torch.device | str
-) -> nn.Module:
+def auxiliary_file(folder: Path) -> Path | None:
+    """The file of an auxiliary prior that was trained for a run afterwards, if there is one."""
+    return next((path for name in (AUXILIARY, FORMER_AUXILIARY) if (path := folder / name).exists()), None)
+
+
+def _auxiliary(folder: Path, config: Config, prior: Prior, chosen: dict[str, Any], path: Path) -> nn.Module:
     """The auxiliary prior of a run for the weights chosen: one trained afterwards, or else beside the model."""
-    settings, weights, path = config.auxiliary, chosen["auxiliary"], folder / CHECKPOINT
-    if (folder / AUXILIARY).exists():
-        path = folder / AUXILIARY
-        state = load_checkpoint(path, device, keys=("settings", "step", "average"))
+    settings, weights, after = config.auxiliary, chosen["auxiliary"], auxiliary_file(folder)
+    if after is not None:
+        keys, path = AuxiliaryState.model_fields, after
+        former = after.name == FORMER_AUXILIARY
+        state = load_former(path, keys=keys) if former else unpack(manifests.verified(folder, AUXILIARY), path, keys)
+        check_types(state, AuxiliaryState, path)
         if state["step"] != chosen["step"]:
             raise UserError(
                 f"{path} was trained for the weights of step {state['step']}, not for those of step {chosen['step']}; "
@@ -483,13 +672,13 @@ def averaged_weights(state: dict[str, Any]) -> dict[str, Any]:
     return {name.removeprefix("module."): value for name, value in state["average"].items() if name != "n_averaged"}
 
 
-def resumed_config(folder: Path, settings: list[tuple[str, Any]]) -> Config:
+def resumed_config(folder: Path, settings: list[tuple[str, Any]], trust: bool = False) -> Config:
     """The configuration of a run to be resumed, longer if `settings` say so.
 
     Raises:
         UserError: if the folder is not a run, or a setting other than `EXTENSIBLE` contradicts the run's.
     """
-    saved = read_config(folder)
+    saved = read_config(folder, trust)
     config = configuration.overlaid(saved.model_dump(), settings, folder / PROGRAMS)
     if found := _first_change(saved.model_dump(mode="json"), config):
         key, before, now = found
@@ -517,20 +706,15 @@ def _first_change(before: dict[str, Any], config: Config) -> tuple[str, Any, Any
     after = config.model_dump(mode="json")
     for section, fields in before.items():
         for field, value in fields.items():
-            key, now = f"{section}.{field}", after[section].get(field)
+            key, now = f"{section}.{field}", after.get(section, {}).get(field)
             if key not in EXTENSIBLE and now != value:
                 return key, value, now
     return None
 
 
 def note_configuration(folder: Path, config: Config) -> None:
-    """Writes the configuration of a run that was made longer, and its digest."""
-    info = json.loads((folder / INFO).read_text(encoding="utf-8"))
-    write_text(folder / INFO, json.dumps(info | {"config_digest": configuration.digest(config)}, indent=2) + "\n")
-    configuration.save(config, folder / CONFIG)
-
-
-def write_text(path: Path, text: str) -> None:
-    """A text file, whole or not at all."""
-    with written_whole(path) as file:
-        file.write(text.encode())
+    """Writes the configuration of a run that was made longer or whose data have moved, and its digest."""
+    info = json.loads(manifests.verified(folder, INFO)) | {"config_digest": configuration.digest(config)}
+    if (root := config.data.options.get("root")) != read_config(folder).data.options.get("root"):
+        info["data"]["folder"] = str(Path(str(root)).expanduser().absolute())
+    manifests.put(folder, {CONFIG: configuration.as_text(config), INFO: _as_text(info)})

@@ -15,14 +15,10 @@ from torch import Tensor
 from pyro_delta.config import Config
 from pyro_delta.diagnostics.bounds import Unit, encode, summarise
 from pyro_delta.diagnostics.trace import committed
+from pyro_delta.lock import Lock
 from pyro_delta.protocol import Data
 from pyro_delta.vae import VAE
 
-STATE = (
-    "config", "vae", "average", "optimizer", "objective", "auxiliary", "skipped", "streak", "step", "train_s",
-    "wall_s", "validated", "best", "rng",
-)  # fmt: skip
-"""Keys of `Training.state`."""
 START_DATA = 256
 """Training data that a guide takes its initial weights from."""
 
@@ -64,7 +60,8 @@ class Training(ABC):
         unit: of bounds.
         best: `weights` at the least −ELBO of a validation so far, with its `step` and `neg_elbo_bpd`; None before one.
         interrupted: set it to end `run` early.
-        notice: what a person should know before the start; None if there is nothing.
+        notices: what a person should know before the start, in sentences.
+        lock: on its folder, where it has one.
     """
 
     def __init__(self, config: Config, data: Data, vae: VAE, log: Callable[[dict[str, Any]], None]) -> None:
@@ -77,7 +74,8 @@ class Training(ABC):
         self.validated = 0
         self.best: dict[str, Any] | None = None
         self.interrupted = False
-        self.notice: str | None = None
+        self.notices: list[str] = []
+        self.lock: Lock | None = None
 
     @property
     def progress(self) -> float:
@@ -147,7 +145,7 @@ class Training(ABC):
         return {"vae": on_cpu(self.averaged().state_dict()), "auxiliary": None}
 
     def state(self) -> dict[str, Any]:
-        """Everything needed to go on, under the keys `STATE`, of which a backend adds its own."""
+        """Everything needed to go on, as `pyro_delta.inference.checkpoint.TrainingState`; a backend adds its own."""
         return {
             "config": self.config.model_dump(mode="json"),
             "step": self.step,

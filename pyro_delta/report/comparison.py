@@ -25,7 +25,7 @@ from pyro_delta.data.values import random_values
 from pyro_delta.diagnostics.cost import flops_per_datum, parameters
 from pyro_delta.errors import UserError
 from pyro_delta.files import finite
-from pyro_delta.inference.run import CHECKPOINT, CONFIG, Run, load
+from pyro_delta.inference.run import CONFIG, Run, has_checkpoint, load
 from pyro_delta.sweep.file import KEPT, run_folder
 from pyro_delta.sweep.file import kept as kept_sweep
 
@@ -105,6 +105,7 @@ def compare(
     *,
     device: str = "auto",
     root: str | None = None,
+    trust: bool = False,
     say: Callable[[str], None] = lambda line: None,
 ) -> Comparison:
     """Compares the arms of a sweep, or single runs, by their checks; runs without a kept one are checked first.
@@ -113,6 +114,7 @@ def compare(
         runs: the folder of a sweep, or folders of runs, of which each is an arm.
         device: for runs that have to be checked.
         root: where their data live now.
+        trust: as for `pyro_delta.load`, of all of them.
         say: called with a line for each run that is checked.
 
     Raises:
@@ -126,10 +128,10 @@ def compare(
             raise UserError(f"{folder} is a sweep, and compared by itself; give runs, or one sweep.")
 
     def checked(folder: Path, control: Path | None = None) -> Kept:
-        if (found := kept(folder)) is not None:
+        if (found := kept(folder, trust)) is not None:
             return found
+        run = load(folder, device, trust=trust)
         say(f"checking {folder} first")
-        run = load(folder, device)
         return keep(run, check(run, control=control, root=root))
 
     if not (folders[0] / KEPT).exists():
@@ -146,7 +148,7 @@ def compare(
             control = (
                 None if sweep.control in (None, arm.name) else run_folder(out, sweep.arm(sweep.control or ""), seed)
             )
-            if (folder / CHECKPOINT).exists() and (kept(folder) or load(folder).finished):
+            if has_checkpoint(folder) and (kept(folder, trust) or load(folder, trust=trust).finished):
                 checks[seed] = checked(folder, control if control and (control / CONFIG).exists() else None)
             else:
                 missing += 1
@@ -198,14 +200,14 @@ def summary(title: str, arms: Sequence[ArmChecks], baseline: str, missing: int =
     return Comparison(title, units[0], baseline, rows, _notes(arms, rows, base, missing))
 
 
-def finished_runs(runs: Sequence[Path]) -> dict[str, list[Path]]:
+def finished_runs(runs: Sequence[Path], trust: bool = False) -> dict[str, list[Path]]:
     """Folders of finished runs by arm, of a sweep or of single runs, which are arms each."""
     if not (runs[0] / KEPT).exists():
         return {name: [folder] for name, folder in zip(_names(runs), runs)}
     sweep = kept_sweep(runs[0])
     found = {arm.name: [run_folder(runs[0], arm, seed) for seed in sweep.seeds] for arm in sweep.arms}
     found = {
-        name: [folder for folder in folders if (folder / CHECKPOINT).exists() and load(folder).finished]
+        name: [folder for folder in folders if has_checkpoint(folder) and load(folder, trust=trust).finished]
         for name, folders in found.items()
     }
     return {name: folders for name, folders in found.items() if folders}

@@ -2,12 +2,11 @@
 
 A run is held by a lock on its log for as long as its process lives, even if the sweep that began it was killed: who
 comes later waits, and finds it done. What is done is not repeated; a training that was cut short goes on by `--resume`.
-NOTE: locks and process groups are those of POSIX systems.
+NOTE: process groups are those of POSIX systems.
 """
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import signal
@@ -17,7 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -27,8 +26,8 @@ from pyro_delta import config as configuration
 from pyro_delta.api.kept import kept
 from pyro_delta.cores import Cores
 from pyro_delta.errors import UserError
-from pyro_delta.inference.checkpoint import load_checkpoint
-from pyro_delta.inference.run import CHECKPOINT, is_finished, read_config
+from pyro_delta.inference.run import has_checkpoint, is_finished, read_config, read_state
+from pyro_delta.lock import locked
 from pyro_delta.sweep import require
 from pyro_delta.sweep.file import SEED, Arm, Sweep, run_folder
 
@@ -63,23 +62,25 @@ class Training:
         folder: of the run.
         settings: all that differ from the preset.
         preset: by name, or None for the one that the data ask for.
+        trust: whether its programs may run where it was not made here.
     """
 
     folder: Path
     settings: Mapping[str, Any]
     preset: str | None
+    trust: bool = False
 
     def done(self) -> bool:
         """Whether it has come to its end."""
-        if not (self.folder / CHECKPOINT).exists():
+        if not has_checkpoint(self.folder):
             return False
-        state = load_checkpoint(self.folder / CHECKPOINT, keys=("step", "train_s"))
-        return is_finished(read_config(self.folder), state["step"], state["train_s"])
+        config, (state, _, _) = read_config(self.folder, self.trust), read_state(self.folder)
+        return is_finished(config, state["step"], state["train_s"])
 
     def command(self) -> list[str]:
         """From the beginning, or from the checkpoint."""
-        if (self.folder / CHECKPOINT).exists():
-            return ["train", "--out", str(self.folder), "--resume"]
+        if has_checkpoint(self.folder):
+            return ["train", "--out", str(self.folder), "--resume", *_trusting(self.trust)]
         preset = [] if self.preset is None else ["--preset", self.preset]
         pairs = [f"{key}={json.dumps(value)}" for key, value in self.settings.items()]
         return ["train", "--out", str(self.folder), *preset, *(part for pair in pairs for part in ("--set", pair))]
@@ -92,24 +93,30 @@ class Judgement:
     Attributes:
         folder: of the run.
         control: folder of the control of its seed.
+        trust: as of its training.
     """
 
     folder: Path
     control: Path | None
+    trust: bool = False
 
     def done(self) -> bool:
         """Whether such a check has been kept."""
-        if (found := kept(self.folder)) is None:
+        if (found := kept(self.folder, self.trust)) is None:
             return False
         numbers = found.numbers
         whole = numbers["split"] == "test" and numbers["n_images"] == numbers["split_images"]
-        against = self.control and configuration.digest(read_config(self.control))
+        against = self.control and configuration.digest(read_config(self.control, self.trust))
         return whole and numbers.get("control_config_digest") == against
 
     def command(self) -> list[str]:
         """Of all test data."""
         against = [] if self.control is None else ["--control", str(self.control)]
-        return ["check", str(self.folder), "--keep", *against]
+        return ["check", str(self.folder), "--keep", *against, *_trusting(self.trust)]
+
+
+def _trusting(trust: bool) -> list[str]:
+    return ["--trust"] if trust else []
 
 
 def log_of(folder: Path) -> Path:
@@ -122,7 +129,7 @@ def is_held(folder: Path) -> bool:
     if not log_of(folder).exists():
         return False
     with log_of(folder).open("a") as log:
-        return not _locked(log.fileno())
+        return not locked(log.fileno())
 
 
 def never() -> bool:
@@ -143,7 +150,7 @@ def carry_out(work: Work, threads: int | None, stop: Stop = never) -> str | None
     """
     log_of(work.folder).parent.mkdir(parents=True, exist_ok=True)
     with log_of(work.folder).open("a", encoding="utf-8") as log:
-        while not _locked(log.fileno()):
+        while not locked(log.fileno()):
             if stop():
                 return "stopped"
             time.sleep(POLL)
@@ -167,14 +174,6 @@ def carry_out(work: Work, threads: int | None, stop: Stop = never) -> str | None
                 process.terminate()
                 raise
         return None if work.done() else _last_line(log_of(work.folder)) or f"exit code {process.returncode}"
-
-
-def _locked(descriptor: int) -> bool:
-    """Takes a lock, if it is free."""
-    with suppress(BlockingIOError):
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return True
-    return False
 
 
 def _last_line(log: Path) -> str:
@@ -314,7 +313,7 @@ def interrupted_in_order() -> Iterator[threading.Event]:
             signal.signal(number, handler)
 
 
-def run_sweep(sweep: Sweep, out: Path, launch: Launcher, jobs: int, say: Say) -> dict[str, str]:
+def run_sweep(sweep: Sweep, out: Path, launch: Launcher, jobs: int, say: Say, trust: bool = False) -> dict[str, str]:
     """Trains and checks all runs of a sweep that are not done yet.
 
     Args:
@@ -323,13 +322,14 @@ def run_sweep(sweep: Sweep, out: Path, launch: Launcher, jobs: int, say: Say) ->
         launch: where processes run.
         jobs: at a time.
         say: called with a line of progress.
+        trust: whether programs of runs that are there already, and were not made here, may run.
 
     Returns:
         For each run that failed, by its place below `out`, the last line that it has said.
     """
     failed: dict[str, str] = {}
     pairs = [(arm, seed) for seed in sweep.seeds for arm in _control_first(sweep)]
-    trainings = {(arm.name, seed): training_of(sweep, out, arm, seed) for arm, seed in pairs}
+    trainings = {(arm.name, seed): training_of(sweep, out, arm, seed, trust) for arm, seed in pairs}
 
     def told(what: str, count: int) -> Callable[[Work, str | None], None]:
         made = 0
@@ -353,14 +353,14 @@ def run_sweep(sweep: Sweep, out: Path, launch: Launcher, jobs: int, say: Say) ->
         if control is not None and str(control.relative_to(out)) in failed:
             failed[str(training.folder.relative_to(out))] = "its control failed, so that it was not checked"
             continue
-        judgements.append(Judgement(training.folder, control))
+        judgements.append(Judgement(training.folder, control, trust))
     run_all(launch, judgements, jobs, told("checked", len(judgements)))
     return failed
 
 
-def training_of(sweep: Sweep, out: Path, arm: Arm, seed: int) -> Training:
+def training_of(sweep: Sweep, out: Path, arm: Arm, seed: int, trust: bool = False) -> Training:
     """A run of a sweep."""
-    return Training(run_folder(out, arm, seed), {**arm.settings, SEED: seed}, sweep.preset)
+    return Training(run_folder(out, arm, seed), {**arm.settings, SEED: seed}, sweep.preset, trust)
 
 
 def _control_first(sweep: Sweep) -> list[Arm]:

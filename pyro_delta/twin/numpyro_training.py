@@ -162,7 +162,8 @@ class NumPyroTraining(Training):
         load_torch_weights(self.vae, averaged_weights(state), path)  # which says what does not fit
         weights, average = self._from_torch(state["vae"]), self._from_torch(averaged_weights(state))
         names = [name for name, _ in _leaves(self.steps.optimizer)]
-        if names != list(state["optimizer"]):
+        shapes = {name: leaf.shape for name, leaf in _leaves(self.steps.optimizer)}
+        if {name: getattr(value, "shape", None) for name, value in state["optimizer"].items()} != shapes:
             raise UserError(f"{path} does not fit the run's configuration: its optimiser is another one.")
         leaves = [jnp.asarray(state["optimizer"][name].numpy()) for name in names]
         optimizer = jax.tree.unflatten(jax.tree.structure(self.steps.optimizer), leaves)

@@ -24,13 +24,13 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
-from filelock import FileLock, Timeout
 from rich.console import Console
 from rich.progress import Progress
 
 from pyro_delta.data.stored import StoredFile
 from pyro_delta.errors import UserError
 from pyro_delta.files import written_whole
+from pyro_delta.lock import awaited
 
 FORMAT = "pyro-delta images 2"
 NAME = ".pyro-delta-cache"
@@ -104,8 +104,8 @@ def converted(folder: Path, parts: Sequence[Part], *, in_memory: bool) -> Kept:
                     kept = _opened(place / key, parts, in_memory)
             if kept is not None:
                 return kept
-        except (OSError, NotImplementedError) as error:  # the latter where the system has no locks
-            reason = getattr(error, "strerror", None) or str(error)
+        except OSError as error:
+            reason = error.strerror or str(error)
     if not in_memory:
         raise UserError(
             f"{folder} is larger than memory should hold, and its images can be kept neither in {places[0]} nor in "
@@ -128,16 +128,8 @@ def _places(folder: Path) -> tuple[Path, Path]:
 def _alone(place: Path) -> Iterator[None]:
     """One process at a time converts; the others wait for it, unless it dies."""
     place.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(place / "lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        print(f"waiting for another process, which converts images to {place}", file=sys.stderr)
-        lock.acquire()
-    try:
+    with awaited(place, f"waiting for another process, which converts images to {place}"):
         yield
-    finally:
-        lock.release()
 
 
 def _opened(home: Path, parts: Sequence[Part], in_memory: bool) -> Kept | None:
