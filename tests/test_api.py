@@ -20,6 +20,7 @@ from torch import Tensor
 
 import pyro_delta
 from pyro_delta.api.judge import _unexplained
+from pyro_delta.api.kept import keep
 from pyro_delta.api.train import control_config
 from pyro_delta.config import Config, digest, load_preset, validate
 from pyro_delta.data import ArraySpec, Spec, Split, Splits
@@ -275,6 +276,9 @@ def test_training_goes_on_with_the_data_that_it_began_with(tmp_path: Path) -> No
     # A run of the former format is taken at its word.
     former(folder)
     assert pyro_delta.evaluate(folder, data=other)["data_as_trained"] is None
+    before = pyro_delta.load(folder)
+    keep(before, found)  # leaves it what it was
+    assert pyro_delta.load(folder).step == before.step
 
 
 def test_data_may_be_any_object_with_a_spec_and_splits() -> None:

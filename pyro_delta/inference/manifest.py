@@ -132,23 +132,27 @@ def verified(folder: Path, name: str) -> bytes:
 def put(folder: Path, contents: Mapping[str, bytes], gone: tuple[str, ...] = ()) -> None:
     """Writes files of a run, whole, and what the manifest says of them.
 
+    A run of a former version has no manifest, and gets none, which would tell of a part of it alone.
+
     Args:
         folder: of the run, which its caller has locked.
         contents: by name.
         gone: names of files that are taken away before.
     """
-    manifest = read(folder) or Manifest()
-    kept = {name: digests for name, digests in manifest.files.items() if name not in gone}
+    manifest = read(folder)
+    kept = {} if manifest is None else {name: of for name, of in manifest.files.items() if name not in gone}
     new = {name: [sha256(content)] for name, content in contents.items()}
     between = {name: [*kept.get(name, []), *digests] for name, digests in new.items()}
-    write(folder, manifest.model_copy(update={"files": kept | between}))
+    if manifest is not None:
+        write(folder, manifest.model_copy(update={"files": kept | between}))
     for name in gone:
         (folder / name).unlink(missing_ok=True)
     for name, content in contents.items():
         (folder / name).parent.mkdir(exist_ok=True)
         with written_whole(folder / name) as file:
             file.write(content)
-    write(folder, manifest.model_copy(update={"files": kept | new}))
+    if manifest is not None:
+        write(folder, manifest.model_copy(update={"files": kept | new}))
 
 
 def add_checkpoint(folder: Path, step: int, content: bytes) -> None:
