@@ -521,7 +521,10 @@ def of_format(number: Any) -> Callable[[Path, Path], None]:
         info = json.loads(path.read_text())
         del info["format"]
         path.write_text(json.dumps(info if number is None else {**info, "format": number}))
-        forge(here / "run")
+        if number is None:
+            (here / "run" / "manifest.json").unlink()  # it had none
+        else:
+            forge(here / "run")
 
     return prepare
 
@@ -539,7 +542,6 @@ def of_the_former_version(here: Path, trained: Path) -> None:
     (run / "run.json").write_text(json.dumps(info))
     (run / "config.json").write_text(json.dumps(config))
     torch.save(state, run / "checkpoint.pt")
-    (run / "manifest.json").unlink()
 
 
 def former_checkpoint(here: Path, trained: Path) -> None:

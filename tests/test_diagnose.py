@@ -1366,7 +1366,7 @@ def test_doctor(here: Path) -> None:
         ("mine.py:runs_into", "mine.py:runs_into fails at mine.py, line 41: RuntimeError: mat1 and mat2"),
         ("./mine.py:runs_into", "./mine.py:runs_into fails at mine.py, line 41: RuntimeError: mat1 and mat2"),
         ("importable:runs_into", "/importable.py, line 41: RuntimeError: mat1 and mat2"),
-        ("mine.py:helped", "/helping.py, line 4: RuntimeError"),
+        ("mine.py:helped", "helping.py, line 4: RuntimeError"),
         ("mine.py:outside", "mine.py:outside runs into an error outside its own files, at "),
     ],
 )

@@ -103,8 +103,8 @@ def test_a_cpu_trains_in_bfloat16_only_where_it_computes_in_it(
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
     trainer = trainer_of(bf16=True)
     assert {part.bf16 for part in trainer.vae.modules() if isinstance(part, Network)} == {computes}
-    assert (trainer.notice is None) is computes
-    assert trainer_of(bf16=False).notice is None
+    assert (trainer.notices == []) is computes
+    assert trainer_of(bf16=False).notices == []
 
 
 def test_the_averaged_programs_have_the_newest_buffers() -> None:

@@ -229,6 +229,7 @@ def forked(work: Callable[[], object]) -> int:
     return process
 
 
+@pytest.mark.filterwarnings("ignore:os.fork:RuntimeWarning")  # JAX, where other tests have loaded it
 @pytest.mark.parametrize("when", [0, 9, 19, 43])
 def test_a_killed_conversion_goes_on(tmp_path: Path, when: int, monkeypatch: pytest.MonkeyPatch) -> None:
     write_pickles(tmp_path)
@@ -256,6 +257,7 @@ def test_a_killed_conversion_goes_on(tmp_path: Path, when: int, monkeypatch: pyt
     assert read == list(imagenet.BATCHES[when // 4 :])  # four calls a file: one to save, three files written
 
 
+@pytest.mark.filterwarnings("ignore:os.fork:RuntimeWarning")
 def test_a_second_process_waits(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

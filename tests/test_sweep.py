@@ -20,10 +20,12 @@ from typing import Any, ClassVar
 import numpy as np
 import psutil
 import pytest
+from forged import edit_json, forge
 from test_cli import call
 
 from pyro_delta.api.kept import Kept
 from pyro_delta.build import build
+from pyro_delta.data.images import ImageSpec
 from pyro_delta.data.images.datasets import Digits
 from pyro_delta.errors import UserError
 from pyro_delta.inference.run import read_metrics
@@ -84,6 +86,7 @@ TREE: dict[str, Any] = {
     "arms": [{"name": "a", "prior": {"rate_nats": 2.0}}, {"name": "b", "prior": {"alpha": 0.5}}],
 }
 DELTA = "delta,rate_nats=2"
+CIFAR10 = ImageSpec(3, 32, 32, 256)
 
 
 # --- The file ---
@@ -93,8 +96,9 @@ DELTA = "delta,rate_nats=2"
 def test_shipped_sweeps_can_be_built(name: str) -> None:
     sweep = read(name)
     assert sweep.name == name
+    spec = CIFAR10 if (sweep.preset or "").startswith("cifar10") else Digits.spec
     for arm in {arm.family: arm for arm in sweep.arms}.values():
-        build(sweep.config(arm, sweep.seeds[0]), Digits.spec)
+        build(sweep.config(arm, sweep.seeds[0]), spec)
 
 
 def test_grids_are_multiplied_out_over_arms() -> None:
@@ -420,9 +424,11 @@ def test_what_is_done_is_not_repeated_and_what_is_missing_is_done_by_submitit(sw
     gone = done / DELTA / "seed-0" / "check.json"
     before = numbers_of(done, DELTA, 0)
     gone.unlink()
-    kept = [file for run in done.glob("*/seed-?") for file in run.iterdir() if file.suffix in (".pt", ".json", ".npz")]
-    times = {file: file.stat().st_mtime_ns for file in kept if file != gone.with_name("terms.npz")}
-    assert len(times) == 4 * 5 - 2
+    kept = [file for run in done.glob("*/seed-?") for file in run.iterdir() if file.suffix in (".json", ".npz")]
+    kept += done.glob("*/seed-?/*.safetensors")
+    again = {gone.with_name("terms.npz"), gone.with_name("manifest.json")}
+    times = {file: file.stat().st_mtime_ns for file in kept if file not in again}
+    assert len(times) >= 4 * 6 - 3
     by_submitit = ["--launcher", "submitit", "--launch", "cluster=local", "--launch", "timeout_min=5"]
     code, out, err = call("sweep", sweep_file, "--out", done, *by_submitit, "--json")
     assert code == 0, err
@@ -430,8 +436,8 @@ def test_what_is_done_is_not_repeated_and_what_is_missing_is_done_by_submitit(sw
     assert numbers_of(done, DELTA, 0) == before
     assert len(list((done / "submitit").glob("*_submitted.pkl"))) == 1  # what is done asks for no job
     assert json.loads(out) == json.loads(call("compare", done, "--format", "json")[1])
-    again = runs.Requeued(runs.Judgement(done, None), 1).checkpoint()  # where a cluster takes the node away
-    assert isinstance(again, submitit.helpers.DelayedSubmission)
+    requeued = runs.Requeued(runs.Judgement(done, None), 1).checkpoint()  # where a cluster takes the node away
+    assert isinstance(requeued, submitit.helpers.DelayedSubmission)
 
 
 def test_a_run_that_dies_is_told_of_and_the_others_go_on(
@@ -523,10 +529,11 @@ def test_runs_of_other_data_are_not_paired(done: Path) -> None:
     folder = done / DELTA / "seed-0"
     text = (folder / "check.json").read_text()
     try:
-        (folder / "check.json").write_text(text.replace(json.loads(text)["judged_digest"], "another"))
+        edit_json(folder, "check.json", lambda numbers: {**numbers, "judged_digest": "another"})
         found = compare([done / "none" / "seed-0", folder])
     finally:
         (folder / "check.json").write_text(text)
+        forge(folder)
     assert found.rows[1]["neg_elbo_below_nats"] is None
     assert found.notes[-1].startswith("Of other data or seeds")
 
@@ -592,10 +599,11 @@ def test_a_check_of_the_past_or_of_other_data_is_made_again(key: str, value: obj
     assert not runs.Judgement(folder, None).done()
     text = (folder / "check.json").read_text()
     try:
-        (folder / "check.json").write_text(json.dumps({**json.loads(text), key: value}))
+        edit_json(folder, "check.json", lambda numbers: {**numbers, key: value})
         assert not judgement.done()
     finally:
         (folder / "check.json").write_text(text)
+        forge(folder)
 
 
 def rows_of(families: Sequence[str], along: Sequence[str]) -> list[ArmChecks]:

@@ -78,7 +78,9 @@ class PyroTraining(Training):
         set_bf16(vae, bf16)
         blocks = set_recompute(vae, settings.recompute)
         if settings.recompute and not blocks:
-            self.notice = "these programs have no blocks that can be computed again: training.recompute changes nothing"
+            self.notices.append(
+                "these programs have no blocks that can be computed again: training.recompute changes nothing"
+            )
         if settings.bf16 and not bf16:
             kind = self.device.type.upper()
             self.notices.append(f"this {kind} only imitates bfloat16, slowly: training in float32")
