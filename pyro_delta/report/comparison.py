@@ -162,9 +162,8 @@ def compare(
     if not sweep.cited:
         return found
     # Bounds of others have taken other compute: theirs are set beside what ours have.
-    for row in found.rows:
-        first = next(arm for arm in arms if arm.name == row["arm"])
-        row |= cost(load(run_folder(out, sweep.arm(first.name), next(iter(first.checks)))))
+    for checks_of, row in zip(arms, found.rows, strict=True):
+        row |= cost(load(run_folder(out, sweep.arm(checks_of.name), next(iter(checks_of.checks))), trust=trust))
     return replace(
         found,
         cited=[cited.model_dump(mode="json") for cited in sweep.cited],

@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from importlib import resources
+from statistics import fmean, stdev
 from typing import Any
 
 from pyro_delta import config as configuration
@@ -58,8 +59,7 @@ class Curve:
         if step not in self.steps:
             return None
         values = self.bounds[self.steps.index(step)]
-        mean = sum(values) / len(values)
-        return mean, math.sqrt(sum((value - mean) ** 2 for value in values) / max(len(values) - 1, 1))
+        return fmean(values), stdev(values) if len(values) > 1 else 0.0
 
 
 def tracked(config: Config) -> dict[str, Any]:
