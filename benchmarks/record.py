@@ -80,7 +80,7 @@ def save(out: Path, seed: int, rows: Sequence[dict[str, Any]], **more: Any) -> N
 
 
 def machine() -> dict[str, Any]:
-    """The processor, its cores, and how many of them torch uses."""
+    """The processor, its cores, how many of them torch uses, and the GPU if there is one."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
@@ -89,6 +89,7 @@ def machine() -> dict[str, Any]:
         "cores": os.cpu_count(),
         "torch_threads": torch.get_num_threads(),
         "system": f"{platform.system()} {platform.machine()}",
+        **({"gpu": torch.cuda.get_device_name()} if torch.cuda.is_available() else {}),
     }
 
 
