@@ -296,8 +296,13 @@ def as_text(config: Config) -> bytes:
 
 
 def digest(config: Config) -> str:
-    """A fingerprint of all settings: the first 16 hexadecimal digits of the SHA-256 of their JSON, keys in order."""
-    text = json.dumps(config.model_dump(mode="json"), sort_keys=True)
+    """A fingerprint of all settings: that of their sections."""
+    return digest_of(config.model_dump(mode="json"))
+
+
+def digest_of(tree: dict[str, Any]) -> str:
+    """A fingerprint of sections of settings: 16 hexadecimal digits of the SHA-256 of their JSON, keys in order."""
+    text = json.dumps(tree, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

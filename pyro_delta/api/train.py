@@ -28,6 +28,7 @@ from pyro_delta.inference.run import (
     check_same,
     check_spec,
     choose_device,
+    config_digest,
     create,
     data_of_run,
     default_folder,
@@ -366,6 +367,7 @@ def _run(training: Training, folder: Path | None, show: Show, given: Data | None
         tuple(lines),
         DataRecord.model_validate({"folder": None, "splits": fingerprints(training.data)}),
         int(training.state()["skipped"]),
+        digest=None if folder is None else config_digest(folder),
     )
 
 

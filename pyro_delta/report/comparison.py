@@ -128,7 +128,7 @@ def compare(
             raise UserError(f"{folder} is a sweep, and compared by itself; give runs, or one sweep.")
 
     def checked(folder: Path, control: Path | None = None) -> Kept:
-        if (found := kept(folder, trust)) is not None:
+        if (found := kept(folder)) is not None:
             return found
         run = load(folder, device, trust=trust)
         say(f"checking {folder} first")
@@ -148,7 +148,7 @@ def compare(
             control = (
                 None if sweep.control in (None, arm.name) else run_folder(out, sweep.arm(sweep.control or ""), seed)
             )
-            if has_checkpoint(folder) and (kept(folder, trust) or load(folder, trust=trust).finished):
+            if has_checkpoint(folder) and (kept(folder) or load(folder, trust=trust).finished):
                 checks[seed] = checked(folder, control if control and (control / CONFIG).exists() else None)
             else:
                 missing += 1
