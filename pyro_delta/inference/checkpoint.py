@@ -56,6 +56,18 @@ class _Beside(_Optimised):
     prior: Weights
 
 
+class _Window(_Loaded):
+    began: Seconds
+    data: Annotated[int, Field(ge=1, lt=2**63)]
+    rate: Tensor
+    auxiliary_rate: Tensor
+    distortion: Tensor
+    loss: Tensor
+    least: Tensor
+    mean: Tensor
+    square: Tensor
+
+
 class TrainingState(_Optimised):
     """What `Training.state` gives."""
 
@@ -69,6 +81,8 @@ class TrainingState(_Optimised):
     validated: Count
     best: _Best | None
     rng: Weights
+    window: _Window | None = None
+    """sums since the last line of metrics; none where one has just been written"""
 
 
 class AuxiliaryState(_Beside):

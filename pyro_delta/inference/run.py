@@ -493,7 +493,8 @@ def read_state(folder: Path) -> tuple[dict[str, Any], Path, tuple[str, ...]]:
     Raises:
         UserError: if there is none.
     """
-    manifest, keys = manifests.read(folder), TrainingState.model_fields
+    manifest = manifests.read(folder)
+    keys = [name for name, field in TrainingState.model_fields.items() if field.is_required()]
     if manifest is None:
         path = folder / FORMER_CHECKPOINT
         note = f"{folder} was written by an older pyro-delta, without checksums: damage may go unseen."
