@@ -689,9 +689,7 @@ def test_the_line_after_an_orderly_stop_covers_the_whole_window(settings: dict[s
     second.run()
     clocks = ("wall_s", "train_s", "images_per_s")
     (expected,), (found,) = whole, parts
-    assert {k: v for k, v in found.items() if k not in clocks} == {
-        k: v for k, v in expected.items() if k not in clocks
-    }
+    assert {k: v for k, v in found.items() if k not in clocks} == {k: v for k, v in expected.items() if k not in clocks}
     assert found["images_per_s"] == pytest.approx(4 * 5 / found["train_s"], rel=0.05)
 
     state = unpack(content, tmp_path)

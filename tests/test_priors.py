@@ -288,8 +288,6 @@ def test_priors_with_a_cholesky_factor_round_no_correlation(
     assert committed_rate(program(SPEC, dims=2, **options)()).item() == pytest.approx(found, rel=1e-6)
 
 
-
-
 @pytest.mark.parametrize(
     ("program", "options", "message"),
     [

@@ -77,8 +77,8 @@ def held(alpha_d: Tensor, length: int, rate: float | None) -> Tensor:
         if rate is None:
             value = alpha_d[alpha_d.abs().argmax()].item()
             raise UserError(
-                f"prior.alpha has {value!r}, which {name} rounds to {value:.0f}: it holds {most.numpy()} at most, with "
-                f"which a dimension of {length} steps commits {rate_of(most.expand(1)):.6g} nats."
+                f"prior.alpha has {value!r}, which {name} rounds to {value:.0f}: it holds {most.numpy()!s} at most, "
+                f"with which a dimension of {length} steps commits {rate_of(most.expand(1)):.6g} nats."
             )
         raise UserError(
             f"prior.rate_nats={rate:g} needs an alpha nearer to 1 than {name} holds; {len(alpha_d)} dimensions of "

@@ -462,29 +462,31 @@ def read_config(folder: Path, trust: bool = False) -> Config:
     """
     if folder.is_file():
         raise UserError(f"{folder} is a file, not a run; give a folder that `pyro-delta train` wrote.")
-    tree, info = _sections(folder), read_info(folder)
+    path = folder / CONFIG
+    if not path.exists():
+        raise UserError(f"{folder} is not a run: it has no {path.name}; give a folder that `pyro-delta train` wrote.")
+    info = read_info(folder)  # which knows runs of other versions
+    tree = _sections(folder)
     sections, kind = _fixed(tree), info.spec["kind"]
     known_by = trusting.digest(sections, kind, info.programs)
     trusting.check(folder, trusting.foreign(sections, kind), info.programs, known_by, trust)
     check_copies(info.programs, folder / PROGRAMS)
-    return configuration.of_tree(tree, folder / CONFIG, folder / PROGRAMS)
+    return configuration.of_tree(tree, path, folder / PROGRAMS)
 
 
 def config_digest(folder: Path) -> str:
     """A fingerprint of the settings of a run as they were written down: it stays what it is when options are added.
 
     Raises:
-        UserError: if they are missing or damaged.
+        FileNotFoundError: if there are none.
+        UserError: if they are damaged.
     """
     return configuration.digest_of(_sections(folder))
 
 
 def _sections(folder: Path) -> dict[str, Any]:
     """The settings of a run as they were written down."""
-    path = folder / CONFIG
-    if not path.exists():
-        raise UserError(f"{folder} is not a run: it has no {path.name}; give a folder that `pyro-delta train` wrote.")
-    return configuration.tree_of(manifests.verified(folder, CONFIG), path)
+    return configuration.tree_of(manifests.verified(folder, CONFIG), folder / CONFIG)
 
 
 def read_state(folder: Path) -> tuple[dict[str, Any], Path, tuple[str, ...]]:
