@@ -97,7 +97,7 @@ class TrainingConfig(Section):
     """numpyro: the twins of the programs are trained, by JAX; bf16, channels_last and compile do not apply to it"""
     elbo: Literal["trace", "mean_field"] = "trace"
     """trace: sampled rate (Trace_ELBO); mean_field: analytic rate (TraceMeanField_ELBO)"""
-    steps: int | None = Field(None, ge=1)
+    steps: int | None = Field(None, ge=1, lt=2**63)
     minutes: float | None = Field(None, gt=0)
     """training time, in place of steps: compiling, validation and pictures do not count"""
     batch: int = Field(32, ge=1)
@@ -243,14 +243,14 @@ def overlaid(tree: dict[str, Any], settings: Sequence[tuple[str, Any]], folder: 
     return validate(tree, folder)
 
 
-def parse_settings(pairs: Iterable[str]) -> list[tuple[str, Any]]:
+def parse_settings(pairs: Iterable[str], option: str = "--set", example: str = "") -> list[tuple[str, Any]]:
     """Reads `key=value` texts; a value is JSON where it can be (true, 3, [64, 96], null), else text."""
     settings = []
     for pair in pairs:
         key, equals, text = pair.partition("=")
         if not equals or not key.strip():
-            near = nearest(key.strip(), setting_names({})) or ["prior.dims"]
-            raise UserError(f"--set {pair!r} is not of the form key=value; write {near[0]}=VALUE, for one.")
+            known = example or (nearest(key.strip(), setting_names({})) or ["prior.dims"])[0]
+            raise UserError(f"{option} {pair!r} is not of the form key=value; write {known}=VALUE, for one.")
         try:
             value = json.loads(text, parse_constant=str)  # NaN is for the setting to judge, which may be a text
         except (json.JSONDecodeError, RecursionError):
@@ -296,8 +296,13 @@ def as_text(config: Config) -> bytes:
 
 
 def digest(config: Config) -> str:
-    """A fingerprint of all settings: the first 16 hexadecimal digits of the SHA-256 of their JSON, keys in order."""
-    text = json.dumps(config.model_dump(mode="json"), sort_keys=True)
+    """A fingerprint of all settings: that of their sections."""
+    return digest_of(config.model_dump(mode="json"))
+
+
+def digest_of(tree: dict[str, Any]) -> str:
+    """A fingerprint of sections of settings: 16 hexadecimal digits of the SHA-256 of their JSON, keys in order."""
+    text = json.dumps(tree, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

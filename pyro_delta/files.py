@@ -10,6 +10,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from pyro_delta.errors import UserError
+
 
 @contextmanager
 def written_whole(path: Path) -> Iterator[BinaryIO]:
@@ -39,6 +41,21 @@ def sweep_parts(folder: Path) -> None:
     for path in (*folder.glob(".*.part"), *folder.glob("*/.*.part")):
         with suppress(OSError):
             path.unlink()
+
+
+def bytes_of(path: Path) -> bytes:
+    """What a file of a run holds.
+
+    Raises:
+        FileNotFoundError: if it is missing.
+        UserError: if it is there and cannot be read.
+    """
+    try:
+        return path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        raise
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}); give a file of a run, readable to you.") from None
 
 
 @contextmanager

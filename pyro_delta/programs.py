@@ -175,11 +175,13 @@ def object_at(place: str) -> Callable[..., Any]:
     source, colon, attribute = place.rpartition(":")
     if not colon or not source or not attribute:
         raise UserError(f"{place!r} is not a place; write path/to/file.py:make or package.module:make.")
-    module = _module_at(source, repr(place), None)
+    module = _module_at(source, f"function {place!r}", None)
     if module.__file__:
         _FILES[module.__file__] = place
     found = getattr(module, attribute, None)
-    if not callable(found):
+    if found is not None and not callable(found):
+        raise UserError(f"{place} is not a function, but of type {type(found).__name__}; name a function.")
+    if found is None:
         raise unknown_name(
             f"function of {source}", attribute, [k for k, v in vars(module).items() if callable(v)], source
         )
@@ -354,6 +356,12 @@ def _sentence(name: str, file: str, line: int | None, error: Exception) -> UserE
 # --- Options ---
 
 
+class _Options(Section):
+    """Settings of a program, which may be of any type."""
+
+    model_config = ConfigDict(arbitrary_types_allowed=True)
+
+
 def options_model(kind: str, program: Callable[..., Any]) -> type[BaseModel]:
     """The settings of a program as a model: the constructor's keyword arguments, their annotations and defaults."""
     fields: dict[str, Any] = {}
@@ -370,8 +378,7 @@ def options_model(kind: str, program: Callable[..., Any]) -> type[BaseModel]:
         ]
         for p in named:
             fields.setdefault(p.name, (hints.get(p.name, Any), ... if p.default is p.empty else p.default))
-    config = ConfigDict(**(Section.model_config | {"arbitrary_types_allowed": True}))
-    return create_model(f"{kind}_options", __config__=config, **fields)
+    return create_model(f"{kind}_options", __base__=_Options, **fields)
 
 
 def _constructors(program: Callable[..., Any]) -> Iterator[Callable[..., Any]]:

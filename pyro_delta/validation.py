@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from numbers import Integral
-from typing import Annotated
+from typing import Annotated, Any, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from pyro_delta.errors import UserError
 from pyro_delta.limits import LARGEST_SEED
 
 Seed = Annotated[int, Field(ge=0, le=LARGEST_SEED)]
 """What torch and NumPy both take."""
+Count = Annotated[int, Field(ge=1)]
+"""A whole number, 1 or more."""
+Dropout = Annotated[float, Field(ge=0, lt=1)]
+"""A probability with which features are zeroed."""
 
 
 def at_least(least: int, **values: int) -> None:
@@ -29,6 +33,22 @@ class Section(BaseModel):
     """A group of settings: unknown ones are errors, values are fixed once validated."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_truth_for_numbers(cls, value: Any, info: ValidationInfo) -> Any:
+        """True and False, which Python takes for 1 and 0, are refused where a number is needed."""
+        kinds = _kinds(cls.model_fields[info.field_name or ""].annotation)
+        if kinds & {int, float} and not kinds & {bool, Any}:
+            for part in value if isinstance(value, list | tuple) else [value]:
+                if isinstance(part, bool):
+                    raise ValueError(f"{part} is not a number")
+        return value
+
+
+def _kinds(annotation: Any) -> set[Any]:
+    """An annotation and all that it is made of."""
+    return {annotation}.union(*map(_kinds, get_args(annotation)))
 
 
 def first_mistake(error: ValidationError, prefix: str = "") -> tuple[str, UserError | None]:

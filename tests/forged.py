@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from pyro_delta.inference import manifest as manifests
-from pyro_delta.inference.checkpoint import FORMER, load_checkpoint, save_atomically
+from pyro_delta.inference.checkpoint import FORMER, pack, unpack
 from pyro_delta.inference.manifest import METRICS, sha256
 
 
@@ -19,7 +19,7 @@ def newest(run: Path) -> Path:
 
 def state_of(run: Path) -> dict[str, Any]:
     """The newest state of a run."""
-    return load_checkpoint(newest(run))
+    return unpack(newest(run).read_bytes(), newest(run))
 
 
 def forge(run: Path) -> None:
@@ -64,8 +64,8 @@ def edit_json(run: Path, name: str, change: Callable[[Any], Any]) -> None:
 def edit_state(run: Path, change: Callable[[dict[str, Any]], Any]) -> None:
     """Edits all checkpoints of a run, and their checksums with them."""
     for path in run.glob("checkpoint-*.safetensors"):
-        state = load_checkpoint(path)
+        state = unpack(path.read_bytes(), path)
         state.pop("format")
         change(state)
-        save_atomically(state, path)
+        path.write_bytes(pack(state))
     forge(run)

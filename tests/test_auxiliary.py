@@ -29,7 +29,7 @@ from pyro_delta.distributions import GaussianAR1, SequentialGaussian
 from pyro_delta.distributions.float64 import as_float64
 from pyro_delta.errors import UserError
 from pyro_delta.inference.auxiliary import AuxiliaryTraining, train_prior
-from pyro_delta.inference.checkpoint import load_checkpoint, save_atomically
+from pyro_delta.inference.checkpoint import pack, unpack
 from pyro_delta.inference.elbo import RateDistortionELBO
 from pyro_delta.models import DeltaVAE, LSTMPrior
 from pyro_delta.rate import committed_rate, minimising_posterior
@@ -429,8 +429,7 @@ def test_a_restored_training_goes_on_as_if_uninterrupted(tmp_path: Path) -> None
     first, second = training_of(mixtures=2), training_of(mixtures=2, seed=9)
     for each in z[:3]:
         first.step(each)
-    save_atomically({"auxiliary": first.state()}, tmp_path / "checkpoint.pt")
-    second.restore(load_checkpoint(tmp_path / "checkpoint.pt")["auxiliary"], tmp_path)
+    second.restore(unpack(pack({"auxiliary": first.state()}), tmp_path)["auxiliary"], tmp_path)
     for each in z[3:]:
         second.step(each)
     assert torch.equal(flat(second.prior), flat(whole.prior))

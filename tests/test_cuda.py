@@ -11,7 +11,7 @@ from test_inference import SPEC, config_of, toy_data, trainer_of
 from pyro_delta.build import build
 from pyro_delta.diagnostics.bounds import evaluate
 from pyro_delta.diagnostics.drawing import draw
-from pyro_delta.inference.checkpoint import load_checkpoint, save_atomically
+from pyro_delta.inference.checkpoint import pack, unpack
 from pyro_delta.inference.pyro_training import PyroTraining, Window
 from pyro_delta.vae import VAE
 
@@ -46,10 +46,10 @@ def test_training_goes_on_where_it_was(elbo: str, tmp_path: Path) -> None:
     path = tmp_path / "last.pt"
     first = trainer_of(vae=programs_on("cuda"), elbo=elbo)
     first.run()
-    save_atomically(first.state(), path)
+    kept = pack(first.state())
     first.train_step(first.batches.batch(first.step))
     second = PyroTraining(config_of(elbo=elbo), toy_data(), programs_on("cuda"), [].append)
-    second.restore(load_checkpoint(path), path)  # the random state, too
+    second.restore(unpack(kept, path), path)  # the random state, too
     second.train_step(second.batches.batch(second.step))
     torch.testing.assert_close(second.vae.state_dict(), first.vae.state_dict())
 

@@ -25,7 +25,7 @@ from pyro_delta.data.images import ImageSpec
 from pyro_delta.diagnostics.bounds import encode
 from pyro_delta.errors import CheckFailed, UserError
 from pyro_delta.inference import training
-from pyro_delta.inference.checkpoint import load_checkpoint, save_atomically
+from pyro_delta.inference.checkpoint import TrainingState, check_types, pack, unpack
 from pyro_delta.inference.elbo import RateDistortionELBO
 from pyro_delta.inference.optim import MAX_STREAK, MovingAverage, learning_rate
 from pyro_delta.inference.pyro_training import PyroTraining, Window
@@ -614,7 +614,7 @@ def test_the_floor_holds_at_every_step() -> None:
 def interruption(at: int, path: Path) -> Callable[[PyroTraining], None]:
     def save(trainer: PyroTraining) -> None:
         if trainer.step == at:
-            save_atomically(trainer.state(), path)
+            path.write_bytes(pack(trainer.state()))
             raise KeyboardInterrupt
 
     return save
@@ -646,7 +646,7 @@ def test_three_and_three_steps_are_six(settings: dict[str, Any], tmp_path: Path)
         first.run(interruption(3, path))
     torch.manual_seed(12345)  # another process begins elsewhere …
     second = trainer_of(parts, vae=build(config_of(), SPEC), **settings)
-    second.restore(load_checkpoint(path), path)  # … and is put back
+    second.restore(unpack(path.read_bytes(), path), path)  # … and is put back
     second.run()
 
     expected, found = one.state(), second.state()
@@ -663,15 +663,50 @@ def test_three_and_three_steps_are_six(settings: dict[str, Any], tmp_path: Path)
     assert len(whole) == 4
 
 
+@pytest.mark.parametrize("settings", RESUMED.values(), ids=RESUMED.keys())
+def test_the_line_after_an_orderly_stop_covers_the_whole_window(settings: dict[str, Any], tmp_path: Path) -> None:
+    settings = {"steps": 4, "log_every": 4, "validations": 0, "ema": 0.5, **settings}
+    whole: list[dict[str, Any]] = []
+    one = trainer_of(whole, **settings)
+    torch.manual_seed(11)
+    one.run()
+
+    parts: list[dict[str, Any]] = []
+    first = trainer_of(parts, **settings)
+    torch.manual_seed(11)
+    step = first.train_step
+
+    def stopped(x: Tensor) -> None:
+        step(x)
+        first.interrupted = first.step == 3
+
+    first.train_step = stopped  # type: ignore[method-assign]
+    first.run()
+    assert parts == []
+    content = pack(first.state())
+    second = trainer_of(parts, vae=build(config_of(), SPEC), **settings)
+    second.restore(check_types(unpack(content, tmp_path), TrainingState, tmp_path), tmp_path)
+    second.run()
+    clocks = ("wall_s", "train_s", "images_per_s")
+    (expected,), (found,) = whole, parts
+    assert {k: v for k, v in found.items() if k not in clocks} == {k: v for k, v in expected.items() if k not in clocks}
+    assert found["images_per_s"] == pytest.approx(4 * 5 / found["train_s"], rel=0.05)
+
+    state = unpack(content, tmp_path)
+    state["window"]["mean"] = torch.zeros(3)
+    with pytest.raises(UserError, match="its window's 'mean' differs"):
+        second.restore(state, tmp_path)
+
+
 def test_a_checkpoint_of_other_networks_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "last.pt"
-    save_atomically(trainer_of().state(), path)
+    path.write_bytes(pack(trainer_of().state()))
     tree = config_of().model_dump()
     tree["prior"]["dims"] = 3
     config = validate(tree)
     other = PyroTraining(config, toy_data(), build(config, SPEC), [].append)
     with pytest.raises(UserError, match=r"last\.pt does not fit the run's configuration: weight 'guide\."):
-        other.restore(load_checkpoint(path), path)
+        other.restore(unpack(path.read_bytes(), path), path)
 
 
 class FakeTime:
@@ -728,7 +763,7 @@ def test_minutes_go_on_after_an_interruption(fake_time: FakeTime, tmp_path: Path
     fake_time.pass_(5000.0)
     lines: list[dict[str, Any]] = []
     second = trainer_of(lines, hooked(), **settings)
-    second.restore(load_checkpoint(path), path)
+    second.restore(unpack(path.read_bytes(), path), path)
     second.run()
     assert [(line["step"], line["train_s"], line["wall_s"]) for line in lines] == [(6, 6, 6)]
 

@@ -1,5 +1,6 @@
 """What a run folder is worth: damage, forgeries, strangers' programs, two writers and other data."""
 
+import hashlib
 import json
 import os
 import random
@@ -18,6 +19,7 @@ from test_cli import SETTINGS, TINY, call, write_images
 
 import pyro_delta
 from pyro_delta import trust
+from pyro_delta.api.kept import kept
 from pyro_delta.errors import UserError
 from pyro_delta.files import written_whole
 from pyro_delta.lock import Lock
@@ -58,8 +60,6 @@ def run(trained: Path, tmp_path: Path) -> Path:
 
 def numbers_of(run: Path) -> Any:
     """All that is read of a run."""
-    from pyro_delta.api.kept import kept
-
     loaded = pyro_delta.load(run, prior="auxiliary")
     found = kept(run)
     assert found is not None
@@ -136,6 +136,26 @@ def test_a_run_of_the_former_format_is_read_and_said_to_be_unverified(trained: P
     assert {**json.loads(out), "data_as_trained": True} == before
     code, _, err = call("train", "--resume", "--out", run, "--steps", 20)
     assert (code, "it is read, but not gone on with" in err) == (2, True)
+
+
+def test_a_kept_check_outlives_new_options_and_no_other_change(run: Path) -> None:
+    def without(tree: dict[str, Any]) -> dict[str, Any]:
+        del tree["training"]["recompute"], tree["likelihood"]["pixel_kernel"]
+        return tree
+
+    def changed(tree: dict[str, Any]) -> dict[str, Any]:
+        tree["training"]["log_every"] += 1
+        return tree
+
+    edit_json(run, "config.json", without)  # as a version left it that did not have these options yet
+    assert kept(run) is None
+    text = json.dumps(json.loads((run / "config.json").read_text()), sort_keys=True)
+    then = hashlib.sha256(text.encode()).hexdigest()[:16]
+    edit_json(run, "check.json", lambda numbers: {**numbers, "config_digest": then})
+    assert kept(run) is not None
+    assert pyro_delta.load(run).facts["config_digest"] == then
+    edit_json(run, "config.json", changed)
+    assert kept(run) is None
 
 
 # --- Well-formed files with wrong contents, whose checksums fit ---

@@ -1,6 +1,7 @@
 """Priors as programs: shapes, rows, the process they claim to be, the rate they were asked for, and mistakes."""
 
 import math
+import re
 from collections.abc import Callable
 
 import pyro
@@ -244,6 +245,48 @@ def test_a_learned_prior_learns_and_keeps_its_floor(elbo: type) -> None:
 
 # --- mistakes ---
 
+NEAR = 1 - 1e-11
+"""An α that float32 rounds to 1."""
+
+
+@pytest.mark.parametrize(
+    ("program", "options", "message", "largest"),
+    [
+        (AR1Prior, {"alpha": NEAR}, rf"prior\.alpha has {NEAR}, which float32 rounds to 1: .* holds (\S+)", "alpha"),
+        (AR1Prior, {"alpha": f"0.5:{NEAR}"}, rf"has {NEAR}, .* holds (\S+) at most", "alpha"),
+        (AR1Prior, {"alpha": f"0.5,-{NEAR}"}, rf"has -{NEAR}, which float32 rounds to -1: .* holds (\S+)", "alpha"),
+        (AR1Prior, {"rate_nats": 25.0}, r"rate_nats=25 needs .* at most (\S+) nats there", "rate_nats"),
+        (LearnedAR1Prior, {"floor_nats": 25.0}, r"floor_nats=25 needs .* floor of (\S+) nats", "floor_nats"),
+    ],
+)
+def test_correlations_that_round_to_1_are_refused_with_the_largest(
+    program: Callable, options: dict, message: str, largest: str
+) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        program(SPEC, dims=2, **options)
+    found = re.search(message, str(caught.value))
+    assert found is not None
+    p = program(SPEC, dims=2, **{largest: float(found[1])})()  # what is said to be held is
+    assert committed_rate(p).item() == pytest.approx(20.1013, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("program", "options"),
+    [
+        (LatticePrior, {"rows": 4, "columns": 2, "alpha": NEAR}),
+        (LatticePrior, {"rows": 4, "columns": 2, "alpha": f"0.5:{NEAR}"}),
+        (LatticePrior, {"rows": 4, "columns": 2, "rate_nats": 60.0}),
+        (ARPrior, {"pacf": (NEAR, NEAR)}),
+        (MaternPrior, {"smoothness": "1/2", "length_scale": 1e8}),
+    ],
+)
+def test_priors_with_a_cholesky_factor_round_no_correlation(
+    program: Callable, options: dict, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = committed_rate(program(SPEC, dims=2, **options)()).item()
+    monkeypatch.setattr(torch, "get_default_dtype", lambda: torch.float64)
+    assert committed_rate(program(SPEC, dims=2, **options)()).item() == pytest.approx(found, rel=1e-6)
+
 
 @pytest.mark.parametrize(
     ("program", "options", "message"),
@@ -262,7 +305,7 @@ def test_a_learned_prior_learns_and_keeps_its_floor(elbo: type) -> None:
         (LearnedAR1Prior, {"dims": 0}, "dims is 0"),
         (LearnedAR1Prior, {"floor_nats": -1.0}, "cannot be committed"),
         (LearnedAR1Prior, {"length": 1}, "length 1 commits no rate"),
-        (LearnedAR1Prior, {"floor_nats": 1e4}, "alpha nearer to 1 than torch.float32"),
+        (LearnedAR1Prior, {"floor_nats": 1e4}, "alpha nearer to 1 than float32"),
         (ARPrior, {"pacf": ()}, "pacf is empty"),
         (ARPrior, {"pacf": (0.5, 1.0)}, r"prior.pacf has 1, outside \(-1, 1\)"),
         (ARPrior, {"pacf": (math.nan,)}, "prior.pacf has nan"),

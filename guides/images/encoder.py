@@ -10,6 +10,7 @@ from pyro_delta.data.images.spec import ImageSpec
 from pyro_delta.nn.images.embedding import embed_pixels
 from pyro_delta.nn.images.gated_pixelcnn import GatedPixelCNN
 from pyro_delta.nn.precision import Network, autocast_inside
+from pyro_delta.validation import Count
 
 
 class ImageEncoder(Network):
@@ -45,7 +46,7 @@ class ImageEncoder(Network):
         outputs: int,
         *,
         anti_causal: bool = True,
-        features: int = 64,
+        features: Count = 64,
         **network: object,
     ) -> None:
         super().__init__()

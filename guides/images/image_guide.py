@@ -14,6 +14,7 @@ from pyro_delta.errors import UserError
 from pyro_delta.guides.images.encoder import ImageEncoder, deviation, regions
 from pyro_delta.protocol import Prior, Spec
 from pyro_delta.svi import offer_parameters
+from pyro_delta.validation import Count
 
 
 class ImageGuide(nn.Module):
@@ -51,7 +52,7 @@ class ImageGuide(nn.Module):
         prior: Prior,
         extra: int,
         *,
-        features: int = 64,
+        features: Count = 64,
         channels: tuple[int, ...] = (32, 48),
         row_blocks: tuple[int, ...] = (1, 2),
         pixel_blocks: int = 2,

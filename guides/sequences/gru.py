@@ -17,6 +17,7 @@ from pyro_delta.nn.precision import Network, autocast_inside
 from pyro_delta.protocol import Prior, Spec
 from pyro_delta.rate import minimising_posterior
 from pyro_delta.svi import offer_parameters
+from pyro_delta.validation import Count
 
 
 class BackwardGRU(Network):
@@ -72,7 +73,7 @@ class GRUGuide(nn.Module):
 
     scale: Tensor
 
-    def __init__(self, spec: Spec, prior: Prior, *, hidden: int = 64) -> None:
+    def __init__(self, spec: Spec, prior: Prior, *, hidden: Count = 64) -> None:
         super().__init__()
         tokens = require_tokens(spec, "guide", "gru")
         self.dims = prior().event_shape[-1]

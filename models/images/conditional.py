@@ -16,6 +16,7 @@ from pyro_delta.nn.images.embedding import embed_pixels
 from pyro_delta.nn.latents import LatentMap
 from pyro_delta.nn.precision import Network, autocast_inside
 from pyro_delta.protocol import Prior, Spec
+from pyro_delta.validation import Count
 
 Conditioning = Literal["causal", "full"]
 """Which latent steps a row sees: those that begin at or above it, or all of them."""
@@ -82,7 +83,7 @@ class ConditionalNetwork(Network):
         use_latents: bool = True,
         conditioning: Conditioning = "causal",
         mixtures: int = 10,
-        latent_channels: int = 16,
+        latent_channels: Count = 16,
         **network: object,
     ) -> None:
         super().__init__()
@@ -163,7 +164,7 @@ class ImageLikelihood(nn.Module):
         *,
         use_latents: bool = True,
         conditioning: Conditioning = "causal",
-        latent_channels: int = 16,
+        latent_channels: Count = 16,
         **network: Any,
     ) -> None:
         super().__init__()

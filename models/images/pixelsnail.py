@@ -7,6 +7,7 @@ from typing import Any
 from pyro_delta.models.images.conditional import ConditionalNetwork, ImageLikelihood
 from pyro_delta.nn.images.pixelsnail import PixelSNAIL
 from pyro_delta.protocol import Prior, Spec
+from pyro_delta.validation import Count, Dropout
 
 
 class ConditionalPixelSNAIL(ConditionalNetwork):
@@ -52,11 +53,11 @@ class PixelSNAILLikelihood(ImageLikelihood):
         prior: Prior,
         *,
         mixtures: int = 10,
-        channels: int = 64,
-        blocks: int = 2,
+        channels: Count = 64,
+        blocks: Count = 2,
         layers: int = 4,
         heads: int = 2,
-        dropout: float = 0.0,
+        dropout: Dropout = 0.0,
         **latents: Any,
     ) -> None:
         super().__init__(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -48,6 +50,11 @@ def check_one_given(**options: float | str | None) -> None:
         raise UserError(f"{'none' if given == 0 else 'both'} of {names} given; give just one.")
 
 
+def largest(kind: torch.dtype) -> Tensor:
+    """The largest α < 1 of a type, ()."""
+    return torch.nextafter(torch.ones((), dtype=kind), torch.zeros((), dtype=kind))
+
+
 def held(alpha_d: Tensor, length: int, rate: float | None) -> Tensor:
     """Correlations in torch's default type, if that holds them, and the rate that was asked for.
 
@@ -65,12 +72,18 @@ def held(alpha_d: Tensor, length: int, rate: float | None) -> Tensor:
     def rate_of(alpha_d: Tensor) -> float:
         return float(ar1_committed_rate(alpha_d.double(), length))
 
-    most = torch.nextafter(torch.ones((), dtype=kind), torch.zeros((), dtype=kind))
+    most = largest(kind)
     if bool((held_d.abs() >= 1).any()):
-        asked = f"prior.alpha={alpha_d.abs().max().item()!r}" if rate is None else f"prior.rate_nats={rate:g}"
+        if rate is None:
+            value = alpha_d[alpha_d.abs().argmax()].item()
+            raise UserError(
+                f"prior.alpha has {value!r}, which {name} rounds to {value:.0f}: it holds {most.numpy()!s} at most, "
+                f"with which a dimension of {length} steps commits {rate_of(most.expand(1)):.6g} nats."
+            )
         raise UserError(
-            f"{asked} needs an alpha nearer to 1 than {name} holds; {len(alpha_d)} dimensions of {length} steps commit "
-            f"at most {rate_of(most.expand(len(alpha_d))):.6g} nats there: ask for less, or for more prior.dims."
+            f"prior.rate_nats={rate:g} needs an alpha nearer to 1 than {name} holds; {len(alpha_d)} dimensions of "
+            f"{length} steps commit at most {rate_of(most.expand(len(alpha_d))):.6g} nats there: ask for less, or for "
+            "more prior.dims."
         )
     if rate is not None and abs(rate_of(held_d) - rate) > 1e-3 * rate:
         near = (torch.nextafter(held_d, torch.full_like(held_d, end)) for end in (0.0, 1.0))
@@ -202,9 +215,12 @@ class LearnedAR1Prior(nn.Module):
         self.excess = nn.Parameter(torch.zeros(()))
         self.shares = nn.Parameter(torch.zeros(dims))
         if not (self.alpha < 1).all():
+            # Training starts ln 2 above the floor. Rounded down, for α is rounded up.
+            most = dims * float(ar1_committed_rate(largest(self.shares.dtype).double(), self.length)) - math.log(2)
             raise UserError(
-                f"prior.floor_nats={floor_nats:g} over {dims} dimensions of {self.length} steps needs an "
-                f"alpha nearer to 1 than {self.shares.dtype} can hold; ask for less or more dimensions."
+                f"prior.floor_nats={floor_nats:g} needs an alpha nearer to 1 than "
+                f"{str(self.shares.dtype).removeprefix('torch.')} holds; {dims} dimensions of {self.length} steps can "
+                f"have a floor of {math.floor(1e3 * most) / 1e3:g} nats at most: ask for less, or for more prior.dims."
             )
 
     @property

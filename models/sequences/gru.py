@@ -13,6 +13,7 @@ from pyro_delta.errors import unknown_name
 from pyro_delta.nn.latents import LatentMap
 from pyro_delta.nn.precision import Network, autocast_inside
 from pyro_delta.protocol import Prior, Spec
+from pyro_delta.validation import Count
 
 Conditioning = Literal["causal", "full"]
 
@@ -95,7 +96,7 @@ class GRULikelihood(nn.Module):
         *,
         use_latents: bool = True,
         conditioning: Conditioning = "causal",
-        hidden: int = 64,
+        hidden: Count = 64,
     ) -> None:
         super().__init__()
         if conditioning not in get_args(Conditioning):

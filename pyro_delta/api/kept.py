@@ -11,12 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from pyro_delta import config as configuration
 from pyro_delta.diagnostics.diagnose import Diagnosis
 from pyro_delta.errors import UserError
 from pyro_delta.files import finite
 from pyro_delta.inference import manifest as manifests
-from pyro_delta.inference.run import CHECK, TERMS, Run, read_config
+from pyro_delta.inference.run import CHECK, TERMS, Run, config_digest
 from pyro_delta.lock import writing
 
 
@@ -53,26 +52,25 @@ def keep(run: Run, found: Diagnosis) -> Kept:
     return kept
 
 
-def kept(folder: Path, trust: bool = False) -> Kept | None:
+def kept(folder: Path) -> Kept | None:
     """The check that was kept with a run and is of what it is now; None if there is none.
 
-    One of a training that had not come to its end, or that has been made longer since, is of the past.
+    One of a training that had not come to its end, or that has been made longer since, is of the past; one of a version
+    that had fewer options is not. No program of the run is imported.
 
     Args:
         folder: of the run.
-        trust: as for `load`.
 
     Raises:
         UserError: if it is damaged.
     """
     if not (folder / CHECK).exists():
         return None
-    now = configuration.digest(read_config(folder, trust))
     try:
         numbers = manifests.parsed(manifests.verified(folder, CHECK), folder / CHECK)
         if not isinstance(numbers, dict):
             raise TypeError
-        if numbers.get("finished") is not True or numbers.get("config_digest") != now:
+        if numbers.get("finished") is not True or numbers.get("config_digest") != config_digest(folder):
             return None
         with np.load(io.BytesIO(manifests.verified(folder, TERMS)), allow_pickle=False) as terms:
             return _checked(numbers, terms["rate"], terms["distortion"])

@@ -28,9 +28,9 @@ from pyro_delta.inference.run import (
     check_same,
     check_spec,
     choose_device,
+    config_digest,
     create,
     data_of_run,
-    default_folder,
     has_checkpoint,
     is_finished,
     load,
@@ -187,6 +187,8 @@ def control_config(config: Config, steps: int) -> Config:
             f"the likelihood {likelihood.program!r} has no option use_latents, by which a control would be made; train "
             "a model without latents yourself, and give it to check --control."
         )
+    if likelihood.options["use_latents"] is False:
+        raise UserError("likelihood.use_latents=False leaves no latents to do without; leave control out.")
     without = likelihood.model_copy(update={"options": {**likelihood.options, "use_latents": False}})
     return config.model_copy(
         update={
@@ -197,26 +199,16 @@ def control_config(config: Config, steps: int) -> Config:
     )
 
 
-def begin(
-    out: Path | None, preset: str | None, settings: list[tuple[str, Any]], device: str
-) -> tuple[Training, Path, str]:
-    """A new training, its folder and its preset.
+def begin(config: Config, folder: Path, preset: str, device: str) -> Training:
+    """A new training with its folder.
 
     Raises:
         UserError: as `train`.
     """
-    config, preset = configuration.choose(settings, preset)
-    return begin_with(config, out, preset, device)
-
-
-def begin_with(config: Config, out: Path | None, preset: str, device: str) -> tuple[Training, Path, str]:
-    """The same of a whole configuration."""
-    if out is not None:
-        check_free(out)
+    check_free(folder)
     training = prepare(config, device)
-    folder = out or default_folder(config, preset)
     training.lock = create(folder, config, training.data, preset)
-    return training, folder, preset
+    return training
 
 
 def reopen(
@@ -366,6 +358,7 @@ def _run(training: Training, folder: Path | None, show: Show, given: Data | None
         tuple(lines),
         DataRecord.model_validate({"folder": None, "splits": fingerprints(training.data)}),
         int(training.state()["skipped"]),
+        digest=None if folder is None else config_digest(folder),
     )
 
 

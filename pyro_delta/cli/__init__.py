@@ -116,12 +116,16 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
 
 
 def check_plain(args: Sequence[str]) -> None:
-    """Refuses arguments by which a terminal that shows them would be steered.
+    """Refuses arguments by which a terminal that shows them would be steered, and empty ones.
+
+    Empty ones are mostly variables of a shell that are not set, and as a path they would mean the current folder.
 
     Raises:
         UserError: naming the first.
     """
-    for argument in args:
+    for before, argument in zip(["pyro-delta", *args], args):
+        if not argument:
+            raise UserError(f"the argument after {before!r} is empty; give it a value, or leave it out.")
         if not is_plain(argument):
             raise UserError(f"{argument!r} holds control characters; give the folder or file another name.")
 

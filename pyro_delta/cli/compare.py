@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from pyro_delta.cli.options import device_option, root_option, trust_option
+from pyro_delta.cli.options import check_writable, device_option, root_option, trust_option
 from pyro_delta.errors import UserError
 
 FORMS = ("text", "json", "csv", "markdown", "latex")
@@ -47,6 +47,9 @@ def compare(
     pyro-delta compare runs/first runs/second
     pyro-delta compare runs/first --with reference --figure curves.png
     """  # noqa: D301 (click wants the backspace itself)
+    for path in (out, figure):
+        if path is not None:
+            check_writable(Path(path))
     if beside:
         _curves(runs, figure, trust)
         return

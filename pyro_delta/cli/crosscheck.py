@@ -21,17 +21,21 @@ from pyro_delta.cli.options import (
     weights_option,
     with_prior_option,
 )
-from pyro_delta.errors import CheckFailed
+from pyro_delta.errors import CheckFailed, UserError
 
 if TYPE_CHECKING:
     from pyro_delta.twin.crosscheck import Crosscheck
+
+
+DATA = 32
+"""Compared, unless more are asked for."""
 
 
 @click.command()
 @run_argument
 @split_option
 @click.option(
-    "--images", type=click.IntRange(min=1), default=32, show_default=True, help="Data, the first of the split."
+    "--images", type=click.IntRange(min=1), metavar="N", help="Data, the first of the split (default: 32, or all)."
 )
 @click.option("--float64", is_flag=True, help="In double precision, to 1e-9 rather than 1e-4.")
 @with_prior_option
@@ -44,7 +48,7 @@ if TYPE_CHECKING:
 def crosscheck(
     run: Path,
     split: str,
-    images: int,
+    images: int | None,
     float64: bool,
     with_prior: str,
     weights: str,
@@ -73,10 +77,12 @@ def crosscheck(
 
     loaded = open_run(run, "cpu", with_prior, weights, trust=trust)
     data = getattr(loaded.data(data_root, other=other_data), split)
+    if images is not None and images > len(data):
+        raise UserError(f"--images {images}: the {split} split has {len(data)} data; give 1 to {len(data)}.")
     found = compare(
         loaded.vae,
         twin_of_run(loaded, weights=False, example=data.batch(slice(2)) if len(data) > 1 else None),
-        data.take(slice(images)),
+        data.take(slice(images or DATA)),
         elbo=loaded.config.training.elbo if with_prior == "model" else "trace",
         dtype=torch.float64 if float64 else torch.float32,
         seed=seed,

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from pyro_delta.cli.options import (
+    check_writable,
     data_argument,
     device_option,
     open_run,
@@ -59,6 +60,7 @@ def encode(
 
     if out.suffix != ".nc":
         raise UserError(f"{str(out)!r} is not a NetCDF file; give a name that ends in .nc.")
+    check_writable(out)
     loaded = open_run(run, device, weights=weights, trust=trust)
     found, names = read_given(loaded, given, num, data_root, other_data)
     starts = loaded.vae.model.prior.starts

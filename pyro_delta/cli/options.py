@@ -40,10 +40,27 @@ device_option = click.option(
     callback=_device,
     help="auto: CUDA if there is a device.",
 )
-new_root_option = click.option("--data-root", metavar="DIR", help="Where data sets live (default: data).")
+
+
+def _root(ctx: click.Context, parameter: click.Parameter, root: str | None) -> str | None:
+    """Data that need no folder would not notice that there is none."""
+    if root is not None and not Path(root).expanduser().is_dir():
+        raise click.BadParameter(f"{root!r} is not a folder; give the one where the data live.", ctx, parameter)
+    return root
+
+
+def _new_root(ctx: click.Context, parameter: click.Parameter, root: str | None) -> str | None:
+    """The same of one that may have to be made, to download into."""
+    return root if root is None or not Path(root).expanduser().exists() else _root(ctx, parameter, root)
+
+
+new_root_option = click.option(
+    "--data-root", metavar="DIR", callback=_new_root, help="Where data sets live (default: data)."
+)
 root_option = click.option(
     "--data-root",
     metavar="DIR",
+    callback=_root,
     help="Where data live, or the folder of folder:PATH (default: where they were in training).",
 )
 other_data_option = click.option(
@@ -183,12 +200,23 @@ def check_out(out: Path, spec: Spec) -> None:
     """Refuses, before any work is done, a path that what is drawn cannot be written to.
 
     Raises:
-        UserError: if it does not end as files of the run's kind of data do, or cannot be written.
+        UserError: if it does not end as files of the run's kind of data do, or as `check_writable`.
     """
     from pyro_delta.errors import UserError
 
     if out.suffix.lower() != spec.suffix:
         raise UserError(f"{str(out)!r} is not a {spec.suffix} file; give a name that ends in {spec.suffix}.")
+    check_writable(out)
+
+
+def check_writable(out: Path) -> None:
+    """Refuses, before any work is done, a path that no file can be written to.
+
+    Raises:
+        UserError: if it is a folder, or cannot be written.
+    """
+    from pyro_delta.errors import UserError
+
     if not out.parent.is_dir():
         raise UserError(f"there is no folder {out.parent} for {out.name}; make it or give another.")
     if out.is_dir() or not os.access(out.parent, os.W_OK):

@@ -85,10 +85,9 @@ def _run(
     from pyro_delta.sweep.file import keep
     from pyro_delta.sweep.runs import Launcher, Local, Submitit, run_sweep
 
+    chosen = dict(parse_settings(parameters, "--launch", "timeout_min"))
     keep(sweep, out)
-    launch: Launcher = Local(jobs)
-    if launcher == "submitit":
-        launch = Submitit(out, jobs, dict(parse_settings(parameters)))
+    launch: Launcher = Submitit(out, jobs, chosen) if launcher == "submitit" else Local(jobs)
     failed = run_sweep(sweep, out, launch, jobs, say, trust)
     for name, reason in failed.items():
         say(f"{out / name}: {reason}")

@@ -103,11 +103,10 @@ def train(
         raise UserError("--resume needs --out RUN, the folder of the run to go on with.")
     if resume and control:
         raise UserError("--control goes with a new run; of a finished one, pyro_delta.train_control(run) makes it.")
-    from pyro_delta.api.train import begin, begin_with, control_config, control_folder, reopen
-    from pyro_delta.inference.run import check_free
+    from pyro_delta.api.train import begin, control_config, control_folder, reopen
+    from pyro_delta.config import choose
+    from pyro_delta.inference.run import check_free, default_folder
 
-    if control and out is not None:
-        check_free(control_folder(out))
     if resume:
         assert out is not None
         reopened, preset = reopen(out, settings, device, preset=preset, trust=trust, other_data=other_data)
@@ -116,15 +115,17 @@ def train(
             return
         trainer, folder = reopened, out
     else:
-        trainer, folder, preset = begin(out, preset, settings, device)
-    if control:  # refused before any work is done
-        control_config(trainer.config, 1)
-        check_free(control_folder(folder))
+        config, preset = choose(settings, preset)
+        folder = out or default_folder(config, preset)
+        if control:  # refused before anything is written
+            control_config(config, 1)
+            check_free(control_folder(folder))
+        trainer = begin(config, folder, preset, device)
     result = _run(trainer, folder, preset, resume, as_json)
     out = folder
     if control:
-        config = control_config(trainer.config, trainer.step)
-        trainer, folder, preset = begin_with(config, control_folder(folder), preset, device)
+        folder = control_folder(folder)
+        trainer = begin(control_config(trainer.config, trainer.step), folder, preset, device)
         result["control"] = _run(trainer, folder, preset, False, as_json)
     if as_json:
         print_json(result)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from pyro_delta.config import AuxiliaryConfig
 from pyro_delta.errors import UserError
-from pyro_delta.files import written_whole
+from pyro_delta.files import bytes_of
 from pyro_delta.validation import Section
 
 FORMAT = "pyro-delta checkpoint 4"
@@ -56,6 +56,18 @@ class _Beside(_Optimised):
     prior: Weights
 
 
+class _Window(_Loaded):
+    began: Seconds
+    data: Annotated[int, Field(ge=1, lt=2**63)]
+    rate: Tensor
+    auxiliary_rate: Tensor
+    distortion: Tensor
+    loss: Tensor
+    least: Tensor
+    mean: Tensor
+    square: Tensor
+
+
 class TrainingState(_Optimised):
     """What `Training.state` gives."""
 
@@ -69,6 +81,8 @@ class TrainingState(_Optimised):
     validated: Count
     best: _Best | None
     rng: Weights
+    window: _Window | None = None
+    """sums since the last line of metrics; none where one has just been written"""
 
 
 class AuxiliaryState(_Beside):
@@ -141,29 +155,16 @@ def _complete(state: Any, path: Path, form: str, keys: Collection[str]) -> dict[
     return state
 
 
-def save_atomically(state: dict[str, Any], path: Path) -> None:
-    """Writes tensors and plain values; a reader sees the old file or the new one, never a part."""
-    content = pack(state)
-    with written_whole(path) as file:
-        file.write(content)
-
-
-def load_checkpoint(path: Path, *, keys: Collection[str] = ()) -> dict[str, Any]:
-    """Reads what `save_atomically` wrote.
-
-    Raises:
-        UserError: if the file is missing or unreadable, or as `unpack`.
-    """
-    return unpack(_bytes_of(path), path, keys)
-
-
 def load_former(path: Path, *, keys: Collection[str] = ()) -> dict[str, Any]:
     """Reads a checkpoint of the former format, without running pickled code.
 
     Raises:
-        UserError: as `load_checkpoint`.
+        UserError: if the file is missing or unreadable, or as `unpack`.
     """
-    _bytes_of(path)
+    try:
+        bytes_of(path)
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist; the run has no checkpoint yet, train it first.") from None
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch warns of foreign files, of which the error below tells
@@ -175,15 +176,6 @@ def load_former(path: Path, *, keys: Collection[str] = ()) -> dict[str, Any]:
             f"{path} was written by an older pyro-delta, whose networks have changed since; train the run again."
         )
     return _complete(state, path, FORMER, keys)
-
-
-def _bytes_of(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist; the run has no checkpoint yet, train it first.") from None
-    except (PermissionError, IsADirectoryError) as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}); give a file of a run, readable to you.") from None
 
 
 def check_types(state: dict[str, Any], form: type[Section], path: Path) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from pathlib import Path
 from pydantic import ConfigDict, Field, ValidationError
 
 from pyro_delta.errors import UserError
-from pyro_delta.files import written_whole
+from pyro_delta.files import bytes_of, written_whole
 from pyro_delta.validation import Section
 
 MANIFEST, METRICS = "manifest.json", "metrics.jsonl"
@@ -83,11 +83,11 @@ def read(folder: Path) -> Manifest | None:
     """The manifest of a folder; None if it has none.
 
     Raises:
-        UserError: if it is damaged.
+        UserError: if it is damaged or cannot be read.
     """
     path = folder / MANIFEST
     try:
-        content = path.read_bytes()
+        content = bytes_of(path)
     except (FileNotFoundError, NotADirectoryError):
         return None
     found = parsed(content, path)
@@ -118,10 +118,7 @@ def verified(folder: Path, name: str) -> bytes:
         UserError: if it is not what the manifest says, or not in it.
     """
     manifest, path = read(folder), folder / name
-    try:
-        content = path.read_bytes()
-    except (PermissionError, IsADirectoryError) as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}); give a file of a run, readable to you.") from None
+    content = bytes_of(path)
     if manifest is not None and sha256(content) not in manifest.files.get(name, ()):
         raise UserError(
             f"{path} is damaged or was changed: its checksum is not the one in {MANIFEST}; restore it as it was."
@@ -183,7 +180,7 @@ def whole_checkpoint(folder: Path, manifest: Manifest) -> tuple[Saved, bytes]:
     """
     for saved in reversed(manifest.checkpoints):
         path = folder / checkpoint_name(saved.step)
-        if path.is_file() and sha256(content := path.read_bytes()) == saved.sha256:
+        if path.is_file() and sha256(content := bytes_of(path)) == saved.sha256:
             return saved, content
     raise UserError(
         f"all {len(manifest.checkpoints)} checkpoints of {folder} are damaged or missing: none has the checksum that "
@@ -211,4 +208,4 @@ def verified_metrics(folder: Path) -> bytes:
 
 def _metrics(folder: Path) -> bytes:
     path = folder / METRICS
-    return path.read_bytes() if path.exists() else b""
+    return bytes_of(path) if path.exists() else b""

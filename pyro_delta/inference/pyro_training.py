@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import pyro
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.distributions import kl_divergence
 
 from pyro_delta.build import build_objective
@@ -20,6 +20,7 @@ from pyro_delta.data.batches import Batches
 from pyro_delta.data.splits import size_of
 from pyro_delta.diagnostics.bounds import LN2, Unit, line_of
 from pyro_delta.diagnostics.trace import committed
+from pyro_delta.errors import UserError
 from pyro_delta.inference.auxiliary import AuxiliaryTraining
 from pyro_delta.inference.checkpoint import load_optimizer, load_weights, restore_rng, rng_state
 from pyro_delta.inference.elbo import RateDistortionELBO
@@ -91,7 +92,7 @@ class PyroTraining(Training):
         with parameters_of(self.vae):
             if self.config.training.compile:
                 self._compile()
-            self.window, self.first = Window(self.clock.read()), self.step
+            self.first = self.step
             yield
 
     def advance(self) -> None:
@@ -147,6 +148,7 @@ class PyroTraining(Training):
             "skipped": self.update.skipped,
             "streak": self.update.streak,
             "rng": rng_state(self.device),
+            "window": self.window.state(),
         }
 
     def restore(self, state: dict[str, Any], path: Path) -> None:
@@ -159,6 +161,11 @@ class PyroTraining(Training):
             self.auxiliary.restore(state["auxiliary"], path)
         self.update.skipped, self.update.streak = state["skipped"].to(self.device), state["streak"].to(self.device)
         super().restore(state, path)
+        self.window = Window(self.clock.read())
+        if (sums := state.get("window")) is not None:
+            with parameters_of(self.vae):
+                shape = self.vae.model.prior().event_shape
+            self.window.restore(sums, shape, self.device, path)
         restore_rng(state["rng"], self.device, path)
 
     def log_training(self) -> None:
@@ -215,6 +222,30 @@ class Window:
         self.began, self.data = began, 0
         self.rate = self.auxiliary_rate = self.distortion = self.loss = self.mean = self.square = torch.zeros(())
         self.least = torch.full((), math.inf)
+
+    def state(self) -> dict[str, Any] | None:
+        """The sums, to be kept; None before the first step."""
+        return vars(self).copy() if self.data else None
+
+    def restore(self, state: dict[str, Any], shape: torch.Size, device: torch.device, path: Path) -> None:
+        """Goes on from a `state` that was read from `path`.
+
+        Args:
+            state: of a window.
+            shape: (n, d) of the latents.
+            device: of the sums.
+            path: of the checkpoint.
+
+        Raises:
+            UserError: if it has sums of another shape.
+        """
+        for name in vars(self):
+            value = state[name]
+            if isinstance(value, Tensor):
+                if value.shape != (shape if name in ("mean", "square") else ()):
+                    raise UserError(f"{path} does not fit the run's configuration: its window's {name!r} differs.")
+                value = value.to(device)
+            setattr(self, name, value)
 
     @torch.no_grad()
     def add(self, elbo: RateDistortionELBO, auxiliary: AuxiliaryTraining | None = None) -> None:

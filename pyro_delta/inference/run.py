@@ -112,6 +112,7 @@ class Run:
         data_record: fingerprints of its data and where they lay, where that was kept.
         skipped_steps: of those that it has made, because they were not finite.
         notes: what a person should know of how it was read, in sentences.
+        digest: of its settings as its folder has them, where it has one.
     """
 
     config: Config
@@ -127,6 +128,7 @@ class Run:
     data_record: DataRecord | None = None
     skipped_steps: int = 0
     notes: tuple[str, ...] = ()
+    digest: str | None = None
 
     def __repr__(self) -> str:
         """In a line."""
@@ -142,7 +144,7 @@ class Run:
             "trained_steps": self.trained_steps,
             "skipped_steps": self.skipped_steps,
             "finished": self.finished,
-            "config_digest": configuration.digest(self.config),
+            "config_digest": self.digest or configuration.digest(self.config),
             **provenance(),
         }
 
@@ -463,13 +465,28 @@ def read_config(folder: Path, trust: bool = False) -> Config:
     path = folder / CONFIG
     if not path.exists():
         raise UserError(f"{folder} is not a run: it has no {path.name}; give a folder that `pyro-delta train` wrote.")
-    info = read_info(folder)
-    tree = configuration.tree_of(manifests.verified(folder, CONFIG), path)
+    info = read_info(folder)  # which knows runs of other versions
+    tree = _sections(folder)
     sections, kind = _fixed(tree), info.spec["kind"]
     known_by = trusting.digest(sections, kind, info.programs)
     trusting.check(folder, trusting.foreign(sections, kind), info.programs, known_by, trust)
     check_copies(info.programs, folder / PROGRAMS)
     return configuration.of_tree(tree, path, folder / PROGRAMS)
+
+
+def config_digest(folder: Path) -> str:
+    """A fingerprint of the settings of a run as they were written down: it stays what it is when options are added.
+
+    Raises:
+        FileNotFoundError: if there are none.
+        UserError: if they are damaged.
+    """
+    return configuration.digest_of(_sections(folder))
+
+
+def _sections(folder: Path) -> dict[str, Any]:
+    """The settings of a run as they were written down."""
+    return configuration.tree_of(manifests.verified(folder, CONFIG), folder / CONFIG)
 
 
 def read_state(folder: Path) -> tuple[dict[str, Any], Path, tuple[str, ...]]:
@@ -478,7 +495,8 @@ def read_state(folder: Path) -> tuple[dict[str, Any], Path, tuple[str, ...]]:
     Raises:
         UserError: if there is none.
     """
-    manifest, keys = manifests.read(folder), TrainingState.model_fields
+    manifest = manifests.read(folder)
+    keys = [name for name, field in TrainingState.model_fields.items() if field.is_required()]
     if manifest is None:
         path = folder / FORMER_CHECKPOINT
         note = f"{folder} was written by an older pyro-delta, without checksums: damage may go unseen."
@@ -553,6 +571,7 @@ def load(
         data_record=read_info(folder).data,
         skipped_steps=skipped,
         notes=notes,
+        digest=config_digest(folder),
     )
 
 

@@ -124,11 +124,13 @@ def compare(
     if not folders:
         raise UserError("there is nothing to compare; give runs, or the folder of a sweep.")
     for folder in folders:
+        if folders.count(folder) > 1:
+            raise UserError(f"{folder} is given {folders.count(folder)} times; give each run once.")
         if (folder / KEPT).exists() and len(folders) > 1:
             raise UserError(f"{folder} is a sweep, and compared by itself; give runs, or one sweep.")
 
     def checked(folder: Path, control: Path | None = None) -> Kept:
-        if (found := kept(folder, trust)) is not None:
+        if (found := kept(folder)) is not None:
             return found
         run = load(folder, device, trust=trust)
         say(f"checking {folder} first")
@@ -148,7 +150,7 @@ def compare(
             control = (
                 None if sweep.control in (None, arm.name) else run_folder(out, sweep.arm(sweep.control or ""), seed)
             )
-            if has_checkpoint(folder) and (kept(folder, trust) or load(folder, trust=trust).finished):
+            if has_checkpoint(folder) and (kept(folder) or load(folder, trust=trust).finished):
                 checks[seed] = checked(folder, control if control and (control / CONFIG).exists() else None)
             else:
                 missing += 1

@@ -22,11 +22,10 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Protocol
 
-from pyro_delta import config as configuration
 from pyro_delta.api.kept import kept
 from pyro_delta.cores import Cores
 from pyro_delta.errors import UserError
-from pyro_delta.inference.run import has_checkpoint, is_finished, read_config, read_state
+from pyro_delta.inference.run import config_digest, has_checkpoint, is_finished, read_config, read_state
 from pyro_delta.lock import locked
 from pyro_delta.sweep import require
 from pyro_delta.sweep.file import SEED, Arm, Sweep, run_folder
@@ -102,11 +101,11 @@ class Judgement:
 
     def done(self) -> bool:
         """Whether such a check has been kept."""
-        if (found := kept(self.folder, self.trust)) is None:
+        if (found := kept(self.folder)) is None:
             return False
         numbers = found.numbers
         whole = numbers["split"] == "test" and numbers["n_images"] == numbers["split_images"]
-        against = self.control and configuration.digest(read_config(self.control, self.trust))
+        against = self.control and config_digest(self.control)
         return whole and numbers.get("control_config_digest") == against
 
     def command(self) -> list[str]:
