@@ -1,4 +1,4 @@
-"""Images a second in training by one process and by two under torchrun, each of one thread: `cifar10-small`, random data.
+"""Images a second in training by one process and by two under torchrun, of one thread each: `cifar10-small` on noise.
 
 The batch is the same, two processes share it. The contestants take turns, each time as new processes; medians are of
 the turns. Time is that of the steps alone, after a few that warm up.
