@@ -123,6 +123,8 @@ class TrainingConfig(Section):
     channels_last: bool = False
     recompute: bool = False
     """activations of the networks' blocks are computed again in the backward pass: less memory, more time"""
+    accumulate: int = Field(1, ge=1)
+    """equal parts of a process's share of a batch, one after the other, whose gradients are summed: less memory"""
     compile: bool = False
     """torch.compile the networks (the first call takes a minute)"""
     log_every: int = Field(50, ge=1)

@@ -14,9 +14,22 @@ MANY = 12
 class UserError(ValueError):
     """A mistake in the input: one sentence with the offending value and the mend. The command line exits with 2."""
 
+    said = False
+    """Whether another process of the same training says it."""
+
 
 class CheckFailed(Exception):  # noqa: N818 - it is a verdict, not a mishap
     """A check ran and failed (KL below δ, latents unused, …). The command line exits with 1."""
+
+    said = False
+    """As for `UserError`."""
+
+
+class RankLost(Exception):  # noqa: N818 - it is what happened to another process
+    """Another process of the same training has ended or failed, and so must this one. The command line exits with 1."""
+
+    said = False
+    """As for `UserError`."""
 
 
 class NothingCertified(Exception):  # noqa: N818 - it is a verdict, not a mishap

@@ -214,6 +214,7 @@ class Objective(Protocol):
     """What is minimised, built as `Object(**options)`: joins rate and distortion of a batch.
 
     Optional: `per_dimension = True` asks for the rate of each latent dimension, (d,), in the place of the total.
+    `additive = True` says that what is minimised of a batch is the sum of that of its parts.
     `varying`, a dict of name to number (of Python, or a tensor) of what changes in training: it is logged, and saved in
     checkpoints.
     """

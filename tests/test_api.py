@@ -361,9 +361,9 @@ def test_the_best_weights_are_kept_and_used(tmp_path: Path, monkeypatch: pytest.
     judged: list[dict[str, Tensor]] = []
     encode, summarise = training.encode, training.summarise
 
-    def seen(vae: Any, split: Split) -> Any:
+    def seen(vae: Any, split: Split, **options: Any) -> Any:
         judged.append({name: value.clone() for name, value in vae.state_dict().items()})
-        return encode(vae, split)
+        return encode(vae, split, **options)
 
     monkeypatch.setattr(training, "encode", seen)
     monkeypatch.setattr(training, "summarise", lambda *given: summarise(*given) | {"neg_elbo_bpd": float(len(judged))})

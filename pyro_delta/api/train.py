@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from pyro_delta import config as configuration
+from pyro_delta import ranks
 from pyro_delta.build import build, load_data
 from pyro_delta.config import Config, DataConfig
 from pyro_delta.data.named import checked_data, data_of
@@ -82,6 +83,7 @@ def train(
         UserError: for settings, data or a folder that do not do.
         CheckFailed: if training diverges.
     """
+    ranks.join(device)
     data = str(data) if isinstance(data, Path) else data
     given = None if data is None or isinstance(data, str) else checked_data(data, "given")
     if isinstance(settings, Config):
@@ -100,11 +102,12 @@ def train(
             preset = getattr(given, "preset", "default")
         config, preset = configuration.choose(list(pairs.items()), preset)
     folder = None if out is None else Path(out)
-    if folder is not None:
-        check_free(folder)
-    training = prepare(config, device, data=given)
-    if folder is not None:
-        training.lock = create(folder, config, training.data, preset)
+    with ranks.together():
+        if folder is not None and ranks.first():
+            check_free(folder)
+        training = prepare(config, device, data=given)
+        if folder is not None and ranks.first():
+            training.lock = create(folder, config, training.data, preset)
     return _run(training, folder, show, given, resumed=False)
 
 
@@ -200,14 +203,18 @@ def control_config(config: Config, steps: int) -> Config:
 
 
 def begin(config: Config, folder: Path, preset: str, device: str) -> Training:
-    """A new training with its folder.
+    """A new training with its folder, which the first of several ranks makes.
 
     Raises:
         UserError: as `train`.
     """
-    check_free(folder)
-    training = prepare(config, device)
-    training.lock = create(folder, config, training.data, preset)
+    ranks.join(device)
+    with ranks.together():
+        if ranks.first():
+            check_free(folder)
+        training = prepare(config, device)
+        if ranks.first():
+            training.lock = create(folder, config, training.data, preset)
     return training
 
 
@@ -223,11 +230,44 @@ def reopen(
 ) -> tuple[Training | None, str]:
     """A training that goes on from the newest whole checkpoint of a run, and the preset of the run.
 
-    None for one that has come to its end, unless it is made longer.
+    None for one that has come to its end, unless it is made longer. All ranks read the folder, then the first one
+    writes.
 
     Raises:
         UserError: as `resume`.
     """
+    ranks.join(device)
+    with ranks.together():
+        config, training, lock, preset = _reread(out, settings, device, preset, data, trust, other_data)
+    if training is None:
+        return None, preset
+    training.lock = lock
+    if ranks.first():
+        try:
+            sweep_parts(out)
+            manifest = manifests.read(out)
+            assert manifest is not None
+            kept = [saved for saved in manifest.checkpoints if saved.step <= training.step]
+            manifests.keep_checkpoints(out, manifest, kept)
+            if config != read_config(out):
+                note_configuration(out, config)
+        except BaseException:
+            if lock is not None:
+                lock.release()
+            raise
+    return training, preset
+
+
+def _reread(
+    out: Path,
+    settings: list[tuple[str, Any]],
+    device: str,
+    preset: str | None,
+    data: Data | None,
+    trust: bool,
+    other_data: bool,
+) -> tuple[Config, Training | None, Lock | None, str]:
+    """What a run goes on with: configuration, training at its newest checkpoint, lock of the first rank, preset."""
     config = resumed_config(out, settings, trust)
     info = read_info(out)
     if preset not in (None, info.preset):
@@ -238,15 +278,16 @@ def reopen(
         raise UserError(f"{out} was written by an older pyro-delta: it is read, but not gone on with; train it again.")
     if not has_checkpoint(out):
         raise UserError(f"{out} has no checkpoint to go on from; the same command without --resume starts it again.")
-    lock = Lock(out)
+    lock = Lock(out) if ranks.first() else None
     try:
         state, path, notes = read_state(out)
         check_made_with(state, config, out)
         metrics = read_metrics(out)
         _check_extension(config, state["step"], state["train_s"], given=dict(settings))
         if is_finished(config, state["step"], state["train_s"]):
-            lock.release()
-            return None, info.preset
+            if lock is not None:
+                lock.release()
+            return config, None, None, info.preset
         root = config.data.options.get("root")  # if they are said to have moved
         root = None if root == read_config(out).data.options.get("root") else str(root)
         given = data_of_run(config, info.data, root, out) if data is None else data
@@ -255,18 +296,10 @@ def reopen(
             check_same(given, info.data, out)
         training = prepare(config, device, out / PROGRAMS, given)
         training.restore(state, path)
-        # From here on the folder is written to.
-        sweep_parts(out)
-        manifest = manifests.read(out)
-        assert manifest is not None
-        kept = [saved for saved in manifest.checkpoints if saved.step <= training.step]
-        manifests.keep_checkpoints(out, manifest, kept)
-        if config != read_config(out):
-            note_configuration(out, config)
     except BaseException:
-        lock.release()
+        if lock is not None:
+            lock.release()
         raise
-    training.lock = lock
     training.notices += notes
     if lost := sum(line["step"] > training.step for line in metrics):
         training.notices.append(
@@ -275,7 +308,7 @@ def reopen(
         )
     if other_data and info.data is not None and info.data.first_other(training.data) is not None:
         training.notices.append("The data are not those that the run began with.")
-    return training, info.preset
+    return config, training, lock, info.preset
 
 
 def prepare(config: Config, device: str, folder: Path | None = None, data: Data | None = None) -> Training:
@@ -288,11 +321,17 @@ def prepare(config: Config, device: str, folder: Path | None = None, data: Data 
         data: in the place of those that the configuration names.
     """
     numpyro = config.training.backend == "numpyro"
+    if numpyro and ranks.count() > 1:
+        raise UserError(
+            f"training.backend=numpyro trains in one process, not in {ranks.count()}; start it without torchrun, or "
+            "use --backend pyro."
+        )
     if numpyro:
         from pyro_delta.twin import require
 
         require()
-    place = torch.device("cpu") if numpyro else choose_device(device)  # where Pyro's programs are evaluated
+    # Where Pyro's programs are evaluated.
+    place = torch.device("cpu") if numpyro else choose_device(ranks.device(device))
     data = load_data(config, folder=folder) if data is None else data
     torch.manual_seed(config.training.seed)
     example = data.train.batch(slice(2)) if len(data.train) > 1 else None
@@ -309,20 +348,29 @@ def prepare(config: Config, device: str, folder: Path | None = None, data: Data 
 
 
 def carry_out(training: Training, folder: Path, show: Show, *, resumed: bool) -> dict[str, Any]:
-    """Trains to the end or to the first interrupt, and writes the run's folder; returns the newest judgement."""
-    recorder = Recorder(folder, show, training.step)
-    training.log = recorder.log
+    """Trains to the end or to the first interrupt, and writes the run's folder; returns the newest judgement.
+
+    Of several ranks, the first one writes, and knows the judgement.
+    """
+    recorder: Recorder | None = None
     try:
         with stopping(training):
-            if not resumed:
-                recorder.save(training)  # from here on the folder can be resumed whatever happens
-            training.run(recorder.every)
-            recorder.finish(training)
+            with ranks.together():
+                if ranks.first():
+                    recorder = Recorder(folder, show, training.step)
+                    training.log = recorder.log
+                    if not resumed:
+                        recorder.save(training)  # from here on the folder can be resumed whatever happens
+            training.run(lambda training: None if recorder is None else recorder.every(training))
+            with ranks.together():
+                if recorder is not None:
+                    recorder.finish(training)
     finally:
-        recorder.close()
+        if recorder is not None:
+            recorder.close()
         if training.lock is not None:
             training.lock.release()
-    return recorder.summary()
+    return {} if recorder is None else recorder.summary()
 
 
 def _run(training: Training, folder: Path | None, show: Show, given: Data | None, *, resumed: bool) -> Run:
@@ -332,7 +380,8 @@ def _run(training: Training, folder: Path | None, show: Show, given: Data | None
 
             def log(line: dict[str, Any]) -> None:
                 lines.append(line)
-                show(line)
+                if ranks.first():
+                    show(line)
 
             training.log = log
             training.run()

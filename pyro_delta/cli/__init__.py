@@ -13,7 +13,7 @@ import click
 
 from pyro_delta import __version__
 from pyro_delta.cli.streams import is_plain, lost_output, plain, steady
-from pyro_delta.errors import CheckFailed, NothingCertified, UserError, is_out_of_memory, unknown_name
+from pyro_delta.errors import CheckFailed, NothingCertified, RankLost, UserError, is_out_of_memory, unknown_name
 
 COMMANDS = {
     "train": "Train a δ-VAE; its folder holds all that the other commands need.",
@@ -87,9 +87,9 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
     except click.ClickException as error:
         code = _complain(error.format_message(), 2)
     except UserError as error:
-        code = _complain(str(error), 2)
-    except CheckFailed as error:
-        code = _complain(str(error), 1)
+        code = 2 if error.said else _complain(str(error), 2)
+    except (CheckFailed, RankLost) as error:
+        code = 1 if error.said else _complain(str(error), 1)
     except NothingCertified as error:
         code = _complain(str(error), 3)
     except (click.Abort, KeyboardInterrupt):

@@ -82,6 +82,7 @@ def train(
     pyro-delta train --out runs/first --resume --steps 4000
     pyro-delta train --dataset digits --control --out runs/second
     pyro-delta check runs/second --control runs/second-control
+    torchrun --nproc-per-node=2 -m pyro_delta train --dataset digits --out runs/third
     """  # noqa: D301 (click wants the backspace itself)
     settings = settings_of(
         pairs,
@@ -103,23 +104,28 @@ def train(
         raise UserError("--resume needs --out RUN, the folder of the run to go on with.")
     if resume and control:
         raise UserError("--control goes with a new run; of a finished one, pyro_delta.train_control(run) makes it.")
+    from pyro_delta import ranks
     from pyro_delta.api.train import begin, control_config, control_folder, reopen
     from pyro_delta.config import choose
     from pyro_delta.inference.run import check_free, default_folder
 
+    ranks.join(device)
     if resume:
         assert out is not None
         reopened, preset = reopen(out, settings, device, preset=preset, trust=trust, other_data=other_data)
         if reopened is None:
-            _say_finished(out, as_json)
+            if ranks.first():
+                _say_finished(out, as_json)
             return
         trainer, folder = reopened, out
     else:
-        config, preset = choose(settings, preset)
-        folder = out or default_folder(config, preset)
-        if control:  # refused before anything is written
-            control_config(config, 1)
-            check_free(control_folder(folder))
+        with ranks.together():
+            config, preset = choose(settings, preset)
+            folder = out or default_folder(config, preset)
+            if control:  # refused before anything is written
+                control_config(config, 1)
+                check_free(control_folder(folder))
+        folder = ranks.of_first(folder)
         trainer = begin(config, folder, preset, device)
     result = _run(trainer, folder, preset, resume, as_json)
     out = folder
@@ -127,6 +133,8 @@ def train(
         folder = control_folder(folder)
         trainer = begin(control_config(trainer.config, trainer.step), folder, preset, device)
         result["control"] = _run(trainer, folder, preset, False, as_json)
+    if not ranks.first():
+        return
     if as_json:
         print_json(result)
     next_command("check", out, *(("--control", folder) if control else ()))
@@ -142,12 +150,21 @@ def _say_finished(folder: Path, as_json: bool) -> None:
 
 
 def _run(trainer: Training, folder: Path, preset: str, resumed: bool, as_json: bool) -> dict[str, Any]:
-    """Trains to the end, and returns the newest judgement; a table of it is printed, but with `as_json`."""
+    """Trains to the end, and returns the newest judgement; a table of it is printed, but with `as_json`.
+
+    Of several ranks, the first one speaks.
+    """
+    from pyro_delta import ranks
     from pyro_delta.api.train import carry_out
     from pyro_delta.diagnostics.trace import device_of
     from pyro_delta.report.progress import following
     from pyro_delta.report.tables import print_table
 
+    if not ranks.first():
+        carry_out(trainer, folder, lambda line: None, resumed=resumed)
+        if trainer.interrupted and trainer.progress < 1:
+            raise click.exceptions.Exit(130)
+        return {}
     if not as_json:
         click.echo(f"committed rate: {trainer.committed.sentence} (pyro-delta verify checks that the programs keep it)")
     for notice in trainer.notices:

@@ -31,25 +31,29 @@ class Batches:
         batch_size: B.
         seed: of the permutations.
         device: where the batches live.
+        share: which of so many equal parts of each batch are given, 0 of 1 for whole ones; the number of parts
+            divides B.
 
     Raises:
         UserError: if `batch_size` is below 1 or exceeds the number of data.
     """
 
-    def __init__(self, split: Split, batch_size: int, seed: int, device: torch.device | str) -> None:
+    def __init__(
+        self, split: Split, batch_size: int, seed: int, device: torch.device | str, share: tuple[int, int] = (0, 1)
+    ) -> None:
         if not 1 <= batch_size <= len(split):
             raise UserError(
                 f"batch size {batch_size} does not fit {len(split)} training data; choose 1 to {len(split)}."
             )
         self.split = split.to(device)
-        self.batch_size = batch_size
+        self.batch_size, self.share = batch_size, share
         self.seed = seed
         self.batches_per_epoch = len(split) // batch_size
         self._epoch = -1
         self._order = torch.empty(0, dtype=torch.int64)
 
     def batch(self, step: int) -> Batch:
-        """The batch of global step 0, 1, 2, …: B data, on the device.
+        """The batch of global step 0, 1, 2, …, or the share of it: B data, or as many as fall to it, on the device.
 
         Raises:
             ValueError: if `step` is negative.
@@ -57,7 +61,7 @@ class Batches:
         return self.split.batch(self.indices(step))
 
     def indices(self, step: int) -> Tensor:
-        """Which data the batch of a step holds, int64 of shape (B,), on the device.
+        """Which data the batch of a step holds, or the share of it, int64 of shape (B,) or less, on the device.
 
         Raises:
             ValueError: if `step` is negative.
@@ -70,5 +74,7 @@ class Batches:
             # From pinned memory, the copy to a GPU does not make the host wait for the steps under way.
             self._order = order.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else order
             self._epoch = epoch
-        start = position * self.batch_size
-        return self._order[start : start + self.batch_size]
+        part, parts = self.share
+        size = self.batch_size // parts
+        start = position * self.batch_size + part * size
+        return self._order[start : start + size]

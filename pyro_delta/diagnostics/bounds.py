@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from itertools import chain, islice, pairwise
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from pyro_delta import ranks
 from pyro_delta.commitment import Commitment
 from pyro_delta.data.tensors import as_split
 from pyro_delta.diagnostics.importance import (
@@ -21,16 +23,19 @@ from pyro_delta.diagnostics.importance import (
 )
 from pyro_delta.diagnostics.trace import (
     ClosedForm,
+    at_once,
     batches,
     committed,
     depend_on_one_another,
+    device_of,
     evaluating,
+    posteriors,
     rate_of_dimensions,
     trace,
 )
 from pyro_delta.distributions.any_gaussian import title_of
 from pyro_delta.distributions.mean_field import normal_parameters
-from pyro_delta.protocol import Advance, Spec, Split
+from pyro_delta.protocol import Advance, Batch, Spec, Split
 from pyro_delta.vae import VAE
 from pyro_delta.validation import at_least
 
@@ -83,6 +88,22 @@ def flat(values: dict[str, Tensor]) -> Tensor:
     return torch.cat([value.reshape(len(value), -1) for value in values.values()], dim=1)
 
 
+@dataclass(frozen=True)
+class _Seen:
+    """What `encode` keeps of a batch of B data; names as those of `Encoding`."""
+
+    rate: Tensor
+    closed: bool
+    distortion: Tensor
+    dimensions: Tensor | None
+    scored: float
+    apart: bool
+    masked: bool
+    mean_field: bool
+    families: dict[str, str]
+    parts: dict[str, dict[str, Tensor]]
+
+
 @torch.no_grad()
 def encode(
     vae: VAE,
@@ -91,6 +112,7 @@ def encode(
     batch: int = 100,
     seed: int = 0,
     advance: Advance = ignore,
+    shared: bool = False,
 ) -> Encoding:
     """Rate and distortion of every datum with one posterior sample, in evaluation mode.
 
@@ -100,44 +122,108 @@ def encode(
         batch: data at a time.
         seed: of the posterior samples.
         advance: called with the number of data just done.
+        shared: whether all ranks call this, and each does a part of the data; all get the same, as one alone would.
     """
-    rates, distortions, dimensions, scored = [], [], [], 0.0
-    parts: dict[str, dict[str, list[Tensor]]] = {"mean": {}, "scale": {}, "z": {}}
-    closed = mean_field = True
-    apart, masked = True, False
-    families: dict[str, set[str]] = {}
-    closed_form = ClosedForm()
     with evaluating(vae, seed):
-        for x in batches(data, batch, vae):
-            seen = trace(vae, x)
-            scored += seen.scored * len(seen.log_px)
-            apart = apart and not depend_on_one_another(vae, x, seen)
-            rate = closed_form(vae, x, seen) if apart else None
-            if rate is None:
-                closed = False
-                rate = (seen.log_q - seen.log_p).double()
-            rates.append(rate.cpu())
-            distortions.append(-seen.log_px.double().cpu())
-            dimensions.append(rate_of_dimensions(seen))
-            for name, latent in seen.latents.items():
-                masked = masked or latent.masked
-                mean_field = mean_field and apart and normal_parameters(latent.q) is not None
-                families.setdefault(name, set()).add(title_of(latent.q))
-                kept = {"z": latent.z, **latent.moments()}
-                for what, value in kept.items():
-                    parts[what].setdefault(name, []).append(value.cpu())
-            advance(len(seen.log_px))
+        found = _of_all_ranks(vae, data, batch, _Encoder(vae, advance)) if shared and ranks.count() > 1 else None
+        return _joined(found or list(map(_Encoder(vae, advance), batches(data, batch, vae))))
+
+
+class _Encoder:
+    """Runs the programs on a batch; sites that depended on one another in a batch do so in those after it."""
+
+    def __init__(self, vae: VAE, advance: Advance) -> None:
+        self.vae, self.advance = vae, advance
+        self.apart, self.closed_form = True, ClosedForm()
+
+    def __call__(self, x: Batch) -> _Seen:
+        """What is kept of it."""
+        seen = trace(self.vae, x)
+        self.apart = self.apart and not depend_on_one_another(self.vae, x, seen)
+        rate = self.closed_form(self.vae, x, seen) if self.apart else None
+        dimensions, latents = rate_of_dimensions(seen), seen.latents.items()
+        parts: dict[str, dict[str, Tensor]] = {"mean": {}, "scale": {}, "z": {}}
+        for name, latent in latents:
+            for what, value in {"z": latent.z, **latent.moments()}.items():
+                parts[what][name] = value.cpu()
+        self.advance(len(seen.log_px))
+        return _Seen(
+            rate=((seen.log_q - seen.log_p).double() if rate is None else rate).cpu(),
+            closed=rate is not None,
+            distortion=-seen.log_px.double().cpu(),
+            dimensions=None if dimensions is None else dimensions.cpu(),
+            scored=seen.scored * len(seen.log_px),
+            apart=self.apart,
+            masked=any(latent.masked for _, latent in latents),
+            mean_field=self.apart and all(normal_parameters(latent.q) is not None for _, latent in latents),
+            families={name: title_of(latent.q) for name, latent in latents},
+            parts=parts,
+        )
+
+
+def _of_all_ranks(vae: VAE, data: Any, batch: int, encoded: Callable[[Batch], _Seen]) -> list[_Seen] | None:
+    """What all ranks have seen, each in a run of batches of its own; None if their noise is not that of one alone.
+
+    Noise goes on from batch to batch. A rank passes over the batches before its own: in the place of each it draws from
+    the posterior of the first, which takes as many random numbers for most families. Whether it did is seen at the
+    seams: what a rank leaves to draw from must be what the next one began with.
+    """
+    split, device = as_split(data), device_of(vae)
+    before = _noise(device)
+    count = math.ceil(len(split) / at_once(vae, batch, len(split)))
+    first, last = (count * (ranks.rank() + more) // ranks.count() for more in (0, 1))
+    if first:
+        drawn = posteriors(vae, next(batches(split, batch, vae)))
+        for _ in range(first - 1):
+            for latent in drawn.values():
+                latent.q()  # type: ignore[operator]
+    began = _noise(device)
+    mine = [encoded(x) for x in islice(batches(split, batch, vae), first, last)]
+    of_all = ranks.gathered((began, _noise(device), mine))
+    if all(all(map(torch.equal, left, taken)) for (_, left, _), (taken, _, _) in pairwise(of_all)):
+        return list(chain.from_iterable(seen for _, _, seen in of_all))
+    torch.set_rng_state(before[0])
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(before[1], device)
+    return None
+
+
+def _noise(device: torch.device) -> list[Tensor]:
+    """The random states that programs on a device draw from."""
+    return [torch.get_rng_state(), *([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])]
+
+
+def _joined(seen: list[_Seen]) -> Encoding:
+    """Batches, one after the other."""
+    parts: dict[str, dict[str, list[Tensor]]] = {"mean": {}, "scale": {}, "z": {}}
+    families: dict[str, set[str]] = {}
+    for one in seen:
+        for what, by_name in one.parts.items():
+            for name, value in by_name.items():
+                parts[what].setdefault(name, []).append(value)
+        for name, family in one.families.items():
+            families.setdefault(name, set()).add(family)
     mean, scale, z = ({name: torch.cat(part) for name, part in parts[what].items()} for what in ("mean", "scale", "z"))
     for name in [name for name, values in mean.items() if values.isnan().all() and z[name].isfinite().all()]:
         del mean[name], scale[name]  # a Categorical has none, for one
-    rate, per_dimension = torch.cat(rates), None
-    known = [part for part in dimensions if part is not None]
-    if closed and len(known) == len(dimensions):
+    rate, closed, per_dimension = torch.cat([one.rate for one in seen]), all(one.closed for one in seen), None
+    known = [one.dimensions for one in seen if one.dimensions is not None]
+    if closed and len(known) == len(seen):
         per_dimension = torch.stack(known).sum(0).cpu() / len(rate)
     return Encoding(
-        rate, closed, torch.cat(distortions), mean, scale, z, mean_field, apart, scored / len(rate), masked,
-        per_dimension, {name: frozenset(found) for name, found in families.items()},
-    )  # fmt: skip
+        rate=rate,
+        closed_form=closed,
+        distortion=torch.cat([one.distortion for one in seen]),
+        mean=mean,
+        scale=scale,
+        z=z,
+        mean_field=all(one.mean_field for one in seen),
+        apart=all(one.apart for one in seen),
+        scored=sum(one.scored for one in seen) / len(rate),
+        masked=any(one.masked for one in seen),
+        rate_per_dimension=per_dimension,
+        families={name: frozenset(found) for name, found in families.items()},
+    )
 
 
 def evaluate(

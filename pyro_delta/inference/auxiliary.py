@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pyro_delta import ranks
 from pyro_delta.config import AuxiliaryConfig
 from pyro_delta.data.batches import Batches
 from pyro_delta.diagnostics.trace import evaluating, posterior
@@ -58,12 +59,13 @@ class AuxiliaryTraining:
         """One step of maximum likelihood on samples z (…, n, d) of the posterior, which get no gradient.
 
         Args:
-            z: samples.
+            z: samples; each rank has as many of its own.
             part: of the learning rate, for a schedule.
         """
         loss = -self.prior().log_prob(z.detach()).mean()
         loss.backward()
-        self.update(loss, part * self.lr)
+        ranks.average_gradients(self.prior.parameters())
+        self.update(ranks.total(loss), part * self.lr)
         self.average.update()
         self.cross_entropy = loss.detach()
 

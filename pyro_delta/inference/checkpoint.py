@@ -83,6 +83,8 @@ class TrainingState(_Optimised):
     rng: Weights
     window: _Window | None = None
     """sums since the last line of metrics; none where one has just been written"""
+    parts: Count = 1
+    """of a step, over all ranks; checkpoints of before do not say"""
 
 
 class AuxiliaryState(_Beside):
@@ -90,6 +92,11 @@ class AuxiliaryState(_Beside):
 
     settings: AuxiliaryConfig
     step: Count
+
+
+def required(form: type[Section]) -> tuple[str, ...]:
+    """Names of what a file must hold."""
+    return tuple(name for name, field in form.model_fields.items() if field.is_required())
 
 
 def pack(state: dict[str, Any]) -> bytes:

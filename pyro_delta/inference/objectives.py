@@ -30,11 +30,13 @@ References:
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 from pydantic import Field
 from torch import Tensor
+
+from pyro_delta import ranks
 
 Positive = Annotated[float, Field(gt=0)]
 
@@ -43,6 +45,7 @@ class NegativeELBO:
     """Distortion + rate, the negative ELBO; the base class of the others, whose `advance` does nothing."""
 
     per_dimension: ClassVar[bool] = False
+    additive: ClassVar[bool] = True
 
     def __init__(self) -> None:
         self.varying: dict[str, float | Tensor] = {}
@@ -107,6 +110,8 @@ class FreeBits(NegativeELBO):
         free_nats: λ in nats per datum.
     """
 
+    additive: ClassVar[bool] = False
+
     def __init__(self, *, free_nats: Positive) -> None:
         super().__init__()
         self.free_nats = free_nats
@@ -147,6 +152,8 @@ class TargetRate(NegativeELBO):
             any rate is rewarded, and swings before it settles.
     """
 
+    additive: ClassVar[bool] = False
+
     def __init__(self, *, target_nats: Positive, multiplier_lr: Positive = 0.002) -> None:
         super().__init__()
         self.target_nats, self.multiplier_lr = target_nats, multiplier_lr
@@ -163,3 +170,24 @@ class TargetRate(NegativeELBO):
         target = data * self.target_nats
         self._shortfall = 1 - rate.detach() / target
         return distortion + rate + self.varying["multiplier"] * (target - rate)
+
+
+class OfAllRanks:
+    """An objective of the batch that several ranks share, for one that is not a sum over the batch's parts.
+
+    Its value is this rank's share of what is minimised; its gradient is the whole one by what this rank computes.
+
+    Args:
+        objective: of the whole batch.
+    """
+
+    def __init__(self, objective: Any) -> None:
+        self.objective = objective
+        self.per_dimension = getattr(objective, "per_dimension", False)
+
+    def __call__(self, rate: Tensor, distortion: Tensor, data: Tensor) -> Tensor:
+        """As the objective of the sums over all ranks."""
+        mine = torch.cat([rate.reshape(-1), distortion.reshape(1), data.reshape(1)])
+        whole = mine + (ranks.total(mine) - mine.detach())
+        loss: Tensor = self.objective(whole[:-2].reshape(rate.shape), whole[-2], whole[-1].detach())
+        return loss - loss.detach() * (1 - 1 / ranks.count())

@@ -4,27 +4,30 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import pyro
 import torch
 from torch import Tensor, nn
 from torch.distributions import kl_divergence
+from torch.nn.modules.batchnorm import _BatchNorm
 
+from pyro_delta import ranks
 from pyro_delta.build import build_objective
 from pyro_delta.call import call, run
 from pyro_delta.config import Config
 from pyro_delta.data.batches import Batches
-from pyro_delta.data.splits import size_of
+from pyro_delta.data.splits import mapped, size_of
 from pyro_delta.diagnostics.bounds import LN2, Unit, line_of
 from pyro_delta.diagnostics.trace import committed
 from pyro_delta.errors import UserError
 from pyro_delta.inference.auxiliary import AuxiliaryTraining
 from pyro_delta.inference.checkpoint import load_optimizer, load_weights, restore_rng, rng_state
 from pyro_delta.inference.elbo import RateDistortionELBO
-from pyro_delta.inference.objectives import NegativeELBO
+from pyro_delta.inference.objectives import NegativeELBO, OfAllRanks
 from pyro_delta.inference.optim import GuardedStep, MovingAverage, learning_rate, make_optimizer
 from pyro_delta.inference.training import START_DATA, Training, on_cpu
 from pyro_delta.nn.precision import Network, computes_in_bf16, set_bf16
@@ -32,13 +35,26 @@ from pyro_delta.nn.recompute import set_recompute
 from pyro_delta.protocol import Batch, Data, Split
 from pyro_delta.vae import VAE, localise, parameters_of
 
+PARTS = 13
+"""Keeps the noise of the parts of a step apart from what else the seed decides."""
+
 
 class PyroTraining(Training):
     """A training in Pyro, on the device of the programs.
 
+    A step may have parts: each of K ranks takes `training.accumulate` = A of them, one after the other, of
+    training.batch / (K·A) data. Each part has noise of its own, a function of the seed, the step and the part, so that
+    the same weights come of the same K·A parts whoever makes them. A step of one part draws from torch's random stream.
+
     Args:
         config, data, vae, log: as for `Training`.
         folder: of the run's own programs, such as its objective.
+
+    Attributes:
+        parts: of a step, K·A.
+
+    Raises:
+        UserError: if training.batch has no so many equal parts, or the objective cannot be summed over them.
     """
 
     def __init__(
@@ -51,7 +67,15 @@ class PyroTraining(Training):
     ) -> None:
         settings = config.training
         self.device = next(vae.parameters()).device
-        self.batches = Batches(data.train, settings.batch, settings.seed, self.device)
+        self.parts = ranks.count() * settings.accumulate
+        if settings.batch % self.parts:
+            raise UserError(
+                f"training.batch={settings.batch} has no {self.parts} equal parts, for {ranks.count()} "
+                f"process{'es' * (ranks.count() > 1)} with training.accumulate={settings.accumulate}; give a multiple "
+                f"of {self.parts}."
+            )
+        share = (ranks.rank(), ranks.count())
+        self.batches = Batches(data.train, settings.batch, settings.seed, self.device, share)
         if settings.channels_last:
             vae.to(memory_format=torch.channels_last)
         localise(vae)
@@ -67,13 +91,20 @@ class PyroTraining(Training):
             dims = vae.model.prior().event_shape[-1]
         self.objective = build_objective(config, folder, dims=dims)
         plain = type(self.objective) is NegativeELBO  # which needs no count of the data
-        self.elbo = RateDistortionELBO(
-            None if plain else self.objective, analytic_kl=settings.elbo == "mean_field", max_plate_nesting=1
-        )
-        self.loss = (
+        joined: Any = None if plain else self.objective
+        if self.parts > 1 and not getattr(self.objective, "additive", False):
+            if settings.accumulate > 1:
+                raise UserError(
+                    f"objective.program={config.objective.program} is of the rate of a whole batch, which the parts of "
+                    f"training.accumulate={settings.accumulate} do not know; leave that out, or give a smaller batch."
+                )
+            joined = OfAllRanks(self.objective)
+        self.elbo = RateDistortionELBO(joined, analytic_kl=settings.elbo == "mean_field", max_plate_nesting=1)
+        self.loss: nn.Module = (
             self.elbo(_Called(vae.model), _Called(vae.guide)) if data.train.extras else self.elbo(vae.model, vae.guide)
         )
-        self.window = Window(0.0)
+        self.parallel = self.loss
+        self.window: Window | None = None
         self.first = 0
         bf16 = settings.bf16 and computes_in_bf16(self.device)
         set_bf16(vae, bf16)
@@ -82,37 +113,68 @@ class PyroTraining(Training):
             self.notices.append(
                 "these programs have no blocks that can be computed again: training.recompute changes nothing"
             )
+        if self.parts > 1 and any(isinstance(part, _BatchNorm) for part in vae.modules()):
+            self.notices.append(
+                f"batch normalisation takes its statistics of {settings.batch // self.parts} data at a time, and keeps "
+                "those of the first process"
+            )
         if settings.bf16 and not bf16:
             kind = self.device.type.upper()
             self.notices.append(f"this {kind} only imitates bfloat16, slowly: training in float32")
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """Parameters that are local to the modules, and compiled networks."""
-        with parameters_of(self.vae):
+        """Parameters that are local to the modules, compiled networks, and gradients that are those of all ranks."""
+        with ExitStack() as stack:
+            stack.enter_context(parameters_of(self.vae))
             if self.config.training.compile:
-                self._compile()
+                # Each network is one graph, whose gradients are sent when they are there, as without ranks.
+                stack.enter_context(torch._dynamo.config.patch(optimize_ddp=False))
+                for network in self.vae.modules():
+                    if isinstance(network, Network):
+                        network.compile()
+            if self.config.training.compile or ranks.count() > 1:
+                self.parallel = ranks.parallel(self.loss, unused=self._tried())
+            if self.window is None:
+                self.window = Window(self.clock.read())
             self.first = self.step
             yield
+            self.parallel = self.loss
 
     def advance(self) -> None:
         """One step, the first of them with Pyro's validation."""
         with pyro.validation_enabled(self.step == self.first):
             self.train_step(self.batches.batch(self.step))
-            self.window.add(self.elbo, self.auxiliary)
 
     def train_step(self, batch: Batch) -> None:
-        """One SVI step. The loss is in nats per scored number, so that clipping means the same everywhere."""
-        loss = self.loss(batch) / (size_of(batch) * self.unit.scored)
-        loss.backward()
+        """One SVI step with this rank's data, part by part.
+
+        The loss is in nats per scored number, so that clipping means the same everywhere.
+        """
+        loss, parts, drawn, log_q = torch.zeros((), device=self.device), self.config.training.accumulate, [], []
+        size, scored = size_of(batch) // parts, size_of(batch) * self.unit.scored
+        for part in range(parts):
+            if self.parts > 1:
+                torch.manual_seed(seed_of_part(self.config.training.seed, self.step, ranks.rank() * parts + part))
+            with ranks.kept_apart(self.parallel, part < parts - 1):
+                some = self.parallel(_rows(batch, part * size, size) if parts > 1 else batch) / scored
+                some.backward()
+            loss = loss + some.detach()
+            if self.window is not None:
+                self.window.add(self.elbo)
+            if self.auxiliary is not None:
+                drawn.append(self.elbo.drawn["z"])
+                log_q.append(self.elbo.latent["z"][0].log_prob(drawn[-1]).detach())
         self.lr = learning_rate(self.config.training, self.step, self.progress)
-        self.update(loss, self.lr)
+        self.update(ranks.total(loss), self.lr)
         self.average.update()
         self.step += 1
         if advance := getattr(self.objective, "advance", None):
             advance(self.step)
         if self.auxiliary is not None:
-            self.auxiliary.step(self.elbo.drawn["z"], self.lr / self.config.training.lr)
+            self.auxiliary.step(torch.cat(drawn), self.lr / self.config.training.lr)
+            if self.window is not None:
+                self.window.add_auxiliary(torch.cat(log_q), self.auxiliary.cross_entropy)
 
     @property
     def varying(self) -> dict[str, Any]:
@@ -148,11 +210,24 @@ class PyroTraining(Training):
             "skipped": self.update.skipped,
             "streak": self.update.streak,
             "rng": rng_state(self.device),
-            "window": self.window.state(),
+            # The first rank's sums alone would pass for those of all: with several, the next line covers what follows.
+            "window": None if self.window is None or ranks.count() > 1 else self.window.state(),
+            "parts": self.parts,
         }
 
     def restore(self, state: dict[str, Any], path: Path) -> None:
-        """Goes on from a `state` that was read from `path`."""
+        """Goes on from a `state` that was read from `path`.
+
+        Raises:
+            UserError: if it is of another training, or its steps had another number of parts, whose noise was another.
+        """
+        if (parts := state.get("parts", 1)) != self.parts:
+            accumulate, rest = divmod(parts, ranks.count())
+            raise UserError(
+                f"the steps of {path} have {parts} part{'s' * (parts > 1)} (processes × training.accumulate), not "
+                f"{self.parts}; go on with "
+                + (f"training.accumulate={accumulate}." if not rest else f"a number of processes that divides {parts}.")
+            )
         load_weights(self.vae, state["vae"], path)
         load_weights(self.average, state["average"], path)
         load_optimizer(self.optimizer, state["optimizer"], path)
@@ -162,15 +237,16 @@ class PyroTraining(Training):
         self.update.skipped, self.update.streak = state["skipped"].to(self.device), state["streak"].to(self.device)
         super().restore(state, path)
         self.window = Window(self.clock.read())
-        if (sums := state.get("window")) is not None:
+        if (sums := state.get("window")) is not None and ranks.first():
             with parameters_of(self.vae):
                 shape = self.vae.model.prior().event_shape
             self.window.restore(sums, shape, self.device, path)
         restore_rng(state["rng"], self.device, path)
 
     def log_training(self) -> None:
-        """A line of metrics over the steps since the last one."""
-        window = self.window
+        """A line of metrics over the steps since the last one, of all ranks."""
+        assert self.window is not None
+        window = self.window.of_all_ranks()
         line = window.summary(self.unit, self.delta)
         seconds = self.clock.read() - window.began
         line["images_per_s"] = line.pop("n_images") / max(seconds, 1e-9)
@@ -184,18 +260,24 @@ class PyroTraining(Training):
             line["committed_nats"] = committed(self.vae, self.data.train).nats
         self.line("train", line)
         self.window = Window(self.clock.read())
-        self.update.stop_if_stuck(self.step, "start a new run with a lower training.lr or a training.clip")
+        with ranks.together():
+            self.update.stop_if_stuck(self.step, "start a new run with a lower training.lr or a training.clip")
 
-    def _compile(self) -> None:
-        """Compiles the networks in place; the random state stays as it was."""
-        for network in self.vae.modules():
-            if isinstance(network, Network):
-                network.compile()
+    def _tried(self) -> bool:
+        """Makes the gradients of a part, for which networks are compiled, and drops them; the random state stays.
+
+        Returns:
+            Whether some parameter got none, on any rank.
+        """
+        batch = self.batches.batch(self.step)
+        size = size_of(batch) // self.config.training.accumulate
         # Compiling switches validation of distributions off for the whole process; leaving the context puts it back.
         devices = [self.device] if self.device.type == "cuda" else []
         with torch.random.fork_rng(devices), pyro.validation_enabled(False):
-            self.loss(self.batches.batch(self.step)).backward()
+            self.loss(_rows(batch, 0, size)).backward()
+        unused = any(weight.grad is None for weight in self.vae.parameters() if weight.requires_grad)
         self.optimizer.zero_grad(set_to_none=True)
+        return bool(ranks.total(torch.tensor(float(unused))))
 
 
 class _Called:
@@ -206,6 +288,16 @@ class _Called:
 
     def __call__(self, batch: Batch) -> Any:
         return run(self.program, batch)
+
+
+def _rows(batch: Batch, start: int, size: int) -> Batch:
+    """So many data of a batch from a place on."""
+    return mapped(batch, lambda values: values[start : start + size])
+
+
+def seed_of_part(seed: int, step: int, part: int) -> int:
+    """The seed of the noise of a part of a step, where steps have several."""
+    return int(np.random.SeedSequence([seed, step, part, PARTS]).generate_state(1)[0])
 
 
 def start_guide(vae: VAE, split: Split) -> None:
@@ -248,11 +340,10 @@ class Window:
             setattr(self, name, value)
 
     @torch.no_grad()
-    def add(self, elbo: RateDistortionELBO, auxiliary: AuxiliaryTraining | None = None) -> None:
-        """Takes in the newest step: the closed-form rate per datum (sampled where there is none) and the distortion.
+    def add(self, elbo: RateDistortionELBO) -> None:
+        """Takes in what ran last: the closed-form rate per datum (sampled where there is none) and the distortion.
 
-        Both are the true ones whatever the objective; its own value is summed apart. So is the rate to an auxiliary
-        prior, sampled, log q(z|x) − log p_aux(z) at the z of the step.
+        Both are the true ones whatever the objective; its own value is summed apart.
         """
         q, p = elbo.latent["z"]
         try:
@@ -261,14 +352,30 @@ class Window:
             z = q.rsample()
             rate_b = q.log_prob(z) - p.log_prob(z)
         self.data += rate_b.numel()
-        if auxiliary is not None:
-            log_q_b = q.log_prob(elbo.drawn["z"])
-            self.auxiliary_rate = self.auxiliary_rate + log_q_b.sum() + log_q_b.numel() * auxiliary.cross_entropy
         self.rate = self.rate + rate_b.sum()
         self.least = torch.minimum(self.least, rate_b.min())
         self.distortion, self.loss = self.distortion + elbo.distortion, self.loss + elbo.loss
         self.mean = self.mean + q.mean.sum(0)
         self.square = self.square + q.mean.square().sum(0)
+
+    def add_auxiliary(self, log_q_b: Tensor, cross_entropy: Tensor) -> None:
+        """Takes in the rate to an auxiliary prior, sampled, log q(z|x) − log p_aux(z) at the z of a step."""
+        self.auxiliary_rate = self.auxiliary_rate + log_q_b.sum() + log_q_b.numel() * cross_entropy
+
+    def of_all_ranks(self) -> Window:
+        """The sums over all ranks, on the CPU; for a single one the window itself."""
+        if ranks.count() == 1:
+            return self
+        sums = [self.rate, self.auxiliary_rate, self.distortion, self.loss, self.mean, self.square]
+        flat = torch.cat([torch.tensor([float(self.data)]), *(part.detach().cpu().reshape(-1) for part in sums)])
+        data, *parts = ranks.total(flat.double()).split([1, *(part.numel() for part in sums)])
+        whole = Window(self.began)
+        whole.data = round(data.item())
+        whole.rate, whole.auxiliary_rate, whole.distortion, whole.loss, whole.mean, whole.square = (
+            part.reshape(like.shape) for part, like in zip(parts, sums)
+        )
+        whole.least = ranks.least(self.least.detach().cpu())
+        return whole
 
     def summary(self, unit: Unit, delta: float | None) -> dict[str, Any]:
         """The same keys as for a split that is evaluated."""

@@ -13,6 +13,7 @@ from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
 
+from pyro_delta import ranks
 from pyro_delta.diagnostics.drawing import draw, extras_of
 from pyro_delta.files import finite, named, written_whole
 from pyro_delta.inference import manifest as manifests
@@ -104,10 +105,14 @@ class Recorder:
 
 @contextmanager
 def stopping(trainer: Training) -> Iterator[None]:
-    """Turns the first interrupt or termination signal into an orderly end after the step under way."""
+    """Turns the first interrupt or termination signal into an orderly end after the step under way.
+
+    Of several ranks each may get it, and more than once: from the terminal, and from torchrun, which ends them for good
+    after half a minute.
+    """
 
     def stop(number: int, frame: FrameType | None) -> None:
-        if trainer.interrupted:  # asked twice: at once
+        if trainer.interrupted and ranks.count() == 1:  # asked twice: at once
             raise KeyboardInterrupt
         trainer.interrupted = True
 

@@ -54,6 +54,7 @@ from pyro_delta.inference.checkpoint import (
     load_former,
     load_weights,
     pack,
+    required,
     unpack,
 )
 from pyro_delta.inference.manifest import MANIFEST, METRICS, Typed
@@ -80,8 +81,8 @@ PACKAGES = {
     "numpyro": ("torch", "pyro-ppl", "numpy", "jax", "numpyro", "flax", "optax"),
 }
 """Backend → those whose versions may change numbers."""
-EXTENSIBLE = {"training.steps", "training.minutes", "data.root"}
-"""Settings that may change when a run is resumed."""
+EXTENSIBLE = {"training.steps", "training.minutes", "training.accumulate", "data.root"}
+"""Settings that may change when a run is resumed; how many parts a step has in all may not, see `PyroTraining`."""
 
 
 FORMAT = 3
@@ -495,8 +496,7 @@ def read_state(folder: Path) -> tuple[dict[str, Any], Path, tuple[str, ...]]:
     Raises:
         UserError: if there is none.
     """
-    manifest = manifests.read(folder)
-    keys = [name for name, field in TrainingState.model_fields.items() if field.is_required()]
+    manifest, keys = manifests.read(folder), required(TrainingState)
     if manifest is None:
         path = folder / FORMER_CHECKPOINT
         note = f"{folder} was written by an older pyro-delta, without checksums: damage may go unseen."

@@ -10,8 +10,10 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Self
 
+import torch
 from torch import Tensor
 
+from pyro_delta import ranks
 from pyro_delta.config import Config
 from pyro_delta.diagnostics.bounds import Unit, encode, summarise
 from pyro_delta.diagnostics.trace import committed
@@ -24,11 +26,12 @@ START_DATA = 256
 
 
 class Clock:
-    """Seconds of training so far, `spent` up to the newest stop."""
+    """Seconds of training so far, `spent` up to the newest stop; `told` ones if there are several ranks."""
 
     def __init__(self, spent: float = 0.0) -> None:
         self.spent = spent
         self.since: float | None = None
+        self.told: float | None = None
 
     def start(self) -> None:
         """Training goes on."""
@@ -36,11 +39,15 @@ class Clock:
 
     def stop(self) -> None:
         """Training pauses."""
-        self.spent, self.since = self.read(), None
+        self.spent, self.since = self.own(), None
+
+    def own(self) -> float:
+        """Seconds so far, as this process counts them."""
+        return self.spent + (0.0 if self.since is None else time.perf_counter() - self.since)
 
     def read(self) -> float:
-        """Seconds so far."""
-        return self.spent + (0.0 if self.since is None else time.perf_counter() - self.since)
+        """Seconds so far, as all ranks have agreed."""
+        return self.own() if self.told is None else self.told
 
 
 class Training(ABC):
@@ -93,23 +100,35 @@ class Training(ABC):
 
         Raises:
             CheckFailed: if non-finite steps persist.
+            RankLost: if another rank has ended.
         """
-        with self.running():
-            progress = self.progress
+        with self.running(), ranks.watched():
+            progress, stopped = self._agreed()
             self.clock.start()
-            while progress < 1 and not self.interrupted:
+            while progress < 1 and not stopped:
                 self.advance()
                 # Read once for both questions: a clock may strike between them, and the last line would be lost.
-                progress = self.progress
+                progress, stopped = self._agreed()
                 if self.step % self.config.training.log_every == 0 or progress >= 1:
                     self.wait()
                     self.clock.stop()
+                    self._agreed()  # of the seconds of the wait
                     self.log_training()
                     self._validate_if_due()
                     every(self)
                     self.clock.start()
             self.wait()
             self.clock.stop()
+            self._agreed()
+            self.interrupted = self.interrupted or stopped
+
+    def _agreed(self) -> tuple[float, bool]:
+        """Progress, by the clock of the first rank, and whether any rank is to stop: the same on all, at each step."""
+        if ranks.count() == 1:
+            return self.progress, self.interrupted
+        mine = [self.clock.own() if ranks.first() else 0.0, float(self.interrupted)]
+        self.clock.told, stops = ranks.total(torch.tensor(mine, dtype=torch.float64)).tolist()
+        return self.progress, stops > 0
 
     @abstractmethod
     def running(self) -> AbstractContextManager[Any]:
@@ -182,7 +201,8 @@ class Training(ABC):
         if (due := self._due()) > self.validated:
             self.validated = due
             split = self.data.validation.take(slice(self.config.training.validation_images))
-            numbers = summarise(encode(self.averaged(), split), self.unit, self.delta)
+            ranks.as_first(self.vae.buffers())  # such as running statistics, of each rank's own data
+            numbers = summarise(encode(self.averaged(), split, shared=True), self.unit, self.delta)
             self.line("validation", numbers)
             if numbers["neg_elbo_bpd"] < (math.inf if self.best is None else self.best["neg_elbo_bpd"]):
                 self.best = {"step": self.step, "neg_elbo_bpd": numbers["neg_elbo_bpd"], **self.weights()}

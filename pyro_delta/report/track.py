@@ -20,7 +20,8 @@ from pyro_delta.inference.run import Run
 ASIDE = {
     "data": {"root"},
     "training": {
-        "seed", "backend", "bf16", "channels_last", "compile", "log_every", "validations", "checkpoint_minutes",
+        "seed", "backend", "bf16", "channels_last", "recompute", "accumulate", "compile", "log_every", "validations",
+        "checkpoint_minutes",
     },
 }  # fmt: skip
 """Settings that decide where, how and by which noise a training is computed, but not what bound it has at a step."""

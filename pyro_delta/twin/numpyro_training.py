@@ -97,6 +97,8 @@ class NumPyroTraining(Training):
             )
         if settings.recompute:
             raise UserError("training.recompute goes with --backend pyro; leave it out, or use that.")
+        if settings.accumulate > 1:
+            raise UserError("training.accumulate goes with --backend pyro; leave it out, or use that.")
         if config.auxiliary.enabled:
             raise UserError("auxiliary.enabled goes with --backend pyro; leave it out, and run train-prior afterwards.")
         self.data, self.batches = data, Batches(data.train, settings.batch, settings.seed, "cpu")
