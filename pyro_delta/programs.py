@@ -26,6 +26,7 @@ import traceback
 import typing
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import lru_cache
 from importlib import import_module
 from importlib.metadata import entry_points, packages_distributions
 from importlib.util import find_spec
@@ -280,15 +281,16 @@ def _beside(path: Path) -> dict[str, Path]:
     return found
 
 
-def _imports(source: bytes) -> set[str]:
+@lru_cache(maxsize=64)
+def _imports(source: bytes) -> frozenset[str]:
     """Modules that a text imports, anywhere in it."""
     try:
         nodes = list(ast.walk(ast.parse(source)))
     except (SyntaxError, ValueError, RecursionError):  # who runs it will say so
-        return set()
+        return frozenset()
     names = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
     names += [node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module and not node.level]
-    return {name.partition(".")[0] for name in names}
+    return frozenset(name.partition(".")[0] for name in names)
 
 
 def _bytes_of(path: Path) -> bytes:
