@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# What a CUDA machine shows, in under 8 minutes and a line for each thing: the tests that need a device, then
+# What a CUDA machine shows, in some minutes and a line for each thing: the tests that need a device, then
 # benchmarks/gpu.py (whether a step waits, images a second, sampling, the twin's step), then a training of MINUTES on
 # CIFAR-10, which must lie in data/cifar10, with its bounds. Records go to OUT. TOY=1 is a dry run on any machine.
 set -euo pipefail
