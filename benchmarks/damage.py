@@ -4,7 +4,8 @@
 
 Trains a small run of the embedded digits with a check and an auxiliary prior, flips one random bit of one file at a
 time (files in turn), and reads all that is read of a run: weights, auxiliary prior, settings, spec, metrics, check.
-A loss is a flip after which other numbers came back without a word. Prints a table and exits with 1 if there is one.
+A loss is a flip after which other numbers came back without a word. Prints a table, writes
+reference/benchmarks/damage.json, and exits with 1 if there is one.
 """
 
 from __future__ import annotations
@@ -12,12 +13,13 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
-import json
 import random
 import tempfile
 from collections import Counter
 from pathlib import Path
 from typing import Any
+
+from record import add_common_arguments, write
 
 import pyro_delta
 from pyro_delta.api.kept import keep, kept
@@ -58,9 +60,8 @@ def flip(path: Path, bit: int) -> None:
 def main() -> int:
     """Flips, counts, prints."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--flips", type=int, default=600)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--json", action="store_true")
+    add_common_arguments(parser, "damage")
+    parser.add_argument("--flips", type=int, default=600, metavar="N")
     given = parser.parse_args()
     counts: dict[str, Counter[str]] = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -85,14 +86,10 @@ def main() -> int:
             flip(path, bit)
         assert everything(run)[0] == before
     kinds = ("detected", "passed over", "harmless", "LOST")
-    if given.json:
-        print(json.dumps({"flips": given.flips, "seed": given.seed, "files": counts}))
-    else:
-        print(f"{'file':34}" + "".join(f"{kind:>13}" for kind in kinds))
-        for name, outcomes in counts.items():
-            print(f"{name:34}" + "".join(f"{outcomes[kind]:13}" for kind in kinds))
-        print(f"{'all':34}" + "".join(f"{sum(c[kind] for c in counts.values()):13}" for kind in kinds))
-    return int(any(outcomes["LOST"] for outcomes in counts.values()))
+    counts["all"] = sum(counts.values(), Counter())
+    rows = [{"file": name} | {kind: outcomes[kind] for kind in kinds} for name, outcomes in counts.items()]
+    write(given.out, given.seed, rows, flips=given.flips, losses=counts["all"]["LOST"])
+    return int(counts["all"]["LOST"] > 0)
 
 
 if __name__ == "__main__":

@@ -451,7 +451,6 @@ train --out new --set prior.program=ar2 => unknown prior 'ar2'; did you mean 'ar
 train --out new --set prior.pacf=[0.5] => unknown setting of the prior 'ar1' 'prior.pacf'
 train --out new --set data.validation=-5 => cannot hold -5 validation data
 train --out new --set data.rot=x => 'data.rot'; did you mean 'data.root'?
-train --out new --data-root file => '--data-root': 'file' is not a folder
 train --out new --dataset imagenet32 --data-root empty => there is no ImageNet 32×32 in empty
 train --out new --control --set likelihood.use_latents=false => likelihood.use_latents=False leaves no latents
 train --resume --out text --dataset digits => text was made with data.program=descriptions, not digits
@@ -472,8 +471,7 @@ evaluate run --seed 99999999999999999999 => '--seed': 99999999999999999999 is no
 evaluate run --weights bst => '--weights': 'bst' is not one of
 evaluate run --with-prior auxilliary => '--with-prior': 'auxilliary' is not one of
 evaluate run --with-prior auxiliary => run has no auxiliary prior; train one with pyro-delta train-prior run
-evaluate run --data-root nowhere => '--data-root': 'nowhere' is not a folder
-evaluate run --data-root file => '--data-root': 'file' is not a folder
+evaluate run --data-root nowhere => --data-root nowhere does not exist
 check run --told-samples 1 => '--told-samples': 1 is not in the range
 check run --told-images 3 => '--told-images': 3 is not in the range
 check run --images 0 => '--images': 0 is not in the range

@@ -1355,7 +1355,7 @@ def test_doctor(here: Path) -> None:
     [
         ("mine.py", "'mine.py' is not a place; write path/to/file.py:make or package.module:make"),
         ("mine.py:made", "unknown function of mine.py 'made'; did you mean 'make'?"),
-        ("mine.py:value", "unknown function of mine.py 'value'"),
+        ("mine.py:value", "mine.py:value is not a function, but of type int; name a function"),
         ("yours.py:make", "cannot read the program yours.py"),
         ("broken.py:make", "broken.py fails at broken.py, line 1: SyntaxError"),
         ("no.such.module:make", "there is no module no.such.module"),

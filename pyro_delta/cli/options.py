@@ -40,27 +40,10 @@ device_option = click.option(
     callback=_device,
     help="auto: CUDA if there is a device.",
 )
-
-
-def _root(ctx: click.Context, parameter: click.Parameter, root: str | None) -> str | None:
-    """Data that need no folder would not notice that there is none."""
-    if root is not None and not Path(root).expanduser().is_dir():
-        raise click.BadParameter(f"{root!r} is not a folder; give the one where the data live.", ctx, parameter)
-    return root
-
-
-def _new_root(ctx: click.Context, parameter: click.Parameter, root: str | None) -> str | None:
-    """The same of one that may have to be made, to download into."""
-    return root if root is None or not Path(root).expanduser().exists() else _root(ctx, parameter, root)
-
-
-new_root_option = click.option(
-    "--data-root", metavar="DIR", callback=_new_root, help="Where data sets live (default: data)."
-)
+new_root_option = click.option("--data-root", metavar="DIR", help="Where data sets live (default: data).")
 root_option = click.option(
     "--data-root",
     metavar="DIR",
-    callback=_root,
     help="Where data live, or the folder of folder:PATH (default: where they were in training).",
 )
 other_data_option = click.option(

@@ -224,13 +224,13 @@ def data_of_run(config: Config, record: DataRecord | None, root: str | None, fol
     """The data of a run, from where they live now, or else from where they were, wherever it was started.
 
     Raises:
-        UserError: if they have moved, or as `load_data`.
+        UserError: if they have moved, there is no `root`, or as `load_data`.
     """
     was = None if record is None or record.folder is None else Path(record.folder)
     if root is None and was is not None and was.exists():
         root = str(was)
     try:
-        return load_data(config, root, None if folder is None else folder / PROGRAMS)
+        data = load_data(config, root, None if folder is None else folder / PROGRAMS)
     except UserError as error:
         if root is not None or was is None:
             raise
@@ -238,6 +238,9 @@ def data_of_run(config: Config, record: DataRecord | None, root: str | None, fol
             f"the data of {folder} were in {was}, which is not there any more ({str(error).rstrip('.')}); say where "
             "they are now by --data-root."
         ) from None
+    if root is not None and not Path(root).expanduser().exists():  # data that need no folder do not notice
+        raise UserError(f"--data-root {root} does not exist; say where the data of the run live.")
+    return data
 
 
 def default_folder(config: Config, preset: str) -> Path:
