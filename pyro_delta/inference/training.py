@@ -116,6 +116,7 @@ class Training(ABC):
                     self.log_training()
                     self._validate_if_due()
                     every(self)
+                    _, stopped = self._agreed()  # once more: the signal may have come while this was under way
                     self.clock.start()
             self.wait()
             self.clock.stop()
