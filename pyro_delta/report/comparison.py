@@ -124,10 +124,10 @@ def compare(
     if not folders:
         raise UserError("there is nothing to compare; give runs, or the folder of a sweep.")
     for folder in folders:
-        if folders.count(folder) > 1:
-            raise UserError(f"{folder} is given {folders.count(folder)} times; give each run once.")
         if (folder / KEPT).exists() and len(folders) > 1:
             raise UserError(f"{folder} is a sweep, and compared by itself; give runs, or one sweep.")
+        if folders.count(folder) > 1:
+            raise UserError(f"{folder} is given {folders.count(folder)} times; give each run once.")
 
     def checked(folder: Path, control: Path | None = None) -> Kept:
         if (found := kept(folder)) is not None:
