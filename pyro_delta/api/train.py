@@ -102,12 +102,7 @@ def train(
             preset = getattr(given, "preset", "default")
         config, preset = configuration.choose(list(pairs.items()), preset)
     folder = None if out is None else Path(out)
-    with ranks.together():
-        if folder is not None and ranks.first():
-            check_free(folder)
-        training = prepare(config, device, data=given)
-        if folder is not None and ranks.first():
-            training.lock = create(folder, config, training.data, preset)
+    training = begin(config, folder, preset, device, given)
     return _run(training, folder, show, given, resumed=False)
 
 
@@ -202,18 +197,18 @@ def control_config(config: Config, steps: int) -> Config:
     )
 
 
-def begin(config: Config, folder: Path, preset: str, device: str) -> Training:
-    """A new training with its folder, which the first of several ranks makes.
+def begin(config: Config, folder: Path | None, preset: str, device: str, data: Data | None = None) -> Training:
+    """A new training with its folder, if it is to have one, which the first of several ranks makes.
 
     Raises:
         UserError: as `train`.
     """
     ranks.join(device)
     with ranks.together():
-        if ranks.first():
+        if folder is not None and ranks.first():
             check_free(folder)
-        training = prepare(config, device)
-        if ranks.first():
+        training = prepare(config, device, data=data)
+        if folder is not None and ranks.first():
             training.lock = create(folder, config, training.data, preset)
     return training
 
