@@ -22,6 +22,7 @@ COMMANDS = {
     "evaluate": "Bounds on the likelihood, rate and distortion of a run.",
     "check": "Does the KL stay above δ, and do the latents carry information?",
     "sweep": "Train and check many runs: a grid, a list or a search.",
+    "report": "A run as one page: numbers, curves, pictures, settings.",
     "compare": "Runs, or the arms of a sweep, side by side.",
     "doctor": "What is wrong, or right, with a VAE of your own?",
     "crosscheck": "Does NumPyro find the same numbers for a run?",
