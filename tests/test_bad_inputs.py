@@ -594,7 +594,15 @@ doctor os:getcwd => os:getcwd returns a str
 doctor os:name => os:name is not a function, but of type str
 doctor os:nothere => unknown function of os 'nothere'
 doctor os:getcwd --particles 0 => '--particles': 0 is not in the range
-list everything => unknown kind 'everything'
+list everything => unknown name 'everything'
+list trainig => unknown name 'trainig'; did you mean 'training'?
+list nowhere.py:Prior => nowhere.py
+list settings training => unexpected extra argument (training)
+train --config => requires an argument
+train --config nowhere.toml => cannot read nowhere.toml
+train --config empty => cannot read empty
+train --config text => cannot read text
+train --config file => file is not TOML
 list guides priors => unexpected extra argument (priors)
 """
 MADE = {"file", "empty", "run", "text"}

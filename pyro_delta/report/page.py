@@ -20,6 +20,8 @@ from torch import Tensor
 from pyro_delta.call import required
 from pyro_delta.config import Config, load_preset
 from pyro_delta.data.splits import Split, subset
+from pyro_delta.describe import flat as flat_settings
+from pyro_delta.describe import written
 from pyro_delta.diagnostics import table
 from pyro_delta.diagnostics.bounds import Encoding, encode, flat
 from pyro_delta.diagnostics.drawing import decode, draw, extras_of, paths, reconstructions
@@ -331,12 +333,11 @@ def _shifted(run: Run, encoding: Encoding, part: Split, seed: int) -> tuple[Tens
 def _made_by(run: Run) -> Iterator[Section]:
     assert run.folder is not None
     preset = read_info(run.folder).preset
-    settings = dict(_settings(run.config))
     commands = [command_of(run.config, preset, run.folder), f"pyro-delta check {shlex.quote(str(run.folder))} --keep"]
     words = ["The training, from its settings; and the check:"]
     facts = [[name, str(value)] for name, value in run.facts.items() if value is not None]
     yield Section("How to make it again", words, shown=[Shown("text", "\n".join(commands), "", "")])
-    yield Section("All settings", rows=[[key, table.text(value)] for key, value in settings.items()], folded=True)
+    yield Section("All settings", rows=[[key, written(value)] for key, value in flat_settings(run.config)], folded=True)
     yield Section("Versions", rows=facts + _versions(run.folder), folded=True)
 
 
@@ -346,31 +347,19 @@ def _versions(folder: Path) -> list[list[str]]:
     return [["trained by version", str(known.get("version"))], ["trained by commit", str(known.get("commit"))], *rows]
 
 
-def _settings(config: Config) -> Iterator[tuple[str, Any]]:
-    for section, fields in config.model_dump(mode="json").items():
-        if isinstance(fields, dict):
-            yield from ((f"{section}.{name}", value) for name, value in fields.items())
-        else:
-            yield section, fields
-
-
 def command_of(config: Config, preset: str, folder: Path) -> str:
     """The command line that trains with the same settings, as far as they differ from those of the preset."""
     data = config.data.program
     root = config.data.options.get("root")
-    before = dict(_settings(load_preset(preset, [("data.program", data)])))
-    changed = {key: value for key, value in _settings(config) if value is not None and before.get(key) != value}
+    before = dict(flat_settings(load_preset(preset, [("data.program", data)])))
+    changed = {key: value for key, value in flat_settings(config) if before.get(key) != value}
     words = ["pyro-delta", "train", "--dataset", data, "--preset", preset]
     if root is not None and changed.get("data.root") == root:
         words += ["--data-root", str(root)]
     for key, value in changed.items():
         if key not in ("data.root", "data.program"):
-            words += ["--set", f"{key}={_as_option(value)}"]
+            words += ["--set", f"{key}={written(value)}"]
     return shlex.join([*words, "--out", str(folder)])
-
-
-def _as_option(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value)
 
 
 # --- Things to look at ---
