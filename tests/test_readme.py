@@ -13,7 +13,8 @@ from pyro_delta.models import AR1Prior, DeltaVAE, GatedPixelCNNLikelihood
 
 ROOT = Path(__file__).parents[1]
 PAGES = {
-    page: (ROOT / page).read_text(encoding="utf-8") for page in ("README.md", "docs/results.md", "docs/architecture.md")
+    page: (ROOT / page).read_text(encoding="utf-8")
+    for page in ("README.md", "CONTRIBUTING.md", "docs/results.md", "docs/architecture.md")
 }
 README = PAGES["README.md"]
 
