@@ -215,3 +215,10 @@ def test_a_browser_shows_it(page: str, width: int, tmp_path: Path) -> None:
     assert "CONSOLE" not in done.stderr
     (shown,) = re.findall(r"<title>(\d+)</title>", done.stdout)
     assert int(shown) <= width
+
+
+def test_a_run_shows_itself(run: Path) -> None:
+    html = runs.load(run)._repr_html_()
+    assert "a &lt;b&gt;run &amp; more</caption>" in html
+    assert "<td>prior</td><td>ar1</td>" in html
+    assert "<td>trained steps</td><td>12</td>" in html
