@@ -311,3 +311,21 @@ def test_interpolation_needs_a_gaussian_prior() -> None:
 
     with pytest.raises(UserError, match="not Gaussian"):
         interpolate(dist.Laplace(torch.zeros(2, 2), 1.0).to_event(2), torch.zeros(2, 2), torch.ones(2, 2), 3)
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["encode", "test", "--num", 3, "--draws", 1, "--out", "z.nc"],
+        ["reconstruct", "test", "--num", 2, "--decodings", 1, "--out", "a.png"],
+        ["interpolate", "test", "--pairs", 1, "--steps", 2, "--out", "a.png"],
+    ],
+)
+def test_what_is_written_is_said_in_json(run: Path, tmp_path: Path, args: list) -> None:
+    command, *rest = args
+    code, out, err = call(command, run, *rest[:-1], tmp_path / rest[-1], "--json")
+    assert code == 0, err
+    found = json.loads(out)
+    assert found["file"] == str(tmp_path / rest[-1])
+    assert found["data"] == {"encode": 3}.get(command, 2)
+    assert found["weights"] == "best"

@@ -350,7 +350,7 @@ def summarise(encoding: Encoding, unit: Unit, delta: float | None) -> Line:
     return line_of(
         encoding.rate.mean().item(),
         encoding.distortion.mean().item(),
-        encoding.rate.min().item(),
+        encoding.rate.min().item() if encoding.closed_form else None,  # the least of estimates is no least rate
         active_units(flat(encoding.mean)) if encoding.mean and len(encoding.rate) > 1 else None,
         len(encoding.rate),
         unit,
@@ -374,7 +374,13 @@ def standard_error(values: Tensor) -> float:
 
 
 def line_of(
-    rate: float, distortion: float, least_rate: float, active: int | None, data: int, unit: Unit, delta: float | None
+    rate: float,
+    distortion: float,
+    least_rate: float | None,
+    active: int | None,
+    data: int,
+    unit: Unit,
+    delta: float | None,
 ) -> Line:
     """A line of metrics from nats per datum; `_bpd` is bits per scored number."""
     return {

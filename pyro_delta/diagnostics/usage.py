@@ -32,9 +32,16 @@ ROUNDING = 1e-10
 """Nats: at δ = 0 a posterior equal to the prior may come out a rounding error below zero."""
 
 
+FEWEST_JUDGED = 6
+"""Data whose mean is told with an error that is to be trusted."""
+
+
 def least_told(numbers: Mapping[str, Any]) -> float:
-    """Lower 99 % bound, by Student's t, of what is told in nats, calibrated."""
+    """Lower 99 % bound, by Student's t, of what is told in nats, calibrated; −∞ of fewer than `FEWEST_JUDGED` data."""
     from scipy.stats import t
+
+    if numbers["told_judged"] < FEWEST_JUDGED:
+        return -math.inf
 
     quantile = float(t.ppf(0.99, numbers["told_judged"] - 1))
     return numbers["told_calibrated_nats"] - quantile * numbers["told_calibrated_nats_se"]

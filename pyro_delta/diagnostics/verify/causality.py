@@ -333,7 +333,8 @@ def _told(drawn: Drawn, z: Tensor) -> Tensor:
     moments = drawn.moments()
     if not moments or moments["mean"].isnan().all():
         return drawn.log_q
-    return torch.cat((moments["mean"], moments["scale"]), dim=-1)
+    parts = (moments["mean"], moments["scale"])
+    return torch.cat(parts, dim=-1) if parts[0].dim() > 1 else torch.stack(parts, dim=-1)
 
 
 # --- Looking ---
@@ -367,9 +368,15 @@ def _outputs(
     base: Distribution = distribution
     while isinstance(base, Independent):
         base = base.base_dist
-    if base.batch_shape[-len(case.spec.shape) :] != torch.Size(case.spec.shape) or len(base.event_shape):
+    fixed = case.x[:1].expand(len(x), *case.spec.shape)
+    if by_type(base) and base.event_shape == torch.Size(case.spec.shape) != torch.Size():
+        # One for all the numbers: what is said of fixed values may depend on nothing of the data.
+        return base.log_prob(fixed).reshape(len(x), 1, 1).expand(-1, len(case.group_place), 1), True
+    if base.batch_shape[len(base.batch_shape) - len(case.spec.shape) :] != torch.Size(case.spec.shape) or len(
+        base.event_shape
+    ):
         return None
-    terms = base.log_prob(case.x[:1].expand(len(x), *case.spec.shape)).reshape(len(x), -1)
+    terms = base.log_prob(fixed).reshape(len(x), -1)
     groups = terms.new_zeros(len(x), len(case.group_place))
     return groups.index_add(1, case.order.reshape(-1), terms).unsqueeze(-1), True
 

@@ -20,7 +20,15 @@ from pyro_delta.diagnostics.verify.causality import check_conditioning, check_gu
 from pyro_delta.diagnostics.verify.distributions import check_normalised, check_posterior, check_prior, check_support
 from pyro_delta.diagnostics.verify.gradient import check_gradient
 from pyro_delta.diagnostics.verify.rate import check_rate
-from pyro_delta.diagnostics.verify.sites import DRAWN, MODES, Found, as_drawn, check_sites, in_single_precision
+from pyro_delta.diagnostics.verify.sites import (
+    DRAWN,
+    MODES,
+    Found,
+    after_calls,
+    as_drawn,
+    check_sites,
+    in_single_precision,
+)
 from pyro_delta.errors import UserError, in_a_line
 from pyro_delta.protocol import Spec
 from pyro_delta.vae import VAE, copied, owner_of
@@ -119,6 +127,7 @@ def verify(
         singles = in_single_precision(single)
         swept = _made(partial(sweep, single), lambda words: None)  # double precision fails, too, and says so
         drawn = _made(partial(as_drawn, single), _undrawn)
+        later = _made(partial(after_calls, single), lambda words: None)  # double precision fails, too, and says so
     with _copied(), apart(vae):
         torch.manual_seed(seed)
         case = Case(vae, spec, extras or {}, sizes)
@@ -135,7 +144,7 @@ def verify(
             "causality of the conditioning": check_conditioning,
             "causality of the guide": check_guide,
             "gradient": check_gradient,
-            "sites": lambda title, case: check_sites(title, case, singles, drawn),
+            "sites": lambda title, case: check_sites(title, case, singles, drawn, later),
         }
         made = (_made(partial(check, title, case), partial(_failed, title)) for title, check in checks.items())
         findings = (rate, *made)
