@@ -1,5 +1,6 @@
 """No program that only looks like a δ-VAE is certified, and the sentence names what was seen."""
 
+import contextlib
 import json
 import re
 from pathlib import Path
@@ -224,3 +225,57 @@ def test_exit_codes_and_json() -> None:
         assert numbers["delta_nats"] is None
         assert numbers["certified_by"] is None
         assert {check["passed"] for check in numbers["checks"]} >= {True, False if code == 1 else None}
+
+
+class GivesBack(dist.MaskedDistribution):
+    """A masked density that is none."""
+
+    def log_prob(self, value):
+        return 50.0 + 0 * value
+
+    def expand(self, batch_shape, _instance=None):
+        return GivesBack(self.base_dist.expand(batch_shape), False)
+
+
+def test_nats_that_only_look_like_a_note() -> None:
+    class Noting(DeltaVAE):
+        def forward(self, x=None, *, batch=1):
+            count = batch if x is None else len(x)
+            with pyro.plate("data", count):
+                note = GivesBack(dist.Normal(torch.zeros(count), 1.0), False)
+                pyro.sample("note", note, obs=torch.zeros(count), infer={"_deterministic": True})
+                z = pyro.sample("z", self.prior())
+                return pyro.sample("x", self.likelihood(z), obs=x)
+
+    torch.manual_seed(0)
+    vae = build(load_preset("digits", SMALL), GREY)
+    with contextlib.suppress(UserError):
+        certificate = verify(VAE(Noting(vae.model.prior, vae.model.likelihood), vae.guide), GREY, batch=8)
+        assert certificate.delta_nats is None
+
+
+def test_a_mask_that_nothing_beside_the_data_explains() -> None:
+    class HalfSeen(DeltaVAE):
+        def forward(self, x=None, *, batch=1, label=None):
+            with pyro.plate("data", batch if x is None else len(x)):
+                z = pyro.sample("z", self.prior())
+                return pyro.sample("x", self.likelihood(z).mask(torch.arange(6) < 1).to_event(1), obs=x)
+
+    class Numbers(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body = nn.Linear(8, 6)
+
+        def forward(self, z):
+            return dist.Normal(self.body(z.flatten(-2)), torch.ones(()))
+
+    class Guide(ShortGuide):
+        def forward(self, x, label=None):
+            return super().forward(x)
+
+    torch.manual_seed(0)
+    vae = VAE(HalfSeen(ShortPrior(), Numbers()), Guide())
+    spec = from_tensors(torch.randn(60, 6)).spec
+    certificate = verify(vae, spec, extras={"label": torch.zeros(3)}, batch=8)
+    assert certificate.delta_nats is None
+    assert "masks the site 'x' alike for all data" in str(certificate.failure or certificate.lack)

@@ -764,19 +764,22 @@ def data_first(values: Tensor, fn: Distribution | None, dim: int | None, axis: i
 
 def numbers(site: Site) -> float:
     """Numbers of all data at an observed site that no mask leaves out."""
+    return kept(site).sum().item()
+
+
+def kept(site: Site) -> Tensor:
+    """1 for each number at an observed site that no mask leaves out, 0 for the others, of the shape of its value."""
     masks, fn = [(site.mask, site.fn)], site.fn
     while fn is not None:
         if isinstance(fn, MaskedDistribution):
             masks.append((fn._mask, fn))
         fn = getattr(fn, "base_dist", None)
-    if all(mask is None or mask is True for mask, _ in masks):
-        return site.value.numel()
-    kept = torch.ones(site.value.shape, device=site.value.device)
+    found = torch.ones(site.value.shape, device=site.value.device)
     for mask, over in masks:
-        if mask is not None:
-            here = torch.as_tensor(mask, device=kept.device)
-            kept = kept * here.reshape(here.shape + (1,) * (0 if over is None else len(over.event_shape)))
-    return kept.sum().item()
+        if mask is not None and mask is not True:
+            here = torch.as_tensor(mask, device=found.device)
+            found = found * here.reshape(here.shape + (1,) * (0 if over is None else len(over.event_shape)))
+    return found
 
 
 def per_datum(name: str, values: Tensor, count: int, dim: int | None = None) -> Tensor:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from pyro_delta.call import call
-from pyro_delta.diagnostics.trace import Drawn, Site, data_first, numbers, placed, sites
+from pyro_delta.diagnostics.trace import Drawn, Site, data_first, kept, numbers, placed, sites
 from pyro_delta.diagnostics.verify.case import (
     COUNT,
     DROPOUT,
@@ -201,11 +201,11 @@ def _plain_sites(case: Case, runs: list[Run]) -> Found:
             for name, site in of_part.items():
                 if part == "guide" and site.observed:
                     return False, f"the guide observes {name!r} rather than draw it ({run.where}); take obs=… away"
-                kept = numbers(site) if site.observed else float(not _masked(site.mask))
+                counted = numbers(site) if site.observed else float(not _masked(site.mask))
                 all_of_it = site.value.numel() if site.observed else 1
-                if kept < all_of_it and site.observed and case.extras and kept and _alike(site.mask):
+                if site.observed and 0 < counted < all_of_it and case.extras and _alike(site):
                     return None, f"the {part} masks the site {name!r} alike for all data, whatever goes with them"
-                if kept < all_of_it and (not case.extras or not site.observed or kept == 0):
+                if counted < all_of_it and (not case.extras or not site.observed or counted == 0):
                     return False, (
                         f"the {part} masks the site {name!r} ({run.where}), so that not all of it counts; take the "
                         "mask away"
@@ -346,10 +346,10 @@ def _cosines(noise: Tensor) -> Tensor:
     return torch.cat(((unit.T @ unit)[one, other], torch.cosine_similarity(noise[1:], noise[:-1], dim=0)))
 
 
-def _alike(mask: Any) -> bool:
-    """Whether a mask is the same for all data."""
-    mask = torch.as_tensor(mask)
-    return mask.dim() == 0 or bool((mask == mask[:1]).all())
+def _alike(site: Site) -> bool:
+    """Whether what is masked at a site is the same for all data."""
+    rows = data_first(kept(site), site.fn, site.dim)
+    return len(rows) > 1 and bool((rows == rows[:1]).all())
 
 
 def _masked(mask: Any) -> bool:
