@@ -18,9 +18,12 @@ from pyro_delta.report.track import Track
 
 @contextmanager
 def counting(what: str, total: int) -> Iterator[Callable[[int], None]]:
-    """A bar for `total` data; yields what to call with the number of data just done."""
+    """A bar for `total` data, on a terminal; yields what to call with the number of data just done."""
+    if not sys.stderr.isatty():
+        yield lambda data: None
+        return
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=_console(), transient=True, disable=not sys.stderr.isatty()) as bar:
+    with Progress(*columns, console=_console(), transient=True) as bar:
         task = bar.add_task(what, total=total)
         yield lambda data: bar.advance(task, data)
 

@@ -207,7 +207,7 @@ class NumPyroTraining(Training):
         lr, weight = np.zeros(span), np.zeros(span)
         for i, step in enumerate(range(self.step, self.step + count)):
             progress = step / settings.steps if settings.steps is not None else self.progress
-            order[i], lr[i] = self.batches.indices(step), learning_rate(settings, step, progress)
+            order[i], lr[i] = self.batches.indices(step).numpy(), learning_rate(settings, step, progress)
             weight[i] = averaging_weight(step, settings.ema)
         key = jax.random.key(settings.seed)
         train = self.train
