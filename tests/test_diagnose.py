@@ -840,7 +840,7 @@ def test_every_number_of_an_exact_model() -> None:
         "n_images": number,
         "iw_nats": -log_px[:200].mean(),  # every weight is p(x), whatever z
         "iw_images": 200,
-        "particles": 25,
+        "particles": 30,
         "k_hat_bad": 0,
         "mutual_information_cap_nats": math.log(number),
         "rate_nats_mean_se": rate_bk.sum(1).std() / number**0.5,
