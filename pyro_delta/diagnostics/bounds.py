@@ -234,6 +234,7 @@ def evaluate(
     particles: int = 1,
     seed: int = 0,
     advance: Advance = ignore,
+    shared: bool = False,
 ) -> Line:
     """Bounds, rate and distortion, each mean with its standard error over the data; all are of all the data.
 
@@ -244,6 +245,7 @@ def evaluate(
         particles: K; above 1 the importance-weighted bound is added.
         seed: of the posterior samples.
         advance: called with the number of data just done, first for the ELBO, then for the bound.
+        shared: as for `encode`; the importance-weighted bound is made by each rank alike.
 
     Raises:
         UserError: if `particles` is below 1 or the seed below 0, or the programs cannot be run on the data.
@@ -251,7 +253,7 @@ def evaluate(
     at_least(1, particles=particles)
     at_least(0, seed=seed)
     split = as_split(data)
-    encoding = encode(vae, split, seed=seed, advance=advance)
+    encoding = encode(vae, split, seed=seed, advance=advance, shared=shared)
     unit = Unit.of(spec, encoding.scored)
     known = committed_by_all(committed(vae, split), encoding)
     numbers = summarise(encoding, unit, known.nats) | standard_errors(encoding, unit)

@@ -188,8 +188,8 @@ def sample_latents(vae: VAE, data: Any, *, batch: int = 100, seed: int = 0) -> T
     return torch.cat([next(iter(part.values())) for part in parts])
 
 
-def probe_accuracy(z_fit: Tensor, labels_fit: Tensor, z: Tensor, labels: Tensor) -> float | None:
-    """Accuracy of a logistic regression from standardised latents to labels; None with one class or infinite values."""
+def taken_for(z_fit: Tensor, labels_fit: Tensor, z: Tensor) -> Tensor | None:
+    """Labels (N,) that a logistic regression on standardised latents gives; None with one class or infinite values."""
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
@@ -201,7 +201,13 @@ def probe_accuracy(z_fit: Tensor, labels_fit: Tensor, z: Tensor, labels: Tensor)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # 300 rounds are part of the measure
         probe.fit(z_fit.double().flatten(1).numpy(), labels_fit.numpy())
-    return float(probe.score(z.double().flatten(1).numpy(), labels.numpy()))
+    return torch.from_numpy(probe.predict(z.double().flatten(1).numpy()))
+
+
+def probe_accuracy(z_fit: Tensor, labels_fit: Tensor, z: Tensor, labels: Tensor) -> float | None:
+    """Part of the labels (N,) of z that `taken_for` finds; None where it finds none."""
+    found = taken_for(z_fit, labels_fit, z)
+    return None if found is None else (found == labels).double().mean().item()
 
 
 def probe(vae: VAE, data: Split, encoding: Encoding, fit: Split | None, seed: int) -> dict[str, float | None]:

@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from pyro.distributions import TorchDistribution, constraints
 from torch import Size, Tensor
 
+from pyro_delta.distributions.shapes import broadcast_shapes
+
 
 class TokenNetwork(Protocol):
     """What `AutoregressiveTokens` asks of a network: all tokens at once, and one at a time from a cache."""
@@ -63,7 +65,7 @@ class AutoregressiveTokens(TorchDistribution):
 
     def parameters_at(self, x: Tensor) -> Tensor:
         """Teacher-forced logits (…, T, V) for sequences x (…, T)."""
-        shape = torch.broadcast_shapes(x.shape[:-1], self.batch_shape)
+        shape = broadcast_shapes(x.shape[:-1], self.batch_shape)
         x_bt = x.expand(shape + self.event_shape).reshape((-1, *self.event_shape)).long()
         z_bnd = self.z.expand(shape + self.z.shape[-2:]).reshape((-1, *self.z.shape[-2:]))
         logits_btv = self.network(x_bt, z_bnd)

@@ -17,9 +17,9 @@ from pyro_delta.report.track import Track
 
 
 @contextmanager
-def counting(what: str, total: int) -> Iterator[Callable[[int], None]]:
-    """A bar for `total` data, on a terminal; yields what to call with the number of data just done."""
-    if not sys.stderr.isatty():
+def counting(what: str, total: int, *, show: bool = True) -> Iterator[Callable[[int], None]]:
+    """A bar for `total` data on a terminal, if it is to show; yields what to call with the number of data just done."""
+    if not (show and sys.stderr.isatty()):
         yield lambda data: None
         return
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_delta.data.spec import check_answers
+from pyro_delta.diagnostics import table
 from pyro_delta.diagnostics.trace import trace
 from pyro_delta.diagnostics.verify.case import COUNT, Case, Finding, apart, batch_norms, passes_on
 from pyro_delta.diagnostics.verify.causality import check_conditioning, check_guide, check_network, sweep
@@ -28,6 +29,10 @@ T = TypeVar("T")
 
 RESTS_ON = ("committed rate", "sites", "normalisation", "causality of the network")
 """Checks that must have been made for a certificate; none of the others may have failed."""
+
+
+MARKS = {True: "ok", False: "FAIL", None: "–"}
+"""Of checks that passed, that failed, and that could not be made."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +61,17 @@ class Certificate:
             "guarantee": self.guarantee,
             "checks": checks,
         }
+
+    def __str__(self) -> str:
+        """A line for each check, as `pyro-delta verify` prints them."""
+        return "\n".join(f"{mark:4}  {name:30}  {found}" for mark, name, found in self._rows())
+
+    def _repr_html_(self) -> str:
+        certified = None if self.delta_nats is None else f"δ = {self.delta_nats:.6g} nats {self.certified_by}"
+        return table.html(certified or "nothing is certified", self._rows(), self.failure or self.lack or "")
+
+    def _rows(self) -> list[table.Row]:
+        return [(MARKS[finding.passed], finding.name, finding.found) for finding in self.findings]
 
     @property
     def failure(self) -> str | None:

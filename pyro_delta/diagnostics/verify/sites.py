@@ -237,29 +237,37 @@ def as_drawn(case: Case) -> dict[str, Found]:
 
 def _white(case: Case, mode: str, vae: VAE) -> Found:
     """The first way in which noise is not white, or not drawn anew."""
-    x = case.data(DRAWN)
-    before: dict[str, Tensor] = {}
-    for seed in (1, 2):
-        torch.manual_seed(seed)
-        with as_trained(vae):
-            found = sites(vae, "guide", case.batch(x), {})
-        for name, site in found.items():
-            moments = Drawn(site.fn, site.value, site.log_prob, site.mask, site.dim).moments()
-            if is_point(site.fn):
-                if not torch.equal(site.value, moments["mean"]):
-                    return False, f"what the guide draws at {name!r} is not the point that its Delta states ({mode})"
-                continue
-            if not moments or not is_real(site.fn.support):
-                continue
-            noise = ((site.value - moments["mean"]) / moments["scale"]).detach().flatten(1)
-            of = f"what the guide draws at {name!r} is not what its distribution there draws: the noise of {DRAWN}"
-            if seed == 2 and torch.equal(noise, before[name]):
-                return False, f"{of} is the same at every call ({mode})"
-            before[name] = noise
-            for what, number, surprise in _statistics(noise, normal=normal_parameters(site.fn) is not None):
-                if not surprise <= SURPRISE:
-                    return False, f"{of} has {what} {number:.2g} ({mode})"
+    for name, (fn, noise) in _noise(case, vae, case.data(DRAWN), 1).items():
+        if is_point(fn):
+            if noise.any():
+                return False, f"what the guide draws at {name!r} is not the point that its Delta states ({mode})"
+            continue
+        of = f"what the guide draws at {name!r} is not what its distribution there draws: the noise of {DRAWN}"
+        for what, number, surprise in _statistics(noise, normal=normal_parameters(fn) is not None):
+            if not surprise <= SURPRISE:
+                return False, f"{of} has {what} {number:.2g} ({mode})"
+    before = _noise(case, vae, case.x, 1)
+    for name, (fn, noise) in _noise(case, vae, case.x, 2).items():
+        if not is_point(fn) and torch.equal(noise, before[name][1]):
+            return False, f"the noise of what the guide draws at {name!r} is the same at every call ({mode})"
     return None
+
+
+def _noise(case: Case, vae: VAE, x: Tensor, seed: int) -> dict[str, tuple[Distribution, Tensor]]:
+    """By site what is drawn for data, less its mean and over its scale, (B, K); of points, how far off they are.
+
+    Left out are distributions without moments, and those over anything but real numbers.
+    """
+    torch.manual_seed(seed)
+    with as_trained(vae):
+        found = sites(vae, "guide", case.batch(x), {})
+    noise: dict[str, tuple[Distribution, Tensor]] = {}
+    for name, site in found.items():
+        moments = Drawn(site.fn, site.value, site.log_prob, site.mask, site.dim).moments()
+        if is_point(site.fn) or (moments and is_real(site.fn.support)):
+            scale = 1.0 if is_point(site.fn) else moments["scale"]
+            noise[name] = site.fn, ((site.value - moments["mean"]) / scale).detach().flatten(1)
+    return noise
 
 
 def _statistics(noise: Tensor, *, normal: bool) -> list[tuple[str, float, float]]:
