@@ -1,4 +1,6 @@
-# `make demo` and `make test` need python3 (3.11 or newer), pip and make; everything else goes into .venv.
+# `make demo` and `make test` need python3 (3.11 or newer), pip and make; everything else goes into .venv. The same tests on
+# the oldest libraries that pyproject.toml admits, and on the newest that were tried: `make test-oldest`, `make test-newest`,
+# which go into .venv-oldest and .venv-newest.
 PYTHON ?= python3
 BIN := .venv/bin
 DEMO := runs/demo
@@ -6,11 +8,14 @@ DEMO := runs/demo
 EVIDENCE := runs/evidence
 SWEEPS := collapse rate-distortion independent-against-temporal anti-causal
 
-.PHONY: demo test evidence format clean
+.PHONY: demo test test-oldest test-newest evidence format clean
 
-.venv/installed: pyproject.toml constraints.txt
-	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[twin,sweep,dev]'
+.venv/installed: constraints.txt
+.venv-oldest/installed: constraints-oldest.txt
+.venv-newest/installed: constraints-newest.txt
+.venv/installed .venv-oldest/installed .venv-newest/installed: pyproject.toml
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install --quiet --constraint $(filter constraints%,$^) --editable '.[twin,sweep,dev]'
 	touch $@
 
 demo: .venv/installed
@@ -27,6 +32,10 @@ test: .venv/installed
 	$(BIN)/mypy
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
 
+# The linter and the types are those of one version of the libraries.
+test-oldest test-newest: test-%: .venv-%/installed
+	OMP_NUM_THREADS=1 .venv-$*/bin/pytest -n 2
+
 # The digits-sized forms of the paper's experiments, two seeds each, with their tables and figures.
 evidence: .venv/installed
 	for sweep in $(SWEEPS); do \
@@ -40,4 +49,4 @@ format: .venv/installed
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf .venv build dist *.egg-info
+	rm -rf .venv .venv-oldest .venv-newest build dist *.egg-info

@@ -20,20 +20,14 @@ from pathlib import Path
 from typing import Any
 
 from record import add_common_arguments, write
+from tiny import TINY
 
 import pyro_delta
 from pyro_delta.api.kept import keep, kept
 from pyro_delta.cli import main as command_line
 from pyro_delta.errors import UserError
 
-SETTINGS = {
-    "prior.dims": 2,
-    "prior.rate_nats": 4.0,
-    "likelihood.channels": [8],
-    "likelihood.row_blocks": [1],
-    "likelihood.pixel_blocks": 1,
-    "guide.channels": [8],
-    "guide.row_blocks": [1],
+SETTINGS = TINY | {
     "training.steps": 10,
     "training.log_every": 5,
     "training.validations": 2,

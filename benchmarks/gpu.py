@@ -4,7 +4,7 @@ A row for each thing measured, printed as it comes and kept in `reference/gpu/`:
 in bf16, eager and compiled, at the largest batch that fits, the share of the card's own bf16 matrix product that their
 floating-point operations are, and whether a step ever makes the host wait; seconds of cached sampling; a step of the
 twin beside that of Pyro in float32. Images are random. `benchmarks/gpu.sh` runs this and all else; `--toy` goes
-through the same lines with the digits' networks on any machine, and compiles nothing.
+through the same lines with a tiny network on any machine, and compiles nothing but the twin.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import pyro
 import torch
 from record import FOLDER, add_common_arguments, save, text
 from step_overhead import random_data
+from tiny import TINY
 
 from pyro_delta.api.train import prepare
 from pyro_delta.config import load_preset
@@ -45,6 +46,7 @@ class Bench:
         self.toy, self.seed = toy, seed
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         self.spec = ImageSpec(1, 8, 8, 17) if toy else SPEC
+        self.network = list(TINY.items()) if toy else []
         self.ceiling = self._matrix_product()
 
     def training(self, preset: str, batch: int, compiled: bool) -> PyroTraining:
@@ -54,6 +56,7 @@ class Bench:
             ("training.bf16", True),
             ("training.compile", compiled),
             ("training.seed", self.seed),
+            *self.network,
         ]
         made = prepare(load_preset(preset, settings), self.device, data=random_data(self.spec, 2 * batch))
         assert isinstance(made, PyroTraining)
@@ -166,6 +169,7 @@ def twin(bench: Bench, preset: str) -> list[Row]:
             ("training.log_every", steps),
             ("training.validations", 0),
             ("training.seed", bench.seed),
+            *bench.network,
         ]
         config = load_preset(preset, settings)
         training = prepare(config, bench.device, data=random_data(bench.spec, 8 * config.training.batch))

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # What a CUDA machine shows, in some minutes and a line for each thing: the tests that need a device, then
 # benchmarks/gpu.py (whether a step waits, images a second, sampling, the twin's step), then a training of MINUTES on
-# CIFAR-10, which must lie in data/cifar10, with its bounds. Records go to OUT. TOY=1 is a dry run on any machine.
+# CIFAR-10, which must lie in data/cifar10, with its bounds. Records go to OUT. TOY=1 is a dry run on any
+# machine, without the tests.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export XLA_PYTHON_CLIENT_PREALLOCATE=false # JAX would take most of the card from torch
@@ -11,7 +12,7 @@ run=$(mktemp -d)
 trap 'rm -rf "$run"' EXIT
 mkdir -p "$OUT"
 
-$PYTHON -m pytest -m cuda -q -p no:cacheprovider tests/test_cuda.py | tail -n 1
+[ -n "$TOY" ] || $PYTHON -m pytest -m cuda -q -p no:cacheprovider tests/test_cuda.py | tail -n 1
 $PYTHON benchmarks/gpu.py ${TOY:+--toy} --out "$OUT/speed.json"
 if [ -n "$TOY" ]; then
     train=(--dataset digits --steps 2)

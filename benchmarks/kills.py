@@ -30,6 +30,7 @@ from typing import Any
 import torch
 import torch._dynamo  # by the first step of an optimiser
 from record import add_common_arguments, write
+from tiny import TINY
 
 from pyro_delta.api.train import prepare
 from pyro_delta.cli import main as command_line
@@ -37,14 +38,7 @@ from pyro_delta.config import load_preset
 from pyro_delta.errors import UserError
 from pyro_delta.inference.run import has_checkpoint, read_metrics, read_state
 
-SETTINGS = {
-    "prior.dims": 2,
-    "prior.rate_nats": 4.0,
-    "likelihood.channels": [8],
-    "likelihood.row_blocks": [1],
-    "likelihood.pixel_blocks": 1,
-    "guide.channels": [8],
-    "guide.row_blocks": [1],
+SETTINGS = TINY | {
     "auxiliary.enabled": "true",
     "auxiliary.hidden": 4,
     "training.steps": 60,

@@ -309,6 +309,7 @@ def setting_names(tree: dict[str, Any]) -> list[str]:
     for section, info in Config.model_fields.items():
         if section in programs.KINDS:
             name = tree.get(section, {}).get("program", DEFAULT_PROGRAMS[section])
+            name = programs.data_name(name)[0] if section == "data" else name
             fields = ["program", *programs.option_names(section, name)]
         else:
             fields = list(info.annotation.model_fields)  # type: ignore[union-attr]

@@ -100,12 +100,20 @@ def names(kind: str) -> dict[str, str]:
 def data_name(name: str) -> tuple[str, str | None]:
     """A name of data and the root in it: `folder:PATH` is the program `folder` with root PATH, other names have none.
 
+    A path belongs into the name of data that cannot be made without a root; the others are found without it.
+
     Raises:
-        UserError: if nothing follows the colon.
+        UserError: if nothing follows the colon, or the data take nothing there.
     """
     program, colon, root = name.partition(":")
     if not colon or program not in names("data"):
         return name, None
+    option = options_model("data", find("data", program)).model_fields.get("root")
+    if option is None or not option.is_required():
+        raise UserError(
+            f"the data {program!r} take nothing after a colon, as in {name!r}; write {program} (--data-root says where "
+            "data sets live)."
+        )
     if not root:
         raise UserError(f"the data {name!r} lack what follows the colon; write {program}:PATH.")
     return program, root
@@ -126,6 +134,12 @@ def find(kind: str, name: str, folder: Path | None = None) -> Callable[..., Any]
     source, colon, attribute = place.rpartition(":")
     if not colon or not source or not attribute:
         raise unknown_name(kind, name, names(kind))
+    known = source.partition(":")[0]
+    if known in names(kind) and find_spec(known) is None:  # a module of that name, if there is one, is what is meant
+        raise UserError(
+            f"the {kind} {known!r} takes nothing after a colon, as in {name!r}; write {known}, and its options as "
+            f"--set {kind}.NAME=VALUE."
+        )
     module = _module_at(source, f"{kind} {name!r}", folder)
     if place not in SHIPPED[kind].values() and module.__file__:
         _FILES[module.__file__] = name

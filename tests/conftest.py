@@ -2,13 +2,19 @@
 
 import os
 from collections.abc import Iterator
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
 
 import pyro
 import pytest
 import torch
 
-# JAX's programs are small here, and compiling them is most of their time. To be said before JAX starts.
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false")
+# JAX's programs are small here, and compiling them is most of their time. To be said before JAX starts, which ends the
+# process at a flag that it does not know: JAX 0.10 knows the second, 0.12 does not.
+QUICK = "--xla_backend_optimization_level=0"
+with suppress(PackageNotFoundError):
+    QUICK += " --xla_cpu_use_fusion_emitters=false" if version("jaxlib").startswith("0.10.") else ""
+os.environ.setdefault("XLA_FLAGS", QUICK)
 
 
 @pytest.fixture(autouse=True, scope="session")

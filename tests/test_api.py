@@ -452,7 +452,7 @@ def test_check_is_the_command(digits: Run) -> None:
     assert (code, err) == (1, f"pyro-delta: {found.failure}\n")
     assert found.numbers["floor_holds"] is True
     assert found.numbers["n_images"] == len(digits.data().test)
-    assert found.numbers["particles"] == 25
+    assert found.numbers["particles"] == 30
     assert "iw_bpd" not in pyro_delta.check(digits.folder, particles=1, **QUICK).numbers
     assert pyro_delta.check(digits, split="train", **QUICK).numbers["n_images"] == len(digits.data().train)
 

@@ -10,8 +10,11 @@ import re
 import subprocess
 import sys
 import tarfile
+import threading
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -467,7 +470,7 @@ def test_mistakes_in_folders(tmp_path: Path, spoil: Callable[[Path], object], me
         ("", "unknown data ''; known: "),
         ("folder", "data.root is missing; give it a value."),
         ("folder:", "the data 'folder:' lack what follows the colon; write folder:PATH."),
-        ("digits:", "the data 'digits:' lack what follows the colon; write digits:PATH."),
+        ("digits:", "the data 'digits' take nothing after a colon, as in 'digits:'; write digits "),
     ],
 )
 def test_unknown_dataset(name: str, hint: str) -> None:
@@ -581,9 +584,11 @@ def test_damaged_cifar10_archive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         ("mnist", r"MNIST .*mnist nor downloaded \(.+\); put the four \*-ubyte.gz files .* into \S*mnist/MNIST/raw\."),
     ],
 )
-def test_no_files_and_no_network(tmp_path: Path, name: str, message: str) -> None:
+@pytest.mark.parametrize("root", [".", "not/there"])
+def test_no_files_and_no_network(tmp_path: Path, name: str, message: str, root: str) -> None:
     with pytest.raises(UserError, match=f"^{message}$"):
-        load(name, root=tmp_path)
+        load(name, root=tmp_path / root)
+    assert list(tmp_path.iterdir()) == []
 
 
 def make_mnist(home: Path, *, compressed: bool, monkeypatch: pytest.MonkeyPatch) -> dict[str, Counter]:
@@ -625,6 +630,60 @@ def test_damaged_mnist(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     truncate(tmp_path / "MNIST" / "raw" / "train-images-idx3-ubyte")
     with pytest.raises(UserError, match=r"^MNIST could be neither read from .*and nothing else"):
         load("mnist", root=tmp_path)
+
+
+@pytest.fixture
+def served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder that stands for the hosts of both data sets."""
+    folder = tmp_path / "served"
+    folder.mkdir()
+    handler = partial(SimpleHTTPRequestHandler, directory=str(folder))
+    monkeypatch.setattr(SimpleHTTPRequestHandler, "log_message", lambda *given: None)
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        url = f"http://127.0.0.1:{server.server_address[1]}/"
+        monkeypatch.setattr(torchvision.datasets.MNIST, "mirrors", [url])
+        monkeypatch.setattr(torchvision.datasets.CIFAR10, "url", f"{url}cifar-10-python.tar.gz")
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield folder
+        server.shutdown()
+
+
+def serve_mnist(served: Path, monkeypatch: pytest.MonkeyPatch) -> Counter:
+    written = make_mnist(served / "home", compressed=True, monkeypatch=monkeypatch)
+    for file in (served / "home" / "MNIST" / "raw").iterdir():
+        file.rename(served / file.name)
+    return written["test"]
+
+
+def serve_cifar10(served: Path, monkeypatch: pytest.MonkeyPatch) -> Counter:
+    written = make_cifar10_archive(served / "home", monkeypatch)
+    with tarfile.open(served / "cifar-10-python.tar.gz", "w:gz") as archive:
+        archive.add(served / "home" / "cifar-10-batches-py", "cifar-10-batches-py")
+    md5 = hashlib.md5((served / "cifar-10-python.tar.gz").read_bytes()).hexdigest()
+    monkeypatch.setattr(torchvision.datasets.CIFAR10, "tgz_md5", md5)
+    return written["test"]
+
+
+@pytest.mark.filterwarnings("ignore:Python 3.14 will, by default, filter extracted tar archives:DeprecationWarning")
+@pytest.mark.parametrize(
+    ("name", "serve", "last"),
+    [("mnist", serve_mnist, "t10k-labels-idx1-ubyte.gz"), ("cifar10", serve_cifar10, "cifar-10-python.tar.gz")],
+)
+def test_a_download_comes_whole_or_not_at_all(
+    served: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, serve: Callable, last: str
+) -> None:
+    test = serve(served, monkeypatch)
+    whole, root = (served / last).read_bytes(), tmp_path / "root"
+    (served / last).write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(UserError, match=f"neither read from {root / name} nor downloaded"):
+        load(name, root=root, validation=4)
+    assert [path.name for path in tmp_path.iterdir()] == ["served"]
+    (served / last).write_bytes(whole)
+    assert contents(load(name, root=root, validation=4).test) == test
+    for file in served.glob("*.gz"):
+        file.unlink()
+    assert contents(load(name, root=root, validation=4).test) == test
+    assert [path.name for path in root.iterdir()] == [name]
 
 
 # ---------------------------------------------------------------- batches

@@ -840,7 +840,7 @@ def test_every_number_of_an_exact_model() -> None:
         "n_images": number,
         "iw_nats": -log_px[:200].mean(),  # every weight is p(x), whatever z
         "iw_images": 200,
-        "particles": 25,
+        "particles": 30,
         "k_hat_bad": 0,
         "mutual_information_cap_nats": math.log(number),
         "rate_nats_mean_se": rate_bk.sum(1).std() / number**0.5,
@@ -1363,9 +1363,9 @@ def test_doctor(here: Path) -> None:
         ("mine.py:too_much", "mine.py:too_much returns what diagnose does not take"),
         ("mine.py:takes", "mine.py:takes fails: TypeError"),
         ("mine.py:fails", "mine.py:fails fails at mine.py, line 38: KeyError: 'weights"),
-        ("mine.py:runs_into", "mine.py:runs_into fails at mine.py, line 41: RuntimeError: mat1 and mat2"),
-        ("./mine.py:runs_into", "./mine.py:runs_into fails at mine.py, line 41: RuntimeError: mat1 and mat2"),
-        ("importable:runs_into", "/importable.py, line 41: RuntimeError: mat1 and mat2"),
+        ("mine.py:runs_into", "mine.py:runs_into fails at mine.py, line 41: RuntimeError: … mat1 and mat2"),
+        ("./mine.py:runs_into", "./mine.py:runs_into fails at mine.py, line 41: RuntimeError: … mat1 and mat2"),
+        ("importable:runs_into", "/importable.py, line 41: RuntimeError: … mat1 and mat2"),
         ("mine.py:helped", "helping.py, line 4: RuntimeError"),
         ("mine.py:outside", "mine.py:outside runs into an error outside its own files, at "),
     ],
@@ -1373,4 +1373,4 @@ def test_doctor(here: Path) -> None:
 def test_doctor_refuses_in_a_sentence(here: Path, place: str, words: str) -> None:
     code, out, err = call("doctor", place)
     assert (code, out, err.count("\n")) == (2, "", 1), err
-    assert words in err
+    assert all(part in err for part in words.split("… ")), err  # torch begins as it likes

@@ -360,6 +360,7 @@ def test_a_folder_that_moved_is_named_by_its_root(images: Path) -> None:
     ("data", "words"),
     [
         (["--dataset", "folder:mine", "--data-root", "other"], "data.root=other and folder:mine contradict each other"),
+        (["--dataset", "folder:mine", "--data-root", "mine", "--set", "prio.dims=1"], "did you mean 'prior.dims'?"),
         (["--dataset", "folder"], "data.root is missing; give it a value."),
         (["--dataset", "folder:"], "the data 'folder:' lack what follows the colon; write folder:PATH."),
         (["--dataset", "folder:other"], "there is no data folder other"),

@@ -1,4 +1,4 @@
-"""A wheel holds real files where the tree has links."""
+"""A wheel holds real files where the tree has links; versions are those that the project says."""
 
 import shutil
 import subprocess
@@ -8,6 +8,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 import pyro_delta
 
@@ -43,3 +44,45 @@ def test_one_version_stands_everywhere() -> None:
     assert f"\nversion: {version}\n" in (ROOT / "CITATION.cff").read_text()
     assert f"\n## {version} " in (ROOT / "CHANGELOG.md").read_text()
     assert pyro_delta.__version__ == version
+
+
+CONSTRAINTS = ("constraints-oldest.txt", "constraints.txt", "constraints-newest.txt")
+ONE_VERSION = {"mypy", "ruff"}
+"""What judges the code as it is written, not as it runs."""
+
+
+def admitted() -> dict[str, Requirement]:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    listed = [
+        *project["dependencies"],
+        *(name for extra in project["optional-dependencies"].values() for name in extra),
+    ]
+    return {found.name: found for found in map(Requirement, listed)}
+
+
+def pinned(file: str, python: str) -> dict[str, str]:
+    """Package → version, for a version of Python."""
+    lines = [Requirement(line) for line in (ROOT / file).read_text().splitlines() if not line.startswith("#")]
+    here = [line for line in lines if line.marker is None or line.marker.evaluate({"python_version": python})]
+    assert len({line.name for line in here}) == len(here)
+    return {line.name: str(line.specifier).removeprefix("==") for line in here}
+
+
+@pytest.mark.parametrize("python", ["3.11", "3.12", "3.13"])
+@pytest.mark.parametrize("file", CONSTRAINTS)
+def test_constraints_are_within_what_is_admitted(file: str, python: str) -> None:
+    pins, needed = pinned(file, python), admitted()
+    assert needed.keys() - ONE_VERSION <= pins.keys()
+    for name, requirement in needed.items():
+        if name in pins:
+            assert requirement.specifier.contains(pins[name]), name
+            assert len(requirement.specifier) == 1, name  # no upper bounds
+
+
+def test_the_oldest_constraints_are_the_oldest_that_are_admitted() -> None:
+    pins = pinned("constraints-oldest.txt", "3.11")
+    for name, requirement in admitted().items():
+        if name not in ONE_VERSION:
+            (bound,) = requirement.specifier
+            assert bound.operator == ">="
+            assert f"{pins[name]}.".startswith(f"{bound.version}."), name

@@ -53,6 +53,38 @@ def test_shipped_programs_are_where_the_table_says(kind: str) -> None:
         assert bool(options) is (name != "elbo")  # which has nothing to set
 
 
+@pytest.mark.parametrize(
+    ("kind", "name"), [(kind, name) for kind in programs.KINDS for name in programs.SHIPPED[kind] if name != "folder"]
+)
+@pytest.mark.parametrize("given", ["", "3", "data/3"])
+def test_a_name_takes_nothing_after_a_colon(kind: str, name: str, given: str, tmp_path: Path) -> None:
+    """Of `digits:3` digits were trained on."""
+    code, out, err = call("train", "--set", f"{kind}.program={name}:{given}", "--out", tmp_path / "run")
+    assert (code, out, err.count("\n")) == (2, "", 1), err
+    if given or kind == "data":
+        verb = "take" if kind == "data" else "takes"
+        assert f"the {kind} {name!r} {verb} nothing after a colon, as in '{name}:{given}'; write {name}" in err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_name_before_a_colon_may_be_a_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "beta.py").write_text("def Mine():\n    return 3\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert programs.find("objective", "beta:Mine")() == 3
+
+
+def test_installed_data_that_need_a_root_take_it_after_a_colon(monkeypatch: pytest.MonkeyPatch) -> None:
+    place = "pyro_delta.data.images.datasets"
+    entries = [
+        EntryPoint("pictures", f"{place}:Folder", "pyro_delta.data"),
+        EntryPoint("d", f"{place}:Digits", "pyro_delta.data"),
+    ]
+    monkeypatch.setattr(programs, "entry_points", lambda group: entries if group == "pyro_delta.data" else [])
+    assert programs.data_name("pictures:a:b") == ("pictures", "a:b")
+    with pytest.raises(UserError, match="the data 'd' take nothing after a colon, as in 'd:a'; write d"):
+        programs.data_name("d:a")
+
+
 def test_a_file_is_one_module_however_often_it_is_named(mine: str, tmp_path: Path) -> None:
     assert programs.find("prior", mine) is programs.find("prior", f"{tmp_path}/{mine}")
     first = programs.find("prior", mine)

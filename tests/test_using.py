@@ -150,14 +150,15 @@ def test_a_full_disk_is_named_and_leaves_the_old_file(tmp_path: Path) -> None:
     script = f"""
 import resource, signal, sys
 from pathlib import Path
-import arviz, numpy
+import numpy
 from pyro_delta.diagnostics.posterior import save_netcdf
+from pyro_delta.diagnostics.quiet_arviz import as_arviz
 path = Path({str(tmp_path / "z.nc")!r})
 path.write_text("as it was")
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, resource.RLIM_INFINITY))
 try:
-    save_netcdf(arviz.from_dict(posterior={{"z": numpy.random.randn(1, 9, 900)}}), path)
+    save_netcdf(as_arviz({{"posterior": {{"z": numpy.random.randn(1, 9, 900)}}}}, {{}}, {{}}), path)
 except OSError as error:
     print(error.filename)
 """

@@ -189,7 +189,7 @@ def diagnose(
     fit: Any = None,
     spec: Spec | None = None,
     params: Mapping[str, Any] | None = None,
-    particles: int = 25,
+    particles: int = 30,
     weighed: int = 200,
     told_samples: int = TOLD_SAMPLES,
     told_images: int = TOLD_IMAGES,

@@ -10,7 +10,7 @@ from pyro_delta.cli.options import json_option, print_json, seed_option
 @click.command()
 @click.argument("place", metavar="FILE.py:make")
 @click.option(
-    "--particles", type=click.IntRange(min=1), default=25, show_default=True, help="Of the importance-weighted bound."
+    "--particles", type=click.IntRange(min=1), default=30, show_default=True, help="Of the importance-weighted bound."
 )
 @seed_option
 @json_option

@@ -126,7 +126,7 @@ def diagnosed(
     *,
     fit: Split | None = None,
     spec: Spec | None = None,
-    particles: int = 25,
+    particles: int = 30,
     weighed: int = 200,
     told_samples: int = TOLD_SAMPLES,
     told_images: int = TOLD_IMAGES,

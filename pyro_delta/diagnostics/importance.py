@@ -11,13 +11,13 @@ from torch import Tensor
 
 from pyro_delta.data.splits import size_of
 from pyro_delta.data.tensors import as_split
-from pyro_delta.diagnostics.quiet_arviz import load_arviz
+from pyro_delta.diagnostics.quiet_arviz import pareto_k
 from pyro_delta.diagnostics.trace import at_once, batches, evaluating, tiled, trace
 from pyro_delta.protocol import Advance
 from pyro_delta.vae import VAE
 
-FEWEST_FOR_K_HAT = 25
-"""Particles below which the tail of the weights is not fitted."""
+FEWEST_FOR_K_HAT = 30
+"""Particles below which the tail of the weights, a fifth of them, is not fitted: ArviZ fits six or more."""
 K_HAT_LIMIT = 0.7
 """Above it, an importance-weighted estimate is not to be trusted [1].
 
@@ -79,10 +79,11 @@ def importance_bound(log_weights: Tensor) -> Tensor:
 def k_hat(log_weights: Tensor) -> Tensor:
     """Shape of the Pareto distribution that fits the largest weights (N, K) of every datum: (N,), by ArviZ.
 
-    0 where all weights are alike, such as those of an exact posterior, whose tail would be one of rounding errors, and
-    where so many are alike that no tail stands out.
+    0 where the largest are alike, such as those of an exact posterior, whose tail would be one of rounding errors; inf
+    where a few are so much larger than the others that no tail can be fitted.
     """
     with np.errstate(invalid="ignore"):  # of weights that are not finite, whose k̂ is not either
-        k = torch.from_numpy(np.asarray(load_arviz().psislw(log_weights.numpy())[1]))
-    alike = log_weights.amax(1) - log_weights.amin(1) < ALIKE
-    return torch.where((alike | k.isinf()) & log_weights.isfinite().all(1), 0.0, k)
+        k = torch.from_numpy(pareto_k(log_weights.numpy()))
+    tail = log_weights.topk(log_weights.shape[1] // 5 + 1).values
+    alike = tail[:, 0] - tail[:, -1] < ALIKE
+    return torch.where(alike & log_weights.isfinite().all(1), 0.0, k)

@@ -14,7 +14,7 @@ from torch.distributions import Distribution
 from pyro_delta.data.splits import size_of
 from pyro_delta.data.tensors import as_split
 from pyro_delta.diagnostics.bounds import ignore
-from pyro_delta.diagnostics.quiet_arviz import load_arviz
+from pyro_delta.diagnostics.quiet_arviz import as_arviz, as_tree
 from pyro_delta.diagnostics.trace import batches, evaluating, posteriors
 from pyro_delta.distributions.any_gaussian import as_gaussian
 from pyro_delta.files import written_whole
@@ -34,7 +34,7 @@ def posterior_data(
     seed: int = 0,
     advance: Advance = ignore,
 ) -> Any:
-    """Posterior means, scales and samples of data as an ArviZ `InferenceData`.
+    """Posterior means, scales and samples of data for ArviZ.
 
     Args:
         vae: of which the guide is used.
@@ -47,8 +47,9 @@ def posterior_data(
         advance: called with the number of data just done.
 
     Returns:
-        group `posterior` with each latent site, such as `z` (chain 1, draw, datum, step, dim); group `constant_data`
-        with its `z_mean` and `z_scale` (datum, step, dim), and `starts` (step).
+        an `arviz.InferenceData`, or with ArviZ 1 an `xarray.DataTree`: group `posterior` with each latent site, such as
+        `z` (chain 1, draw, datum, step, dim); group `constant_data` with its `z_mean` and `z_scale` (datum, step, dim),
+        and `starts` (step).
     """
     split = as_split(data)
     parts: dict[str, list[tuple[Tensor, Tensor, Tensor]]] = {}
@@ -68,12 +69,8 @@ def posterior_data(
             dims[f"{name}_{what}"] = axes
     if starts is not None:
         constant["starts"], dims["starts"] = starts.cpu().numpy(), ["step"]
-    return load_arviz().from_dict(
-        posterior=posterior,
-        constant_data=constant,
-        coords={"datum": list(names or [str(i) for i in range(len(split))])},
-        dims=dims,
-    )
+    coords = {"datum": list(names or [str(i) for i in range(len(split))])}
+    return as_arviz({"posterior": posterior, "constant_data": constant}, coords, dims)
 
 
 def _axes(name: str, count: int) -> list[str]:
@@ -81,9 +78,9 @@ def _axes(name: str, count: int) -> list[str]:
 
 
 def save_netcdf(data: Any, path: Path) -> None:
-    """Writes an `InferenceData`, whole or not at all."""
+    """Writes what `posterior_data` gives, whole or not at all."""
     # By way of memory, for HDF5 does not survive a full disk: it crashes when it closes what it could not write.
-    whole, tree = io.BytesIO(), data.to_datatree()
+    whole, tree = io.BytesIO(), as_tree(data)
     compressed = {node.path: {name: {"zlib": True} for name in node.data_vars} for node in tree.leaves}
     tree.to_netcdf(whole, engine="h5netcdf", encoding=compressed)
     with written_whole(path) as file:

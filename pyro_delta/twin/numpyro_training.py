@@ -167,7 +167,7 @@ class NumPyroTraining(Training):
         shapes = {name: leaf.shape for name, leaf in _leaves(self.steps.optimizer)}
         if {name: getattr(value, "shape", None) for name, value in state["optimizer"].items()} != shapes:
             raise UserError(f"{path} does not fit the run's configuration: its optimiser is another one.")
-        leaves = [jnp.asarray(state["optimizer"][name].numpy()) for name in names]
+        leaves = [jnp.array(state["optimizer"][name].numpy()) for name in names]
         optimizer = jax.tree.unflatten(jax.tree.structure(self.steps.optimizer), leaves)
         self.steps = State(weights, average, optimizer)
         super().restore(state, path)
@@ -207,7 +207,7 @@ class NumPyroTraining(Training):
         lr, weight = np.zeros(span), np.zeros(span)
         for i, step in enumerate(range(self.step, self.step + count)):
             progress = step / settings.steps if settings.steps is not None else self.progress
-            order[i], lr[i] = self.batches.indices(step), learning_rate(settings, step, progress)
+            order[i], lr[i] = self.batches.indices(step).numpy(), learning_rate(settings, step, progress)
             weight[i] = averaging_weight(step, settings.ema)
         key = jax.random.key(settings.seed)
         train = self.train

@@ -31,7 +31,7 @@ def load_weights(module: nnx.Module, weights: Mapping[str, Any]) -> None:
 
     Args:
         module: to be set in place, unless an error is raised. Its variables get the precision of the weights.
-        weights: name → tensor or array. Every name must have its place in the module, and every place its name.
+        weights: name → tensor or array, copied. Every name must have its place in the module, and every place its name.
 
     Raises:
         UserError: if a weight is missing, left over, or of another shape; it is named.
@@ -44,7 +44,8 @@ def load_weights(module: nnx.Module, weights: Mapping[str, Any]) -> None:
         raise UserError(f"{kind} of the twin has no place for the weights {', '.join(left_over)}.")
     arrays = {name: _from_torch(slot, weights[name]) for name, slot in slots.items()}
     for name, slot in slots.items():
-        slot.variable.set_value(jnp.asarray(arrays[name]))
+        # A copy: JAX may take over the memory of a tensor, which torch's optimisers write into.
+        slot.variable.set_value(jnp.array(arrays[name]))
 
 
 def torch_weights(module: nnx.Module) -> dict[str, np.ndarray[Any, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -168,40 +169,54 @@ def _cifar10_folder(root: Path) -> tuple[Split, Split] | None:
 def _cifar10_archive(root: Path) -> tuple[Split, Split]:
     from torchvision.datasets import CIFAR10
 
-    def split(train: bool) -> Split:
+    def split(home: Path, train: bool) -> Split:
         with warnings.catch_warnings():
             # The archive was pickled by a NumPy of 2009, which wrote `align` as 0; NumPy 2.4.0 to 2.4.4 warn of that.
             warnings.filterwarnings("ignore", message=".*align should be passed as Python or NumPy boolean")
             data = CIFAR10(home, train=train, download=True)  # only what is missing or fails its checksum
         return split_of(data.data.transpose(0, 3, 1, 2), np.asarray(data.targets))
 
-    home = _home(root, "cifar10", CIFAR10.base_folder, CIFAR10.filename)
+    home, is_there = _home(root, "cifar10", CIFAR10.base_folder, CIFAR10.filename)
     mend = f"put {CIFAR10.filename}, or train/<class>/*.png and test/<class>/*.png, into {home}"
-    return _torchvision(split, "CIFAR-10", home, mend)
+    return _torchvision(split, "CIFAR-10", home, is_there, mend)
 
 
 def _mnist(root: Path) -> tuple[Split, Split]:
     from torchvision.datasets import MNIST
 
-    def split(train: bool) -> Split:
+    def split(home: Path, train: bool) -> Split:
         data = MNIST(home, train=train, download=True)
         return split_of(data.data.unsqueeze(1).numpy(), data.targets.numpy())
 
-    home = _home(root, "mnist", "MNIST")
+    home, is_there = _home(root, "mnist", "MNIST")
     mend = f"put the four *-ubyte.gz files of MNIST, and nothing else, into {home / 'MNIST' / 'raw'}"
-    return _torchvision(split, "MNIST", home, mend)
+    return _torchvision(split, "MNIST", home, is_there, mend)
 
 
-def _home(root: Path, name: str, *signs: str) -> Path:
-    """Where torchvision is to look: the root itself if a sign of the dataset is there, else the folder `name` in it."""
+def _home(root: Path, name: str, *signs: str) -> tuple[Path, bool]:
+    """Where torchvision is to look, and whether a sign of the dataset is there: the root if one is there and none is in
+    the folder `name` in it, else that folder.
+    """
     in_root = any((root / sign).exists() for sign in signs)
     in_folder = any((root / name / sign).exists() for sign in signs)
-    return root if in_root and not in_folder else root / name
+    return (root if in_root and not in_folder else root / name), in_root or in_folder
 
 
-def _torchvision(split: Callable[[bool], Split], title: str, home: Path, mend: str) -> tuple[Split, Split]:
+def _torchvision(
+    split: Callable[[Path, bool], Split], title: str, home: Path, is_there: bool, mend: str
+) -> tuple[Split, Split]:
+    """Both splits. What is not there at all is downloaded aside: a failure leaves nothing, and others see it whole."""
     try:
-        return split(True), split(False)
+        if is_there:
+            return split(home, True), split(home, False)
+        above = next(folder for folder in (home, *home.parents) if folder.is_dir())
+        with tempfile.TemporaryDirectory(dir=above, prefix=f".{home.name}.") as aside:
+            splits = split(Path(aside), True), split(Path(aside), False)
+            home.mkdir(parents=True, exist_ok=True)
+            for path in Path(aside).iterdir():
+                if not (home / path.name).exists():  # another process may have been faster
+                    path.replace(home / path.name)
+            return splits
     except Exception as error:  # no network, no space, a damaged archive: torchvision raises a dozen kinds
         reason = next(iter(str(error).splitlines()), "") or type(error).__name__
         message = f"{title} could be neither read from {home} nor downloaded ({reason.rstrip('.:')}); {mend}."

@@ -243,7 +243,7 @@ def check_conditioning(title: str, case: Case) -> Finding:
 def _later(case: Case, vae: VAE, name: str, z: Tensor, other: Tensor, base: int, places: Tensor) -> int | None:
     """The first position that changes when latents that start after it are replaced, for each of the places."""
     assert case.starts is not None
-    for chosen in places.split(CHUNK):
+    for chosen in places.split(CHUNK) if len(places) else ():  # of none, torch gives one part, of none
         x, same = copies(case.x[base], len(chosen)), copies(z[base], len(chosen))
         later = (case.starts > chosen[:, None])[..., None]
         plain, _ = look(case, vae, x, {name: same}, like=base)
