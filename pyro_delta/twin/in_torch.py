@@ -185,7 +185,8 @@ def _per_dimension(distribution: InTorch) -> InTorch:
     own = _plain(distribution.own)
     with _precision(distribution.wide):
         if type(own) is GaussianAR1:
-            return in_torch(GaussianAR1(own.alpha[..., None], own.length))
+            lengths = None if own.lengths is None else own.lengths[..., None]
+            return in_torch(GaussianAR1(own.alpha[..., None], own.length, lengths))
         if (parameters := normal_parameters(own)) is not None and len(own.event_shape) == 2:
             loc, scale = (part.swapaxes(-1, -2)[..., None] for part in parameters)
             return in_torch(Normal(loc, scale).to_event(2))
