@@ -615,6 +615,44 @@ def last_word(out: Tensor, x: Tensor) -> Tensor:
     return out + (x[:, 0] == 4).to(out)[:, None, None]
 
 
+LENGTHS = {"lengths": torch.tensor([3, 12, 7])}
+
+
+def test_data_with_lengths_are_certified_by_them() -> None:
+    certificate = verify(of_tokens(), TOKENS, extras=LENGTHS)
+    assert certificate.failure is None
+    assert all(f.passed for f in certificate.findings), certificate
+    assert certificate.delta_nats == pytest.approx(3.0, rel=1e-6)
+    assert certificate.guarantee == "every datum, by its length"
+    assert finding(certificate, "committed rate")[1].startswith(
+        "δ of a datum is that of its own length, 3 nats for one of all steps, by formula"
+    )
+
+
+class Weaker(AR1Prior):
+    """Commits less than its length says, where that is short."""
+
+    def forward(self, lengths: Tensor | None = None) -> GaussianAR1:
+        p = super().forward(lengths)
+        return p if lengths is None else GaussianAR1(p.alpha * (p.lengths == p.length)[:, None], p.length, p.lengths)
+
+
+class Untold(AR1Prior):
+    """Says nothing of the lengths that it goes by."""
+
+    def forward(self, lengths: Tensor | None = None) -> GaussianAR1:
+        p = super().forward(lengths)
+        return p if lengths is None else GaussianAR1(p.alpha * (p.lengths == p.length)[:, None], p.length)
+
+
+@pytest.mark.parametrize("prior", [Weaker, Untold])
+def test_what_differs_by_more_than_its_length_is_not_certified(prior: type[AR1Prior]) -> None:
+    vae = of_tokens()
+    vae.model.prior = prior(TOKENS, dims=2, length=4, rate_nats=3.0)
+    certificate = verify(vae, TOKENS, extras=LENGTHS)
+    assert certificate.delta_nats is None
+
+
 def test_sequences_of_tokens_and_numbers_are_certified() -> None:
     score = ScoreSpec(4, 5, voices=3)
     for vae, spec, seen in (

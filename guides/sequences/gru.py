@@ -56,6 +56,8 @@ class BackwardGRU(Network):
 
     def features(self, x: Tensor, lengths_b: Tensor | None = None) -> Tensor:
         """(B, n, hidden), before the last layer."""
+        if lengths_b is not None:  # nothing is read behind the end of the longest
+            x = x[:, : int(lengths_b.max())]
         x_btk = x.long().reshape(len(x), -1, self.voices)
         rows_k = torch.arange(self.voices, device=x.device) * self.levels
         v_bth = self.embed(x_btk + rows_k).sum(-2)

@@ -50,10 +50,10 @@ class ConditionalGRU(Network):
 
     @autocast_inside
     def forward(self, x: Tensor, z_bnd: Tensor) -> Tensor:
-        """Tokens (B, *shape) and z (B, n, d) → logits (B, *shape, V)."""
+        """Tokens (B, *shape), or fewer positions of them, and z (B, n, d) → logits (B, *shape, V)."""
         x_btk = x.reshape(len(x), -1, self.voices)
         before_btk = torch.cat((torch.full_like(x_btk[:, :1], self.levels), x_btk[:, :-1]), dim=1)
-        context_bth = self._context(z_bnd, len(x))
+        context_bth = self._context(z_bnd, len(x))[:, : x_btk.shape[1]]
         seen_bth, _ = self.gru(self._embedded(before_btk).sum(-2) + context_bth)
         hidden_btkh = self._heads(seen_bth, context_bth)
         if self.above is not None:

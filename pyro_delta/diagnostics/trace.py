@@ -764,6 +764,8 @@ def data_first(values: Tensor, fn: Distribution | None, dim: int | None, axis: i
 def numbers(site: Site) -> float:
     """Numbers of all data at an observed site that no mask leaves out."""
     masks, fn = [(site.mask, site.fn)], site.fn
+    if (counted := getattr(fn, "counted", None)) is not None:  # of events that it knows the ends of
+        masks.append((counted, None))
     while fn is not None:
         if isinstance(fn, MaskedDistribution):
             masks.append((fn._mask, fn))

@@ -180,6 +180,11 @@ class GaussianAR1(TorchDistribution):
         """Differential entropy in nats, shape batch_shape."""
         return 0.5 * (self._log_det_d() + self.length * (1 + math.log(2 * math.pi))).sum(-1)
 
+    @property
+    def whole(self) -> GaussianAR1:
+        """The same process without lengths: all its steps count."""
+        return GaussianAR1(self.alpha, self.length, validate_args=self._validate_args)
+
     def inside(self) -> Tensor:
         """Which steps are no padding, (..., n, 1)."""
         steps = torch.arange(self.length, device=self.alpha.device)

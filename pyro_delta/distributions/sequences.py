@@ -79,8 +79,13 @@ class AutoregressiveTokens(TorchDistribution):
 
     def parameters_at(self, x: Tensor) -> Tensor:
         """Teacher-forced logits (…, *event shape, V) for sequences x (…, *event shape)."""
-        shape = torch.broadcast_shapes(x.shape[: -len(self.event_shape)], self.batch_shape)
-        flat_x = x.expand(shape + self.event_shape).reshape((-1, *self.event_shape)).long()
+        return self._logits(x)
+
+    def _logits(self, x: Tensor) -> Tensor:
+        """The same for sequences that may be shorter."""
+        event_shape = x.shape[-len(self.event_shape) :]
+        shape = torch.broadcast_shapes(x.shape[: -len(event_shape)], self.batch_shape)
+        flat_x = x.expand(shape + event_shape).reshape((-1, *event_shape)).long()
         z_bnd = self.z.expand(shape + self.z.shape[-2:]).reshape((-1, *self.z.shape[-2:]))
         logits = self.network(flat_x, z_bnd)
         return logits.reshape((*shape, *logits.shape[1:]))
@@ -89,12 +94,16 @@ class AutoregressiveTokens(TorchDistribution):
         """Log-probability of each token given those before it, in their order: (…, numbers of an event) nats."""
         if self._validate_args:
             self._validate_sample(x)
-        log_p = F.log_softmax(self.parameters_at(x), dim=-1)
-        tokens = x.long().expand(log_p.shape[:-1])
-        terms = log_p.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
+        axis, positions = -len(self.event_shape), self.event_shape[0]
+        # Nothing is computed behind the end of the longest.
+        longest = positions if self.lengths is None else int(self.lengths.max())
+        tokens = x.narrow(axis, 0, longest).long()
+        log_p = F.log_softmax(self._logits(tokens), dim=-1)
+        terms = log_p.gather(-1, tokens.expand(log_p.shape[:-1]).unsqueeze(-1)).squeeze(-1)
         if (counted := self.counted) is not None:
-            terms = torch.where(counted, terms, 0.0)
-        return terms.flatten(-len(self.event_shape))
+            terms = torch.where(counted.narrow(axis, 0, longest), terms, 0.0)
+            terms = F.pad(terms, (0, 0) * (-axis - 1) + (0, positions - longest))
+        return terms.flatten(axis)
 
     def log_prob(self, x: Tensor) -> Tensor:
         """Log-probability of whole sequences in nats, of their batch shape broadcast with that of z."""

@@ -94,6 +94,18 @@ class InTorch(Distribution):
         with _precision(self.wide):
             return to_torch(self.own.entropy())
 
+    @property
+    def lengths(self) -> Tensor | None:
+        """Of an AR(1) process that has a length for each of its batch."""
+        lengths = getattr(_plain(self.own), "lengths", None)
+        return None if lengths is None else to_torch(lengths)
+
+    @property
+    def whole(self) -> InTorch:
+        """That process without lengths."""
+        own: Any = _plain(self.own)
+        return in_torch(type(own)(own.alpha, own.length))
+
     def log_prob(self, value: Tensor) -> Tensor:
         """Log-density of values, with derivatives by them."""
         value = value.double() if self.wide and value.is_floating_point() else value

@@ -25,6 +25,8 @@ TEST, VALIDATION = 60, 45
 """Pieces that these have at least."""
 STRIDE = 4
 """Quarter notes between the windows of training: a bar."""
+ROOM = 200
+"""Quarter notes that whole pieces are filled up to; the longest has 193."""
 
 
 class Chorales(Splits):
@@ -40,6 +42,7 @@ class Chorales(Splits):
 
     Args:
         length: quarter notes of a window.
+        whole: whole pieces in the place of windows, each with its length, filled up with rests to 200 quarter notes.
         transpose: semitones by which training windows are transposed at most, up and down.
         validation: number of validation windows; all if None.
         seed: of the order of training and validation windows; the pieces of each split are always the same.
@@ -51,18 +54,19 @@ class Chorales(Splits):
         self,
         *,
         length: Count = 32,
+        whole: bool = False,
         transpose: Annotated[int, Field(ge=0, le=6)] = 3,
         validation: int | None = None,
         seed: Seed = 0,
     ) -> None:
         pieces, fifths = read_pieces()
-        spec = ScoreSpec(length, LEVELS, lowest=LOWEST)
+        spec = ScoreSpec(ROOM if whole else length, LEVELS, lowest=LOWEST, whole=whole)
         parts = split_pieces(melodies(pieces))
         splits = [
             windows(
                 [pieces[i] for i in part],
                 [fifths[i] for i in part],
-                length,
+                None if whole else length,
                 stride=length if held_out else STRIDE,
                 semitones=range(1) if held_out else range(-transpose, transpose + 1),
             )
@@ -73,8 +77,9 @@ class Chorales(Splits):
         train, held_out, test = splits
         count = len(held_out) if validation is None else validation
         if not 1 <= count <= len(held_out):
+            them = "pieces" if whole else "windows"
             raise UserError(
-                f"chorales has {len(held_out)} validation windows, not {count}; ask for 1 to {len(held_out)}."
+                f"chorales has {len(held_out)} validation {them}, not {count}; ask for 1 to {len(held_out)}."
             )
         held_out = reordered(held_out, seed).take(slice(count))
         super().__init__(spec, reordered(train, seed), held_out, reordered(test, TEST_SEED), KEYS)
@@ -118,28 +123,35 @@ def split_pieces(melody: list[int]) -> tuple[list[int], list[int], list[int]]:
     return train, validation, test
 
 
-def windows(pieces: list[Tensor], fifths: list[int], length: int, *, stride: int, semitones: range) -> Split:
+def windows(pieces: list[Tensor], fifths: list[int], length: int | None, *, stride: int, semitones: range) -> Split:
     """Windows of pieces with the key signature of each, transposed by all of `semitones` that keep all their pitches.
+
+    Whole pieces have their lengths beside them.
 
     Args:
         pieces: tokens (T, 4).
         fifths: sharps of their signatures.
-        length: of a window; shorter pieces have none.
+        length: of a window; shorter pieces have none. None for whole pieces.
         stride: from a window to the next.
         semitones: to transpose by.
     """
     found: list[Tensor] = []
     labels: list[int] = []
+    lengths: list[int] = []
     for piece, sharps in zip(pieces, fifths, strict=True):
-        for start in range(0, len(piece) - length + 1, stride):
-            window = piece[start : start + length].long()
+        size = len(piece) if length is None else length
+        for start in range(0, len(piece) - size + 1, stride if length else size):
+            window = piece[start : start + size].long()
             for shift in semitones:
                 moved = torch.where(window == 0, 0, window + shift)
                 if moved[window > 0].min() >= 1 and moved.max() < LEVELS:
-                    found.append(moved.to(torch.uint8))
+                    room = size if length else ROOM
+                    found.append(torch.nn.functional.pad(moved.to(torch.uint8), (0, 0, 0, room - size)))
                     labels.append(KEYS.index(_signature(sharps + 7 * shift)))
-    x = torch.stack(found) if found else torch.zeros(0, length, 4, dtype=torch.uint8)
-    return Split(x, torch.tensor(labels, dtype=torch.int64))
+                    lengths.append(size)
+    x = torch.stack(found) if found else torch.zeros(0, length or ROOM, 4, dtype=torch.uint8)
+    extras = {} if length else {"lengths": torch.tensor(lengths)}
+    return Split(x, torch.tensor(labels, dtype=torch.int64), extras)
 
 
 def _signature(sharps: int) -> str:

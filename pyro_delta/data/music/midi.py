@@ -83,7 +83,7 @@ def read_midi(spec: ScoreSpec, path: Path, count: int | None) -> tuple[Tensor, l
     """The scores of a MIDI file, (N, T, K), and their names: what sounds at the beginning of each quarter note.
 
     Where `save_midi` has left its markers, a score begins at each and is filled up with rests. Otherwise the file is
-    cut into windows of T from its beginning, and what is left over is dropped.
+    cut into windows of T from its beginning, and what is left over is dropped; or it is a whole piece, if scores are.
 
     Raises:
         UserError: if it cannot be read, has other voices or pitches, or is too short.
@@ -115,6 +115,13 @@ def read_midi(spec: ScoreSpec, path: Path, count: int | None) -> tuple[Tensor, l
 
 
 def _cut(spec: ScoreSpec, x_tk: Tensor, marks: list[int], path: Path, count: int | None) -> tuple[Tensor, list[str]]:
+    if spec.whole and not marks:
+        marks = [0]
+        if len(x_tk) > spec.length:
+            raise UserError(
+                f"{path} has {len(x_tk)} quarter notes, and a piece of this model {spec.length} at most; give a "
+                "shorter one."
+            )
     if marks:
         parts = [x_tk[start:end][: spec.length] for start, end in pairwise([*marks, len(x_tk)])]
         x = torch.stack([torch.cat((part, part.new_zeros(spec.length - len(part), spec.voices))) for part in parts])

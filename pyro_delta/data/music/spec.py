@@ -29,6 +29,8 @@ class ScoreSpec(TokenSpec):
         levels: V, of which one is the rest.
         voices: K, from the highest to the lowest.
         lowest: MIDI pitch of token 1.
+        whole: whether scores are whole pieces of up to T quarter notes, with rests behind their end, and `lengths`
+            beside them in a batch.
 
     Raises:
         UserError: if a size is below 1, or the pitches are none of MIDI.
@@ -36,6 +38,7 @@ class ScoreSpec(TokenSpec):
 
     voices: int = 4
     lowest: int = 36
+    whole: bool = False
 
     unit: ClassVar[str] = "bits/note"
     suffix: ClassVar[str] = ".mid"
@@ -83,9 +86,20 @@ class ScoreSpec(TokenSpec):
     def open(self, path: Path, count: int | None = None) -> tuple[Tensor, list[str]]:
         """Scores of a MIDI file of K tracks, in windows that do not overlap; those of `show` as they were.
 
+        Where scores are whole pieces, a file is one.
+
         Raises:
-            UserError: if the file cannot be read, is too short, or has other voices or pitches.
+            UserError: if the file cannot be read, is too short or too long, or has other voices or pitches.
         """
         from pyro_delta.data.music.midi import read_midi
 
         return read_midi(self, path, count)
+
+    def beside(self, x: Tensor) -> dict[str, Tensor]:
+        """What goes with scores (N, T, K) that were read from a file: lengths of whole pieces, to their last note."""
+        if not self.whole:
+            return {}
+        import torch
+
+        steps = torch.arange(1, self.length + 1, device=x.device)
+        return {"lengths": torch.where((x > 0).any(-1), steps, 1).amax(-1)}
