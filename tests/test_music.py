@@ -1,5 +1,6 @@
 """Scores: MIDI and pictures, the chorales, and a run of them by the commands."""
 
+import json
 from collections.abc import Callable
 from itertools import chain
 from pathlib import Path
@@ -12,9 +13,11 @@ from mido import Message, MetaMessage, MidiFile, MidiTrack
 from PIL import Image
 from test_cli import call
 
+import pyro_delta
 from pyro_delta.data import load
 from pyro_delta.data.music import ScoreSpec
 from pyro_delta.data.music.chorales import KEYS, SAME_MELODY, melodies, read_pieces, split_pieces, windows
+from pyro_delta.diagnostics.bounds import encode
 from pyro_delta.errors import UserError
 
 SPEC = ScoreSpec(4, 47)
@@ -247,3 +250,72 @@ def test_from_training_to_samples_by_the_commands(tmp_path: Path, monkeypatch: p
         assert sentence in err
         assert err.count("\n") <= 3
         assert not Path("n").exists()
+
+
+def test_whole_pieces_by_the_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each with its length: in training, check, samples, and files of one's own."""
+    monkeypatch.chdir(tmp_path)
+    whole = [*SMALL, "--set", "data.whole=true", "--set", "prior.alpha=0.8"]
+    for arguments in (
+        ("train", *whole, "--steps", 2, "--set", "training.log_every=1", "--out", "run"),
+        ("sample", "run", "--num", 3, "--out", "drawn.mid"),
+        ("encode", "run", "drawn.mid", "--out", "z.nc"),
+        ("reconstruct", "run", "drawn.mid", "--num", 2, "--out", "back.mid"),
+    ):
+        code, out, err = call(*arguments)
+        assert code == 0, (arguments, err)
+        if arguments[0] == "train":
+            assert "δ of a datum is that of its own length, 49.4858 nats for one of all steps" in out + err
+    run = pyro_delta.load("run")
+    test = run.data().test
+    found = pyro_delta.check(run, images=12, told_images=8, told_samples=4).numbers
+    assert found["floor_holds"] is True
+    assert found["delta_guarantee"] == "every datum, by its length"
+    lengths = test.extras["lengths"]
+    by_hand = 0.5 * ((lengths.double() - 2) * np.log(1.64) - np.log(0.36))
+    torch.testing.assert_close(encode(run.vae, test).delta, by_hand, rtol=1e-6, atol=0)
+    x, _ = run.spec.open(Path("drawn.mid"))
+    assert (run.spec.beside(x)["lengths"] <= lengths[:3]).all()
+    silent = lengths - run.spec.beside(test.x)["lengths"]  # some end with a rest
+    assert silent.unique().tolist() == [0, 1]
+    written(Path("long.mid"), *[held(pitch, 201) for pitch in (72, 60, 55, 48)])
+    for arguments, sentence in (
+        (
+            ("encode", "run", "long.mid", "--out", "y.nc"),
+            "has 201 quarter notes, and a piece of this model 200",
+        ),
+        (("encode", "run", "back.mi", "--out", "y.nc"), "cannot read back.mi"),
+        (("check", "run", "--images", 1), "there is 1 datum; to compare latents takes 4."),
+    ):
+        code, _, err = call(*arguments)
+        assert code == 2, (arguments, err)
+        assert sentence in err
+
+
+def test_both_backends_agree_on_data_with_lengths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A trained run of each: windows of voices, and pieces of lengths; and both draw the same."""
+    pytest.importorskip("flax")
+    monkeypatch.chdir(tmp_path)
+    for name, more in (("windows", []), ("whole", ["--set", "data.whole=true", "--set", "prior.alpha=0.8"])):
+        assert call("train", *SMALL, *more, "--steps", 2, "--out", name)[0] == 0
+        code, out, err = call("crosscheck", name, "--images", 2, "--float64", "--json")
+        assert code == 0, err
+        found = json.loads(out)
+        assert found["agrees"] is True
+        assert max(term["difference"] for term in found["terms"]) < 1e-9
+        for backend in ("pyro", "numpyro"):
+            assert call("sample", name, "--num", 2, "--backend", backend, "--out", f"{backend}.mid")[0] == 0
+        assert Path("pyro.mid").read_bytes() == Path("numpyro.mid").read_bytes()
+
+
+def test_the_example_of_independent_notes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    example = Path(__file__).parents[1] / "examples" / "independent_notes.py"
+    own = [part for part in SMALL if "likelihood.hidden" not in str(part)]
+    own = [part for i, part in enumerate(own) if part != "--set" or own[i + 1 : i + 2] != ["--set"]]
+    prior = ("--prior", "standard_normal", "--set", "prior.dims=2")
+    code, _, err = call(
+        "train", *own, *prior, "--likelihood", f"{example}:IndependentNotes", "--steps", 1, "--out", "run"
+    )
+    assert code == 0, err
+    assert call("sample", "run", "--num", 1, "--out", "x.mid")[0] == 0
