@@ -18,7 +18,9 @@ from pyro_delta.data import load
 from pyro_delta.data.music import ScoreSpec
 from pyro_delta.data.music.chorales import KEYS, SAME_MELODY, melodies, read_pieces, split_pieces, windows
 from pyro_delta.diagnostics.bounds import encode
+from pyro_delta.diagnostics.trace import committed, evaluating
 from pyro_delta.errors import UserError
+from pyro_delta.rate import ar1_committed_rate
 
 SPEC = ScoreSpec(4, 47)
 TICK = 480
@@ -273,7 +275,10 @@ def test_whole_pieces_by_the_commands(tmp_path: Path, monkeypatch: pytest.Monkey
     assert found["delta_guarantee"] == "every datum, by its length"
     lengths = test.extras["lengths"]
     by_hand = 0.5 * ((lengths.double() - 2) * np.log(1.64) - np.log(0.36))
-    torch.testing.assert_close(encode(run.vae, test).delta, by_hand, rtol=1e-6, atol=0)
+    encoding, again = encode(run.vae, test), encode(run.vae, test, batch=7)
+    torch.testing.assert_close(encoding.delta, by_hand, rtol=1e-6, atol=0)
+    torch.testing.assert_close(again.rate, encoding.rate, rtol=1e-5, atol=0)
+    assert encoding.scored == again.scored == 4 * lengths.double().mean().item()
     x, _ = run.spec.open(Path("drawn.mid"))
     assert (run.spec.beside(x)["lengths"] <= lengths[:3]).all()
     silent = lengths - run.spec.beside(test.x)["lengths"]  # some end with a rest
@@ -306,6 +311,27 @@ def test_both_backends_agree_on_data_with_lengths(tmp_path: Path, monkeypatch: p
         for backend in ("pyro", "numpyro"):
             assert call("sample", name, "--num", 2, "--backend", backend, "--out", f"{backend}.mid")[0] == 0
         assert Path("pyro.mid").read_bytes() == Path("numpyro.mid").read_bytes()
+
+
+def test_numpyro_programs_are_looked_at_by_lengths() -> None:
+    """As those of Pyro are: what is scored, what is committed, and what differs from datum to datum."""
+    nnx = pytest.importorskip("flax.nnx")
+    from pyro_delta.twin import build, priors, sequences
+    from pyro_delta.twin.diagnose import NumPyroVAE
+
+    spec, rngs = ScoreSpec(4, 5, voices=2), nnx.Rngs(0)
+    prior = priors.AR1Prior(spec, dims=1, rate_nats=1.0)
+    model = build.DeltaVAE(prior, sequences.GRULikelihood(spec, prior, rngs=rngs, hidden=3))
+    vae = NumPyroVAE(model, sequences.GRUGuide(spec, prior, rngs=rngs, hidden=3), None)
+    batch = {"x": torch.ones(3, 4, 2, dtype=torch.uint8), "lengths": torch.tensor([2, 4, 1])}
+    found = encode(vae, batch)
+    assert found.scored == pytest.approx(2 * 7 / 3)
+    expected = [ar1_committed_rate(float(prior.alpha[0]), length).item() for length in (2, 4, 1)]
+    assert found.delta is not None
+    assert found.delta.tolist() == pytest.approx(expected, rel=1e-6)
+    with evaluating(vae, 0):
+        known = committed(vae, batch)
+    assert (known.guarantee, known.nats) == ("every datum, by its length", pytest.approx(1.0, rel=1e-6))
 
 
 def test_the_example_of_independent_notes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

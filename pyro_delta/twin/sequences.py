@@ -91,12 +91,17 @@ class AutoregressiveTokens(Distribution):
         drawn = self.network.generate(self._latents(batch), choose, uniforms_tbk)
         return self._within(drawn.reshape(batch + self.event_shape))
 
+    @property
+    def counted(self) -> Array | None:
+        """Which tokens count, of batch shape + event shape; None if all do."""
+        if self.lengths is None:
+            return None
+        inside = jnp.arange(self.event_shape[0]) < self.lengths[..., None]
+        return jnp.broadcast_to(inside.reshape(inside.shape + (1,) * (self.event_dim - 1)), self.shape())
+
     def _within(self, values: Array) -> Array:
         """Values (..., *event shape), 0 in the place of those behind the end of a sequence."""
-        if self.lengths is None:
-            return values
-        inside = jnp.arange(self.event_shape[0]) < self.lengths[..., None]
-        return jnp.where(inside.reshape(inside.shape + (1,) * (self.event_dim - 1)), values, 0)
+        return values if self.counted is None else jnp.where(self.counted, values, 0)
 
     def _latents(self, batch: tuple[int, ...]) -> Array:
         """Z repeated to a batch shape, whose dimensions are then one: (B, n, d)."""
