@@ -48,7 +48,7 @@ def floor_holds(encoding: Encoding, delta: float | None, guarantee: Guarantee | 
     if delta is None or not encoding.closed_form:
         return None
     rate = encoding.rate.mean() if guarantee == IN_THE_MEAN else encoding.rate
-    least = torch.as_tensor(delta) if encoding.delta is None else encoding.delta
+    least = torch.tensor(delta, dtype=torch.float64) if encoding.delta is None else encoding.delta
     return bool((rate >= least * (1 - 1e-9) - ROUNDING).all())
 
 
