@@ -834,6 +834,22 @@ def test_nothing_is_heard_from_behind_the_end(name: str) -> None:
 
 
 @pytest.mark.parametrize("spec", [TOKENS, VOICES], ids=["tokens", "voices"])
+def test_short_sequences_alone_are_what_they_are_beside_longer_ones(spec: TokenSpec) -> None:
+    """Nothing is computed behind the end of the longest one of a batch, and nothing is lost by that."""
+    vae, lengths = token_vae([0, 1, 2, 3, 4, 5], spec), torch.tensor([3, 1, 4, 6])
+    x, z = random_images(spec, (4,)), random_normal(4, *vae.model.prior().event_shape)
+    together, alone = vae.model.likelihood(z, lengths), vae.model.likelihood(z[:3], lengths[:3])
+    log_p = together.parameters_at(x).log_softmax(-1).gather(-1, x.unsqueeze(-1)).squeeze(-1)
+    expected = (log_p.flatten(1) * (torch.from_numpy(spec.places().reshape(-1)) < lengths[:, None])).sum(1)
+    torch.testing.assert_close(together.log_prob(x), expected)
+    torch.testing.assert_close(alone.log_prob(x[:3]), expected[:3])
+    assert alone.terms(x[:3]).shape == (3, spec.scored)
+    q, of_alone = vae.guide.posterior(x, lengths).base_dist, vae.guide.posterior(x[:3], lengths[:3]).base_dist
+    torch.testing.assert_close(of_alone.loc, q.loc[:3])
+    torch.testing.assert_close(of_alone.scale, q.scale[:3])
+
+
+@pytest.mark.parametrize("spec", [TOKENS, VOICES], ids=["tokens", "voices"])
 def test_cached_samples_are_naive_ones(spec: TokenSpec) -> None:
     """With the same noise, token by token from whole passes; behind the end there are zeros."""
     p = token_vae(TOKEN_STARTS["above_zero"], spec).model.likelihood(random_normal(4, 2, 2))
