@@ -293,6 +293,10 @@ def kl_mean_field_gaussian_ar1(q: Independent, p: GaussianAR1) -> Tensor:
     pull_td = p._pull_td()
     step_td = _innovations(later_td, before_td, pull_td)
     spread_td = torch.addcmul(later_variance_td, step_td, step_td)
-    spread_td = torch.addcmul(spread_td, pull_td.square(), before_variance_td)
-    square_d = torch.addcmul(first_variance_d, first_d, first_d) + p._over_variance(spread_td)
+    if p.lengths is None:  # sums first, which takes a pass over memory less
+        spread_d = torch.addcmul(spread_td.sum(-2), p.alpha.square(), before_variance_td.sum(-2))
+        spread_d = spread_d / _innovation_variance(p.alpha)
+    else:
+        spread_d = p._over_variance(torch.addcmul(spread_td, pull_td.square(), before_variance_td))
+    square_d = torch.addcmul(first_variance_d, first_d, first_d) + spread_d
     return 0.5 * (square_d - p.length - 2 * log_scale_d + p._log_det_d()).sum(-1)
