@@ -67,6 +67,19 @@ def test_what_is_written_is_what_is_played(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
+def test_longer_scores_are_cut_and_shorter_ones_filled_up(tmp_path: Path) -> None:
+    """Those that a model of another length has drawn."""
+    x = torch.arange(1, 41).reshape(1, 10, 4).repeat(2, 1, 1)
+    ScoreSpec(10, 47).show(x, tmp_path / "x.mid", columns=1)
+    assert torch.equal(SPEC.open(tmp_path / "x.mid")[0], x[:, :8].reshape(4, 4, 4).to(torch.uint8))
+    for spec in (ScoreSpec(12, 47), ScoreSpec(12, 47, whole=True)):
+        longer, _ = spec.open(tmp_path / "x.mid")
+        assert torch.equal(longer[:, :10], x.to(torch.uint8))
+        assert not longer[:, 10:].any()
+    with pytest.raises(UserError, match="has 10 quarter notes, and a piece of this model 9 at most; give a shorter"):
+        ScoreSpec(9, 47, whole=True).open(tmp_path / "x.mid")
+
+
 def written(path: Path, *voices: list[tuple[int, float, float]], kind: int = 1) -> Path:
     """A MIDI file with a track for each voice, of notes: pitch, beginning and end in quarter notes."""
     file = MidiFile(type=kind, ticks_per_beat=TICK)
@@ -100,6 +113,8 @@ def test_files_of_others_are_cut_into_windows(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("write", "sentence"),
     [
+        (lambda p: written(p, held(72, 1e6), held(60), held(55), held(48)),
+         "has 1000000 quarter notes, and 100000 at most are read; give a shorter one."),
         (lambda p: written(p, held(72, 3), held(60, 2), held(55, 2), held(48, 2)),
          "has 3 quarter notes, and a score of this model 4; give a longer one."),
         (lambda p: written(p, held(72), held(60)), "has notes in 2 tracks; give 4, a track for each voice from the"),

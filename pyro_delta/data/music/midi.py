@@ -20,6 +20,8 @@ MARK = "score "
 """What the marker at the start of each score says before its number."""
 REST = 4
 """Quarter notes of silence between scores."""
+LONGEST = 100_000
+"""Quarter notes of a file that is read: a day of music."""
 TEMPO = 750_000
 """Microseconds of a quarter note: 80 in a minute."""
 
@@ -106,6 +108,8 @@ def read_midi(spec: ScoreSpec, path: Path, count: int | None) -> tuple[Tensor, l
             f"{path} has notes in {len(voices)} tracks; give {spec.voices}, a track for each voice from the highest."
         )
     end = max(-(-off // tick) for notes in voices for _, _, off in notes)
+    if end > LONGEST:
+        raise UserError(f"{path} has {end} quarter notes, and {LONGEST} at most are read; give a shorter one.")
     marks = sorted({time // tick for track in file.tracks for time, text in _markers(track) if text.startswith(MARK)})
     if len(voices) < spec.voices and not marks:
         raise UserError(
@@ -115,24 +119,24 @@ def read_midi(spec: ScoreSpec, path: Path, count: int | None) -> tuple[Tensor, l
 
 
 def _cut(spec: ScoreSpec, x_tk: Tensor, marks: list[int], path: Path, count: int | None) -> tuple[Tensor, list[str]]:
-    if spec.whole and not marks:
-        marks = [0]
-        if len(x_tk) > spec.length:
+    """Scores from what stands between the marks, or in a file that has none: filled up, or in windows if longer."""
+    found = []
+    for start, end in pairwise([*(marks or [0]), len(x_tk)]):
+        part = x_tk[start:end]
+        if marks or spec.whole:  # may be shorter, and is filled up
+            part = part[: len(_without_end(part.numpy()))]
+            part = torch.cat((part, part.new_zeros(max(0, spec.length - len(part)), spec.voices)))
+        if len(part) < spec.length:
             raise UserError(
-                f"{path} has {len(x_tk)} quarter notes, and a piece of this model {spec.length} at most; give a "
+                f"{path} has {len(part)} quarter notes, and a score of this model {spec.length}; give a longer one."
+            )
+        if spec.whole and len(part) > spec.length:
+            raise UserError(
+                f"{path} has {len(part)} quarter notes, and a piece of this model {spec.length} at most; give a "
                 "shorter one."
             )
-    if marks:
-        parts = [x_tk[start:end][: spec.length] for start, end in pairwise([*marks, len(x_tk)])]
-        x = torch.stack([torch.cat((part, part.new_zeros(spec.length - len(part), spec.voices))) for part in parts])
-    else:
-        whole = len(x_tk) // spec.length
-        if not whole:
-            raise UserError(
-                f"{path} has {len(x_tk)} quarter notes, and a score of this model {spec.length}; give a longer one."
-            )
-        x = x_tk[: whole * spec.length].reshape(whole, *spec.shape)
-    x = x[:count]
+        found += part[: len(part) // spec.length * spec.length].split(spec.length)
+    x = torch.stack(found[:count])
     return x, [f"{path.name}/{number}" for number in range(len(x))]
 
 
