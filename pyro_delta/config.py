@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field, ValidationError, ValidationInfo, model_serializer, model_validator
 
 from pyro_delta import programs
-from pyro_delta.errors import UserError, nearest, unknown_name
+from pyro_delta.errors import UserError, in_a_line, nearest, unknown_name
 from pyro_delta.validation import Section, Seed, first_mistake
 
 EXCLUSIVE = [
@@ -98,14 +98,19 @@ class TrainingConfig(Section):
     elbo: Literal["trace", "mean_field"] = "trace"
     """trace: sampled rate (Trace_ELBO); mean_field: analytic rate (TraceMeanField_ELBO)"""
     steps: int | None = Field(None, ge=1, lt=2**63)
+    """of training; this or minutes"""
     minutes: float | None = Field(None, gt=0)
     """training time, in place of steps: compiling, validation and pictures do not count"""
     batch: int = Field(32, ge=1)
+    """data of a step, of all processes together"""
     optimizer: Literal["adam", "adamw", "muon"] = "adam"
     """muon: orthogonalised steps for the weights of linear layers and convolutions, Adam for the rest"""
     lr: float = Field(1e-3, gt=0)
+    """learning rate, after the warm-up"""
     betas: tuple[float, float] = (0.9, 0.999)
+    """of Adam: decays of the averages of gradients and of their squares"""
     weight_decay: float = Field(0.0, ge=0)
+    """of adamw and muon, apart from the gradient"""
     warmup: int = Field(100, ge=0)
     """steps of linear warm-up"""
     guide_lr: float = Field(1.0, gt=0, le=1)
@@ -121,6 +126,7 @@ class TrainingConfig(Section):
     bf16: bool = False
     """bfloat16 autocast inside the networks, on devices that compute in it; float32 on others"""
     channels_last: bool = False
+    """layout of the convolutions' weights; faster on some machines"""
     recompute: bool = False
     """activations of the networks' blocks are computed again in the backward pass: less memory, more time"""
     accumulate: int = Field(1, ge=1)
@@ -134,7 +140,9 @@ class TrainingConfig(Section):
     validation_images: int | None = Field(None, ge=1)
     """of the validation split used while training (default: all)"""
     checkpoint_minutes: float = Field(2.0, gt=0)
+    """between checkpoints"""
     seed: Seed = 0
+    """of weights, the order of the data and noise"""
 
     @model_validator(mode="after")
     def _one_way(self) -> TrainingConfig:
@@ -149,11 +157,13 @@ class AuxiliaryConfig(Section):
     """An auxiliary prior, trained beside the model on samples of its posterior."""
 
     enabled: bool = False
+    """whether it is trained beside the model"""
     hidden: int = Field(default=128, ge=1)
     """size of the LSTM's state"""
     mixtures: int = Field(default=1, ge=1)
     """Gaussians that are mixed at every step"""
     lr: float = Field(default=3e-3, gt=0)
+    """learning rate of its Adam"""
     ema: float = Field(default=0.999, ge=0, lt=1)
     """decay of the moving average of its weights"""
 
@@ -259,6 +269,38 @@ def parse_settings(pairs: Iterable[str], option: str = "--set", example: str = "
             value = text
         settings.append((key.strip(), value))
     return settings
+
+
+def settings_of_file(path: Path, over: Sequence[tuple[str, Any]] = ()) -> list[tuple[str, Any]]:
+    """Settings of a TOML file in sections, or of a run's config.json.
+
+    Args:
+        path: of the file.
+        over: settings that take the place of the file's; with a program go the file's options of the one that it had.
+
+    Raises:
+        UserError: if the file cannot be read, or does not hold sections of settings.
+    """
+    form = "JSON" if path.suffix == ".json" else "TOML"
+    try:
+        text = path.read_text(encoding="utf-8")
+        tree = json.loads(text) if form == "JSON" else tomllib.loads(text)
+    except OSError as error:
+        raise UserError(f"cannot read {path} ({error.strerror}); give a TOML file, or a run's config.json.") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is not {form} ({in_a_line(error)}); mend it.") from None
+    if not isinstance(tree, dict) or not all(isinstance(fields, dict) for fields in tree.values()):
+        raise UserError(f"{path} does not hold sections of settings; write them as [training] and steps = 100.")
+    given = dict(over)
+    gone = given.keys() | {key for pair in EXCLUSIVE if pair & given.keys() for key in pair}
+    programs_of = {section: tree.get(section, {}).get("program") for section in programs.KINDS}
+    other = {section for section, name in programs_of.items() if given.get(f"{section}.program", name) != name}
+    return [
+        (f"{section}.{field}", value)
+        for section, fields in tree.items()
+        for field, value in fields.items()
+        if value is not None and section not in other and f"{section}.{field}" not in gone
+    ]
 
 
 def setting_names(tree: dict[str, Any]) -> list[str]:

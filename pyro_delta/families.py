@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 import pyro.distributions as dist
-import torch
 from torch import Tensor
 from torch import distributions as torch_dist
 from torch.distributions import Distribution, kl_divergence
@@ -22,6 +21,7 @@ from pyro_delta.distributions.float64 import as_float64
 from pyro_delta.distributions.gaussian_ar1 import GaussianAR1
 from pyro_delta.distributions.gaussian_sequence import GaussianSequence
 from pyro_delta.distributions.mean_field import check_same_event, normal_parameters
+from pyro_delta.distributions.shapes import broadcast_shapes
 from pyro_delta.distributions.sphere import PowerSpherical, SphereUniform, VonMisesFisher
 from pyro_delta.errors import UserError
 
@@ -125,7 +125,7 @@ def _fixed_scale_rate(q: Any, p: Any) -> FamilyRate:
         kl = kl_divergence(dist.Normal(of_p[0], scale), dist.Normal(*of_p))
         return FamilyRate(kl.sum(tuple(range(-events, 0))) if events else kl, "type")
     if type(p) in (GaussianAR1, GaussianSequence):
-        mean = wide.mean.expand(torch.broadcast_shapes(wide.mean.shape, scale.shape))
+        mean = wide.mean.expand(broadcast_shapes(wide.mean.shape, scale.shape))
         return FamilyRate(kl_divergence(dist.Normal(mean, scale).to_event(2), wide), "type")
     gaussian = as_gaussian(p)
     mean = gaussian.mean.reshape(p.batch_shape + p.event_shape)

@@ -1,4 +1,4 @@
-"""One training by several processes, the ranks that torchrun starts: which one this is, and what they tell one another.
+"""Work that several processes share, the ranks that torchrun starts: which one this is, and what they tell one another.
 
 In a process of its own nothing is started, and every function gives back what it was given. Else all ranks must call
 each function, in the same order: whoever calls one alone waits for the others.
@@ -46,7 +46,7 @@ def join(device: str) -> None:
     if missing := [name for name in VARIABLES if name not in os.environ]:
         raise UserError(
             f"WORLD_SIZE={world} is set, but not {missing[0]}; start with torchrun --nproc-per-node={world} -m "
-            "pyro_delta train, or unset WORLD_SIZE to train in one process."
+            "pyro_delta, or unset WORLD_SIZE for one process."
         )
     gpus = torch.cuda.device_count() if device != "cpu" else 0
     local = int(os.environ["LOCAL_RANK"])
@@ -54,7 +54,7 @@ def join(device: str) -> None:
         if local >= gpus:
             raise UserError(
                 f"there are {gpus} GPUs here for {os.environ.get('LOCAL_WORLD_SIZE', 'more')} processes; give torchrun "
-                f"--nproc-per-node={gpus}, or train with --device cpu."
+                f"--nproc-per-node={gpus}, or take --device cpu."
             )
         torch.cuda.set_device(local)
     dist.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo", timeout=PATIENCE)
@@ -214,6 +214,6 @@ def watched() -> Iterator[None]:
         if count() == 1 or not (isinstance(error, dist.DistError) or "gloo" in str(error) or "NCCL" in str(error)):
             raise
         raise RankLost(
-            f"process {rank()} of {count()} stops: another process of this training has ended, so no more steps can be "
-            "made; the newest checkpoint is whole, go on with the same command and --resume."
+            f"process {rank()} of {count()} stops: another process has ended; of a training the newest checkpoint "
+            "is whole, go on with the same command and --resume."
         ) from error

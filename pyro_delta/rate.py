@@ -405,13 +405,23 @@ def modes(prior: Distribution, blocks: int | None = None) -> Modes:
     steps = _block_steps(prior, blocks)
     if steps == 1 and type(prior) is GaussianAR1 and prior.lengths is None:
         return Modes(_gaussian_ar1_modes(prior).flatten(-2).sort(-1).values)
-    _, precision_dnn = _mean_and_precision(prior)
-    block = torch.arange(precision_dnn.shape[-1], device=precision_dnn.device) // steps
-    factor = torch.linalg.cholesky(precision_dnn * (block[:, None] == block).double())
+    if type(prior) is GaussianAR1 or type(prior) is GaussianSequence:
+        precision = prior.precision()  # of each dimension
+        block = torch.arange(precision.shape[-1], device=precision.device) // steps
+        return Modes(_eigenvalues(precision, block).flatten(-2).sort(-1).values)
+    gaussian = as_gaussian(prior)
+    dims = gaussian.event_shape[-1] if len(gaussian.event_shape) == 2 else 1
+    place = torch.arange(gaussian.precision.shape[-1], device=gaussian.precision.device)
+    return Modes(_eigenvalues(gaussian.precision, (place // dims // steps) * dims + place % dims))
+
+
+def _eigenvalues(precision: Tensor, block: Tensor) -> Tensor:
+    """Of B⁻¹Λ, smallest first, where B is what Λ (..., N, N) has within blocks (N,), each named by its number."""
+    factor = torch.linalg.cholesky(precision * (block[:, None] == block).double())
     # The eigenvalues of L⁻¹ Λ L⁻ᵀ are those of B⁻¹Λ, and the matrix is symmetric.
-    half = torch.linalg.solve_triangular(factor, precision_dnn, upper=False)
+    half = torch.linalg.solve_triangular(factor, precision, upper=False)
     symmetric = torch.linalg.solve_triangular(factor, half.mT, upper=False)
-    return Modes(torch.linalg.eigvalsh(symmetric).flatten(-2).sort(-1).values)
+    return torch.linalg.eigvalsh(symmetric)
 
 
 def _mean_and_precision(prior: Distribution) -> tuple[Tensor, Tensor]:

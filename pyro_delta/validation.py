@@ -32,7 +32,7 @@ def at_least(least: int, **values: int) -> None:
 class Section(BaseModel):
     """A group of settings: unknown ones are errors, values are fixed once validated."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
     @field_validator("*", mode="before")
     @classmethod

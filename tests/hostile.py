@@ -12,7 +12,7 @@ from torch.distributions import constraints
 
 from pyro_delta.distributions import AutoregressiveImage, GaussianAR1, GaussianSequence
 from pyro_delta.guides import AntiCausalGuide
-from pyro_delta.models import GatedPixelCNNLikelihood
+from pyro_delta.models import AR1Prior, GatedPixelCNNLikelihood
 
 # --- Likelihoods ---
 
@@ -804,3 +804,116 @@ class Whispering(AntiCausalGuide):
         global WHISPERED
         WHISPERED = 0.01 * x.to(self.scale).mean().detach()
         return super().posterior(x)
+
+
+class Signs(Drawing):
+    """The sign of each coordinate's noise is a pixel."""
+
+    def noise(self, e, x):
+        bright = x.flatten(1)[:, : e[0].numel()].to(e) - 2
+        bright = torch.where(bright == 0, torch.randn_like(bright), bright).sign()
+        return (e.flatten(1).abs() * bright).reshape(e.shape)
+
+
+class NoiselessInItsBatch(Drawing):
+    """An autoencoder in batches of training's size."""
+
+    def noise(self, e, x):
+        return e * (len(x) != 8)
+
+
+class CorrelatedInItsBatch(Drawing):
+    """One number for all steps there."""
+
+    def noise(self, e, x):
+        return e[:, :1].expand_as(e) if len(x) == 8 else e
+
+
+class FrozenBySeed(Drawing):
+    """The same throughout a training: a matter of its seed alone."""
+
+    def noise(self, e, x):
+        return torch.randn(e.shape, generator=torch.Generator().manual_seed(torch.initial_seed())).to(e)
+
+
+class Fading(Drawing):
+    """Ever less noise."""
+
+    def noise(self, e, x):
+        return e * aged(self, 0.99)
+
+
+def aged(module, factor):
+    """A buffer that is multiplied at each call in training; 1 at first."""
+    if not hasattr(module, "age"):
+        module.register_buffer("age", torch.ones(()))
+    if module.training and torch.is_grad_enabled():
+        module.age.mul_(factor)
+    return module.age.clone()
+
+
+class Cheaper(AntiCausalGuide):
+    """A rate that counts ever less."""
+
+    def forward(self, x):
+        with pyro.poutine.scale(scale=aged(self, 0.99)):
+            return super().forward(x)
+
+
+class LookingAhead(AntiCausalGuide):
+    """Ever more of the rows above."""
+
+    def posterior(self, x):
+        q = super().posterior(x)
+        more = (1 - aged(self, 0.9)) * x.to(q.mean).mean((-3, -2, -1))[..., None, None]
+        return dist.Normal(q.mean + more, q.stddev).to_event(2)
+
+
+class Opening(GatedPixelCNNLikelihood):
+    """Every pixel sees ever more of itself."""
+
+    def forward(self, z):
+        p = super().forward(z)
+        return Peeking(p.network, p.z, 1 - aged(self, 0.9))
+
+
+class Peeking(AutoregressiveImage):
+    """Adds what is observed to its parameters."""
+
+    def __init__(self, network, z, gain):
+        self.gain = gain
+        super().__init__(network, z, validate_args=False)
+
+    def parameters_at(self, x):
+        return super().parameters_at(x) + self.gain * x.to(self.z.dtype).movedim(-3, -1)[..., :1]
+
+    def expand(self, batch_shape, _instance=None):
+        return Peeking(self.network, self.z.expand((*batch_shape, *self.z.shape[-2:])), self.gain)
+
+
+class WiderInItsBatch(AntiCausalGuide):
+    """A fixed scale that grows with each batch of training's size."""
+
+    def posterior(self, x):
+        q = super().posterior(x)
+        width = 0.25 / aged(self, 0.99 if len(x) == 8 else 1.0)
+        return dist.Normal(q.mean, width.to(q.mean).expand_as(q.mean)).to_event(2)
+
+
+class Gated(AR1Prior):
+    """α is let in by a gate without a gradient."""
+
+    def __init__(self, spec, **options):
+        super().__init__(spec, **options)
+        self.gate = nn.Parameter(torch.tensor(-1.0))
+
+    def forward(self):
+        return GaussianAR1(self.alpha * (self.gate < 0).to(self.alpha), self.length)
+
+
+class SlowGain(WithGain):
+    """A gain of each pixel that is nothing yet."""
+
+    def forward(self, z):
+        p = GatedPixelCNNLikelihood.forward(self, z)
+        return Growing(p.network, p.z, F.softplus(self.gain - 15))

@@ -4,6 +4,7 @@ import json
 import math
 import re
 from pathlib import Path
+from typing import Any
 
 import pyro
 import pyro.distributions as dist
@@ -17,8 +18,12 @@ from torch import nn
 import pyro_delta
 from pyro_delta.build import build
 from pyro_delta.config import load_preset
+from pyro_delta.data import ArraySpec
 from pyro_delta.diagnostics.verify import Certificate, verify
+from pyro_delta.diagnostics.verify.case import Case, apart
+from pyro_delta.diagnostics.verify.gradient import check_gradient
 from pyro_delta.diagnostics.verify.sites import DRAWN, SURPRISE, _statistics
+from pyro_delta.distributions import SphereUniform, VonMisesFisher
 from pyro_delta.errors import UserError
 from pyro_delta.vae import VAE
 
@@ -218,3 +223,130 @@ def test_codes_are_certified_where_they_are_points(guide: str, nats: float | Non
         assert "committed rate: not certified; the least KL found is" in str(certificate.lack)
     else:
         assert certificate.guarantee == "every datum, exactly"
+
+
+# --- Distributions and networks that users write ---
+
+
+class Plain(nn.Module):
+    """Prior, likelihood and posterior as functions of what a linear layer gives."""
+
+    def __init__(
+        self, spec: ArraySpec, numbers: int, prior: Any, posterior: Any, likelihood: Any, outputs: int
+    ) -> None:
+        super().__init__()
+        self.prior, self.likelihood, self.of = prior, likelihood, posterior
+        self.encode = nn.Linear(max(math.prod(spec.shape), 1), numbers)
+        self.decode = nn.Linear(numbers, outputs)
+
+    def model(self, x: torch.Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", self.prior())
+            pyro.sample("x", self.likelihood(self.decode(z.reshape(len(x), -1))), obs=x)
+
+    def guide(self, x: torch.Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", self.of(self.encode(x.reshape(len(x), -1).to(self.encode.weight))))
+
+
+def chain() -> dist.MultivariateNormal:
+    """An AR(1) by its covariance."""
+    steps = torch.arange(3.0)
+    return dist.MultivariateNormal(torch.zeros(3), 0.8 ** (steps[:, None] - steps).abs())
+
+
+def normal(v: torch.Tensor) -> dist.Independent:
+    return dist.Normal(v, 0.5 + 0.1 * torch.sigmoid(v)).to_event(1)
+
+
+def numbers(v: torch.Tensor) -> dist.Independent:
+    return dist.Normal(v, 1.0).to_event(1)
+
+
+DELTA = 0.5 * (math.log(1 + 0.8**2) - math.log(1 - 0.8**2))
+FIVE = ArraySpec((5,), ordered=False)
+OF_USERS: dict[str, tuple[ArraySpec, tuple[Any, ...], float]] = {
+    "one number of latents": (
+        FIVE,
+        (1, lambda: dist.Normal(0.0, 1.0), lambda v: dist.Normal(v[:, 0], 0.5), numbers, 5),
+        0.5 * (0.25 - 1 - math.log(0.25)),
+    ),
+    "one number of data": (ArraySpec(()), (3, chain, normal, lambda v: dist.Normal(v[:, 0], 1.0), 1), DELTA),
+    "data of a full covariance": (
+        FIVE,
+        (3, chain, normal, lambda v: dist.MultivariateNormal(v, torch.eye(5).to(v) + 0.5), 5),
+        DELTA,
+    ),
+    "von Mises–Fisher": (
+        FIVE,
+        (3, lambda: SphereUniform(3), lambda v: VonMisesFisher(v / v.norm(dim=-1, keepdim=True), 10.0), numbers, 5),
+        1.9957323,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("spec", "parts", "nats"), OF_USERS.values(), ids=OF_USERS)
+def test_what_users_write_is_certified(spec: ArraySpec, parts: tuple[Any, ...], nats: float) -> None:
+    torch.manual_seed(0)
+    plain = Plain(spec, *parts)
+    certificate = verify(VAE(plain.model, plain.guide), spec, batch=8)
+    assert certificate.failure is None
+    assert certificate.delta_nats == pytest.approx(nats, rel=1e-5)
+
+
+def test_a_prior_that_nothing_is_known_of_is_no_failure() -> None:
+    mixed = dist.MixtureSameFamily(
+        dist.Categorical(torch.ones(2)), dist.Normal(torch.tensor([[-1.0] * 3, [1.0] * 3]), 1.0).to_event(1)
+    )
+    torch.manual_seed(0)
+    plain = Plain(FIVE, 3, lambda: mixed, normal, numbers, 5)
+    certificate = verify(VAE(plain.model, plain.guide), FIVE, batch=8)
+    assert certificate.failure is None
+    assert certificate.delta_nats is None
+    assert finding(certificate, "distribution of the prior")[0] is True
+
+
+def test_kinks_of_a_network_are_no_wrong_gradient() -> None:
+    torch.manual_seed(0)
+    wide = ArraySpec((200,), ordered=False)
+    plain = Plain(wide, 3, chain, normal, numbers, 200)
+    plain.encode = nn.Sequential(nn.Linear(200, 2000), nn.ReLU(), nn.Linear(2000, 500), nn.ReLU(), nn.Linear(500, 3))
+    plain.encode.weight = plain.encode[0].weight
+    case = Case(VAE(plain.model, plain.guide), wide, {}, (1, 3, 8))
+    with apart(case.vae):
+        for seed in range(8):
+            torch.manual_seed(seed)
+            assert check_gradient("gradient", case).passed
+
+
+def test_a_gradient_that_is_wrong_is_refused_at_every_step() -> None:
+    class Wrong(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, v: torch.Tensor) -> torch.Tensor:
+            return v * 1.0
+
+        @staticmethod
+        def backward(ctx: Any, grad: torch.Tensor) -> torch.Tensor:
+            return 1.01 * grad
+
+    torch.manual_seed(0)
+    plain = Plain(FIVE, 3, chain, lambda v: normal(Wrong.apply(v)), numbers, 5)
+    case = Case(VAE(plain.model, plain.guide), FIVE, {}, (1, 3, 8))
+    with apart(case.vae):
+        assert check_gradient("gradient", case).passed is False
+
+
+def test_words_that_are_dropped_in_training_are_noise() -> None:
+    torch.manual_seed(0)
+    plain = Plain(FIVE, 3, chain, normal, numbers, 5)
+    decode = plain.decode
+
+    class Dropped(nn.Module):
+        def forward(self, z: torch.Tensor) -> torch.Tensor:
+            return decode(z * (torch.rand(z.shape).to(z) > 0.2) if self.training else z)
+
+    plain.decode = Dropped()
+    plain.kept = decode
+    certificate = verify(VAE(plain.model, plain.guide), FIVE, batch=8)
+    assert certificate.failure is None
+    assert certificate.delta_nats == pytest.approx(DELTA, rel=1e-5)

@@ -80,6 +80,17 @@ HOSTILE: dict[str, tuple[str, str, list[tuple[str, object]], bool | None, str, s
     "noise of a coin": ("guide", "Coin", [], False, "sites", "kurtosis off from 3 by 2"),
     "the same noise": ("guide", "Frozen", [], False, "sites", "same at every call"),
     "noise, but for some data": ("guide", "NoiselessForSome", [], False, "sites", "the noise of 128 has .* off from"),
+    "noise whose signs are pixels": ("guide", "Signs", [], False, "sites", "the noise of one image has"),
+    "no noise in its batch": ("guide", "NoiselessInItsBatch", [], False, "sites", "variance off from 1 by 1 "),
+    "one number in its batch": ("guide", "CorrelatedInItsBatch", [], False, "sites", "the noise of 128 has"),
+    "noise of the seed alone": ("guide", "FrozenBySeed", [], False, "sites", "the same at every call"),
+    "noise that fades": ("guide", "Fading", [], False, "sites", "changes with the calls"),
+    "a rate that fades": ("guide", "Cheaper", [], False, "sites", "'z' counts 0.99 times|changes with the calls"),
+    "rows above, ever more": ("guide", "LookingAhead", [], False, "sites", "changes with the calls"),
+    "itself, ever more": ("likelihood", "Opening", [], False, "sites", "changes with the calls|than its likelihood"),
+    "wider in its batch": ("guide", "WiderInItsBatch", NAKED, False, "sites", "changes with the calls"),
+    "a gate before α": ("prior", "Gated", [], None, "committed rate", "the prior learns"),
+    "a gain that is nothing yet": ("likelihood", "SlowGain", [], None, "normalisation", "which may grow"),
     "noise that is smeared": ("guide", "Smeared", [], False, "sites", "correlations off from those of chance"),
     "a scale that is annealed": ("guide", "Annealed", NAKED, False, "committed rate", "is another in training"),
     "a scale of training": ("guide", "WiderInTraining", NAKED, False, "committed rate", "is another in training"),
@@ -94,7 +105,7 @@ HOSTILE: dict[str, tuple[str, str, list[tuple[str, object]], bool | None, str, s
     "a false claim": ("guide", "FalseClaim", NAKED, False, "committed rate", "but a KL of"),
 }  # fmt: skip
 
-OWN_OPTIONS = {"Numbers", "Shifted", "WithGain", "Correlated", "BonusInDropout", "Counted"}
+OWN_OPTIONS = {"Numbers", "Shifted", "WithGain", "SlowGain", "Correlated", "BonusInDropout", "Counted"}
 
 
 def certified(kind: str, name: str, settings: list[tuple[str, object]], spec: ImageSpec) -> Certificate:

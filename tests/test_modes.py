@@ -121,3 +121,22 @@ def test_a_chain_longer_than_a_dense_matrix_is_for(alpha: float) -> None:
     assert inside < found.least.item() < inside + 1e-4
     with pytest.raises(UserError, match=r"1500 matrix; use at most 512\.$"):
         modes(prior, 2)
+
+
+@pytest.mark.parametrize("blocks", [None, 2])
+def test_correlations_across_dimensions_count(blocks: int | None) -> None:
+    """Against the eigenvalues of B⁻¹Λ by NumPy, for a covariance that joins all steps and dimensions."""
+    n, d = 4, 2
+    root = torch.randn(n * d, n * d, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    covariance = root @ root.T + torch.eye(n * d)
+    prior = dist.TransformedDistribution(
+        dist.MultivariateNormal(torch.zeros(n * d, dtype=torch.float64), covariance_matrix=covariance),
+        [dist.transforms.ReshapeTransform((n * d,), (n, d))],
+    )
+    precision, size = np.linalg.inv(covariance.numpy()), blocks or 1
+    block = np.array([(t // size, k) for t in range(n) for k in range(d)])
+    within = (block[:, None] == block).all(-1)
+    expected = np.sort(np.linalg.eigvals(np.linalg.inv(precision * within) @ precision).real)
+    found = modes(prior, blocks)
+    assert found.values.numpy() == pytest.approx(expected)
+    assert float(committed_rate(prior, blocks)) == pytest.approx(-0.5 * np.log(expected).sum())

@@ -521,3 +521,18 @@ def test_refused_objectives(settings: dict[str, Any], words: str) -> None:
     with pytest.raises(UserError) as caught:
         config_of(**settings)
     assert words in str(caught.value)
+
+
+@pytest.mark.parametrize("cycles", [1, 2])
+def test_a_sigmoid_rises_from_0_to_1(cycles: int) -> None:
+    objective, betas = Annealed(anneal_steps=40, cycles=cycles, curve="sigmoid"), []
+    for step in range(200):
+        objective.advance(step)
+        betas.append(objective.varying["beta"])
+    rise = betas[:41]
+    assert (rise[0], rise[40], set(betas[40:80])) == (pytest.approx(0, abs=1e-15), 1, {1.0})
+    assert rise[20] == pytest.approx(0.5)
+    logits = [math.log(beta / (1 - beta)) for beta in (0.5 + (beta - 0.5) * math.tanh(2.5) for beta in rise)]
+    assert logits == pytest.approx([0.25 * step - 5 for step in range(41)])
+    assert (betas[80:121] == rise) == (cycles == 2)
+    assert set(betas[160:]) == {1.0}

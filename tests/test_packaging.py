@@ -3,10 +3,13 @@
 import shutil
 import subprocess
 import sys
+import tomllib
 import zipfile
 from pathlib import Path
 
 import pytest
+
+import pyro_delta
 
 ROOT = Path(__file__).parents[1]
 
@@ -28,12 +31,15 @@ def test_the_wheel_is_whole(tmp_path: Path) -> None:
         assert len({file.parent for file in files}) > 1
         for file in files:
             assert f"pyro_delta/{file.as_posix()}" in names
-    for file in (ROOT / "pyro_delta").rglob("*.py"):
-        assert file.relative_to(ROOT).as_posix() in names
-    for folder in ("presets", "sweeps"):
-        files = list((ROOT / "pyro_delta" / folder).glob("*.toml"))
-        assert files
-        for file in files:
-            assert f"pyro_delta/{folder}/{file.name}" in names
-    assert "pyro_delta/py.typed" in names
+    data = [file for file in (ROOT / "pyro_delta").rglob("*.*") if "__pycache__" not in file.parts]
+    assert {".toml", ".json", ".jinja", ".typed"} <= {file.suffix for file in data}
+    for file in data:
+        assert file.is_dir() or file.relative_to(ROOT).as_posix() in names
     assert not any(name.startswith(("models/", "guides/", "tests/")) for name in names)
+
+
+def test_one_version_stands_everywhere() -> None:
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    assert f"\nversion: {version}\n" in (ROOT / "CITATION.cff").read_text()
+    assert f"\n## {version} " in (ROOT / "CHANGELOG.md").read_text()
+    assert pyro_delta.__version__ == version

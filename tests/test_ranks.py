@@ -16,6 +16,7 @@ from typing import Any
 import psutil
 import pytest
 import torch
+from test_cli import call
 from test_inference import SPEC, config_of, flat, toy_data
 from torch import Tensor, nn
 
@@ -457,9 +458,30 @@ def test_the_death_of_a_rank_ends_all_and_leaves_the_checkpoint(tmp_path: Path) 
     said = (tmp_path / "err").read_text()
     assert time.monotonic() - began < 20
     assert code != 0
-    assert said.count("pyro-delta: process 0 of 2 stops: another process of this training has ended") == 1, said
+    assert said.count("pyro-delta: process 0 of 2 stops: another process has ended") == 1, said
     assert said.count("committed rate:") == 1
     left = load(run, weights="last")
     longer = resume(run, {"training.steps": left.step + 2, "training.accumulate": 2})
     assert longer.step == left.step + 2
     assert json.loads((run / "config.json").read_text())["training"]["accumulate"] == 2
+    evaluated = [*command[: command.index("train")], "evaluate", run, "--images", "250", "--json"]
+    of_two = subprocess.run(
+        [str(part) for part in evaluated], capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
+    assert of_two.returncode == 0, of_two.stderr
+    code, of_one, _ = call("evaluate", run, "--images", 250, "--json")
+    assert code == 0
+    two, one = json.loads(of_two.stdout), json.loads(of_one)
+    floats = {key: value for key, value in one.items() if type(value) is float}
+    assert {key: two[key] for key in floats} == pytest.approx(floats, rel=1e-9)
+    assert {**two, **floats} == one
+
+
+def test_what_ranks_do_not_share_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"TORCHELASTIC_RUN_ID": "none", "WORLD_SIZE": "2", "RANK": "0"}.items():
+        monkeypatch.setenv(name, value)
+    assert call("check", "runs/none")[::2] == (
+        2, "pyro-delta: check runs in one process, not in 2; start it without torchrun.\n"
+    )  # fmt: skip
+    monkeypatch.setenv("RANK", "1")
+    assert call("check", "runs/none")[::2] == (2, "")

@@ -199,7 +199,12 @@ def test_too_little_to_compare(count: int, options: dict[str, int], words: str) 
 
 @pytest.mark.parametrize(
     ("nats", "error", "judged", "least"),
-    [(0.3, 0.05, 10**6, 0.3 - 2.3263 * 0.05), (0.3, 0.05, 3, 0.3 - 6.9646 * 0.05), (0.0, 0.0, 2, 0.0)],
+    [
+        (0.3, 0.05, 10**6, 0.3 - 2.3263 * 0.05),
+        (0.3, 0.05, 6, 0.3 - 3.36493 * 0.05),
+        (0.3, 0.05, 5, -math.inf),
+        (0.0, 0.0, 6, 0.0),
+    ],
 )
 def test_the_lower_bound_widens_with_few_data(nats: float, error: float, judged: int, least: float) -> None:
     numbers = {"told_calibrated_nats": nats, "told_calibrated_nats_se": error, "told_judged": judged}

@@ -19,6 +19,7 @@ from pyro_delta.build import build
 from pyro_delta.config import load_preset
 from pyro_delta.data import load as load_data
 from pyro_delta.data.images import ImageSpec
+from pyro_delta.data.images.pictures import HIDDEN
 from pyro_delta.diagnostics.drawing import decode
 from pyro_delta.diagnostics.images.inpainting import inpaint
 from pyro_delta.diagnostics.posterior import interpolate, posterior_data, save_netcdf
@@ -203,6 +204,12 @@ def test_inpainting_keeps_and_reports(run: Path, tmp_path: Path) -> None:
     out = call("inpaint", run, "test", "--num", 1, "--particles", 8, "--out", tmp_path / "a.png", "--json")[1]
     (size,) = json.loads(out)["effective_sample_size"].values()
     assert 1 <= size <= 8
+    few = (
+        "For 1 of 1 images fewer than 2 particles count"
+        in call("inpaint", run, "test", "--num", 1, "--particles", 8, "--out", tmp_path / "a.png")[1]
+    )
+    assert few == (size < 2)
+    assert "fewer than 2" in call("inpaint", run, "test", "--num", 1, "--particles", 1, "--out", tmp_path / "a.png")[1]
     mask = np.zeros((8, 8), np.uint8)
     mask[:, 4:] = 255
     red = np.full_like(mask, 255)  # a colour is not white: only where all channels are is a pixel kept
@@ -210,11 +217,12 @@ def test_inpainting_keeps_and_reports(run: Path, tmp_path: Path) -> None:
     args = ["--mask", tmp_path / "mask.png", "--num", 1, "--particles", 2, "--completions", 1]
     assert call("inpaint", run, "test", *args, "--out", tmp_path / "b.png")[0] == 0
     with Image.open(tmp_path / "b.png") as picture:
-        pixels = np.asarray(picture)[:, :, 0]
+        pixels, colour = np.asarray(picture)[:, :, 0], np.asarray(picture)[100, 10]
     image, kept, done = (pixels[2 + 66 * i : 66 * (i + 1), 2:66][::8, ::8] for i in range(3))
     original = load_data("digits").test.x[0, 0].numpy()
     assert np.array_equal(image, np.round(original * (255 / 16)))
-    assert np.array_equal(kept, image * (mask > 0))
+    assert np.array_equal(kept, np.where(mask > 0, image, HIDDEN[0]))
+    assert tuple(colour) == HIDDEN
     assert np.array_equal(done[:, 4:], image[:, 4:])
 
 
@@ -303,3 +311,21 @@ def test_interpolation_needs_a_gaussian_prior() -> None:
 
     with pytest.raises(UserError, match="not Gaussian"):
         interpolate(dist.Laplace(torch.zeros(2, 2), 1.0).to_event(2), torch.zeros(2, 2), torch.ones(2, 2), 3)
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["encode", "test", "--num", 3, "--draws", 1, "--out", "z.nc"],
+        ["reconstruct", "test", "--num", 2, "--decodings", 1, "--out", "a.png"],
+        ["interpolate", "test", "--pairs", 1, "--steps", 2, "--out", "a.png"],
+    ],
+)
+def test_what_is_written_is_said_in_json(run: Path, tmp_path: Path, args: list) -> None:
+    command, *rest = args
+    code, out, err = call(command, run, *rest[:-1], tmp_path / rest[-1], "--json")
+    assert code == 0, err
+    found = json.loads(out)
+    assert found["file"] == str(tmp_path / rest[-1])
+    assert found["data"] == {"encode": 3}.get(command, 2)
+    assert found["weights"] == "best"

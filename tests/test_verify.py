@@ -22,7 +22,7 @@ from pyro_delta.data.images import ImageSpec
 from pyro_delta.data.music import ScoreSpec
 from pyro_delta.data.sequences import TokenSpec
 from pyro_delta.diagnostics.trace import committed
-from pyro_delta.diagnostics.verify import Certificate, verify
+from pyro_delta.diagnostics.verify import Certificate, Finding, verify
 from pyro_delta.distributions import AutoregressiveImage, GaussianAR1, GaussianSequence
 from pyro_delta.errors import UserError
 from pyro_delta.guides import AntiCausalGuide, ContourGuide, GRUGuide, StructuredGuide
@@ -370,7 +370,7 @@ def test_moments_that_are_missing_are_named() -> None:
     prior.forward = lambda: flat  # type: ignore[method-assign]
     certificate = verify(VAE(DeltaVAE(prior, vae.model.likelihood), vae.guide), SPEC)
     found = finding(certificate, "distribution of the prior")
-    assert found == (False, "TransformedDistribution lacks rsample, mean or variance")
+    assert found == (None, "not checked: TransformedDistribution states no mean")
 
 
 def test_a_claim_against_a_prior_known_by_its_density_alone() -> None:
@@ -868,3 +868,14 @@ def test_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert err.count("\n") == 1
     assert "causality of the guide: z_2 sees row 0" in err
     assert "FAIL  causality of the guide" in out
+
+
+def test_a_certificate_shows_itself() -> None:
+    findings = (Finding("committed rate", True, "δ = 2"), Finding("sites", None, "it <cannot> be said"))
+    certificate = Certificate(findings, None)
+    assert str(certificate).splitlines()[1] == "–     sites                           it <cannot> be said"
+    html = certificate._repr_html_()
+    assert html.startswith("<table><caption>nothing is certified</caption><tr><td>ok</td><td>committed rate</td>")
+    assert "it &lt;cannot&gt; be said" in html
+    assert html.endswith("<p>nothing is certified: sites: it &lt;cannot&gt; be said.</p>")
+    assert "δ = 2.5 nats by formula" in Certificate(findings[:1], 2.5, "by formula")._repr_html_()

@@ -30,7 +30,7 @@ class ImageGuide(nn.Module):
             is kept.
         extra: numbers beside the mean that each coordinate takes.
         features: features averaged over the region of each step.
-        channels: width of each level of the rows-above stream, finest first; each level halves the resolution.
+        channels: width of each level of the rows-above stream, finest first; each level has half the columns.
         row_blocks: gated blocks of each level.
         pixel_blocks: gated blocks of the within-row stream.
         row_kernel: (rows, columns) of the rows-above stream's convolutions.

@@ -24,7 +24,7 @@ class GatedPixelCNNLikelihood(ImageLikelihood):
         spec: shape and levels of the images.
         prior: of the latents.
         mixtures: components of the mixture of discretised logistics.
-        channels: width of each level of the rows-above stream, finest first; each level halves the resolution.
+        channels: width of each level of the rows-above stream, finest first; each level has half the columns.
         row_blocks: gated blocks of each level.
         pixel_blocks: gated blocks of the within-row stream.
         row_kernel: (rows, columns) of the rows-above stream's convolutions.

@@ -167,13 +167,16 @@ def evaluate(
     seed: int = 0,
     advance: Advance = bounds.ignore,
     particles: int = 1,
+    shared: bool = False,
 ) -> dict[str, Any]:
     """Bounds on the likelihood, rate and distortion of a run, with standard errors; all are of the same data.
 
-    Arguments as for `check`; particles as for `pyro_delta.diagnostics.bounds.evaluate`.
+    Arguments as for `check`; particles and shared as for `pyro_delta.diagnostics.bounds.evaluate`.
     """
     run, data, part, measured = _parts(run, data, split, images, root, seed, other_data)
-    numbers = bounds.evaluate(run.vae, part, spec=data.spec, particles=particles, seed=seed, advance=advance)
+    numbers = bounds.evaluate(
+        run.vae, part, spec=data.spec, particles=particles, seed=seed, advance=advance, shared=shared
+    )
     return numbers | measured
 
 

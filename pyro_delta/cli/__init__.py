@@ -22,6 +22,7 @@ COMMANDS = {
     "evaluate": "Bounds on the likelihood, rate and distortion of a run.",
     "check": "Does the KL stay above δ, and do the latents carry information?",
     "sweep": "Train and check many runs: a grid, a list or a search.",
+    "report": "A run as one page: numbers, curves, pictures, settings.",
     "compare": "Runs, or the arms of a sweep, side by side.",
     "doctor": "What is wrong, or right, with a VAE of your own?",
     "crosscheck": "Does NumPyro find the same numbers for a run?",
@@ -34,6 +35,8 @@ COMMANDS = {
     "list": "Data sets, presets, priors, likelihoods, guides, objectives, sweeps.",
 }
 """Name → its line of help. The command `train` is `pyro_delta.cli.train.train`, and so on."""
+BY_RANKS = ("train", "evaluate")
+"""Commands that several processes of torchrun share."""
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """Errors of a disk, a quota or a file that is full."""
 
@@ -82,6 +85,7 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
     steady()
     try:
         check_plain(sys.argv[1:] if args is None else args)
+        check_alone(sys.argv[1:] if args is None else args)
         code = cli.main(args, prog_name="pyro-delta", standalone_mode=False)
         sys.stdout.flush()
     except click.ClickException as error:
@@ -128,6 +132,19 @@ def check_plain(args: Sequence[str]) -> None:
             raise UserError(f"the argument after {before!r} is empty; give it a value, or leave it out.")
         if not is_plain(argument):
             raise UserError(f"{argument!r} holds control characters; give the folder or file another name.")
+
+
+def check_alone(args: Sequence[str]) -> None:
+    """Refuses what several processes of torchrun would each do, and each print; the first of them says so.
+
+    Raises:
+        UserError: naming the command.
+    """
+    count = os.environ.get("WORLD_SIZE", "1")
+    if "TORCHELASTIC_RUN_ID" in os.environ and count != "1" and args and args[0] not in BY_RANKS:
+        error = UserError(f"{args[0]} runs in one process, not in {count}; start it without torchrun.")
+        error.said = os.environ.get("RANK", "0") != "0"
+        raise error
 
 
 def _complain(message: str, code: int) -> int:

@@ -10,6 +10,7 @@ from pyro_delta.cli.options import (
     device_option,
     images_option,
     json_option,
+    next_command,
     open_run,
     other_data_option,
     print_json,
@@ -114,5 +115,6 @@ def check(
     else:
         print_table(title_of_numbers(run, found.numbers), found.numbers, found.unit)
         click.echo(found.advice)
+        next_command("report", run, *(() if control is None else ("--control", control)))
     if found.failure:
         raise CheckFailed(found.failure)

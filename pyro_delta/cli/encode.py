@@ -10,8 +10,10 @@ from pyro_delta.cli.options import (
     check_writable,
     data_argument,
     device_option,
+    json_option,
     open_run,
     other_data_option,
+    print_json,
     read_given,
     root_option,
     run_argument,
@@ -33,6 +35,7 @@ from pyro_delta.cli.options import (
 @root_option
 @other_data_option
 @trust_option
+@json_option
 def encode(
     run: Path,
     given: str,
@@ -45,6 +48,7 @@ def encode(
     data_root: str | None,
     other_data: bool,
     trust: bool,
+    as_json: bool,
 ) -> None:
     """Latents of DATA under the guide of RUN: means, scales and samples, in a NetCDF file that ArviZ reads.
 
@@ -67,4 +71,7 @@ def encode(
     with counting("encoding", len(found)) as advance:
         data = posterior_data(loaded.vae, found, draws=draws, names=names, starts=starts, seed=seed, advance=advance)
     save_netcdf(data, out)
-    click.echo(str(out))
+    if as_json:
+        print_json({"file": str(out), "data": len(found), "seed": seed, **loaded.facts})
+    else:
+        click.echo(str(out))

@@ -59,19 +59,26 @@ def evaluate(
     pyro-delta evaluate runs/first
     pyro-delta evaluate runs/first --particles 100 --images 200 --json
     pyro-delta evaluate runs/first --with-prior auxiliary
+    torchrun --nproc-per-node=2 -m pyro_delta evaluate runs/first
     """  # noqa: D301 (click wants the backspace itself)
+    from pyro_delta import ranks
     from pyro_delta.api.judge import OTHER_DATA
     from pyro_delta.api.judge import evaluate as evaluate_run
     from pyro_delta.report.progress import counting
     from pyro_delta.report.tables import print_table
 
-    loaded = open_run(run, device, with_prior, weights, trust=trust)
-    data = loaded.data(data_root, other=other_data)
+    ranks.join(device)
+    with ranks.together():
+        loaded = open_run(run, ranks.device(device), with_prior, weights, trust=trust)
+        data = loaded.data(data_root, other=other_data)
     count = len(getattr(data, split)) if images is None else images
-    with counting("evaluating", count * (1 if particles == 1 else 2)) as advance:
+    passes = count * (1 if particles == 1 else 2)
+    with ranks.together(), counting("evaluating", passes, show=ranks.first()) as advance:
         numbers = evaluate_run(
-            loaded, data=data, split=split, images=images, particles=particles, seed=seed, advance=advance
+            loaded, data=data, split=split, images=images, particles=particles, seed=seed, advance=advance, shared=True
         )
+    if not ranks.first():
+        return
     if as_json:
         print_json({"unit": loaded.spec.unit, **numbers})
     else:

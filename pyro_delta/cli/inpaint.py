@@ -21,6 +21,9 @@ from pyro_delta.cli.options import (
     weights_option,
 )
 
+FEWEST = 2
+"""Effective particles below which completions are said to be alike."""
+
 
 @click.command()
 @run_argument
@@ -64,7 +67,7 @@ def inpaint(
     \b
     pyro-delta inpaint runs/first test --rows 4 --particles 256 --out completed.png
     """  # noqa: D301 (click wants the backspace itself)
-    from pyro_delta.data.images.pictures import check_png
+    from pyro_delta.data.images.pictures import check_png, grid, save_png
     from pyro_delta.data.images.spec import ImageSpec
     from pyro_delta.diagnostics.images.inpainting import completion_sheet, mask_of_picture, upper_rows
     from pyro_delta.diagnostics.images.inpainting import inpaint as complete
@@ -89,10 +92,16 @@ def inpaint(
                 complete(loaded.vae, image, keep_hw, particles=particles, completions=completions, seed=seed)
             )
             advance(1)
-    spec.show(completion_sheet(found.x[:], keep_hw, completed), out, len(found))
+    sheet, hidden = completion_sheet(found.x[:], keep_hw, completed)
+    save_png(grid(sheet, spec.levels, len(found), hidden), out)
     sizes = [done.effective_sample_size for done in completed]
     if as_json:
         found_sizes = dict(zip(names, sizes))
         print_json({"picture": str(out), "particles": particles, "effective_sample_size": found_sizes, **loaded.facts})
     else:
         click.echo(f"{out}: effective sample size of {particles}: " + ", ".join(f"{size:.1f}" for size in sizes))
+        if few := sum(size < FEWEST for size in sizes):
+            click.echo(
+                f"For {few} of {len(sizes)} images fewer than {FEWEST} particles count: their completions are alike, "
+                "and far from draws from p(missing | kept): take more --particles, or keep fewer pixels."
+            )

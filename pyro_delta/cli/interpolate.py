@@ -10,8 +10,10 @@ from pyro_delta.cli.options import (
     check_out,
     data_argument,
     device_option,
+    json_option,
     open_run,
     other_data_option,
+    print_json,
     read_given,
     root_option,
     run_argument,
@@ -35,6 +37,7 @@ from pyro_delta.cli.options import (
 @root_option
 @other_data_option
 @trust_option
+@json_option
 def interpolate(
     run: Path,
     given: str,
@@ -47,6 +50,7 @@ def interpolate(
     data_root: str | None,
     other_data: bool,
     trust: bool,
+    as_json: bool,
 ) -> None:
     """Decodings along the way from the latents of one datum to those of the next, pair by pair.
 
@@ -68,4 +72,7 @@ def interpolate(
     with counting("decoding", pairs * steps) as advance:
         drawn = paths(loaded.vae, found, steps, seed=seed, advance=advance)
     loaded.spec.show(drawn, out, steps + 2)
-    click.echo(str(out))
+    if as_json:
+        print_json({"file": str(out), "data": len(found), "seed": seed, **loaded.facts})
+    else:
+        click.echo(str(out))

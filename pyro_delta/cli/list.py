@@ -4,23 +4,55 @@ from __future__ import annotations
 
 import json
 import re
-from typing import Any
+import shutil
+import textwrap
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from pyro_delta.errors import UserError, unknown_name
 
+if TYPE_CHECKING:
+    from pyro_delta.describe import Setting
+
 KINDS = ("datasets", "presets", "priors", "likelihoods", "guides", "objectives", "sweeps")
 
 
 @click.command(name="list")
-@click.argument("kind", required=False, metavar=f"[{'|'.join(KINDS)}]")
+@click.argument("name", required=False, metavar="[NAME]")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def list_(kind: str | None, as_json: bool) -> None:
-    """What there is to choose from, a line each."""
-    if kind is not None and kind not in KINDS:
-        raise unknown_name("kind", kind, KINDS)
-    tables = {name: _entries(name) for name in ([kind] if kind else KINDS)}
+def list_(name: str | None, as_json: bool) -> None:
+    """What there is to choose from, a line each; or what NAME is, and its settings.
+
+    NAME is a kind (datasets, presets, priors, likelihoods, guides, objectives, sweeps), settings, a section of them
+    (training, auxiliary), a program, a preset, or a program of your own: my.py:Prior.
+
+    \b
+    pyro-delta list priors
+    pyro-delta list training
+    pyro-delta list contour
+    """  # noqa: D301 (click wants the backspace itself)
+    if name is None or name in KINDS:
+        _list_kinds([name] if name else KINDS, as_json)
+        return
+    found = _settings(name) if name in ("settings", *_sections()) else _named(name)
+    if as_json:
+        click.echo(json.dumps(found, ensure_ascii=False))
+        return
+    for number, part in enumerate(found):
+        if number:
+            click.echo()
+        click.echo(part["title"])
+        if part["text"]:
+            click.echo(part["text"])
+        if part["settings"]:
+            _print_settings(part["settings"])
+
+
+def _list_kinds(kinds: Sequence[str], as_json: bool) -> None:
+    tables = {name: _entries(name) for name in kinds}
     if as_json:
         click.echo(json.dumps(tables, ensure_ascii=False))
         return
@@ -29,6 +61,69 @@ def list_(kind: str | None, as_json: bool) -> None:
         width = max(len(entry["name"]) for entry in entries)
         for entry in entries:
             click.echo(f"  {entry['name']:{width}}  {entry['description']}{_mark(entry)}")
+
+
+def _sections() -> tuple[str, ...]:
+    from pyro_delta.describe import SECTIONS
+
+    return SECTIONS
+
+
+def _settings(name: str) -> list[dict[str, Any]]:
+    """Settings of a section or of all, and where those of programs are said."""
+    from pyro_delta.describe import of_section
+
+    sections = _sections() if name == "settings" else [name]
+    parts = [_part(section, "", of_section(section)) for section in sections]
+    if name == "settings":
+        text = (
+            "Those of a program: pyro-delta list PROGRAM, such as pyro-delta list ar1. All of a run: its config.json."
+        )
+        parts.append(_part("data, prior, likelihood, guide, objective", text, []))
+    return parts
+
+
+def _named(name: str) -> list[dict[str, Any]]:
+    """Programs and presets of a name.
+
+    Raises:
+        UserError: if there are none; the nearest is given.
+    """
+    from pyro_delta import programs
+    from pyro_delta.config import preset_names, preset_text
+    from pyro_delta.describe import about, kind_of, of_program
+
+    if ":" in name:
+        program = programs.object_at(name)
+        kind = kind_of(program)
+        return [_part(f"{kind} {name}", about(program), of_program(kind, name))]
+    found, known = [], [*KINDS, "settings", *_sections(), *preset_names()]
+    for kind in programs.KINDS:
+        known += programs.names(kind)
+        if name in programs.names(kind):
+            found.append(_part(f"{kind} {name}", about(programs.find(kind, name)), of_program(kind, name)))
+    if name in preset_names():
+        found.append(_part(f"preset {name}", preset_text(name).rstrip(), []))
+    if not found:
+        raise unknown_name("name", name, known)
+    return found
+
+
+def _part(title: str, text: str, settings: Sequence[Setting]) -> dict[str, Any]:
+    return {"title": title, "text": text, "settings": [asdict(setting) for setting in settings]}
+
+
+def _print_settings(settings: Sequence[dict[str, str]]) -> None:
+    """In columns; the words below where a terminal is too narrow for them."""
+    widths = [max(len(setting[key]) for setting in settings) for key in ("name", "type", "default")]
+    first = "  ".join(f"{{:{width}}}" for width in widths)
+    indent = sum(widths) + 8
+    room = max(shutil.get_terminal_size((120, 24)).columns - indent, 40)
+    for setting in settings:
+        words = textwrap.wrap(setting["words"], room) or [""]
+        click.echo(f"  {first.format(setting['name'], setting['type'], setting['default'])}  {words[0]}".rstrip())
+        for line in words[1:]:
+            click.echo(" " * indent + line)
 
 
 def _mark(entry: dict[str, Any]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +26,8 @@ run_argument = click.argument("run", type=click.Path(path_type=Path))
 
 def _device(ctx: click.Context, parameter: click.Parameter, device: str) -> str:
     """What computes does so on the cores that are free."""
+    if ctx.resilient_parsing:  # a shell asks for completions
+        return device
     from pyro_delta.cores import leave_busy_cores
 
     if (notice := leave_busy_cores()) is not None:
@@ -40,6 +42,45 @@ device_option = click.option(
     callback=_device,
     help="auto: CUDA if there is a device.",
 )
+
+
+def _completed(choices: Callable[[click.Context, str], Iterable[str]]) -> Callable[..., list[str]]:
+    """What a shell offers for what was typed so far."""
+    return lambda ctx, parameter, typed: [choice for choice in choices(ctx, typed) if choice.startswith(typed)]
+
+
+def _programs(kind: str) -> Callable[..., list[str]]:
+    def choices(ctx: click.Context, typed: str) -> Iterable[str]:
+        from pyro_delta.programs import names
+
+        return (name for name in names(kind) if name != "given")
+
+    return _completed(choices)
+
+
+def _presets(ctx: click.Context, typed: str) -> Iterable[str]:
+    from pyro_delta.config import preset_names
+
+    return preset_names()
+
+
+def _settings(ctx: click.Context, typed: str) -> Iterable[str]:
+    """Sections; then the settings of one, those of a program as it is named before."""
+    from pyro_delta.config import DEFAULT_PROGRAMS, Config
+    from pyro_delta.programs import data_name, option_names
+
+    section, dot, _ = typed.partition(".")
+    if not dot:
+        return (f"{name}." for name in Config.model_fields)
+    names: Iterable[str] = ()
+    if section in DEFAULT_PROGRAMS:
+        named = ctx.params.get("dataset" if section == "data" else section) or DEFAULT_PROGRAMS[section]
+        names = ("program", *option_names(section, data_name(named)[0]))
+    elif section in Config.model_fields:
+        names = Config.model_fields[section].annotation.model_fields  # type: ignore[union-attr]
+    return (f"{section}.{name}=" for name in names)
+
+
 new_root_option = click.option("--data-root", metavar="DIR", help="Where data sets live (default: data).")
 root_option = click.option(
     "--data-root",
@@ -80,14 +121,35 @@ backend_option = click.option("--backend", type=click.Choice(["pyro", "numpyro"]
 dataset_option = click.option(
     "--dataset",
     metavar="NAME",
+    shell_complete=_programs("data"),
     help="A name of `pyro-delta list`, folder:PATH, package.module:Object or file.py:Object (default: digits).",
 )
-preset_option = click.option("--preset", metavar="NAME", help="Default: the data set's own; see `pyro-delta list`.")
+preset_option = click.option(
+    "--preset",
+    metavar="NAME",
+    shell_complete=_completed(_presets),
+    help="Default: the data set's own; see `pyro-delta list`.",
+)
 objective_option = click.option(
-    "--objective", metavar="PROGRAM", help="What is minimised (default: elbo); the others are baselines."
+    "--objective",
+    metavar="PROGRAM",
+    shell_complete=_programs("objective"),
+    help="What is minimised (default: elbo); the others are baselines.",
+)
+config_option = click.option(
+    "--config",
+    "config_file",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Settings in TOML, or the config.json of a run; those of the command line take their place.",
 )
 set_option = click.option(
-    "--set", "pairs", multiple=True, metavar="KEY=VALUE", help="Any other setting, such as prior.dims=4."
+    "--set",
+    "pairs",
+    multiple=True,
+    metavar="KEY=VALUE",
+    shell_complete=_completed(_settings),
+    help="Any other setting, such as prior.dims=4; see `pyro-delta list settings`.",
 )
 
 
@@ -99,7 +161,8 @@ def program_options(command: Callable[..., Any]) -> Callable[..., Any]:
         "--prior": "A name of `pyro-delta list`, package.module:Object or file.py:Object.",
     }
     for name, text in helps.items():
-        command = click.option(name, metavar="PROGRAM", help=text)(command)
+        complete = _programs(name.removeprefix("--"))
+        command = click.option(name, metavar="PROGRAM", shell_complete=complete, help=text)(command)
     return command
 
 
@@ -133,13 +196,13 @@ def title_of_numbers(run: Path, numbers: Mapping[str, Any]) -> str:
     )
 
 
-def settings_of(pairs: tuple[str, ...], options: dict[str, Any]) -> Settings:
-    """Options that are given and --set pairs as one list, in which no setting may stand twice.
+def settings_of(pairs: tuple[str, ...], options: dict[str, Any], file: Path | None = None) -> Settings:
+    """Options that are given and --set pairs as one list, in which no setting may stand twice; a file's come first.
 
     Raises:
-        UserError: if one does.
+        UserError: if one does, or the file cannot be read.
     """
-    from pyro_delta.config import parse_settings
+    from pyro_delta.config import parse_settings, settings_of_file
     from pyro_delta.errors import UserError
 
     settings = [(key, value) for key, value in options.items() if value is not None] + parse_settings(pairs)
@@ -147,7 +210,7 @@ def settings_of(pairs: tuple[str, ...], options: dict[str, Any]) -> Settings:
     for key in keys:
         if keys.count(key) > 1:
             raise UserError(f"{key} is set twice; give it once, as an option or with --set.")
-    return settings
+    return settings if file is None else settings_of_file(file, settings) + settings
 
 
 data_argument = click.argument("given", metavar="DATA")

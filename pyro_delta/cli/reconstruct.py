@@ -10,8 +10,10 @@ from pyro_delta.cli.options import (
     check_out,
     data_argument,
     device_option,
+    json_option,
     open_run,
     other_data_option,
+    print_json,
     read_given,
     root_option,
     run_argument,
@@ -35,6 +37,7 @@ from pyro_delta.cli.options import (
 @root_option
 @other_data_option
 @trust_option
+@json_option
 def reconstruct(
     run: Path,
     given: str,
@@ -47,6 +50,7 @@ def reconstruct(
     data_root: str | None,
     other_data: bool,
     trust: bool,
+    as_json: bool,
 ) -> None:
     """Data and, below each, what the decoder of RUN makes of one sample of its latents.
 
@@ -65,4 +69,7 @@ def reconstruct(
     with counting("decoding", len(found) * decodings) as advance:
         drawn = reconstructions(loaded.vae, found, decodings, seed=seed, advance=advance)
     loaded.spec.show(drawn, out, len(found))
-    click.echo(str(out))
+    if as_json:
+        print_json({"file": str(out), "data": len(found), "seed": seed, **loaded.facts})
+    else:
+        click.echo(str(out))

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pyro_delta.cli.options import (
+    config_option,
     dataset_option,
     device_option,
     json_option,
@@ -26,6 +27,7 @@ from pyro_delta.cli.options import (
 from pyro_delta.errors import UserError
 
 if TYPE_CHECKING:
+    from pyro_delta.config import Config
     from pyro_delta.inference.training import Training
 
 
@@ -50,7 +52,9 @@ if TYPE_CHECKING:
 @device_option
 @other_data_option
 @trust_option
+@config_option
 @set_option
+@click.option("--dry-run", is_flag=True, help="Make a few steps, say what the training takes, and write nothing.")
 @json_option
 def train(
     dataset: str | None,
@@ -71,14 +75,17 @@ def train(
     device: str,
     other_data: bool,
     trust: bool,
+    config_file: Path | None,
     pairs: tuple[str, ...],
+    dry_run: bool,
     as_json: bool,
 ) -> None:
     """Train a δ-VAE into a run folder: weights, metrics, TensorBoard events and sample grids.
 
     \b
     pyro-delta train --dataset digits --out runs/first
-    pyro-delta train --dataset cifar10 --minutes 30 --seed 1 --set training.lr=1e-3
+    pyro-delta train --dataset cifar10 --minutes 30 --seed 1 --set training.lr=1e-3 --dry-run
+    pyro-delta train --config runs/first/config.json --seed 1
     pyro-delta train --out runs/first --resume --steps 4000
     pyro-delta train --dataset digits --control --out runs/second
     pyro-delta check runs/second --control runs/second-control
@@ -99,9 +106,12 @@ def train(
             "training.minutes": minutes,
             "training.seed": seed,
         },
+        config_file,
     )
     if resume and out is None:
         raise UserError("--resume needs --out RUN, the folder of the run to go on with.")
+    if dry_run and (resume or control or out):
+        raise UserError("--dry-run writes nothing and goes on with nothing; leave --out, --resume and --control out.")
     if resume and control:
         raise UserError("--control goes with a new run; of a finished one, pyro_delta.train_control(run) makes it.")
     from pyro_delta import ranks
@@ -109,6 +119,9 @@ def train(
     from pyro_delta.config import choose
     from pyro_delta.inference.run import check_free, default_folder
 
+    if dry_run:
+        _plan(choose(settings, preset)[0], device, as_json)
+        return
     ranks.join(device)
     if resume:
         assert out is not None
@@ -138,6 +151,21 @@ def train(
     if as_json:
         print_json(result)
     next_command("check", out, *(("--control", folder) if control else ()))
+
+
+def _plan(config: Config, device: str, as_json: bool) -> None:
+    """What a training would be and take, by its first steps."""
+    from pyro_delta.api.plan import plan
+    from pyro_delta.describe import flat, written
+
+    found = plan(config, device)
+    if as_json:
+        print_json({**found, "config": config.model_dump(mode="json")})
+        return
+    for key, value in flat(config):
+        click.echo(f"{key} = {written(value)}")
+    for key, value in found.items():
+        click.echo(f"{key.replace('_', ' ')}: {format(value, '.4g') if isinstance(value, float) else value}")
 
 
 def _say_finished(folder: Path, as_json: bool) -> None:

@@ -77,9 +77,7 @@ def verify(
     if as_json:
         print_json(certificate.asdict())
     else:
-        for finding in certificate.findings:
-            mark = {True: "ok  ", False: "FAIL", None: "–   "}[finding.passed]
-            click.echo(f"{mark}  {finding.name:30}  {finding.found}")
+        click.echo(str(certificate))
     if certificate.failure:
         raise CheckFailed(certificate.failure)
     if certificate.lack:

@@ -240,6 +240,7 @@ def evaluate(
     particles: int = 1,
     seed: int = 0,
     advance: Advance = ignore,
+    shared: bool = False,
 ) -> Line:
     """Bounds, rate and distortion, each mean with its standard error over the data; all are of all the data.
 
@@ -250,6 +251,7 @@ def evaluate(
         particles: K; above 1 the importance-weighted bound is added.
         seed: of the posterior samples.
         advance: called with the number of data just done, first for the ELBO, then for the bound.
+        shared: as for `encode`; the importance-weighted bound is made by each rank alike.
 
     Raises:
         UserError: if `particles` is below 1 or the seed below 0, or the programs cannot be run on the data.
@@ -257,7 +259,7 @@ def evaluate(
     at_least(1, particles=particles)
     at_least(0, seed=seed)
     split = as_split(data)
-    encoding = encode(vae, split, seed=seed, advance=advance)
+    encoding = encode(vae, split, seed=seed, advance=advance, shared=shared)
     unit = Unit.of(spec, encoding.scored)
     known = committed_by_all(committed(vae, split), encoding)
     numbers = summarise(encoding, unit, known.nats) | standard_errors(encoding, unit)
@@ -362,7 +364,7 @@ def summarise(encoding: Encoding, unit: Unit, delta: float | None) -> Line:
     return line_of(
         encoding.rate.mean().item(),
         encoding.distortion.mean().item(),
-        encoding.rate.min().item(),
+        encoding.rate.min().item() if encoding.closed_form else None,  # the least of estimates is no least rate
         active_units(flat(encoding.mean)) if encoding.mean and len(encoding.rate) > 1 else None,
         len(encoding.rate),
         unit,
@@ -386,7 +388,13 @@ def standard_error(values: Tensor) -> float:
 
 
 def line_of(
-    rate: float, distortion: float, least_rate: float, active: int | None, data: int, unit: Unit, delta: float | None
+    rate: float,
+    distortion: float,
+    least_rate: float | None,
+    active: int | None,
+    data: int,
+    unit: Unit,
+    delta: float | None,
 ) -> Line:
     """A line of metrics from nats per datum; `_bpd` is bits per scored number."""
     return {

@@ -32,9 +32,16 @@ ROUNDING = 1e-10
 """Nats: at δ = 0 a posterior equal to the prior may come out a rounding error below zero."""
 
 
+FEWEST_JUDGED = 6
+"""Data whose mean is told with an error that is to be trusted."""
+
+
 def least_told(numbers: Mapping[str, Any]) -> float:
-    """Lower 99 % bound, by Student's t, of what is told in nats, calibrated."""
+    """Lower 99 % bound, by Student's t, of what is told in nats, calibrated; −∞ of fewer than `FEWEST_JUDGED` data."""
     from scipy.stats import t
+
+    if numbers["told_judged"] < FEWEST_JUDGED:
+        return -math.inf
 
     quantile = float(t.ppf(0.99, numbers["told_judged"] - 1))
     return numbers["told_calibrated_nats"] - quantile * numbers["told_calibrated_nats_se"]
@@ -192,8 +199,8 @@ def sample_latents(vae: VAE, data: Any, *, batch: int = 100, seed: int = 0) -> T
     return torch.cat([next(iter(part.values())) for part in parts])
 
 
-def probe_accuracy(z_fit: Tensor, labels_fit: Tensor, z: Tensor, labels: Tensor) -> float | None:
-    """Accuracy of a logistic regression from standardised latents to labels; None with one class or infinite values."""
+def taken_for(z_fit: Tensor, labels_fit: Tensor, z: Tensor) -> Tensor | None:
+    """Labels (N,) that a logistic regression on standardised latents gives; None with one class or infinite values."""
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
@@ -205,7 +212,13 @@ def probe_accuracy(z_fit: Tensor, labels_fit: Tensor, z: Tensor, labels: Tensor)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # 300 rounds are part of the measure
         probe.fit(z_fit.double().flatten(1).numpy(), labels_fit.numpy())
-    return float(probe.score(z.double().flatten(1).numpy(), labels.numpy()))
+    return torch.from_numpy(probe.predict(z.double().flatten(1).numpy()))
+
+
+def probe_accuracy(z_fit: Tensor, labels_fit: Tensor, z: Tensor, labels: Tensor) -> float | None:
+    """Part of the labels (N,) of z that `taken_for` finds; None where it finds none."""
+    found = taken_for(z_fit, labels_fit, z)
+    return None if found is None else (found == labels).double().mean().item()
 
 
 def probe(vae: VAE, data: Split, encoding: Encoding, fit: Split | None, seed: int) -> dict[str, float | None]:

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.distributions import Independent, biject_to, constraints, register_kl, transform_to, transforms
 
 from pyro_delta.distributions.mean_field import check_exact, mean_field_parameters
+from pyro_delta.distributions.shapes import broadcast_shapes
 from pyro_delta.errors import UserError
 
 BLOCK = 32
@@ -97,7 +98,7 @@ class GaussianAR1(TorchDistribution):
             lengths = torch.as_tensor(lengths)
             if lengths.is_floating_point() or lengths.dtype == torch.bool:
                 raise UserError(f"GaussianAR1 got lengths of type {lengths.dtype}; give integers, one a sequence.")
-            batch_shape = torch.broadcast_shapes(batch_shape, lengths.shape)
+            batch_shape = broadcast_shapes(batch_shape, lengths.shape)
             alpha, lengths = alpha.expand(batch_shape + alpha.shape[-1:]), lengths.expand(batch_shape)
         self.alpha = alpha
         self.length = length

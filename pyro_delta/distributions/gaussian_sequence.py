@@ -11,6 +11,7 @@ from torch.distributions import Independent, constraints, register_kl
 
 from pyro_delta.distributions.gaussian_ar1 import GaussianAR1, check_steps
 from pyro_delta.distributions.mean_field import check_exact, check_same_event, mean_field_parameters
+from pyro_delta.distributions.shapes import broadcast_shapes
 from pyro_delta.errors import UserError
 
 
@@ -53,7 +54,7 @@ class GaussianSequence(TorchDistribution):
                 "give both in one floating-point type."
             )
         check_steps(loc.shape[-2])
-        batch_shape = torch.broadcast_shapes(loc.shape[:-2], scale_tril.shape[:-3])
+        batch_shape = broadcast_shapes(loc.shape[:-2], scale_tril.shape[:-3])
         self.loc = loc.expand(batch_shape + loc.shape[-2:])
         # Not expanded: one factor serves every member of a plate, and is inverted once.
         self._factor = scale_tril

@@ -20,6 +20,7 @@ from torch.distributions import transforms
 from pyro_delta.distributions.float64 import as_float64
 from pyro_delta.distributions.gaussian_ar1 import GaussianAR1
 from pyro_delta.distributions.gaussian_sequence import GaussianSequence
+from pyro_delta.distributions.shapes import broadcast_shapes
 
 
 class Gaussian(NamedTuple):
@@ -160,7 +161,7 @@ def _of_transformed(transformed: Any) -> Gaussian | None:
         elif type(transform) is transforms.AffineTransform:
             shape = batch + event
             loc, scale = (torch.as_tensor(part, dtype=torch.float64) for part in (transform.loc, transform.scale))
-            if torch.broadcast_shapes(loc.shape, scale.shape, shape) != shape:
+            if broadcast_shapes(loc.shape, scale.shape, shape) != shape:
                 return None
             loc, scale = (part.to(gaussian.mean.device).expand(shape).reshape(*batch, size) for part in (loc, scale))
             gaussian = Gaussian(

@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from pyro.distributions import TorchDistribution, constraints
 from torch import Size, Tensor
 
+from pyro_delta.distributions.shapes import broadcast_shapes
+
 
 class TokenNetwork(Protocol):
     """What `AutoregressiveTokens` asks of a network: all tokens at once, and one at a time from a cache."""
@@ -84,7 +86,7 @@ class AutoregressiveTokens(TorchDistribution):
     def _logits(self, x: Tensor) -> Tensor:
         """The same for sequences that may be shorter."""
         event_shape = x.shape[-len(self.event_shape) :]
-        shape = torch.broadcast_shapes(x.shape[: -len(event_shape)], self.batch_shape)
+        shape = broadcast_shapes(x.shape[: -len(event_shape)], self.batch_shape)
         flat_x = x.expand(shape + event_shape).reshape((-1, *event_shape)).long()
         z_bnd = self.z.expand(shape + self.z.shape[-2:]).reshape((-1, *self.z.shape[-2:]))
         logits = self.network(flat_x, z_bnd)

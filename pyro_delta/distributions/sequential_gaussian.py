@@ -11,6 +11,8 @@ from pyro.distributions import TorchDistribution
 from torch import Size, Tensor
 from torch.distributions import Categorical, Independent, MixtureSameFamily, Normal, constraints
 
+from pyro_delta.distributions.shapes import broadcast_shapes
+
 LOG_SCALE_BOUND = 7.0
 """Log-scales are clamped to ± this."""
 
@@ -71,7 +73,7 @@ class SequentialGaussian(TorchDistribution):
 
     def conditionals(self, z: Tensor) -> MixtureSameFamily:
         """p(z_t | z_{<t}) of every step of z (…, n, d), in one pass: batch shape (…, n), event shape (d,)."""
-        shape = torch.broadcast_shapes(z.shape[:-2], self.batch_shape)
+        shape = broadcast_shapes(z.shape[:-2], self.batch_shape)
         z_bnd = z.expand(shape + self.event_shape).reshape((shape.numel(), *self.event_shape))
         parameters_bnp, _ = self.network(F.pad(z_bnd[:, :-1], (0, 0, 1, 0)))
         weights, gaussians = self._components(parameters_bnp.reshape((*shape, *parameters_bnp.shape[1:])))

@@ -23,6 +23,7 @@ from torch import Size, Tensor
 from torch.distributions import Beta, Dirichlet, register_kl
 
 from pyro_delta.distributions.mean_field import check_exact, check_same_event
+from pyro_delta.distributions.shapes import broadcast_shapes
 from pyro_delta.distributions.sphere_rates import (
     Concentration,
     check_dims,
@@ -91,7 +92,7 @@ class SphereUniform(TorchDistribution):
         """Log density in nats, −ln |S^(d−1)|; `value` has shape (..., d)."""
         if self._validate_args:
             self._validate_sample(value)
-        shape = torch.broadcast_shapes(value.shape[:-1], self.batch_shape)
+        shape = broadcast_shapes(value.shape[:-1], self.batch_shape)
         return value.new_full(shape, -log_area(self.event_shape[0]))
 
     def entropy(self) -> Tensor:
@@ -122,8 +123,8 @@ class _AroundMean(TorchDistribution):
                 f"{name} got a loc of {loc.dtype} and a concentration of {concentration.dtype}; give both in one type."
             )
         try:
-            batch_shape = torch.broadcast_shapes(loc.shape[:-1], concentration.shape)
-        except RuntimeError:
+            batch_shape = broadcast_shapes(loc.shape[:-1], concentration.shape)
+        except ValueError:
             raise UserError(
                 f"{name} got a loc of shape {tuple(loc.shape)} and a concentration of shape "
                 f"{tuple(concentration.shape)}; give (..., d) and (...) that broadcast."
@@ -363,4 +364,4 @@ def kl_von_mises_fisher_sphere_uniform(q: VonMisesFisher, p: SphereUniform) -> T
 def _kl_to_uniform(q: _AroundMean, p: SphereUniform) -> Tensor:
     check_same_event(q, p.event_shape)
     dtype = torch.promote_types(q.loc.dtype, p.mean.dtype)
-    return q._nats().to(dtype).expand(torch.broadcast_shapes(q.batch_shape, p.batch_shape))
+    return q._nats().to(dtype).expand(broadcast_shapes(q.batch_shape, p.batch_shape))

@@ -5,7 +5,7 @@ With D the distortion and R the rate, each in nats, a mean over the minibatch:
     =================  =====================================  ============================
     elbo               D + R                                  `NegativeELBO`
     beta               D + β R                                `Beta` [1]
-    annealed           D + min(1, step / anneal_steps) R      `Annealed` [2]
+    annealed           D + β R, β rising from 0 to 1          `Annealed` [2]
     free_bits          D + max(R, λ)                          `FreeBits` [3]
     free_bits_per_dim  D + Σ_k max(R_k, λ / d)                `FreeBitsPerDimension` [3]
     target_rate        D + R + m (target − R), m ≥ 0 learned  `TargetRate` [4]
@@ -30,7 +30,8 @@ References:
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar
+import math
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -74,27 +75,41 @@ class Beta(NegativeELBO):
         return distortion + self.beta * rate
 
 
+STEEP = 5.0
+"""Of the sigmoid along which β rises: its argument goes from −STEEP to STEEP."""
+
+
 class Annealed(NegativeELBO):
-    """Distortion + β · rate, β rising linearly from 0 at the first step to 1 after `anneal_steps`, and 1 from then on.
+    """Distortion + β · rate, β rising from 0 at the first step to 1 after `anneal_steps`, and 1 from then on.
 
     Or in cycles: β is 1 for as many steps, and starts from 0 again [5].
-
-    NOTE: [2] anneals along a sigmoid too; this is the line.
 
     Args:
         anneal_steps: steps until the objective is the ELBO.
         cycles: how often β rises; each cycle takes twice as many steps.
+        curve: along which β rises: a line, or a sigmoid [2], scaled to reach from 0 to 1.
+
+    NOTE: the sigmoid of [2] only comes near 0 and 1.
     """
 
-    def __init__(self, *, anneal_steps: Annotated[int, Field(ge=1)], cycles: Annotated[int, Field(ge=1)] = 1) -> None:
+    def __init__(
+        self,
+        *,
+        anneal_steps: Annotated[int, Field(ge=1)],
+        cycles: Annotated[int, Field(ge=1)] = 1,
+        curve: Literal["linear", "sigmoid"] = "linear",
+    ) -> None:
         super().__init__()
-        self.anneal_steps, self.cycles = anneal_steps, cycles
+        self.anneal_steps, self.cycles, self.curve = anneal_steps, cycles, curve
         self.advance(0)
 
     def advance(self, step: int) -> None:
         """Sets β for the next step."""
         cycle, since = divmod(step, 2 * self.anneal_steps)
-        self.varying["beta"] = min(1.0, since / self.anneal_steps) if cycle < self.cycles else 1.0
+        part = min(1.0, since / self.anneal_steps) if cycle < self.cycles else 1.0
+        if self.curve == "sigmoid":  # tanh is one, of twice the argument
+            part = (1 + math.tanh(STEEP * (part - 0.5)) / math.tanh(STEEP / 2)) / 2
+        self.varying["beta"] = part
 
     def __call__(self, rate: Tensor, distortion: Tensor, data: Tensor) -> Tensor:
         """See the class."""

@@ -13,6 +13,7 @@
     metrics.jsonl    one line of numbers per logging step and validation
     check.json       numbers of `check --keep`
     terms.npz        rate and distortion of each datum of that check
+    report.html      the page of `report`
     manifest.json    checksums of all these, see `pyro_delta.inference.manifest`
     events/          the metrics for TensorBoard
     samples/         what the model drew in training
@@ -42,6 +43,7 @@ from pyro_delta.config import AuxiliaryConfig, Config
 from pyro_delta.data.named import spec_before_data
 from pyro_delta.data.spec import spec_as_dict, spec_of_dict
 from pyro_delta.data.splits import fingerprints
+from pyro_delta.diagnostics import table
 from pyro_delta.diagnostics.table import unfinished
 from pyro_delta.errors import UserError, unknown_name
 from pyro_delta.files import sweep_parts
@@ -135,6 +137,11 @@ class Run:
         """In a line."""
         names = ", ".join(f"{kind} {getattr(self.config, kind).program}" for kind in KINDS[:4])
         return f"<Run {self.folder or 'in memory'}: {names}>"
+
+    def _repr_html_(self) -> str:
+        programs = [(kind, str(getattr(self.config, kind).program), "") for kind in KINDS]
+        facts = [(name.replace("_", " "), table.text(value), "") for name, value in self.facts.items()]
+        return table.html(str(self.folder or "a run in memory"), programs + facts, self.caveat or "")
 
     @property
     def facts(self) -> dict[str, Any]:

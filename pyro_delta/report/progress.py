@@ -17,10 +17,10 @@ from pyro_delta.report.track import Track
 
 
 @contextmanager
-def counting(what: str, total: int) -> Iterator[Callable[[int], None]]:
-    """A bar for `total` data; yields what to call with the number of data just done."""
+def counting(what: str, total: int, *, show: bool = True) -> Iterator[Callable[[int], None]]:
+    """A bar for `total` data, if it is to show; yields what to call with the number of data just done."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=_console(), transient=True, disable=not sys.stderr.isatty()) as bar:
+    with Progress(*columns, console=_console(), transient=True, disable=not (show and sys.stderr.isatty())) as bar:
         task = bar.add_task(what, total=total)
         yield lambda data: bar.advance(task, data)
 

@@ -18,12 +18,26 @@ FRAME = 2
 """White pixels around every image."""
 
 
-def grid(images_bchw: Tensor, levels: int, columns: int) -> Tensor:
-    """One picture (3, H', W') uint8 of integers 0 … levels−1, enlarged without smoothing where they are small."""
+HIDDEN = (255, 0, 200)
+"""The colour of pixels that are not shown: hardly one of a photograph, and of no grey image."""
+
+
+def grid(images_bchw: Tensor, levels: int, columns: int, hidden_bhw: Tensor | None = None) -> Tensor:
+    """One picture (3, H', W') uint8 of images, enlarged without smoothing where they are small.
+
+    Args:
+        images_bchw: integers 0 … levels − 1.
+        levels: of them.
+        columns: images side by side.
+        hidden_bhw: pixels that are painted in a colour of their own instead.
+    """
     from torchvision.utils import make_grid  # here, because it takes seconds to import
 
     scale = max(1, -(-LEAST_SIDE // max(images_bchw.shape[-2:])))
     bytes_bchw = (images_bchw.double() * (255 / (levels - 1))).round().to(torch.uint8)
+    if hidden_bhw is not None:
+        colour_c11 = torch.tensor(HIDDEN, dtype=torch.uint8)[:, None, None]
+        bytes_bchw = torch.where(hidden_bhw[:, None], colour_c11, bytes_bchw)
     large_bchw = bytes_bchw.repeat_interleave(scale, -2).repeat_interleave(scale, -1)
     return make_grid(list(large_bchw), nrow=columns, padding=FRAME, pad_value=255)
 

@@ -98,10 +98,16 @@ def mask_of_picture(path: Path, spec: ImageSpec) -> Tensor:
     return keep_hw
 
 
-def completion_sheet(images: Tensor, keep_hw: Tensor, completed: list[Completions]) -> Tensor:
-    """Each column an image, what is kept of it, and its completions: (rows · N, C, H, W)."""
+def completion_sheet(images: Tensor, keep_hw: Tensor, completed: list[Completions]) -> tuple[Tensor, Tensor]:
+    """Each column an image, what is kept of it, and its completions.
+
+    Returns:
+        Images (rows · N, C, H, W), and their pixels that are hidden (rows · N, H, W).
+    """
     columns = [
-        torch.cat((image[None].long(), torch.where(keep_hw, image, 0)[None].long(), found.images))
-        for image, found in zip(images, completed, strict=True)
+        torch.cat((image.expand(2, *image.shape).long(), found.images)) for image, found in zip(images, completed)
     ]
-    return torch.stack(columns, dim=1).flatten(0, 1)
+    sheet = torch.stack(columns, dim=1)
+    hidden = torch.zeros(*sheet.shape[:2], *keep_hw.shape, dtype=torch.bool)
+    hidden[1] = ~keep_hw.cpu()
+    return sheet.flatten(0, 1), hidden.flatten(0, 1)

@@ -224,11 +224,9 @@ def check_conditioning(title: str, case: Case) -> Finding:
                     t = int(early[0])
                     found = f"{case.where} {place} sees z_{t + 1}, which starts at {case.where} {starts[t]} ({mode})"
                     return Finding(title, passed, found + words)
-        for place in () if full else range(int(starts.max())):
-            changed, _ = look(case, vae, case.x, {name: torch.where((starts > place)[:, None], other, z_bnd)})
-            off = moved(plain, changed).flatten(2).any(-1).any(0) & (case.group_place <= place)
-            if off.any():
-                least = int(case.group_place[off].min())
+        for base in () if full else range(COUNT):  # random, blank and full
+            places = derived if base else torch.arange(int(starts.max()))
+            if (least := _later(case, vae, name, z_bnd, other, base, places)) is not None:
                 found = f"{case.where} {least} changes with latents of later {case.where}s ({mode})"
                 return Finding(title, passed, found + words)
         mixed, _ = look(case, vae, case.x, {name: torch.cat((z_bnd[:1], other[1:]))})
@@ -240,6 +238,20 @@ def check_conditioning(title: str, case: Case) -> Finding:
         f"every {case.where} sees all of z" if full else f"{case.where}s see {{z_t : starts[t] ≤ {case.where}}} alone"
     )
     return Finding(title, True, rule)
+
+
+def _later(case: Case, vae: VAE, name: str, z: Tensor, other: Tensor, base: int, places: Tensor) -> int | None:
+    """The first position that changes when latents that start after it are replaced, for each of the places."""
+    assert case.starts is not None
+    for chosen in places.split(CHUNK):
+        x, same = copies(case.x[base], len(chosen)), copies(z[base], len(chosen))
+        later = (case.starts > chosen[:, None])[..., None]
+        plain, _ = look(case, vae, x, {name: same}, like=base)
+        changed, _ = look(case, vae, x, {name: torch.where(later, other[base], same)}, like=base)
+        off = moved(plain, changed).flatten(2).any(-1) & (case.group_place <= chosen[:, None])
+        if off.any():
+            return int(case.group_place[off.any(0)].min())
+    return None
 
 
 # --- The guide ---
@@ -321,7 +333,8 @@ def _told(drawn: Drawn, z: Tensor) -> Tensor:
     moments = drawn.moments()
     if not moments or moments["mean"].isnan().all():
         return drawn.log_q
-    return torch.cat((moments["mean"], moments["scale"]), dim=-1)
+    parts = (moments["mean"], moments["scale"])
+    return torch.cat(parts, dim=-1) if parts[0].dim() > 1 else torch.stack(parts, dim=-1)
 
 
 # --- Looking ---
@@ -355,9 +368,15 @@ def _outputs(
     base: Distribution = distribution
     while isinstance(base, Independent):
         base = base.base_dist
-    if base.batch_shape[-len(case.spec.shape) :] != torch.Size(case.spec.shape) or len(base.event_shape):
+    fixed = case.x[:1].expand(len(x), *case.spec.shape)
+    if by_type(base) and base.event_shape == torch.Size(case.spec.shape) != torch.Size():
+        # One for all the numbers: what is said of fixed values may depend on nothing of the data.
+        return base.log_prob(fixed).reshape(len(x), 1, 1).expand(-1, len(case.group_place), 1), True
+    if base.batch_shape[len(base.batch_shape) - len(case.spec.shape) :] != torch.Size(case.spec.shape) or len(
+        base.event_shape
+    ):
         return None
-    terms = base.log_prob(case.x[:1].expand(len(x), *case.spec.shape)).reshape(len(x), -1)
+    terms = base.log_prob(fixed).reshape(len(x), -1)
     groups = terms.new_zeros(len(x), len(case.group_place))
     return groups.index_add(1, case.order.reshape(-1), terms).unsqueeze(-1), True
 
@@ -424,5 +443,5 @@ def gradient_of(function: Callable[[Tensor], Tensor], leaf: Tensor) -> Tensor | 
         return None  # tokens that index a table cannot be real numbers
     if not out.requires_grad:
         return None
-    (grad,) = torch.autograd.grad(out, leaf, torch.randn_like(out), allow_unused=True)
+    (grad,) = torch.autograd.grad((out * torch.randn_like(out)).sum(), leaf, allow_unused=True)
     return grad

@@ -13,13 +13,22 @@ import torch
 from torch import Tensor, nn
 
 from pyro_delta.data.spec import check_answers
+from pyro_delta.diagnostics import table
 from pyro_delta.diagnostics.trace import trace
 from pyro_delta.diagnostics.verify.case import COUNT, Case, Finding, apart, batch_norms, passes_on
 from pyro_delta.diagnostics.verify.causality import check_conditioning, check_guide, check_network, sweep
 from pyro_delta.diagnostics.verify.distributions import check_normalised, check_posterior, check_prior, check_support
 from pyro_delta.diagnostics.verify.gradient import check_gradient
 from pyro_delta.diagnostics.verify.rate import check_rate
-from pyro_delta.diagnostics.verify.sites import DRAWN, MODES, Found, as_drawn, check_sites, in_single_precision
+from pyro_delta.diagnostics.verify.sites import (
+    DRAWN,
+    MODES,
+    Found,
+    after_calls,
+    as_drawn,
+    check_sites,
+    in_single_precision,
+)
 from pyro_delta.errors import UserError, in_a_line
 from pyro_delta.protocol import Spec
 from pyro_delta.vae import VAE, copied, owner_of
@@ -28,6 +37,10 @@ T = TypeVar("T")
 
 RESTS_ON = ("committed rate", "sites", "normalisation", "causality of the network")
 """Checks that must have been made for a certificate; none of the others may have failed."""
+
+
+MARKS = {True: "ok", False: "FAIL", None: "–"}
+"""Of checks that passed, that failed, and that could not be made."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +69,17 @@ class Certificate:
             "guarantee": self.guarantee,
             "checks": checks,
         }
+
+    def __str__(self) -> str:
+        """A line for each check, as `pyro-delta verify` prints them."""
+        return "\n".join(f"{mark:4}  {name:30}  {found}" for mark, name, found in self._rows())
+
+    def _repr_html_(self) -> str:
+        certified = None if self.delta_nats is None else f"δ = {self.delta_nats:.6g} nats {self.certified_by}"
+        return table.html(certified or "nothing is certified", self._rows(), self.failure or self.lack or "")
+
+    def _rows(self) -> list[table.Row]:
+        return [(MARKS[finding.passed], finding.name, finding.found) for finding in self.findings]
 
     @property
     def failure(self) -> str | None:
@@ -103,6 +127,7 @@ def verify(
         singles = in_single_precision(single)
         swept = _made(partial(sweep, single), lambda words: None)  # double precision fails, too, and says so
         drawn = _made(partial(as_drawn, single), _undrawn)
+        later = _made(partial(after_calls, single), lambda words: None)  # double precision fails, too, and says so
     with _copied(), apart(vae):
         torch.manual_seed(seed)
         case = Case(vae, spec, extras or {}, sizes)
@@ -119,7 +144,7 @@ def verify(
             "causality of the conditioning": check_conditioning,
             "causality of the guide": check_guide,
             "gradient": check_gradient,
-            "sites": lambda title, case: check_sites(title, case, singles, drawn),
+            "sites": lambda title, case: check_sites(title, case, singles, drawn, later),
         }
         made = (_made(partial(check, title, case), partial(_failed, title)) for title, check in checks.items())
         findings = (rate, *made)

@@ -63,8 +63,11 @@ def check_rate(title: str, case: Case) -> tuple[Finding, Commitment | None]:
         apart = not depend_on_one_another(case.vae, batch, seen)
     if not apart:
         return Finding(title, None, known.sentence), None
-    if ClosedForm()(case.vae, batch, seen) is None or not all(_known(latent.q) for latent in seen.latents.values()):
+    if ClosedForm()(case.vae, batch, seen) is None:
         return Finding(title, None, "no closed form of the KL, nothing is certified"), None
+    if own := [type(latent.q).__name__ for latent in seen.latents.values() if not _known(latent.q)]:
+        words = f"{own[0]} is a class of its own, and its KL rests on its word alone: nothing is certified"
+        return Finding(title, None, words), None
     least = _least_rate(case, known.throughout)
     if known.throughout is None:
         return Finding(title, None, f"not certified; the least KL found is {least:.6g} nats"), None

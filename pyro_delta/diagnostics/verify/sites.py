@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from pyro_delta.call import call
@@ -91,8 +91,10 @@ def in_single_precision(case: Case) -> list[Single]:
     for mode, vae in _modes(case):
         with as_trained(vae):
             z = {name: site.value.detach() for name, site in sites(vae, "guide", case.batch(case.x), {}).items()}
-        sites_of = _run(case, vae, case.x, z)
-        found.append(Single(mode, case.x, z, _log_probs(sites_of)))
+        once, again = (_log_probs(_run(case, vae, case.x, z, seed)) for seed in (0, 1))
+        # Noise that a program draws in training, such as that of dropped words, is another in another precision.
+        if not any(moved(once[name], again[name], case.same).any() for name in once):
+            found.append(Single(mode, case.x, z, once))
     return found
 
 
@@ -101,7 +103,7 @@ def _log_probs(found: dict[str, dict[str, Site]]) -> dict[str, Tensor]:
     return of_q | {f"p of {name!r}": site.log_prob for name, site in found["model"].items()}
 
 
-def check_sites(title: str, case: Case, singles: list[Single], drawn: Mapping[str, Found]) -> Finding:
+def check_sites(title: str, case: Case, singles: list[Single], drawn: Mapping[str, Found], later: Found) -> Finding:
     """The first way in which sites differ from what is certified, or that there is none.
 
     Args:
@@ -109,12 +111,14 @@ def check_sites(title: str, case: Case, singles: list[Single], drawn: Mapping[st
         case: in double precision.
         singles: what `in_single_precision` found.
         drawn: what `as_drawn` found, in single precision.
+        later: what `after_calls` found, in single precision.
     """
     runs = _at_all_sizes(case)
     checks: tuple[Callable[[], Found], ...] = (
         lambda: _plain_sites(case, runs),
         lambda: _given_data(case, runs),
         lambda: _after_calls(case),
+        lambda: later,
         lambda: _as_stated(case, runs),
         lambda: _one_prior(case),
         lambda: drawn[MODES[0]],
@@ -199,6 +203,8 @@ def _plain_sites(case: Case, runs: list[Run]) -> Found:
                     return False, f"the guide observes {name!r} rather than draw it ({run.where}); take obs=… away"
                 kept = numbers(site) if site.observed else float(not _masked(site.mask))
                 all_of_it = site.value.numel() if site.observed else 1
+                if kept < all_of_it and site.observed and case.extras and kept and _alike(site.mask):
+                    return None, f"the {part} masks the site {name!r} alike for all data, whatever goes with them"
                 if kept < all_of_it and (not case.extras or not site.observed or kept == 0):
                     return False, (
                         f"the {part} masks the site {name!r} ({run.where}), so that not all of it counts; take the "
@@ -243,30 +249,50 @@ def as_drawn(case: Case) -> dict[str, Found]:
 
 
 def _white(case: Case, mode: str, vae: VAE) -> Found:
-    """The first way in which noise is not white, or not drawn anew."""
-    x = case.data(DRAWN)
-    before: dict[str, Tensor] = {}
-    for seed in (1, 2):
-        torch.manual_seed(seed)
-        with as_trained(vae):
-            found = sites(vae, "guide", case.batch(x), {})
-        for name, site in found.items():
-            moments = Drawn(site.fn, site.value, site.log_prob, site.mask, site.dim).moments()
-            if is_point(site.fn):
-                if not torch.equal(site.value, moments["mean"]):
-                    return False, f"what the guide draws at {name!r} is not the point that its Delta states ({mode})"
+    """The first way in which noise is not white, or not drawn anew.
+
+    In batches of the training's size, of data that differ, and of one datum again and again, of which noise that is a
+    function of the data tells.
+    """
+    torch.manual_seed(0)
+    before = _noise(case, vae, case.x)  # and no seed between the two: noise may be one of the seed's alone
+    for name, (fn, noise) in _noise(case, vae, case.x).items():
+        if is_point(fn):
+            if noise.any():
+                return False, f"what the guide draws at {name!r} is not the point that its Delta states ({mode})"
+        elif torch.equal(noise, before[name][1]) and noise.any():
+            return False, f"the noise of what the guide draws at {name!r} is the same at every call ({mode})"
+    size = case.sizes[-1]
+    calls = -(-DRAWN // size)
+    different = case.data(size * calls)
+    one = case.x[:1].expand_as(different)
+    for what, data, like in ((f"{len(different)}", different, None), (f"one {case.what}", one, 0)):
+        drawn = [_noise(case, vae, batch, like) for batch in data.split(size)]
+        for name, (fn, _) in drawn[0].items():
+            if is_point(fn):
                 continue
-            if not moments or not is_real(site.fn.support):
-                continue
-            noise = ((site.value - moments["mean"]) / moments["scale"]).detach().flatten(1)
-            of = f"what the guide draws at {name!r} is not what its distribution there draws: the noise of {DRAWN}"
-            if seed == 2 and torch.equal(noise, before[name]):
-                return False, f"{of} is the same at every call ({mode})"
-            before[name] = noise
-            for what, number, surprise in _statistics(noise, normal=normal_parameters(site.fn) is not None):
+            of = f"what the guide draws at {name!r} is not what its distribution there draws: the noise of {what}"
+            noise = torch.cat([one[name][1] for one in drawn])
+            for measure, number, surprise in _statistics(noise, normal=normal_parameters(fn) is not None):
                 if not surprise <= SURPRISE:
-                    return False, f"{of} has {what} {number:.2g} ({mode})"
+                    return False, f"{of} has {measure} {number:.2g} ({mode})"
     return None
+
+
+def _noise(case: Case, vae: VAE, x: Tensor, like: int | None = None) -> dict[str, tuple[Distribution, Tensor]]:
+    """By site what is drawn for data, less its mean and over its scale, (B, K); of points, how far off they are.
+
+    Left out are distributions without moments, and those over anything but real numbers.
+    """
+    with as_trained(vae):
+        found = sites(vae, "guide", case.batch(x, like), {})
+    noise: dict[str, tuple[Distribution, Tensor]] = {}
+    for name, site in found.items():
+        moments = Drawn(site.fn, site.value, site.log_prob, site.mask, site.dim).moments()
+        if is_point(site.fn) or (moments and is_real(site.fn.support)):
+            scale = 1.0 if is_point(site.fn) else moments["scale"]
+            noise[name] = site.fn, ((site.value - moments["mean"]) / scale).detach().reshape(len(x), -1)
+    return noise
 
 
 def _statistics(noise: Tensor, *, normal: bool) -> list[tuple[str, float, float]]:
@@ -325,6 +351,12 @@ def _cosines(noise: Tensor) -> Tensor:
     unit = chosen / chosen.norm(dim=0).clamp_min(1e-30)
     one, other = torch.triu_indices(unit.shape[1], unit.shape[1], 1)
     return torch.cat(((unit.T @ unit)[one, other], torch.cosine_similarity(noise[1:], noise[:-1], dim=0)))
+
+
+def _alike(mask: Any) -> bool:
+    """Whether a mask is the same for all data."""
+    mask = torch.as_tensor(mask)
+    return mask.dim() == 0 or bool((mask == mask[:1]).all())
 
 
 def _masked(mask: Any) -> bool:
@@ -522,6 +554,50 @@ def _after_calls(case: Case) -> Found:
                     f"a value at first, {after[name].log_prob[0].item():.6g} after {CALLS} more"
                 )
     return None
+
+
+@torch.no_grad()
+def after_calls(case: Case) -> Found:
+    """What model and guide do in training is still the same after some calls with batches of the training's size.
+
+    Statistics that torch's own modules keep, of batches or of the powers of a weight, are put back: those are known.
+    """
+    vae, x = copied(case.vae).train(), case.data(case.sizes[-1])
+    known = [buffer for module in vae.modules() if _is_of_torch(module) for buffer in module.buffers(recurse=False)]
+    before = [buffer.clone() for buffer in known]
+
+    def seen() -> dict[str, Tensor]:
+        for buffer, value in zip(known, before, strict=True):
+            buffer.data.copy_(value)
+        torch.manual_seed(0)
+        with as_trained(vae):
+            guide = sites(vae, "guide", case.batch(x), {})
+            z = {name: site.value.detach() for name, site in guide.items()}
+            model = sites(vae, "model", case.batch(x), z)
+        found: dict[str, Tensor] = {}
+        for part, of_part in (("guide", guide), ("model", model)):
+            for name, site in of_part.items():
+                found[f"the log-probability of {name!r} in the {part}"] = site.log_prob.detach()
+                found[f"the scale of the site {name!r} in the {part}"] = torch.as_tensor(site.scale)
+                if part == "guide":
+                    found[f"what the guide draws at {name!r}, with the same noise,"] = site.value.detach()
+        return found
+
+    first_ = seen()
+    torch.manual_seed(1)
+    with as_trained(vae, keep=True):
+        for _ in range(CALLS):
+            z = {name: site.value.detach() for name, site in sites(vae, "guide", case.batch(x), {}).items()}
+            sites(vae, "model", case.batch(x), z)
+    later = seen()
+    for what, value in first_.items():
+        if value.shape != later[what].shape or moved(value, later[what], case.same).any():
+            return False, f"{what} changes with the calls in training mode: it is another after {CALLS} of them"
+    return None
+
+
+def _is_of_torch(module: nn.Module) -> bool:
+    return type(module).__module__.startswith("torch.nn")
 
 
 def _as_in_single(case: Case, singles: list[Single]) -> Found:

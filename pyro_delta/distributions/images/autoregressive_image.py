@@ -10,6 +10,7 @@ from pyro.distributions import TorchDistribution, constraints
 from torch import Size, Tensor
 
 from pyro_delta.distributions.images.logistic_mixture import DiscretizedLogisticMixture
+from pyro_delta.distributions.shapes import broadcast_shapes
 
 
 class ImageShape(Protocol):
@@ -87,7 +88,7 @@ class AutoregressiveImage(TorchDistribution):
 
     def parameters_at(self, x: Tensor) -> Tensor:
         """Teacher-forced mixture parameters (…, H, W, P) for images x (…, C, H, W)."""
-        shape = torch.broadcast_shapes(x.shape[:-3], self.batch_shape)
+        shape = broadcast_shapes(x.shape[:-3], self.batch_shape)
         x_bchw = x.expand(shape + self.event_shape).reshape((-1, *self.event_shape))
         z_bnd = self.z.expand(shape + self.z.shape[-2:]).reshape((-1, *self.z.shape[-2:]))
         return (

@@ -13,6 +13,7 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor
 from torch.distributions import constraints
 
+from pyro_delta.distributions.shapes import broadcast_shapes
 from pyro_delta.errors import UserError
 
 # Below -7 a component is a point mass at up to 256 levels (its scale is a quarter of half a bin) and 1/scale soon
@@ -259,8 +260,8 @@ class DiscretizedLogisticMixture(TorchDistribution):
     def _sample_batch_shape(self, uniforms: Tensor) -> torch.Size:
         if uniforms.ndim and uniforms.shape[-1] == 1 + self.channels:
             try:
-                return torch.broadcast_shapes(uniforms.shape[:-1], self.batch_shape)
-            except RuntimeError:
+                return broadcast_shapes(uniforms.shape[:-1], self.batch_shape)
+            except ValueError:
                 pass
         raise UserError(
             f"uniforms of shape {tuple(uniforms.shape)} do not fit: they must have the shape "
@@ -342,8 +343,8 @@ def _checked_batch_shape(logits: Tensor, means: Tensor, log_scales: Tensor, coef
             )
         batch_shapes.append(parameter.shape[:split])
     try:
-        return torch.broadcast_shapes(*batch_shapes)
-    except RuntimeError:
+        return broadcast_shapes(*batch_shapes)
+    except ValueError:
         raise UserError(
             f"batch shapes {[tuple(shape) for shape in batch_shapes]} of means, "
             f"{', '.join(name for name, _, _ in expected)} do not broadcast: give all parameters the same batch shape."

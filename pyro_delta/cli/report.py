@@ -1,0 +1,129 @@
+"""`pyro-delta report`."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+import click
+
+from pyro_delta.cli.options import (
+    check_writable,
+    device_option,
+    images_option,
+    json_option,
+    open_run,
+    other_data_option,
+    print_json,
+    root_option,
+    seed_option,
+    trust_option,
+)
+
+PAGE = "report.html"
+
+
+@click.command()
+@click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help=f"Default: {PAGE} in RUN; of several runs it must be said.",
+)
+@click.option(
+    "--control",
+    type=click.Path(path_type=Path),
+    metavar="RUN",
+    help="A run without latents, of the same data, to stand beside it.",
+)
+@images_option
+@seed_option
+@device_option
+@root_option
+@other_data_option
+@trust_option
+@json_option
+def report(
+    runs: tuple[Path, ...],
+    out: Path | None,
+    control: Path | None,
+    images: int | None,
+    seed: int,
+    device: str,
+    data_root: str | None,
+    other_data: bool,
+    trust: bool,
+    as_json: bool,
+) -> None:
+    """RUN as one page: what was trained, what `check` says of it, how it came, what its latents hold and it draws.
+
+    The page is one file, which needs no network. It shows the check that was kept with the run; where there is none,
+    the check is made now, of --images test data, or of all, and then kept. Several runs stand side by side.
+
+    \b
+    pyro-delta report runs/first
+    pyro-delta report runs/first --control runs/first-control --out first.html
+    pyro-delta report runs/first runs/second --out both.html
+    """  # noqa: D301 (click wants the backspace itself)
+    from pyro_delta.errors import UserError
+    from pyro_delta.files import written_whole
+
+    if len(runs) > 1 and (out is None or control is not None or images is not None):
+        wrong = "--out FILE is missing" if out is None else "--control and --images go with one run"
+        raise UserError(f"of {len(runs)} runs {wrong}; pyro-delta report RUN RUN --out FILE.")
+    out = runs[0] / PAGE if out is None else out
+    if out.parent.is_dir() or out.parent != runs[0]:  # that there is no such run is said below
+        check_writable(out)
+    if len(runs) > 1:
+        text, verdict = _of_several(runs, device, data_root, trust), None
+    else:
+        text, verdict = _of_one(runs[0], control, images, seed, device, data_root, other_data, trust)
+    with written_whole(out) as file:
+        file.write(text.encode())
+    if as_json:
+        print_json({"file": str(out), "bytes": len(text.encode()), "verdict": verdict})
+    else:
+        click.echo(str(out))
+
+
+def _of_one(
+    run: Path,
+    control: Path | None,
+    images: int | None,
+    seed: int,
+    device: str,
+    data_root: str | None,
+    other_data: bool,
+    trust: bool,
+) -> tuple[str, str]:
+    """The page of a run, and the verdict of its check."""
+    from pyro_delta.api.judge import check
+    from pyro_delta.api.kept import keep, kept
+    from pyro_delta.report.page import page
+    from pyro_delta.report.progress import counting
+
+    loaded = open_run(run, device, trust=trust)
+    other = None if control is None else open_run(control, device, trust=trust)
+    data = loaded.data(data_root, other=other_data)
+    words = [str(run), *(() if control is None else ("--control", str(control)))]
+    words += () if images is None else ("--images", str(images), "--seed", str(seed))
+    before = None if images is not None or other_data else kept(run)
+    if before is not None and (other is None or "bought_nats" in before.numbers):
+        numbers, words = before.numbers, [*words, "--keep"]
+    else:
+        with counting("checking", len(data.test) if images is None else images) as advance:
+            found = check(loaded, data=data, images=images, control=other, seed=seed, advance=advance)
+        if images is None and loaded.finished and not other_data:
+            keep(loaded, found)
+        numbers = found.asdict()
+    checked = shlex.join(["pyro-delta", "check", *words])
+    return page(loaded, data, numbers, control=other, checked=checked, seed=seed), numbers["verdict"]
+
+
+def _of_several(runs: tuple[Path, ...], device: str, data_root: str | None, trust: bool) -> str:
+    from pyro_delta.report.comparison import compare
+    from pyro_delta.report.page import page_of_runs
+
+    found = compare(runs, device=device, root=data_root, trust=trust, say=lambda line: click.echo(line, err=True))
+    return page_of_runs(found, {str(run): open_run(run, device, trust=trust) for run in runs})

@@ -1,0 +1,51 @@
+"""Where in the latent sequence the rate of a Gaussian AR(1) prior is spent."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from pyro_delta.diagnostics.bounds import Encoding
+from pyro_delta.distributions.gaussian_ar1 import GaussianAR1
+from pyro_delta.rate import minimising_posterior
+
+
+def rate_of_steps(encoding: Encoding, prior: object) -> Tensor | None:
+    """The share of each step and dimension in the mean rate, (n, d) nats; their sum is that rate.
+
+    Step t has E_q KL(q(z_t | x) ‖ p(z_t | z_{t−1})), by the chain rule.
+
+    Args:
+        encoding: of data.
+        prior: that its rate is against.
+
+    Returns:
+        None for any other prior than a `GaussianAR1`, or a posterior that is not independent over steps.
+    """
+    if type(prior) is not GaussianAR1 or not encoding.mean_field or len(encoding.mean) != 1:
+        return None
+    (mean_bnd,), (scale_bnd,) = encoding.mean.values(), encoding.scale.values()
+    if mean_bnd.shape[1:] != prior.event_shape:
+        return None
+    return _shares(mean_bnd.double(), scale_bnd.double(), _alone(prior)).mean(0)
+
+
+def floor_of_steps(prior: GaussianAR1) -> Tensor:
+    """The same of the posterior that attains δ, (n, d) nats."""
+    alone = _alone(prior)
+    scale_nd = minimising_posterior(alone).base_dist.scale.double()
+    return _shares(torch.zeros_like(scale_nd), scale_nd, alone)
+
+
+def _alone(prior: GaussianAR1) -> GaussianAR1:
+    """That of the first datum, on the CPU."""
+    return GaussianAR1(prior.alpha.detach().cpu().reshape(-1, prior.event_shape[-1])[0], prior.length)
+
+
+def _shares(mean: Tensor, scale: Tensor, prior: GaussianAR1) -> Tensor:
+    """(…, n, d) nats."""
+    alpha_d = prior.alpha.double()
+    innovation = torch.cat((torch.ones_like(alpha_d)[None], (1 - alpha_d**2).expand(prior.length - 1, -1)))
+    before_mean, before_scale = (torch.nn.functional.pad(part[..., :-1, :], (0, 0, 1, 0)) for part in (mean, scale))
+    square = scale**2 + (mean - alpha_d * before_mean) ** 2 + (alpha_d * before_scale) ** 2
+    return 0.5 * (square / innovation - 1 - torch.log(scale**2 / innovation))
