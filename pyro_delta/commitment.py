@@ -30,12 +30,16 @@ Formula = Callable[[Distribution], Any]
 
 EXACTLY: Guarantee = "every datum, exactly"
 AT_LEAST: Guarantee = "every datum, at least"
+BY_LENGTH: Guarantee = "every datum, by its length"
 IN_THE_MEAN: Guarantee = "mean over the data"
 
 
 @dataclass(frozen=True)
 class Commitment:
     """The least KL(q ‖ p) of any datum, for every posterior of a family; or the least mean of them.
+
+    Where data have lengths, and a prior with them, it is that of a datum of all steps, and `committed_by_length` says
+    what the others commit.
 
     Attributes:
         nats: for the prior as it is now; None if no formula says it.
@@ -71,6 +75,9 @@ class Commitment:
             if self.guarantee == IN_THE_MEAN
             else ""
         )
+        if self.guarantee == BY_LENGTH:
+            whole = f"{self.throughout:.6g} nats for one of all steps"
+            return f"δ of a datum is that of its own length, {whole}, {self.way}: {self.known_by}"
         return f"δ = {self.throughout:.6g} nats{of} {self.way}: {self.known_by}"
 
     @property
@@ -123,7 +130,7 @@ def commitment(
     known_by = " and ".join(sorted(ways))
     caps = [site.cap_nats for site in sites if site.cap_nats is not None]
     known: dict[str, Any] = {
-        "guarantee": EXACTLY if all(site.guarantee == EXACTLY for site in sites) else AT_LEAST,
+        "guarantee": _guarantee([site.guarantee for site in sites]),
         "certified_by": max((site.by for site in sites), key=get_args(CertifiedBy).index),
         "cap_nats": min(caps, default=None),
         "fixed": tuple(name for name, site in zip(pairs, sites, strict=True) if site.fixed),
@@ -132,6 +139,24 @@ def commitment(
         return Commitment(total, total, known_by, **known)
     known_by = known_by if floor is None else f"{known_by}, above the floor of the prior"
     return Commitment(total, floor, known_by, learns, **known)
+
+
+def committed_by_length(pairs: Pairs) -> Tensor | None:
+    """What each of B data commits against priors of which one has lengths, (B,) nats in float64; None if none has.
+
+    Args:
+        pairs: of B data, of which `commitment` says that they commit by their lengths.
+    """
+    if all(getattr(p, "lengths", None) is None for _, p in pairs.values()):
+        return None
+    rates = [torch.zeros(()) if normal_parameters(p) is not None else committed_rate(p) for _, p in pairs.values()]
+    return sum(rates, torch.zeros((), dtype=torch.float64))
+
+
+def _guarantee(of_sites: list[Guarantee]) -> Guarantee:
+    if BY_LENGTH in of_sites:
+        return BY_LENGTH
+    return EXACTLY if all(one == EXACTLY for one in of_sites) else AT_LEAST
 
 
 class _Site(NamedTuple):
@@ -149,6 +174,8 @@ def _site(name: str, q: Distribution, p: Distribution, others: Callable[[], Iter
     Raises:
         UserError: why no formula says it.
     """
+    if getattr(p, "lengths", None) is not None:
+        return _by_length(name, q, p)
     family = family_of(q, p)
     if family is not None and _is_fixed(family, name, q, others) and (rate := family.rate(q, p)) is not None:
         known_by = f"the {family.words} of {title_of(q)} against {title_of(p)}"
@@ -165,6 +192,17 @@ def _site(name: str, q: Distribution, p: Distribution, others: Callable[[], Iter
     if gaussian.cap_nats is None:
         return _Site(nats, "type", AT_LEAST, f"the type of {title_of(p)}, a Gaussian")
     return _Site(nats, "probing", AT_LEAST, f"the density of {title_of(p)}, a Gaussian", gaussian.cap_nats)
+
+
+def _by_length(name: str, q: Distribution, p: Any) -> _Site:
+    """What a site commits whose prior has a length for each datum, at all steps.
+
+    Raises:
+        UserError: if posteriors are no independent Normals.
+    """
+    if normal_parameters(q) is None:
+        raise UserError(f"posteriors of {name!r} are {title_of(q)}, of which no formula is known for data with lengths")
+    return _Site(committed_rate(p.whole).sum().item(), "formula", BY_LENGTH, f"a formula of {title_of(p)}")
 
 
 def _is_fixed(family: Family, name: str, q: Distribution, others: Callable[[], Iterable[Posteriors]]) -> bool:

@@ -48,6 +48,7 @@ SHIPPED: dict[str, dict[str, str]] = {
         "imagenet32": "pyro_delta.data.images.imagenet:ImageNet32",
         "folder": "pyro_delta.data.images.datasets:Folder",
         "descriptions": "pyro_delta.data.sequences.text:Descriptions",
+        "chorales": "pyro_delta.data.music.chorales:Chorales",
         "given": "pyro_delta.data.splits:Given",
     },
     "prior": {

@@ -30,6 +30,8 @@ class Spec(Protocol):
 
     A spec is a frozen dataclass, saved with a run by its class and fields.
 
+    Optional: `beside(x)`, what goes with data that were read from a file, such as lengths that x itself shows, by name.
+
     Attributes:
         shape: event shape of a datum.
         levels: data are integers 0 … levels − 1; None for real numbers.

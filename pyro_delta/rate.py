@@ -19,6 +19,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 from torch.distributions import Distribution
+from torch.nn.functional import pad
 
 from pyro_delta.distributions.any_gaussian import as_gaussian
 from pyro_delta.distributions.gaussian_ar1 import GaussianAR1
@@ -44,7 +45,7 @@ MOST_MODES = 4096
 # --- AR(1): the rate, its inverse, and the spelling of α ---
 
 
-def ar1_committed_rate(alpha: float | Sequence[float] | Tensor, length: int, blocks: int = 1) -> Tensor:
+def ar1_committed_rate(alpha: float | Sequence[float] | Tensor, length: int | Tensor, blocks: int = 1) -> Tensor:
     """δ of the AR(1) prior against posteriors independent over dimensions and over blocks of b consecutive steps.
 
     With m = ⌈n/b⌉ ≥ 2 blocks, of which the last may be shorter,
@@ -60,7 +61,7 @@ def ar1_committed_rate(alpha: float | Sequence[float] | Tensor, length: int, blo
 
     Args:
         alpha: |α| < 1; one number, a sequence, or a tensor of shape (..., d), summed over its last dimension.
-        length: number of steps n ≥ 1.
+        length: number of steps n ≥ 1; or a tensor of them, which broadcasts with (...) and is not checked.
         blocks: steps b ≥ 1 that the posterior may correlate.
 
     Returns:
@@ -69,23 +70,26 @@ def ar1_committed_rate(alpha: float | Sequence[float] | Tensor, length: int, blo
     Raises:
         UserError: |α| ≥ 1 or not a number, or `length` or `blocks` < 1.
     """
-    check_whole("length", length)
+    if not isinstance(length, Tensor):
+        check_whole("length", length)
     check_whole("blocks", blocks)
     alpha_d = torch.atleast_1d(torch.as_tensor(alpha, dtype=torch.float64))
     outside = alpha_d[~(alpha_d.abs() < 1)]
     if outside.numel():
         raise UserError(f"alpha {outside[0].item():g} is outside (-1, 1); give correlations strictly between -1 and 1.")
-    if blocks >= length:
+    if not isinstance(length, Tensor) and blocks >= length:
         return alpha_d.sum(-1) * 0
+    length = torch.as_tensor(length, device=alpha_d.device)
     powers_d = torch.zeros_like(alpha_d)
     for _ in range(blocks):
         powers_d = alpha_d.square() * (1 + powers_d)  # α² + α⁴ + … + α^2b
-    inner_blocks = -(-length // blocks) - 2
+    inner_blocks = -(-length // blocks).unsqueeze(-1) - 2
     # −ln(1 − α²): the two logarithms cancel where α is small, α² is rounded where it is near 1.
     near_0_d = -torch.log1p(-alpha_d.clamp(-0.5, 0.5).square())
     near_1_d = -torch.log1p(-alpha_d) - torch.log1p(alpha_d)
     ends_d = torch.where(alpha_d.abs() < 0.5, near_0_d, near_1_d)
-    return 0.5 * (inner_blocks * torch.log1p(powers_d) + ends_d).sum(-1)
+    rate = 0.5 * (inner_blocks * torch.log1p(powers_d) + ends_d).sum(-1)
+    return torch.where(length > blocks, rate, 0.0 * rate)
 
 
 def alpha_for_rate(rate: float, length: int, dims: int) -> float:
@@ -246,7 +250,7 @@ def register_committed_rate(cls: type) -> Callable[[F], F]:
 
 @register_committed_rate(GaussianAR1)
 def _gaussian_ar1_rate(prior: GaussianAR1, blocks: int) -> Tensor:
-    return ar1_committed_rate(prior.alpha, prior.length, blocks)
+    return ar1_committed_rate(prior.alpha, prior.length if prior.lengths is None else prior.lengths, blocks)
 
 
 @register_committed_rate(GaussianSequence)
@@ -319,7 +323,8 @@ def minimising_posterior(prior: Distribution, blocks: int | None = None) -> dist
     """The posterior whose KL from the prior is exactly the committed rate.
 
     Independent over every step and dimension, `blocks=None`: for GaussianAR1, with s = 1 − α², μ = 0 and σ² = s at both
-    ends, s/(1 + α²) inside (σ = 1 at n = 1). For any other Gaussian the prior's mean and σ_i² = 1/Λ_ii.
+    ends, s/(1 + α²) inside (σ = 1 at n = 1, and on the padding of a prior with lengths). For any other Gaussian the
+    prior's mean and σ_i² = 1/Λ_ii.
 
     Independent over blocks of steps: a `GaussianSequence` with the prior's mean and covariances Λ_bb⁻¹.
 
@@ -398,7 +403,7 @@ def modes(prior: Distribution, blocks: int | None = None) -> Modes:
             4096 of a GaussianAR1, for posteriors that are independent over steps.
     """
     steps = _block_steps(prior, blocks)
-    if steps == 1 and type(prior) is GaussianAR1:
+    if steps == 1 and type(prior) is GaussianAR1 and prior.lengths is None:
         return Modes(_gaussian_ar1_modes(prior).flatten(-2).sort(-1).values)
     if type(prior) is GaussianAR1 or type(prior) is GaussianSequence:
         precision = prior.precision()  # of each dimension
@@ -447,12 +452,12 @@ def _gaussian_ar1_modes(prior: GaussianAR1) -> Tensor:
 
 
 def _gaussian_ar1_minimising_scale(prior: GaussianAR1) -> Tensor:
-    if prior.length == 1:
-        return torch.ones_like(prior.mean)
-    alpha = prior.alpha.unsqueeze(-2)
+    alpha, inside = prior.alpha.unsqueeze(-2), prior.inside()
+    before = pad(inside[..., :-1, :], (0, 0, 1, 0)) & inside
+    after = pad(inside[..., 1:, :], (0, 0, 0, 1))
     end = ((1 - alpha) * (1 + alpha)).sqrt()
-    inside = (end / (1 + alpha.square()).sqrt()).expand(*alpha.shape[:-2], prior.length - 2, -1)
-    return torch.cat([end, inside, end], dim=-2)
+    linked = torch.where(before & after, end / (1 + alpha.square()).sqrt(), end)
+    return torch.where(before | after, linked, 1.0)
 
 
 def _block_steps(distribution: Distribution, blocks: int | None) -> int:

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from pyro_delta import config
 from pyro_delta.data import Spec
 from pyro_delta.data.images import ImageSpec
+from pyro_delta.data.music import ScoreSpec
 from pyro_delta.data.sequences.text import Descriptions
 from pyro_delta.distributions import GaussianAR1
 
@@ -15,6 +16,7 @@ SPECS = {
     "cifar10": ImageSpec(3, 32, 32, 256),
     "mnist": ImageSpec(1, 28, 28, 256),
     "descriptions": Descriptions.spec,
+    "chorales": ScoreSpec(32, 47),
 }
 """Of the data that presets name."""
 PRESETS = {name: config.load_preset(name).data.program for name in config.preset_names()}

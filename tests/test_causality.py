@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from pyro_delta import config
 from pyro_delta.build import build
 from pyro_delta.data.images import ImageSpec
+from pyro_delta.data.music import ScoreSpec
 from pyro_delta.data.sequences import TokenSpec
 from pyro_delta.guides import AntiCausalGuide, GRUGuide, ImageEncoder, regions
 from pyro_delta.models import (
@@ -772,9 +773,11 @@ def assert_rows_see_latents_by_row(
 
 # --- sequences of tokens ---
 
+TOKENS, VOICES = TokenSpec(6, 5), ScoreSpec(6, 5, voices=3)
 
-def token_vae(starts: list[int], *, conditioning: str = "causal") -> VAE:
-    spec, prior = TokenSpec(6, 5), StepsPrior(starts, [0.5, 0.8])
+
+def token_vae(starts: list[int], spec: TokenSpec = TOKENS, *, conditioning: str = "causal") -> VAE:
+    prior = StepsPrior(starts, [0.5, 0.8])
     likelihood = GRULikelihood(spec, prior, hidden=4, conditioning=conditioning)
     return randomise(VAE(DeltaVAE(prior, likelihood), GRUGuide(spec, prior, hidden=4)))
 
@@ -789,15 +792,83 @@ TOKEN_STARTS = {
 
 
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+@pytest.mark.parametrize("spec", [TOKENS, VOICES], ids=["tokens", "voices"])
 @pytest.mark.parametrize("name", TOKEN_STARTS)
-def test_tokens_are_told_what_they_may_be(name: str, training: bool) -> None:
-    assert_tokens_are_causal(token_vae(TOKEN_STARTS[name]).train(training), TokenSpec(6, 5))
+def test_tokens_are_told_what_they_may_be(name: str, spec: TokenSpec, training: bool) -> None:
+    assert_tokens_are_causal(token_vae(TOKEN_STARTS[name], spec).train(training), spec)
+
+
+@pytest.mark.parametrize("spec", [TOKENS, VOICES], ids=["tokens", "voices"])
+@pytest.mark.parametrize("name", TOKEN_STARTS)
+def test_tokens_see_all_latents_under_full_conditioning(name: str, spec: TokenSpec) -> None:
+    vae = token_vae(TOKEN_STARTS[name], spec, conditioning="full")
+    assert_tokens_see_latents(vae, spec, torch.zeros(len(TOKEN_STARTS[name])))
 
 
 @pytest.mark.parametrize("name", TOKEN_STARTS)
-def test_tokens_see_all_latents_under_full_conditioning(name: str) -> None:
-    vae = token_vae(TOKEN_STARTS[name], conditioning="full")
-    assert_tokens_see_latents(vae, TokenSpec(6, 5), torch.zeros(len(TOKEN_STARTS[name])))
+def test_nothing_is_heard_from_behind_the_end(name: str) -> None:
+    """Nor scored: each sequence is treated as one of its length alone, whatever is behind it."""
+    vae, lengths = token_vae(TOKEN_STARTS[name], VOICES), torch.tensor([3, 6, 5])
+    starts, x, other = vae.model.prior.starts, random_images(VOICES, (3,)), random_images(VOICES, (3,), 1)
+    inside = torch.arange(6) < lengths[:, None]
+    y = torch.where(inside[..., None], x, other)
+    q, found = vae.guide.posterior(x, lengths).base_dist, vae.guide.posterior(y, lengths).base_dist
+    assert torch.equal(q.loc, found.loc)
+    assert torch.equal(q.scale, found.scale)
+    padding = starts >= lengths[:, None]
+    assert (q.loc[padding] == 0).all()
+    assert (q.scale[padding] == 1).all()
+    z = random_normal(3, *vae.model.prior().event_shape)
+    score = vae.model.likelihood(z, lengths).log_prob
+    assert torch.equal(score(x), score(y))
+    assert torch.equal(score(x), vae.model.likelihood(torch.where(padding[..., None], -z, z), lengths).log_prob(x))
+    for i, length in enumerate(lengths.tolist()):
+        if name == "a_step_a_token":  # a network of that length has the same weights, but for those of later places
+            short = token_vae(TOKEN_STARTS[name][:length], ScoreSpec(length, 5, voices=3))
+            theirs, sizes = vae.state_dict(), short.state_dict()
+            short.load_state_dict({k: v[tuple(map(slice, sizes[k].shape))] for k, v in theirs.items()})
+            alone = short.guide.posterior(x[i : i + 1, :length]).base_dist
+            torch.testing.assert_close(alone.loc[0], q.loc[i, :length])
+            expected = short.model.likelihood(z[i : i + 1, :length]).log_prob(x[i : i + 1, :length])
+            torch.testing.assert_close(score(x)[i], expected[0])
+
+
+@pytest.mark.parametrize("spec", [TOKENS, VOICES], ids=["tokens", "voices"])
+def test_short_sequences_alone_are_what_they_are_beside_longer_ones(spec: TokenSpec) -> None:
+    """Nothing is computed behind the end of the longest one of a batch, and nothing is lost by that."""
+    vae, lengths = token_vae([0, 1, 2, 3, 4, 5], spec), torch.tensor([3, 1, 4, 6])
+    x, z = random_images(spec, (4,)), random_normal(4, *vae.model.prior().event_shape)
+    together, alone = vae.model.likelihood(z, lengths), vae.model.likelihood(z[:3], lengths[:3])
+    log_p = together.parameters_at(x).log_softmax(-1).gather(-1, x.unsqueeze(-1)).squeeze(-1)
+    expected = (log_p.flatten(1) * (torch.from_numpy(spec.places().reshape(-1)) < lengths[:, None])).sum(1)
+    torch.testing.assert_close(together.log_prob(x), expected)
+    torch.testing.assert_close(alone.log_prob(x[:3]), expected[:3])
+    assert alone.terms(x[:3]).shape == (3, spec.scored)
+    q, of_alone = vae.guide.posterior(x, lengths).base_dist, vae.guide.posterior(x[:3], lengths[:3]).base_dist
+    torch.testing.assert_close(of_alone.loc, q.loc[:3])
+    torch.testing.assert_close(of_alone.scale, q.scale[:3])
+
+
+@pytest.mark.parametrize("spec", [TOKENS, VOICES], ids=["tokens", "voices"])
+def test_cached_samples_are_naive_ones(spec: TokenSpec) -> None:
+    """With the same noise, token by token from whole passes; behind the end there are zeros."""
+    p = token_vae(TOKEN_STARTS["above_zero"], spec).model.likelihood(random_normal(4, 2, 2))
+    uniforms = p.noise(4)
+    x = torch.zeros(4, spec.scored, dtype=torch.int64)
+    for i in range(spec.scored):
+        logits_bv = p.parameters_at(x.reshape(4, *spec.shape)).reshape(4, spec.scored, -1)[:, i]
+        edges = logits_bv.softmax(-1).cumsum(-1)
+        x[:, i] = (uniforms.reshape(4, -1)[:, i, None] > edges[:, :-1]).sum(-1)
+    assert torch.equal(p.sample(uniforms=uniforms), x.reshape(4, *spec.shape))
+    assert len(x.unique()) > 2
+    lengths = torch.tensor([1, 6, 3, 2])
+    within = torch.where((torch.arange(6) < lengths[:, None]).repeat_interleave(spec.scored // 6, 1), x, 0)
+    shortened = type(p)(p.network, p.z, lengths)
+    assert torch.equal(shortened.sample(uniforms=uniforms), within.reshape(4, *spec.shape))
+    assert torch.equal(
+        shortened.expand((3, 4)).counted[2].any(-1) if spec is VOICES else shortened.counted,
+        torch.arange(6) < lengths[:, None],
+    )
 
 
 @pytest.mark.parametrize("name", TOKEN_PRESETS)
@@ -815,14 +886,15 @@ def assert_tokens_are_causal(vae: VAE, spec: TokenSpec) -> None:
     with torch.no_grad():
         p = vae.model.likelihood(z)
         before, posterior = p.parameters_at(x), vae.guide.posterior(x).mean
-        for place in range(spec.length):
-            y = x.clone()
+        for place, position in enumerate(spec.places().reshape(-1)):
+            y = x.flatten(1).clone()
             y[0, place] = (y[0, place] + 1) % spec.levels
-            moved = (p.parameters_at(y) != before).any(-1)
-            assert (moved[0] == (torch.arange(spec.length) > place)).all(), f"{place} moved {moved[0].tolist()}"
+            y = y.reshape(x.shape)
+            moved = (p.parameters_at(y) != before).any(-1).flatten(1)
+            assert (moved[0] == (torch.arange(spec.scored) > place)).all(), f"{place} moved {moved[0].tolist()}"
             assert not moved[1].any(), f"{place} moved another sequence"
             moved = (vae.guide.posterior(y).mean != posterior).any(-1)
-            assert (moved[0] == (starts <= place)).all(), f"{place} moved steps {moved[0].tolist()}"
+            assert (moved[0] == (starts <= position)).all(), f"{place} moved steps {moved[0].tolist()}"
             assert not moved[1].any(), f"{place} moved the latents of another sequence"
     assert vae.guide.causality == "anti_causal"
     assert_tokens_see_latents(vae, spec, starts)
@@ -830,9 +902,9 @@ def assert_tokens_are_causal(vae: VAE, spec: TokenSpec) -> None:
 
 def assert_tokens_see_latents(vae: VAE, spec: TokenSpec, starts: Tensor) -> None:
     z = leaf(2, *vae.model.prior().event_shape)
-    out = vae.model.likelihood(z).parameters_at(random_images(spec, (2,)))
-    for place in range(spec.length):
+    out = vae.model.likelihood(z).parameters_at(random_images(spec, (2,))).flatten(1, -2)
+    for place, position in enumerate(spec.places().reshape(-1)):
         (grad,) = torch.autograd.grad(out[0, place], z, random_normal(spec.levels), retain_graph=True)
-        assert ((grad[0] != 0).all(1) == (starts <= place)).all(), f"wrong latents at {place}"
-        assert ((grad[0] != 0).any(1) == (starts <= place)).all(), f"wrong latents at {place}"
+        assert ((grad[0] != 0).all(1) == (starts <= position)).all(), f"wrong latents at {place}"
+        assert ((grad[0] != 0).any(1) == (starts <= position)).all(), f"wrong latents at {place}"
         assert not (grad[1:] != 0).any(), f"latents of other sequences at {place}"

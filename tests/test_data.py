@@ -28,6 +28,7 @@ from pyro_delta import programs
 from pyro_delta.config import preset_names
 from pyro_delta.data import Batches, Spec, Split, Splits, epoch_order, load
 from pyro_delta.data.images import ImageSpec
+from pyro_delta.data.music import ScoreSpec
 from pyro_delta.data.named import spec_before_data
 from pyro_delta.data.sequences import TokenSpec
 from pyro_delta.data.sequences.text import ALPHABET
@@ -114,6 +115,7 @@ SPECS = {
     "imagenet32": ImageSpec(3, 32, 32, 256),
     "folder": None,
     "descriptions": TokenSpec(32, 70, ALPHABET),
+    "chorales": None,
     "given": None,
 }
 
@@ -155,6 +157,7 @@ LOADED = [
     ("cifar10", ImageSpec(3, 32, 32, 256), (30, 10, 20), 10),
     ("folder", ImageSpec(3, 4, 5, 256), (36, 4, 4), 2),
     ("descriptions", TokenSpec(32, 70, ALPHABET), None, 14),  # how much text there is depends on scikit-learn
+    ("chorales", ScoreSpec(32, 47), (11680, 62, 76), 12),
 ]
 
 
@@ -202,7 +205,7 @@ def test_validation_count(make_dataset: Callable[..., Splits], name: str) -> Non
     default, smaller = make_dataset(name), make_dataset(name, validation=3)
     assert len(smaller.validation) == 3
     assert same(smaller.test, default.test)
-    rest = 0 if name in ("photos", "descriptions") else len(default.validation) - 3
+    rest = 0 if name in ("photos", "descriptions", "chorales") else len(default.validation) - 3
     assert len(smaller.train) == len(default.train) + rest
     for count in (0, -1, 100_000):
         with pytest.raises(UserError, match=rf" {count} validation data out of|validation \w+, not {count}; ask"):

@@ -17,6 +17,7 @@ def run(name: str, **arguments: Any) -> None:
 def test_every_example_has_a_test() -> None:
     assert sorted(path.name for path in EXAMPLES.glob("*.py")) == [
         "cure_a_collapsed_vae.py",
+        "independent_notes.py",  # see test_music.py
         "latent_free.py",
         "lattice_prior.py",
         "own_data.py",

@@ -4,6 +4,8 @@ import json
 import math
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +18,19 @@ from torch.utils.data import Dataset
 
 import pyro_delta
 from pyro_delta.build import build
+from pyro_delta.commitment import BY_LENGTH
 from pyro_delta.config import load_preset
 from pyro_delta.data import ArraySpec, Split, Splits, from_tensors
+from pyro_delta.data.batches import Batches
 from pyro_delta.diagnostics.bounds import encode
 from pyro_delta.diagnostics.drawing import decode, draw, extras_of, paths, reconstructions
 from pyro_delta.diagnostics.importance import importance_weights
 from pyro_delta.diagnostics.trace import evaluating
-from pyro_delta.diagnostics.usage import partners, shuffled_gap
+from pyro_delta.diagnostics.usage import floor_holds, partners, shuffled_gap
 from pyro_delta.errors import UserError
 from pyro_delta.inference.pyro_training import PyroTraining
 from pyro_delta.inference.run import Run
+from pyro_delta.rate import ar1_committed_rate
 from pyro_delta.vae import local_parameters
 
 TIME = 6
@@ -151,7 +156,14 @@ def test_every_datum_is_scored_up_to_its_own_length(run: Run) -> None:
         encoding.distortion, distortion_by_hand(run, test, encoding.z["z"]), rtol=1e-5, atol=1e-5
     )
     found = pyro_delta.evaluate(run, seed=2)
-    assert found["distortion_bpd"] == pytest.approx(encoding.distortion.mean().item() / (TIME * math.log(2)), rel=1e-6)
+    scored = test.extras["lengths"].double().mean().item()
+    nats = encoding.distortion.mean().item()
+    assert found["distortion_bpd"] == pytest.approx(nats / (scored * math.log(2)), rel=1e-6)
+    for batch in (1, 5):  # nothing of a datum depends on its neighbours
+        again = encode(run.vae, test, batch=batch, seed=2)
+        torch.testing.assert_close(again.rate, encoding.rate, rtol=1e-6, atol=1e-6)
+        assert again.scored == pytest.approx(scored)
+        assert len(again.rate) == len(test)
     other = Split(torch.where(test.x == 9.0, -5.0, test.x), test.labels, test.extras)  # what is not read or scored
     assert torch.equal(encode(run.vae, other, batch=4, seed=2).distortion, encoding.distortion)
 
@@ -166,7 +178,7 @@ def test_particles_keep_their_lengths(run: Run) -> None:
             part = test.take(slice(start, start + 3))
             q = run.vae.guide.posterior(part.x.repeat(3, 1), part.extras["lengths"].repeat(3))
             z = q.sample()
-            log_pz = run.vae.model.prior().log_prob(z)
+            log_pz = run.vae.model.prior(part.extras["lengths"].repeat(3)).log_prob(z)
             thrice = part.take(torch.arange(3 * len(part)) % len(part))
             weight = -distortion_by_hand(run, thrice, z) + (log_pz - q.log_prob(z)).double()
             expected.append(weight.reshape(3, -1).T)
@@ -185,7 +197,13 @@ def test_another_datums_latents_are_scored_at_ones_own_length(run: Run) -> None:
 def test_checked(run: Run) -> None:
     found = pyro_delta.check(run)
     assert found.numbers["floor_holds"] is True
-    assert found.numbers["delta_nats"] == pytest.approx(1.0, rel=1e-6)
+    assert found.numbers["delta_guarantee"] == "every datum, by its length"
+    alpha, lengths = run.vae.model.prior.alpha.double(), run.data().test.extras["lengths"]
+    delta_b = torch.stack([ar1_committed_rate(alpha, length) for length in lengths.tolist()])
+    assert ar1_committed_rate(alpha, TIME).item() == pytest.approx(1.0, rel=1e-6)
+    assert found.numbers["delta_nats"] == pytest.approx(delta_b.mean().item(), rel=1e-6)
+    above_b = encode(run.vae, run.data().test).rate - delta_b
+    assert found.numbers["rate_above_delta_nats_min"] == pytest.approx(above_b.min().item(), rel=1e-5)
     assert 0 <= found.numbers["probe_accuracy"] <= 1
     assert math.isfinite(found.numbers["mutual_information_nats"])
     assert math.isfinite(found.numbers["iw_bpd"])
@@ -196,6 +214,47 @@ def test_checked(run: Run) -> None:
 
 
 # --- trained ---
+
+
+def test_the_floor_of_a_datum_is_that_of_its_length(run: Run) -> None:
+    """Short data may have a rate below the mean δ, long ones not one below their own."""
+    encoding = encode(run.vae, run.data().test)
+    delta_b = encoding.delta
+    assert delta_b is not None
+    assert delta_b.min() < delta_b.mean() < delta_b.max()
+    assert floor_holds(replace(encoding, rate=delta_b), 1.0, BY_LENGTH) is True
+    longest = torch.where(delta_b == delta_b.max(), (delta_b.mean() + delta_b.max()) / 2, delta_b)
+    assert floor_holds(replace(encoding, rate=longest), 1.0, BY_LENGTH) is False
+
+
+def test_lines_of_training_say_the_mean_of_what_lengths_commit(here: Path) -> None:
+    data, run = pyro_delta.load_data("mine.py:walks"), pyro_delta.load("run")
+    alpha = run.vae.model.prior.alpha.double()
+    for line in run.metrics:
+        lengths = getattr(data, line["split"]).extras["lengths"]
+        mean = torch.stack([ar1_committed_rate(alpha, length) for length in lengths.tolist()]).mean()
+        assert line["delta_nats"] == pytest.approx(mean.item(), rel=1e-6)
+        nats = line["rate_nats_mean"] / (lengths.double().mean().item() * math.log(2))
+        assert line["rate_bpd"] == pytest.approx(nats, rel=1e-6)
+
+
+def test_batches_are_of_data_about_as_long_as_one_another(here: Path) -> None:
+    """Exact epochs, a function of the step alone; who is left over is who would be without lengths."""
+    split = pyro_delta.load_data("mine.py:walks").train
+    lengths = split.extras["lengths"]
+    batches, plain = Batches(split, 7, 3, "cpu"), Batches(Split(split.x), 7, 3, "cpu")
+    count = len(split) // 7
+    first = [batches.indices(step) for step in range(2 * count)]
+    for epoch in (first[:count], first[count:]):
+        assert len(torch.cat(epoch).unique()) == 7 * count
+        spans = [(int(lengths[index].min()), int(lengths[index].max())) for index in epoch]
+        for (_, high), (low, _) in pairwise(sorted(spans)):
+            assert high <= low
+    shortest = [lengths[index].min().item() for index in first[:count]]
+    assert shortest != sorted(shortest)
+    assert set(torch.cat(first[:count]).tolist()) == {i for step in range(count) for i in plain.indices(step).tolist()}
+    other = Batches(split, 7, 3, "cpu")
+    assert all(torch.equal(other.indices(step), first[step]) for step in (count + 1, 0, 3))
 
 
 def test_a_step_is_the_elbos_of_what_was_handed_over(here: Path) -> None:

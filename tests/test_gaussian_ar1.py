@@ -13,8 +13,9 @@ from scipy import stats
 from torch.distributions import Independent, biject_to, kl, kl_divergence
 
 from pyro_delta.distributions import GaussianAR1
+from pyro_delta.errors import UserError
 from pyro_delta.inference.elbo import RateDistortionELBO
-from pyro_delta.rate import ar1_committed_rate, minimising_posterior
+from pyro_delta.rate import ar1_committed_rate, committed_rate, minimising_posterior
 
 
 def test_expand_keeps_the_class_and_the_validation_flag() -> None:
@@ -250,6 +251,42 @@ def test_a_rate_in_closed_form_costs_no_density(monkeypatch: pytest.MonkeyPatch)
 def test_bad_arguments(alpha: torch.Tensor, length: int, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         GaussianAR1(alpha, length)
+
+
+@pytest.mark.parametrize(
+    ("lengths", "message"),
+    [
+        (torch.tensor([2, 4]), r"^GaussianAR1 of 3 steps got the length 4; give lengths of 1 to 3\.$"),
+        (torch.tensor([0, 3]), r"^GaussianAR1 of 3 steps got the length 0; give lengths of 1 to 3\.$"),
+        (torch.tensor([2.0]), r"^GaussianAR1 got lengths of type torch.float32; give integers, one a sequence\.$"),
+    ],
+)
+def test_bad_lengths(lengths: torch.Tensor, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        GaussianAR1(torch.tensor([0.5]), 3, lengths)
+
+
+def test_a_prefix_is_the_process_of_that_length() -> None:
+    """Draws, KL, and δ; the padding costs nothing where the posterior has N(0, 1) there, and something elsewhere."""
+    alpha, lengths = torch.tensor([0.9, -0.5], dtype=torch.float64), torch.tensor([1, 2, 4, 6])
+    prior = GaussianAR1(alpha, 6, lengths)
+    eps, loc, scale = torch.randn(4, 6, 2).double(), torch.randn(4, 6, 2).double(), torch.rand(4, 6, 2).double() + 0.1
+    inside = prior.inside()
+    rate = kl_divergence(dist.Normal(loc, scale).to_event(2), prior)
+    tight = dist.Normal(torch.where(inside, loc, 0.0), torch.where(inside, scale, 1.0)).to_event(2)
+    z = prior.transform(eps)
+    for i, n in enumerate(lengths.tolist()):
+        short, q = GaussianAR1(alpha, n), dist.Normal(loc[i, :n], scale[i, :n]).to_event(2)
+        torch.testing.assert_close(z[i, :n], short.transform(eps[i, :n]), rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(kl_divergence(tight, prior)[i], kl_divergence(q, short), rtol=1e-12, atol=1e-12)
+        behind = dist.Normal(0.0, 1.0).log_prob(eps[i, n:]).sum()
+        torch.testing.assert_close(prior.log_prob(z)[i] - behind, short.log_prob(z[i, :n]), rtol=1e-10, atol=1e-10)
+        torch.testing.assert_close(committed_rate(prior)[i], ar1_committed_rate(alpha, n), rtol=1e-12, atol=0)
+    assert (rate[:3] > kl_divergence(tight, prior)[:3]).all()
+    with pyro.plate("particles", 5, dim=-2), pyro.plate("data", 4):
+        drawn = pyro.poutine.trace(lambda: pyro.sample("z", prior)).get_trace().nodes["z"]
+    assert type(drawn["fn"]) is GaussianAR1
+    assert drawn["fn"].lengths.shape == (5, 4)
 
 
 def test_bad_sample_is_refused() -> None:

@@ -44,6 +44,16 @@ def ar1(alpha: list, length: int) -> Row:
     return Row(lambda a: GaussianAR1(a, length), (a,), mean, a[..., None, None] ** lags(length))
 
 
+def ar1_of_lengths(alpha: list, length: int, lengths: list) -> Row:
+    """Of each length a dense covariance of its own, and one of independent steps behind it."""
+    a, of = torch.tensor(alpha, dtype=torch.float64), torch.tensor(lengths)
+    inside = torch.arange(length) < of[..., None]
+    linked = (inside[..., None, :] & inside[..., None])[..., None, :, :]
+    covariance = torch.where(linked, a[..., None, None] ** lags(length), torch.eye(length, dtype=torch.float64))
+    mean = torch.zeros(*covariance.shape[:-3], length, a.shape[-1], dtype=torch.float64)
+    return Row(lambda a: GaussianAR1(a, length, of), (a,), mean, covariance)
+
+
 def sequence(loc: Tensor, factor: Tensor, covariance: Tensor | None = None, blocks: int | None = None) -> Row:
     n = loc.shape[-2]
     block = torch.arange(n) // (blocks or n)
@@ -99,6 +109,9 @@ TABLE = {
     "AR(1), seven steps, a batch of shape (2, 1)": ar1([[[0.2, 0.4]], [[-0.7, 0.0]]], 7),
     "AR(1), the low rate of the paper": ar1(np.linspace(0.5, 0.95, 8).tolist(), 32),
     "AR(1), near the edge": ar1([0.9999], 32),
+    "AR(1), a length for each": ar1_of_lengths([0.5, -0.9], 5, [1, 2, 4, 5]),
+    "AR(1), lengths and α for each": ar1_of_lengths([[[0.2, 0.4]], [[-0.7, 0.0]]], 7, [[3], [6]]),
+    "AR(1), lengths in two blocks": ar1_of_lengths([0.9], 40, [[1, 33], [40, 20]]),
     "sequence, one step": drawn((), (), 1, 2),
     "sequence, two steps": drawn((), (), 2, 1),
     "sequence, three steps, a batch of shape (2, 1)": drawn((2, 1), (2, 1), 3, 2),

@@ -18,6 +18,7 @@ from torch.utils.data import Dataset, IterableDataset, TensorDataset
 
 from pyro_delta.data import ArraySpec, Batches, Spec, Split, Splits, from_dataset, from_tensors, load
 from pyro_delta.data.images import ImageSpec
+from pyro_delta.data.music import ScoreSpec
 from pyro_delta.data.named import checked_data
 from pyro_delta.data.sequences import TokenSpec
 from pyro_delta.data.sequences.text import ALPHABET
@@ -367,6 +368,8 @@ SPECS: dict[str, tuple[Spec, tuple[int, ...], int, int, str, str, torch.dtype]] 
     "bytes": (TokenSpec(6, 256), (6,), 6, 6, "bits/token", ".txt", torch.uint8),
     "tokens": (TokenSpec(6, 50_000), (6,), 6, 6, "bits/token", ".txt", torch.int64),
     "many tokens": (TokenSpec(6, 2**31), (6,), 6, 6, "bits/token", ".txt", torch.int64),
+    "scores": (ScoreSpec(6, 47), (6, 4), 6, 24, "bits/note", ".mid", torch.uint8),
+    "scores of two voices": (ScoreSpec(6, 2, voices=2, lowest=127), (6, 2), 6, 12, "bits/note", ".mid", torch.uint8),
     "grey": (ImageSpec(1, 4, 5, 17), (1, 4, 5), 4, 20, "bits/dim", ".png", torch.uint8),
     "colour": (ImageSpec(3, 4, 5, 256), (3, 4, 5), 4, 60, "bits/dim", ".png", torch.uint8),
 }
@@ -416,6 +419,10 @@ def test_places_and_orders_by_hand() -> None:
     image = ImageSpec(2, 2, 3, 5)
     assert image.places().tolist() == [[[0, 0, 0], [1, 1, 1]]] * 2
     assert image.order().tolist() == [[[0, 1, 2], [3, 4, 5]]] * 2
+    score = ScoreSpec(2, 5, voices=3)
+    assert score.places().tolist() == [[0, 0, 0], [1, 1, 1]]
+    assert score.order().tolist() == [[0, 1, 2], [3, 4, 5]]
+    assert score.group(5) == "voice 2 of quarter note 1"
     assert (image.group(4), TokenSpec(4, 9).group(2), ArraySpec((3,)).group(1)) == (
         "pixel (1, 1)",
         "token 2",
@@ -465,6 +472,10 @@ def test_what_is_no_saved_spec(values: dict[str, Any]) -> None:
         (lambda: TokenSpec(4, 2**31 + 1), r"levels = 2147483649 is out of range"),
         (lambda: TokenSpec(4, 3, "ab"), r"an alphabet of 2 different characters does not fit 3 levels"),
         (lambda: TokenSpec(4, 3, "abb"), r"an alphabet of 2 different characters does not fit 3 levels"),
+        (lambda: ScoreSpec(0, 5), r"data of shape \(0, 4\) hold nothing"),
+        (lambda: ScoreSpec(4, 5, voices=0), r"data of shape \(4, 0\) hold nothing"),
+        (lambda: ScoreSpec(4, 60, lowest=70), r"the pitches 70 to 128 are not in 0 to 127, those of MIDI"),
+        (lambda: ScoreSpec(4, 3, "abc"), r"a score has pitches, and no alphabet 'abc'"),
         (lambda: TokenSpec(4, 2, "abb"), r"an alphabet of 2 different characters does not fit 2 levels"),
     ],
 )

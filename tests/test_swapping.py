@@ -1,6 +1,7 @@
 """A program in the place of a preset's own: any that fits the data, with the options that mean the same to both."""
 
 import tomllib
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ from pyro_delta.build import build
 from pyro_delta.config import Config, load_preset, preset_names, preset_text, validate
 from pyro_delta.data import ArraySpec
 from pyro_delta.data.images import ImageSpec
-from pyro_delta.data.named import spec_before_data
+from pyro_delta.data.music import ScoreSpec
+from pyro_delta.data.named import build_data, spec_before_data
 from pyro_delta.data.sequences import TokenSpec
 from pyro_delta.errors import UserError
 from pyro_delta.inference.run import load
@@ -31,10 +33,10 @@ NEEDED = {"matern": {"prior.rate_nats": 4.0}, "lattice": {"prior.rate_nats": 4.0
 PROGRAMS = {kind: list(programs.SHIPPED[kind]) for kind in ("prior", "likelihood", "guide")}
 
 
+@cache
 def spec_of(preset: str) -> Spec:
-    spec = spec_before_data(load_preset(preset).data.program)
-    assert spec is not None
-    return spec
+    program, options = load_preset(preset).data.program, load_preset(preset).data.options
+    return spec_before_data(program) or build_data(program, options).spec
 
 
 def swaps() -> list[tuple[str, str, str]]:
@@ -61,7 +63,7 @@ def test_all_shipped_programs_are_tried() -> None:
     tried = {(kind, name) for _, kind, name in swaps()}
     assert tried == {(kind, name) for kind, names in PROGRAMS.items() for name in names}
     assert {preset for preset, _, _ in swaps()} == set(preset_names())
-    assert {type(spec_of(preset)) for preset in preset_names()} == {ImageSpec, TokenSpec}
+    assert {type(spec_of(preset)) for preset in preset_names()} == {ImageSpec, TokenSpec, ScoreSpec}
 
 
 @pytest.mark.parametrize(("preset", "kind", "name"), swaps())

@@ -21,12 +21,11 @@ import numpy as np
 import psutil
 import pytest
 from forged import edit_json, forge
+from networks import SPECS
 from test_cli import call
 
 from pyro_delta.api.kept import Kept
 from pyro_delta.build import build
-from pyro_delta.data.images import ImageSpec
-from pyro_delta.data.images.datasets import Digits
 from pyro_delta.errors import UserError
 from pyro_delta.inference.run import read_metrics
 from pyro_delta.report.comparison import ArmChecks, compare, summary
@@ -86,7 +85,6 @@ TREE: dict[str, Any] = {
     "arms": [{"name": "a", "prior": {"rate_nats": 2.0}}, {"name": "b", "prior": {"alpha": 0.5}}],
 }
 DELTA = "delta,rate_nats=2"
-CIFAR10 = ImageSpec(3, 32, 32, 256)
 
 
 # --- The file ---
@@ -96,9 +94,9 @@ CIFAR10 = ImageSpec(3, 32, 32, 256)
 def test_shipped_sweeps_can_be_built(name: str) -> None:
     sweep = read(name)
     assert sweep.name == name
-    spec = CIFAR10 if (sweep.preset or "").startswith("cifar10") else Digits.spec
     for arm in {arm.family: arm for arm in sweep.arms}.values():
-        build(sweep.config(arm, sweep.seeds[0]), spec)
+        config = sweep.config(arm, sweep.seeds[0])
+        build(config, SPECS[config.data.program])
 
 
 def test_grids_are_multiplied_out_over_arms() -> None:

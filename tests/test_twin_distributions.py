@@ -169,6 +169,7 @@ GREY = (normal(1, 1, 2, 2), 0.5 * normal(2, 1, 1, 2, 2), normal(3, 1, 1, 2, 2) -
 COLOUR = (normal(4, 1, 1, 2), *(0.5 * normal(5 + i, 3, 1, 1, 2) - (i == 1) for i in range(3)))
 ROWS = {
     "ar1": Row(ar1, (ALPHA,), (2,), (4, 3)),
+    "ar1, lengths": Row(lambda alpha: GaussianAR1(alpha, 4, np.array([2, 4])), (ALPHA,), (2,), (4, 3)),
     "sequence": Row(sequence, (normal(9, 4, 3), factors(10, 3)), (), (4, 3)),
     "sequence, one factor for all dimensions": Row(sequence, (normal(9, 4, 3), factors(10, 2, 1)), (2,), (4, 3)),
     "grey": Row(partial(DiscretizedLogisticMixture, levels=4), GREY, (), (1, 1, 2), 4),
@@ -224,7 +225,8 @@ def test_flattening_and_expanding_change_nothing(name: str) -> None:
     row, d, z = ROWS[name], ROWS[name](), draws(name)
     density = log_density(d, z)
     leaves, structure = jax.tree.flatten(d)
-    assert len(leaves) - len(row.parameters) == (name == "grey")  # its coefficients, of which there are none
+    # Beside the parameters: coefficients, of which there are none, and integers.
+    assert len(leaves) - len(row.parameters) == (name in ("grey", "ar1, lengths"))
     back = jax.tree.unflatten(structure, leaves)
     assert type(back) is type(d)
     assert (back.batch_shape, back.event_shape) == (d.batch_shape, d.event_shape)

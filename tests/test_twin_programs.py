@@ -13,6 +13,7 @@ from networks import random_images, randomise
 from pyro_delta import config, programs
 from pyro_delta.build import build
 from pyro_delta.data.images import ImageSpec
+from pyro_delta.data.music import ScoreSpec
 from pyro_delta.data.sequences import TokenSpec
 from pyro_delta.diagnostics import drawing
 from pyro_delta.distributions.contour import contour_radius
@@ -35,6 +36,7 @@ from pyro_delta.twin.images.guides import onto_contour
 from pyro_delta.twin.weights import load_weights, torch_weights
 
 GREY, COLOUR, TOKENS = ImageSpec(1, 4, 6, 17), ImageSpec(3, 4, 4, 256), TokenSpec(6, 11)
+SCORE = ScoreSpec(6, 9, voices=3)
 TRUNK = {"channels": [4, 6], "row_blocks": [1, 1], "pixel_blocks": 1}
 GATED = {"program": "gated_pixelcnn", "mixtures": 2, "latent_channels": 3, **TRUNK}
 SNAIL = {"program": "pixelsnail", "mixtures": 2, "latent_channels": 3, "channels": 8, "blocks": 1, "layers": 1}
@@ -96,6 +98,12 @@ CASES = {
         {"program": "gru", "hidden": 5},
         {"program": "gru", "hidden": 4},
         TOKENS,
+    ),
+    "standard, gru of voices, gru": Case(
+        {"program": "standard_normal", "dims": 2, "length": 3},
+        {"program": "gru", "hidden": 5},
+        {"program": "gru", "hidden": 4},
+        SCORE,
     ),
     "learned, gru full, gru": Case(
         {"program": "ar1_learned", "dims": 1, "length": 12, "floor_nats": 1.0},

@@ -19,6 +19,7 @@ from pyro_delta.build import build
 from pyro_delta.config import load_preset
 from pyro_delta.data import ArraySpec
 from pyro_delta.data.images import ImageSpec
+from pyro_delta.data.music import ScoreSpec
 from pyro_delta.data.sequences import TokenSpec
 from pyro_delta.diagnostics.trace import committed
 from pyro_delta.diagnostics.verify import Certificate, Finding, verify
@@ -573,7 +574,7 @@ class Tokens(nn.Module):
 
     def __init__(self, network: nn.Module, reads: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
-        self.network, self.reads, self.levels, self.length = network, reads, network.levels, network.length
+        self.network, self.reads, self.levels, self.shape = network, reads, network.levels, network.shape
 
     def forward(self, x: Tensor, z: Tensor) -> Tensor:
         return self.network(self.reads(x), z)
@@ -596,12 +597,12 @@ def hears(before: Callable[..., Tensor], after: Callable[..., Tensor]) -> Callab
 class Forwards(BackwardGRU):
     """Reads from the first token on, and takes the state at the start of each step."""
 
-    def features(self, x_bt: Tensor) -> Tensor:
+    def features(self, x_bt: Tensor, lengths_b: Tensor | None = None) -> Tensor:
         return self.gru(self.embed(x_bt.long()))[0][:, self.starts]
 
 
 def causal_tokens(vae: VAE) -> None:
-    vae.guide.encoder = Forwards(5, vae.model.prior.starts, 4, hidden=6)
+    vae.guide.encoder = Forwards(5, 1, vae.model.prior.starts, 4, hidden=6)
 
 
 def too_early(vae: VAE) -> None:
@@ -614,8 +615,51 @@ def last_word(out: Tensor, x: Tensor) -> Tensor:
     return out + (x[:, 0] == 4).to(out)[:, None, None]
 
 
+LENGTHS = {"lengths": torch.tensor([3, 12, 7])}
+
+
+def test_data_with_lengths_are_certified_by_them() -> None:
+    certificate = verify(of_tokens(), TOKENS, extras=LENGTHS)
+    assert certificate.failure is None
+    assert all(f.passed for f in certificate.findings), certificate
+    assert certificate.delta_nats == pytest.approx(3.0, rel=1e-6)
+    assert certificate.guarantee == "every datum, by its length"
+    assert finding(certificate, "committed rate")[1].startswith(
+        "δ of a datum is that of its own length, 3 nats for one of all steps, by formula"
+    )
+
+
+class Weaker(AR1Prior):
+    """Commits less than its length says, where that is short."""
+
+    def forward(self, lengths: Tensor | None = None) -> GaussianAR1:
+        p = super().forward(lengths)
+        return p if lengths is None else GaussianAR1(p.alpha * (p.lengths == p.length)[:, None], p.length, p.lengths)
+
+
+class Untold(AR1Prior):
+    """Says nothing of the lengths that it goes by."""
+
+    def forward(self, lengths: Tensor | None = None) -> GaussianAR1:
+        p = super().forward(lengths)
+        return p if lengths is None else GaussianAR1(p.alpha * (p.lengths == p.length)[:, None], p.length)
+
+
+@pytest.mark.parametrize("prior", [Weaker, Untold])
+def test_what_differs_by_more_than_its_length_is_not_certified(prior: type[AR1Prior]) -> None:
+    vae = of_tokens()
+    vae.model.prior = prior(TOKENS, dims=2, length=4, rate_nats=3.0)
+    certificate = verify(vae, TOKENS, extras=LENGTHS)
+    assert certificate.delta_nats is None
+
+
 def test_sequences_of_tokens_and_numbers_are_certified() -> None:
-    for vae, spec, seen in ((of_tokens(), TOKENS, "token"), (series(), SERIES, "position")):
+    score = ScoreSpec(4, 5, voices=3)
+    for vae, spec, seen in (
+        (of_tokens(), TOKENS, "token"),
+        (of_tokens(spec=score), score, "quarter note"),
+        (series(), SERIES, "position"),
+    ):
         certificate = verify(vae, spec)
         assert certificate.failure is None
         assert all(f.passed for f in certificate.findings), certificate

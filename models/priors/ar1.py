@@ -38,6 +38,11 @@ def even_starts(positions: int, length: int | None = None) -> Tensor:
     return torch.arange(steps) * positions // steps
 
 
+def steps_within(starts: Tensor, lengths: Tensor | None) -> Tensor | None:
+    """How many latent steps belong to data of so many positions, (B,); None for data without lengths."""
+    return None if lengths is None else (starts < lengths.unsqueeze(-1)).sum(-1)
+
+
 def check_one_given(**options: float | str | None) -> None:
     """Refuse anything but one of the options.
 
@@ -98,7 +103,8 @@ def held(alpha_d: Tensor, length: int, rate: float | None) -> Tensor:
 class AR1Prior(nn.Module):
     """Stationary AR(1) Gaussian process over the latent sequence, its α fixed [1].
 
-    `forward()` returns `GaussianAR1(alpha, length)` of event shape (n, d).
+    `forward()` returns `GaussianAR1(alpha, length)` of event shape (n, d). Data with `lengths`, in positions, have as
+    many steps as belong to these, and commit what a process of so many steps commits.
 
     Args:
         spec: of the data.
@@ -139,9 +145,9 @@ class AR1Prior(nn.Module):
         self.register_buffer("alpha", held(exact_d, self.length, rate_nats))
         self.register_buffer("starts", starts)
 
-    def forward(self) -> GaussianAR1:
-        """The prior over z, event shape (n, d)."""
-        return GaussianAR1(self.alpha, self.length)
+    def forward(self, lengths: Tensor | None = None) -> GaussianAR1:
+        """The prior over z, event shape (n, d); of batch shape (B,) for data of so many positions each, (B,)."""
+        return GaussianAR1(self.alpha, self.length, steps_within(self.starts, lengths))
 
 
 class StandardNormalPrior(nn.Module):
@@ -168,9 +174,9 @@ class StandardNormalPrior(nn.Module):
         self.register_buffer("alpha", torch.zeros(dims))
         self.register_buffer("starts", starts)
 
-    def forward(self) -> GaussianAR1:
-        """The prior over z, event shape (n, d)."""
-        return GaussianAR1(self.alpha, self.length)
+    def forward(self, lengths: Tensor | None = None) -> GaussianAR1:
+        """The prior over z, event shape (n, d); of batch shape (B,) for data of so many positions each, (B,)."""
+        return GaussianAR1(self.alpha, self.length, steps_within(self.starts, lengths))
 
 
 class LearnedAR1Prior(nn.Module):

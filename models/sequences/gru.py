@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import ClassVar, Literal, get_args
 
 import torch
@@ -19,68 +20,104 @@ Conditioning = Literal["causal", "full"]
 
 
 class ConditionalGRU(Network):
-    """Logits (B, T, V) of every token given those before it and z: embedding, GRU, linear layer.
+    """Logits of every token given those before it and z: embedding, GRU, linear layers.
 
-    Token t uses {z_t : starts[t] ≤ t} (all of z with full conditioning). `forward` gives all positions in one
-    teacher-forced pass; `start` and `step` give them one by one, with the GRU's state as the cache.
+    There is a token at each of T positions, or K of them, voices, each of which hears those above it at its position.
+    The GRU goes over positions, and reads the sum of the embeddings of a position's voices. Position p uses
+    {z_t : starts[t] ≤ p} (all of z with full conditioning). `forward` gives all tokens in one teacher-forced pass;
+    `start` and `step` give them one by one, with the GRU's state as the cache.
 
     Args:
         levels: V.
-        length: T.
-        starts: (n,) the token from which on each latent step may be used; None for the latent-free control.
+        shape: (T,) or (T, K).
+        starts: (n,) the position from which on each latent step may be used; None for the latent-free control.
         dims: d, size of a latent step.
         hidden: units of the GRU, and features of tokens and latents.
     """
 
     ends = ("out",)
 
-    def __init__(self, levels: int, length: int, starts: Tensor | None, dims: int, *, hidden: int) -> None:
+    def __init__(self, levels: int, shape: tuple[int, ...], starts: Tensor | None, dims: int, *, hidden: int) -> None:
         super().__init__()
-        self.levels, self.length = levels, length
-        self.embed = nn.Embedding(levels + 1, hidden)  # one more, for what is before the first token
-        self.latents = None if starts is None else LatentMap(dims, starts, positions=length, outputs=hidden)
+        self.levels, self.shape, self.voices = levels, shape, math.prod(shape[1:])
+        # One more of each voice, for what is before the first position.
+        self.embed = nn.Embedding(self.voices * (levels + 1), hidden)
+        self.latents = None if starts is None else LatentMap(dims, starts, positions=shape[0], outputs=hidden)
         self.gru = nn.GRU(hidden, hidden, batch_first=True)
-        self.head = nn.Linear(2 * hidden, hidden)
+        self.head = nn.Linear(2 * hidden, self.voices * hidden)
+        self.above = nn.Embedding((self.voices - 1) * levels, hidden) if self.voices > 1 else None
         self.out = nn.Linear(hidden, levels)
 
     @autocast_inside
-    def forward(self, x_bt: Tensor, z_bnd: Tensor) -> Tensor:
-        """Tokens (B, T) and z (B, n, d) → logits (B, T, V)."""
-        before_bt = torch.cat((torch.full_like(x_bt[:, :1], self.levels), x_bt[:, :-1]), dim=1)
-        context_bth = self._context(z_bnd, len(x_bt))
-        seen_bth, _ = self.gru(self.embed(before_bt) + context_bth)
-        return self._logits(seen_bth, context_bth)
+    def forward(self, x: Tensor, z_bnd: Tensor) -> Tensor:
+        """Tokens (B, *shape), or fewer positions of them, and z (B, n, d) → logits (B, *shape, V)."""
+        x_btk = x.reshape(len(x), -1, self.voices)
+        before_btk = torch.cat((torch.full_like(x_btk[:, :1], self.levels), x_btk[:, :-1]), dim=1)
+        context_bth = self._context(z_bnd, len(x))[:, : x_btk.shape[1]]
+        seen_bth, _ = self.gru(self._embedded(before_btk).sum(-2) + context_bth)
+        hidden_btkh = self._heads(seen_bth, context_bth)
+        if self.above is not None:
+            rows_k = torch.arange(self.voices - 1, device=x.device) * self.levels
+            above_btkh = self.above(x_btk[..., :-1] + rows_k).cumsum(-2)
+            hidden_btkh = hidden_btkh + nn.functional.pad(above_btkh, (0, 0, 1, 0))
+        return self._logits(hidden_btkh).reshape(*x.shape, self.levels)
 
     def start(self, z_bnd: Tensor) -> dict[str, Tensor]:
         """Begins a cached generation."""
         context_bth = self._context(z_bnd, len(z_bnd))
-        return {"context": context_bth, "state": context_bth.new_zeros(1, len(z_bnd), context_bth.shape[-1])}
+        nothing_k = torch.full((self.voices,), self.levels, device=z_bnd.device)
+        return {
+            "context": context_bth,
+            "state": context_bth.new_zeros(1, len(z_bnd), context_bth.shape[-1]),
+            "before": self._embedded(nothing_k).sum(0).expand_as(context_bth[:, 0]),
+        }
 
-    def step(self, state: dict[str, Tensor], t: int, previous_b: Tensor | None) -> Tensor:
-        """Logits (B, V) of token t, given the one before it (None at the first)."""
-        context_bh = state["context"][:, t]
-        if previous_b is None:
-            previous_b = torch.full((len(context_bh),), self.levels, device=context_bh.device)
-        seen_b1h, state["state"] = self.gru((self.embed(previous_b) + context_bh).unsqueeze(1), state["state"])
-        return self._logits(seen_b1h[:, 0], context_bh)
+    def step(self, state: dict[str, Tensor], i: int, previous_b: Tensor | None) -> Tensor:
+        """Logits (B, V) of token i = t·K + k, given the one before it (None at the first)."""
+        (t, voice), context_bth = divmod(i, self.voices), state["context"]
+        if previous_b is not None:
+            last = (i - 1) % self.voices
+            embedded_bh = self.embed(previous_b + last * (self.levels + 1))
+            state["before"] = state["before"] + embedded_bh if last else embedded_bh
+        if voice == 0:
+            context_bh = context_bth[:, t]
+            seen_b1h, state["state"] = self.gru((state["before"] + context_bh).unsqueeze(1), state["state"])
+            state["heads"] = self._heads(seen_b1h[:, 0], context_bh)
+        else:
+            assert self.above is not None
+            assert previous_b is not None
+            above_bh = self.above(previous_b + (voice - 1) * self.levels)
+            state["above"] = state["above"] + above_bh if voice > 1 else above_bh
+        hidden_bh = state["heads"][:, voice]
+        return self._logits(hidden_bh + state["above"] if voice else hidden_bh)
+
+    def _embedded(self, x_k: Tensor) -> Tensor:
+        """Tokens (…, K) → (…, K, h), by rows of each voice's own."""
+        return self.embed(x_k + torch.arange(self.voices, device=x_k.device) * (self.levels + 1))
 
     def _context(self, z_bnd: Tensor, batch: int) -> Tensor:
         if self.latents is None:
-            return self.out.weight.new_zeros(batch, self.length, self.gru.hidden_size)
+            return self.out.weight.new_zeros(batch, self.shape[0], self.gru.hidden_size)
         return self.latents(z_bnd)
 
-    def _logits(self, seen: Tensor, context: Tensor) -> Tensor:
-        return self.out(nn.functional.silu(self.head(torch.cat((seen, context), dim=-1))))
+    def _heads(self, seen: Tensor, context: Tensor) -> Tensor:
+        """(…, h) of the GRU and of z → (…, K, h)."""
+        return self.head(torch.cat((seen, context), dim=-1)).unflatten(-1, (self.voices, -1))
+
+    def _logits(self, hidden: Tensor) -> Tensor:
+        return self.out(nn.functional.silu(hidden))
 
 
 class GRULikelihood(nn.Module):
-    """GRU over tokens, a small autoregressive likelihood for trying: `forward(z)` returns `AutoregressiveTokens`.
+    """GRU over tokens, a small autoregressive likelihood: `forward(z)` returns `AutoregressiveTokens`.
+
+    With lengths, what follows the end of a sequence is not scored, and drawn as token 0.
 
     Args:
-        spec: of the sequences.
+        spec: of the sequences: tokens, or voices of them.
         prior: of the latents; its `starts` and event shape (n, d) are read, and nothing of it is kept.
         use_latents: False gives the latent-free control: z is ignored.
-        conditioning: "causal": token t sees {z_s : starts[s] ≤ t}; "full": every token sees all of z.
+        conditioning: "causal": position t sees {z_s : starts[s] ≤ t}; "full": every token sees all of z.
         hidden: units.
 
     Raises:
@@ -88,6 +125,8 @@ class GRULikelihood(nn.Module):
     """
 
     twin: ClassVar[str] = "pyro_delta.twin.sequences:GRULikelihood"
+
+    starts: Tensor
 
     def __init__(
         self,
@@ -105,9 +144,12 @@ class GRULikelihood(nn.Module):
         self.conditioning = conditioning
         starts = prior.starts if conditioning == "causal" else torch.zeros_like(prior.starts)
         self.network = ConditionalGRU(
-            tokens.levels, tokens.length, starts if use_latents else None, prior().event_shape[-1], hidden=hidden
+            tokens.levels, tokens.shape, starts if use_latents else None, prior().event_shape[-1], hidden=hidden
         )
+        self.register_buffer("starts", prior.starts.clone(), persistent=False)
 
-    def forward(self, z: Tensor) -> AutoregressiveTokens:
-        """Z (…, n, d) → a distribution over sequences (…, T)."""
-        return AutoregressiveTokens(self.network, z)
+    def forward(self, z: Tensor, lengths: Tensor | None = None) -> AutoregressiveTokens:
+        """Z (…, n, d), and positions (…) of each sequence if it has a length, → a distribution over sequences."""
+        if lengths is not None:  # no token hears the padding, also with full conditioning
+            z = torch.where((self.starts < lengths.unsqueeze(-1)).unsqueeze(-1), z, 0.0)
+        return AutoregressiveTokens(self.network, z, lengths)

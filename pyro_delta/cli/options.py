@@ -236,10 +236,11 @@ def read_given(run: Run, given: str, count: int | None, root: str | None, other_
     if given in SPLITS:
         split = getattr(run.data(root, other=other_data), given).take(slice(count))
         return split, [f"{given}/{i}" for i in range(len(split))]
-    if more := required(run.vae.guide, 1) + required(run.vae.model.likelihood, 1):
+    beside = getattr(run.spec, "beside", None)
+    if beside is None and (more := required(run.vae.guide, 1) + required(run.vae.model.likelihood, 1)):
         raise UserError(f"the run's programs take {more[0]!r} beside x, which no file holds; name a split: test.")
     x, names = run.spec.open(Path(given), count)
-    return Split(x), names
+    return Split(x, extras={} if beside is None else beside(x)), names
 
 
 def check_out(out: Path, spec: Spec) -> None:

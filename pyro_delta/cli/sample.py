@@ -79,12 +79,13 @@ def sample(
         from pyro_delta.twin.sampling import draw as draw_by_twin
 
         compute_on(device)
-        loaded = open_run(run, "cpu", with_prior, weights, trust=trust)
-        draw_from_run = partial(draw_by_twin, twin_of_run(loaded))
+    loaded = open_run(run, "cpu" if backend == "numpyro" else device, with_prior, weights, trust=trust)
+    # What data have beside x that the likelihood must be told, or can be, such as lengths.
+    told = required(loaded.vae.model.likelihood, 1) or hasattr(loaded.spec, "beside")
+    extras = extras_of(loaded.data(data_root, other=other_data).test, num) if told else None
+    if backend == "numpyro":
+        draw_from_run = partial(draw_by_twin, twin_of_run(loaded), extras=extras)
     else:
-        loaded = open_run(run, device, with_prior, weights, trust=trust)
-        told = required(loaded.vae.model.likelihood, 1)
-        extras = extras_of(loaded.data(data_root, other=other_data).test, num) if told else None
         draw_from_run = partial(draw, loaded.vae, extras=extras)
     check_out(out, loaded.spec)
     with counting("sampling", num * (same_z or 1)) as advance:

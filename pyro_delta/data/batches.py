@@ -9,6 +9,9 @@ from torch import Tensor
 from pyro_delta.errors import UserError
 from pyro_delta.protocol import Batch, Split
 
+BUCKETS = 17
+"""Keeps the order of batches by length apart from what else the seed decides."""
+
 
 def epoch_order(count: int, epoch: int, seed: int) -> Tensor:
     """The order in which an epoch visits the data: a function of its arguments alone, so that a resumed run agrees.
@@ -20,11 +23,32 @@ def epoch_order(count: int, epoch: int, seed: int) -> Tensor:
     return torch.from_numpy(np.random.default_rng([seed, epoch]).permutation(count))
 
 
+def by_length(order: Tensor, lengths: Tensor, batch_size: int, seed: list[int]) -> Tensor:
+    """An epoch's order, cut into batches of data that are about as long as one another, in a random order of batches.
+
+    Which data are left over is up to `order`, as without lengths, and so is who shares a batch among those of a length.
+
+    Args:
+        order: a permutation of the data, (N,).
+        lengths: of the data, (N,).
+        batch_size: B.
+        seed: of the order of the batches.
+
+    Returns:
+        int64 of shape (N,), of which each full batch is a run.
+    """
+    count = len(order) // batch_size
+    kept = order[: count * batch_size]
+    batches = kept[torch.argsort(lengths[kept], stable=True)].reshape(count, batch_size)
+    shuffled = batches[torch.from_numpy(np.random.default_rng(seed).permutation(count))]
+    return torch.cat((shuffled.reshape(-1), order[count * batch_size :]))
+
+
 class Batches:
     """An endless stream of training batches, addressed by the global step.
 
     Each epoch is a new permutation of the split cut into full batches; the N mod B data left over wait for a later
-    epoch.
+    epoch. Data with `lengths` are put together by these: those of a batch are about as long as one another.
 
     Args:
         split: the data, moved to the device once, here.
@@ -49,6 +73,8 @@ class Batches:
         self.batch_size, self.share = batch_size, share
         self.seed = seed
         self.batches_per_epoch = len(split) // batch_size
+        lengths = split.extras.get("lengths")
+        self._lengths = None if lengths is None or lengths.dim() != 1 else lengths.cpu()
         self._epoch = -1
         self._order = torch.empty(0, dtype=torch.int64)
 
@@ -71,6 +97,8 @@ class Batches:
         epoch, position = divmod(step, self.batches_per_epoch)
         if epoch != self._epoch:
             order, device = epoch_order(len(self.split), epoch, self.seed), self.split.x.device
+            if self._lengths is not None:
+                order = by_length(order, self._lengths, self.batch_size, [self.seed, epoch, BUCKETS])
             # From pinned memory, the copy to a GPU does not make the host wait for the steps under way.
             self._order = order.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else order
             self._epoch = epoch

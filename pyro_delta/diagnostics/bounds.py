@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from pyro_delta import ranks
-from pyro_delta.commitment import Commitment
+from pyro_delta.commitment import Commitment, committed_by_length
 from pyro_delta.data.tensors import as_split
 from pyro_delta.diagnostics.importance import (
     FEWEST_FOR_K_HAT,
@@ -65,6 +65,7 @@ class Encoding:
         families: what the posterior of each site is, by name, in any batch; one where it is the same for all data.
         scored: numbers of a datum that were scored, a mean over the data.
         masked: whether some latents may not count, of some data.
+        delta: (N,) what each datum commits in nats, float64, where their priors have lengths.
         rate_per_dimension: mean KL of each latent dimension (the last axis of the event), (d,) nats; None where the
             rate has no such parts, or there are several sites.
     """
@@ -79,6 +80,7 @@ class Encoding:
     apart: bool
     scored: float
     masked: bool = False
+    delta: Tensor | None = None
     rate_per_dimension: Tensor | None = None
     families: Mapping[str, frozenset[str]] = field(default_factory=dict)
 
@@ -101,6 +103,7 @@ class _Seen:
     masked: bool
     mean_field: bool
     families: dict[str, str]
+    delta: Tensor | None
     parts: dict[str, dict[str, Tensor]]
 
 
@@ -157,6 +160,7 @@ class _Encoder:
             masked=any(latent.masked for _, latent in latents),
             mean_field=self.apart and all(normal_parameters(latent.q) is not None for _, latent in latents),
             families={name: title_of(latent.q) for name, latent in latents},
+            delta=committed_by_length({name: (latent.q, latent.p) for name, latent in latents}),
             parts=parts,
         )
 
@@ -207,6 +211,7 @@ def _joined(seen: list[_Seen]) -> Encoding:
     for name in [name for name, values in mean.items() if values.isnan().all() and z[name].isfinite().all()]:
         del mean[name], scale[name]  # a Categorical has none, for one
     rate, closed, per_dimension = torch.cat([one.rate for one in seen]), all(one.closed for one in seen), None
+    deltas = [one.delta.cpu() for one in seen if one.delta is not None]
     known = [one.dimensions for one in seen if one.dimensions is not None]
     if closed and len(known) == len(seen):
         per_dimension = torch.stack(known).sum(0).cpu() / len(rate)
@@ -221,6 +226,7 @@ def _joined(seen: list[_Seen]) -> Encoding:
         apart=all(one.apart for one in seen),
         scored=sum(one.scored for one in seen) / len(rate),
         masked=any(one.masked for one in seen),
+        delta=torch.cat(deltas) if len(deltas) == len(seen) else None,
         rate_per_dimension=per_dimension,
         families={name: frozenset(found) for name, found in families.items()},
     )
@@ -328,12 +334,12 @@ class Unit:
     shift: float = 0.0
 
     @classmethod
-    def of(cls, spec: Spec | None, scored: float = 1) -> Unit:
-        """That of a spec, or of `scored` numbers where there is none."""
+    def of(cls, spec: Spec | None, scored: float = math.inf) -> Unit:
+        """That of a spec, or of `scored` numbers: where there is none, or fewer were scored, such as of short data."""
         if spec is None:
             return cls(scored)
-        shift = 0.0 if spec.resolution is None else -spec.scored * math.log(spec.resolution)
-        return cls(spec.scored, shift)
+        scored = min(spec.scored, scored)
+        return cls(scored, 0.0 if spec.resolution is None else -scored * math.log(spec.resolution))
 
     @property
     def per_number(self) -> float:
@@ -346,7 +352,15 @@ class Unit:
 
 
 def summarise(encoding: Encoding, unit: Unit, delta: float | None) -> Line:
-    """The numbers that a run is judged by: means over all data, rate and distortion apart."""
+    """The numbers that a run is judged by: means over all data, rate and distortion apart.
+
+    Args:
+        encoding: of the data.
+        unit: of bounds.
+        delta: nats that every datum commits; None if they are not known. Of data with lengths the mean is given.
+    """
+    if delta is not None and encoding.delta is not None:
+        delta = encoding.delta.mean().item()
     return line_of(
         encoding.rate.mean().item(),
         encoding.distortion.mean().item(),

@@ -165,6 +165,8 @@ def diagnosed(
         numbers["delta_known_by"] = known.known_by
         numbers["delta_guarantee"] = known.guarantee
         numbers["floor_holds"] = floor_holds(encoding, known.nats, known.guarantee)
+        if encoding.delta is not None:
+            numbers["rate_above_delta_nats_min"] = (encoding.rate - encoding.delta).min().item()
         numbers["rate_closed_form"] = encoding.closed_form
         per_dimension = encoding.rate_per_dimension
         numbers["rate_nats_per_dim"] = None if per_dimension is None else per_dimension.tolist()
@@ -227,8 +229,9 @@ def judge(numbers: Mapping[str, Any]) -> Verdict:
 def advise(verdict: Verdict, numbers: Mapping[str, Any], events: Mapping[str, tuple[int, ...]]) -> str:
     """The sentence of advice, with the numbers in it; `events` holds the shape of each latent site."""
     delta = numbers["delta_nats"] or 0.0
-    floor = "" if delta < SMALL_FLOOR else f", and no posterior of this family can fall below {delta:.4g} nats"
-    met, tau = f"the floor of {delta:.4g} nats is met", numbers["told_tau"]
+    least = f"{delta:.4g} nats" + (" in the mean" if "rate_above_delta_nats_min" in numbers else "")
+    floor = "" if delta < SMALL_FLOOR else f", and no posterior of this family can fall below {least}"
+    met, tau = f"the floor of {least} is met", numbers["told_tau"]
     return ADVICE[verdict].format(
         broken=_broken(numbers) if verdict == "floor broken" else "",
         delta=delta,
@@ -244,6 +247,8 @@ def advise(verdict: Verdict, numbers: Mapping[str, Any], events: Mapping[str, tu
 
 def _broken(numbers: Mapping[str, Any]) -> str:
     """How a floor is broken, that of the mean or that of a datum."""
+    if (above := numbers.get("rate_above_delta_nats_min")) is not None:
+        return f"a datum has a KL {-above:.6g} nats below the δ of its own length"
     found = f"a datum has a KL of {numbers['rate_nats_min']:.6g} nats"
     if numbers.get("delta_guarantee") == IN_THE_MEAN:
         found = f"the mean KL of the data is {numbers['rate_nats_mean']:.6g} nats"

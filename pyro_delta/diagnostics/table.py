@@ -17,6 +17,7 @@ LABELS = {
     "rate_nats_mean": ("rate, mean", "nats"),
     "rate_nats_min": ("rate, smallest of any datum", "nats"),
     "delta_nats": ("committed rate δ", "nats"),
+    "rate_above_delta_nats_min": ("rate above the δ of its length, least of any datum", "nats"),
     "delta_known_by": ("δ is known by", ""),
     "delta_guarantee": ("δ bounds the rate of", ""),
     "floor_holds": ("rate ≥ δ, as guaranteed", ""),

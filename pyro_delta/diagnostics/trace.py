@@ -770,6 +770,8 @@ def numbers(site: Site) -> float:
 def kept(site: Site) -> Tensor:
     """1 for each number at an observed site that no mask leaves out, 0 for the others, of the shape of its value."""
     masks, fn = [(site.mask, site.fn)], site.fn
+    if (counted := getattr(fn, "counted", None)) is not None:  # of events that it knows the ends of
+        masks.append((counted, None))
     while fn is not None:
         if isinstance(fn, MaskedDistribution):
             masks.append((fn._mask, fn))

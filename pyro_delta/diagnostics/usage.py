@@ -48,11 +48,15 @@ def least_told(numbers: Mapping[str, Any]) -> float:
 
 
 def floor_holds(encoding: Encoding, delta: float | None, guarantee: Guarantee | None = None) -> bool | None:
-    """Whether every datum, or their mean if no more is guaranteed, has KL ≥ δ(1 − 1e-9); None without a closed form."""
+    """Whether every datum, or their mean if no more is guaranteed, has KL ≥ δ(1 − 1e-9); None without a closed form.
+
+    δ is that of each datum where data have lengths.
+    """
     if delta is None or not encoding.closed_form:
         return None
     rate = encoding.rate.mean() if guarantee == IN_THE_MEAN else encoding.rate
-    return bool((rate >= delta * (1 - 1e-9) - ROUNDING).all())
+    least = torch.tensor(delta, dtype=torch.float64) if encoding.delta is None else encoding.delta
+    return bool((rate >= least * (1 - 1e-9) - ROUNDING).all())
 
 
 @torch.no_grad()

@@ -52,7 +52,8 @@ def _independent(distribution: Independent) -> Distribution:
 
 @per_dimension.register
 def _gaussian_ar1(distribution: GaussianAR1) -> Distribution:
-    return GaussianAR1(distribution.alpha.unsqueeze(-1), distribution.length)
+    lengths = None if distribution.lengths is None else distribution.lengths.unsqueeze(-1)
+    return GaussianAR1(distribution.alpha.unsqueeze(-1), distribution.length, lengths)
 
 
 def dimensions_of(z_bnd: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.distributions import Independent, biject_to, constraints, register_kl, transform_to, transforms
 
 from pyro_delta.distributions.mean_field import check_exact, mean_field_parameters
+from pyro_delta.distributions.shapes import broadcast_shapes
 from pyro_delta.errors import UserError
 
 BLOCK = 32
@@ -55,13 +56,22 @@ class GaussianAR1(TorchDistribution):
     correlation α^|s−t|. The whole sequence is one event of shape (length, d), one sample site. Density, entropy and KL
     cost O(length · d); sampling takes O(length · d · 32) in ⌈log32 length⌉ vectorised passes.
 
+    A prefix of the process is the process of that length. With `lengths`, each member of the batch has its own, and
+    the steps after it are padding: independent N(0, 1), whatever α. So the event keeps its shape, and stays a proper
+    Gaussian; KL and committed rate are those of the prefix, where the posterior has N(0, 1) on the padding, too.
+
+    NOTE: a density of 0 nats on the padding would be one of nothing that can be drawn. N(0, 1) on both sides costs
+    nothing either: log p − log q of the padding is 0, draw by draw.
+
     Args:
         alpha: correlation of neighbouring steps, |α| < 1, shape (..., d); the leading dimensions are the batch shape.
         length: number of steps n ≥ 1.
+        lengths: steps of each member of the batch, integers 1 … n that broadcast with the batch shape; None for n.
         validate_args: check arguments and samples (torch's meaning of the flag).
 
     Raises:
-        UserError: `length` is not a positive integer, or `alpha` has no dimension for d.
+        UserError: `length` is not a positive integer, `alpha` has no dimension for d, or `lengths` are no integers or,
+            with validation on, outside 1 … n.
         ValueError: |α| ≥ 1 or not a number, with validation on.
 
     References:
@@ -72,7 +82,9 @@ class GaussianAR1(TorchDistribution):
     support = constraints.independent(constraints.real, 2)
     has_rsample = True
 
-    def __init__(self, alpha: Tensor, length: int, validate_args: bool | None = None) -> None:
+    def __init__(
+        self, alpha: Tensor, length: int, lengths: Tensor | None = None, validate_args: bool | None = None
+    ) -> None:
         if isinstance(length, bool) or not isinstance(length, int) or length < 1:
             raise UserError(f"GaussianAR1 got length {length!r}; give a whole number of steps, 1 or more.")
         alpha = torch.as_tensor(alpha)
@@ -81,9 +93,20 @@ class GaussianAR1(TorchDistribution):
                 f"GaussianAR1 got an alpha of shape {tuple(alpha.shape)} and type {alpha.dtype}; "
                 "give a floating-point tensor of shape (..., d)."
             )
+        batch_shape = alpha.shape[:-1]
+        if lengths is not None:
+            lengths = torch.as_tensor(lengths)
+            if lengths.is_floating_point() or lengths.dtype == torch.bool:
+                raise UserError(f"GaussianAR1 got lengths of type {lengths.dtype}; give integers, one a sequence.")
+            batch_shape = broadcast_shapes(batch_shape, lengths.shape)
+            alpha, lengths = alpha.expand(batch_shape + alpha.shape[-1:]), lengths.expand(batch_shape)
         self.alpha = alpha
         self.length = length
-        super().__init__(alpha.shape[:-1], torch.Size((length, alpha.shape[-1])), validate_args=validate_args)
+        self.lengths = lengths
+        super().__init__(batch_shape, torch.Size((length, alpha.shape[-1])), validate_args=validate_args)
+        if self._validate_args and lengths is not None and not ((lengths >= 1) & (lengths <= length)).all():
+            wrong = lengths[(lengths < 1) | (lengths > length)][0].item()
+            raise UserError(f"GaussianAR1 of {length} steps got the length {wrong}; give lengths of 1 to {length}.")
 
     def expand(self, batch_shape: torch.Size, _instance: GaussianAR1 | None = None) -> GaussianAR1:
         """The same prior over a larger batch.
@@ -94,6 +117,7 @@ class GaussianAR1(TorchDistribution):
         new = self._get_checked_instance(GaussianAR1, _instance)
         new.alpha = self.alpha.expand(torch.Size(batch_shape) + self.alpha.shape[-1:])
         new.length = self.length
+        new.lengths = None if self.lengths is None else self.lengths.expand(torch.Size(batch_shape))
         super(GaussianAR1, new).__init__(torch.Size(batch_shape), self.event_shape, validate_args=False)
         new._validate_args = self._validate_args
         return new
@@ -120,7 +144,8 @@ class GaussianAR1(TorchDistribution):
         alpha = _once(self.alpha)
         scaled = _innovation_variance(alpha).sqrt().unsqueeze(-2) * eps
         scaled[..., 0, :] = eps[..., 0, :]  # the first step has variance 1 as it is
-        return _recursion(scaled, alpha).contiguous()
+        z = _recursion(scaled, alpha).contiguous()
+        return z if self.lengths is None else torch.where(self.inside(), z, eps)
 
     def rsample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008 (torch's own signature)
         """Draw a reparameterised sample, shape sample_shape + (..., n, d)."""
@@ -132,8 +157,7 @@ class GaussianAR1(TorchDistribution):
         if self._validate_args:
             self._validate_sample(value)
         first_d, later_td, before_td = _ends(value)
-        step_td = _innovations(later_td, before_td, self.alpha)
-        square_d = first_d.square() + step_td.square().sum(-2) / _innovation_variance(self.alpha)
+        square_d = first_d.square() + self._over_variance(_innovations(later_td, before_td, self._pull_td()).square())
         return -0.5 * (square_d + (self._log_det_d() + self.length * math.log(2 * math.pi))).sum(-1)
 
     def precision(self) -> Tensor:
@@ -145,21 +169,45 @@ class GaussianAR1(TorchDistribution):
             UserError: there are more than 512 steps.
         """
         check_steps(self.length, otherwise="")
-        alpha = self.alpha.double().unsqueeze(-1)
-        scale = _innovation_variance(alpha).sqrt()
-        steps = torch.eye(self.length, dtype=torch.float64, device=alpha.device)
+        later_td = self._pull_td().double().expand(*self.batch_shape, self.length - 1, self.event_shape[-1])
+        pull_dt = F.pad(later_td, (0, 0, 1, 0)).mT
+        steps = torch.eye(self.length, dtype=torch.float64, device=pull_dt.device)
         # Row t of the whitening matrix is (z_t − α z_{t−1})/√s, the first is z_1.
-        whitening = (steps - alpha.unsqueeze(-1) * steps.roll(1, 0).tril()) / scale.unsqueeze(-1)
-        whitening[..., 0, :] = steps[0]
+        whitening = steps - pull_dt.unsqueeze(-1) * steps.roll(1, 0).tril()
+        whitening = whitening / _innovation_variance(pull_dt).sqrt().unsqueeze(-1)
         return whitening.mT @ whitening
 
     def entropy(self) -> Tensor:
         """Differential entropy in nats, shape batch_shape."""
         return 0.5 * (self._log_det_d() + self.length * (1 + math.log(2 * math.pi))).sum(-1)
 
+    @property
+    def whole(self) -> GaussianAR1:
+        """The same process without lengths: all its steps count."""
+        return GaussianAR1(self.alpha, self.length, validate_args=self._validate_args)
+
+    def inside(self) -> Tensor:
+        """Which steps are no padding, (..., n, 1)."""
+        steps = torch.arange(self.length, device=self.alpha.device)
+        if self.lengths is None:
+            return torch.ones_like(steps, dtype=torch.bool).unsqueeze(-1)
+        return (steps < self.lengths.unsqueeze(-1)).unsqueeze(-1)
+
+    def _pull_td(self) -> Tensor:
+        """By which each step but the first follows the one before, α or, on the padding, 0: (..., n − 1 or 1, d)."""
+        alpha = self.alpha.unsqueeze(-2)
+        return alpha if self.lengths is None else torch.where(self.inside()[..., 1:, :], alpha, 0.0)
+
+    def _over_variance(self, square_td: Tensor) -> Tensor:
+        """Σ of squares (..., n − 1, d) of all later steps, each over the variance of its innovation: (..., d)."""
+        if self.lengths is None:
+            return square_td.sum(-2) / _innovation_variance(self.alpha)
+        return (square_td / _innovation_variance(self._pull_td())).sum(-2)
+
     def _log_det_d(self) -> Tensor:
         """Log-determinant of the covariance of one dimension: (n − 1) ln(1 − α²)."""
-        return (self.length - 1) * (torch.log1p(-self.alpha) + torch.log1p(self.alpha))
+        length = self.length if self.lengths is None else self.lengths.unsqueeze(-1)
+        return (length - 1) * (torch.log1p(-self.alpha) + torch.log1p(self.alpha))
 
 
 def _ends(z_td: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -173,12 +221,12 @@ def _ends(z_td: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return first_td.squeeze(-2), later_td, before_td
 
 
-def _innovations(later_td: Tensor, before_td: Tensor, alpha_d: Tensor) -> Tensor:
+def _innovations(later_td: Tensor, before_td: Tensor, pull_td: Tensor) -> Tensor:
     """z_t − α z_{t−1}, (..., n − 1, d).
 
     NOTE: Σ z_t² and Σ z_t z_{t−1} would give their squares in fewer passes over memory, but cancel as α → 1.
     """
-    return torch.addcmul(later_td, alpha_d.unsqueeze(-2), before_td, value=-1)
+    return torch.addcmul(later_td, pull_td, before_td, value=-1)
 
 
 def _innovation_variance(alpha_d: Tensor) -> Tensor:
@@ -229,7 +277,7 @@ def kl_mean_field_gaussian_ar1(q: Independent, p: GaussianAR1) -> Tensor:
         ½(σ_1² + μ_1² − 1 − ln σ_1²) + ½ Σ_{t≥2} [(σ_t² + α² σ_{t−1}² + (μ_t − α μ_{t−1})²)/s − 1 − ln σ_t² + ln s]
 
     In exact arithmetic it is never below `pyro_delta.rate.ar1_committed_rate(p.alpha, p.length)`; what is returned is,
-    up to rounding in the wider type of q's and p's parameters.
+    up to rounding in the wider type of q's and p's parameters. On the padding of a prior with lengths α is 0.
 
     Raises:
         NotImplementedError: q is not `Normal(μ, σ).to_event(2)`, or p is of a subclass.
@@ -243,8 +291,13 @@ def kl_mean_field_gaussian_ar1(q: Independent, p: GaussianAR1) -> Tensor:
     log_scale_d = scale.log().sum(-2)  # first, so that fewer sequences are held at once
     first_d, later_td, before_td = _ends(loc)
     first_variance_d, later_variance_td, before_variance_td = _ends(scale.square())
-    step_td = _innovations(later_td, before_td, p.alpha)
-    spread_d = torch.addcmul(later_variance_td, step_td, step_td).sum(-2)
-    spread_d = torch.addcmul(spread_d, p.alpha.square(), before_variance_td.sum(-2))
-    square_d = torch.addcmul(first_variance_d, first_d, first_d) + spread_d / _innovation_variance(p.alpha)
+    pull_td = p._pull_td()
+    step_td = _innovations(later_td, before_td, pull_td)
+    spread_td = torch.addcmul(later_variance_td, step_td, step_td)
+    if p.lengths is None:  # sums first, which takes a pass over memory less
+        spread_d = torch.addcmul(spread_td.sum(-2), p.alpha.square(), before_variance_td.sum(-2))
+        spread_d = spread_d / _innovation_variance(p.alpha)
+    else:
+        spread_d = p._over_variance(torch.addcmul(spread_td, pull_td.square(), before_variance_td))
+    square_d = torch.addcmul(first_variance_d, first_d, first_d) + spread_d
     return 0.5 * (square_d - p.length - 2 * log_scale_d + p._log_det_d()).sum(-1)

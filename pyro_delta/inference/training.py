@@ -14,12 +14,14 @@ import torch
 from torch import Tensor
 
 from pyro_delta import ranks
+from pyro_delta.commitment import BY_LENGTH
 from pyro_delta.config import Config
 from pyro_delta.diagnostics.bounds import Unit, encode, summarise
-from pyro_delta.diagnostics.trace import committed
+from pyro_delta.diagnostics.trace import batches, committed, evaluating, prior, trace
 from pyro_delta.lock import Lock
-from pyro_delta.protocol import Data
-from pyro_delta.vae import VAE
+from pyro_delta.protocol import Data, Split
+from pyro_delta.rate import committed_rate
+from pyro_delta.vae import VAE, parameters_of
 
 START_DATA = 256
 """Training data that a guide takes its initial weights from."""
@@ -63,8 +65,9 @@ class Training(ABC):
         step: steps made so far.
         lr: learning rate of the newest step.
         committed: what the guide's family commits, with the weights at the start and throughout.
-        delta: what is committed throughout the training, in nats; None if no formula says it.
-        unit: of bounds.
+        delta: what is committed throughout the training, in nats; None if no formula says it. Of data with lengths the
+            mean over those of training.
+        unit: of bounds in lines of training, by the numbers that are scored of a datum in the mean.
         best: `weights` at the least −ELBO of a validation so far, with its `step` and `neg_elbo_bpd`; None before one.
         interrupted: set it to end `run` early.
         notices: what a person should know before the start, in sentences.
@@ -74,8 +77,11 @@ class Training(ABC):
     def __init__(self, config: Config, data: Data, vae: VAE, log: Callable[[dict[str, Any]], None]) -> None:
         self.config, self.data, self.vae, self.log = config, data, vae, log
         self.committed = committed(vae, data.train)
-        self.delta = self.committed.throughout
-        self.unit = Unit.of(data.spec)
+        self.delta, self.unit = self.committed.throughout, Unit.of(data.spec)
+        if self.committed.guarantee == BY_LENGTH:
+            self.delta = _mean_delta(vae, data.train)
+        if data.train.extras:
+            self.unit = Unit.of(data.spec, _mean_scored(vae, data))
         self.clock, self.step, self.wall = Clock(), 0, time.time()
         self.lr = config.training.lr
         self.validated = 0
@@ -203,10 +209,30 @@ class Training(ABC):
             self.validated = due
             split = self.data.validation.take(slice(self.config.training.validation_images))
             ranks.as_first(self.vae.buffers())  # such as running statistics, of each rank's own data
-            numbers = summarise(encode(self.averaged(), split, shared=True), self.unit, self.delta)
+            encoding = encode(self.averaged(), split, shared=True)
+            numbers = summarise(encoding, Unit.of(self.data.spec, encoding.scored), self.delta)
             self.line("validation", numbers)
             if numbers["neg_elbo_bpd"] < (math.inf if self.best is None else self.best["neg_elbo_bpd"]):
                 self.best = {"step": self.step, "neg_elbo_bpd": numbers["neg_elbo_bpd"], **self.weights()}
+
+
+def _mean_delta(vae: VAE, split: Split) -> float:
+    """What data commit in the mean, each by its length, in nats."""
+    with parameters_of(vae), torch.no_grad():
+        return committed_rate(prior(vae, len(split), split.extras)).mean().item()
+
+
+def _mean_scored(vae: VAE, data: Data) -> float:
+    """Numbers of a training datum that are scored in the mean: of all, where lengths say it, or else of the first."""
+    first = data.train.take(slice(START_DATA))
+    with evaluating(vae, 0), torch.no_grad():
+        batch = next(batches(first, START_DATA, vae))
+        scored, lengths = trace(vae, batch).scored, data.train.extras.get("lengths")
+    if lengths is None or lengths.dim() != 1:
+        return scored
+    per_position = data.spec.scored / data.spec.positions
+    by_length = math.isclose(scored, per_position * lengths[: len(first)].double().mean().item())
+    return per_position * lengths.double().mean().item() if by_length else scored
 
 
 def on_cpu(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -48,6 +48,8 @@ TRAVERSED = 4
 CLASSES = 40
 """Of a confusion, at most: more are not read."""
 PICTURES = {".png": "image/png", ".svg": "image/svg+xml", ".jpg": "image/jpeg"}
+WITH_PICTURE = (".mid",)
+"""Beside which `show` writes a picture."""
 SOUNDS = {".wav": "audio/wav", ".ogg": "audio/ogg", ".mp3": "audio/mpeg"}
 
 
@@ -276,7 +278,7 @@ def _drawn(run: Run, data: Data, encoding: Encoding, part: Split, seed: int) -> 
         return extras_of(data.test, count) if told else None
 
     few = data.test.take(slice(8))
-    column = "column" if spec.suffix in PICTURES else "group"
+    column = "column" if _is_sheet(spec) else "group"
     shown = [
         _data(spec, draw(vae, 16, seed=seed, extras=extras(16)), 8, "Drawn from the prior."),
         _data(
@@ -382,22 +384,28 @@ def _data(spec: Spec, x: Tensor, columns: int, caption: str, *, down: bool = Fal
         caption: of all.
         down: whether what belongs together stands in a column; where there is no sheet, it comes one after the other.
     """
-    sheet = spec.suffix in PICTURES
+    sheet = _is_sheet(spec)
     group = len(x) // columns if down else columns
     if down and not sheet:
         x = x.unflatten(0, (-1, columns)).transpose(0, 1).flatten(0, 1)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / f"shown{spec.suffix}"
         spec.show(x, file, columns)
-        content = file.read_bytes()
+        picture = file.with_suffix(".png")  # such as a piano roll beside its notes
+        content = (picture if picture.exists() else file).read_bytes()
     if sheet:
-        return Shown("drawing", _uri(content, PICTURES[spec.suffix]), caption, caption)
+        return Shown("drawing", _uri(content, PICTURES[picture.suffix]), caption, caption)
     if spec.suffix in SOUNDS:
         return Shown("sound", _uri(content, SOUNDS[spec.suffix]), caption, caption)
     lines = content.decode("utf-8", errors="replace").splitlines()
     if len(lines) == len(x):
         lines = "\n\n".join("\n".join(lines[at : at + group]) for at in range(0, len(lines), group)).splitlines()
     return Shown("text", "\n".join(lines), caption, caption)
+
+
+def _is_sheet(spec: Spec) -> bool:
+    """Whether data of a kind are shown as one picture."""
+    return spec.suffix in (*PICTURES, *WITH_PICTURE)
 
 
 def _uri(content: bytes, kind: str) -> str:

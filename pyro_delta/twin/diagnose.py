@@ -271,8 +271,9 @@ def _dim(site: Mapping[str, Any], count: int, fixed: frozenset[str] | None) -> i
 
 
 def _kept(fn: Distribution, shape: tuple[int, ...]) -> Array | None:
-    """Which numbers of a value no mask leaves out; None if there is no mask."""
-    kept = None
+    """Which numbers of a value no mask leaves out, nor the end of a sequence; None if there is neither."""
+    counted = getattr(fn, "counted", None)
+    kept = None if counted is None else jnp.broadcast_to(counted, shape)
     while fn is not None:
         if isinstance(fn, MaskedDistribution) and fn._mask is not True:
             mask = jnp.asarray(fn._mask)

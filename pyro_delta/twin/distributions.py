@@ -27,27 +27,35 @@ Shape = tuple[int, ...]
 class GaussianAR1(Distribution):
     """Stationary AR(1): z_0 ~ N(0, 1), z_t ~ N(α z_{t−1}, 1 − α²), for each of d dimensions [1].
 
+    With `lengths`, the steps from there on are padding, N(0, 1) each: α is 0 there.
+
     Args:
         alpha: correlation of neighbours, |α| < 1, (..., d).
         length: n ≥ 1.
+        lengths: steps of each member of the batch, 1 … n, (...); None for n.
     """
 
     arg_constraints = {"alpha": constraints.independent(constraints.open_interval(-1.0, 1.0), 1)}  # noqa: RUF012
     support = constraints.real_matrix
     reparametrized_params = ["alpha"]  # noqa: RUF012
-    pytree_data_fields = ("alpha",)
+    pytree_data_fields = ("alpha", "lengths")
     pytree_aux_fields = ("length",)
 
-    def __init__(self, alpha: Any, length: int, *, validate_args: bool | None = None) -> None:
+    def __init__(self, alpha: Any, length: int, lengths: Any = None, *, validate_args: bool | None = None) -> None:
         if length < 1:
             raise ValueError(f"length = {length}: a sequence has at least one step")
-        self.alpha, self.length = floating(alpha), length
+        self.alpha, self.length, self.lengths = floating(alpha), length, lengths
+        if lengths is not None:
+            batch_shape = jnp.broadcast_shapes(self.alpha.shape[:-1], jnp.shape(lengths))
+            self.alpha = jnp.broadcast_to(self.alpha, (*batch_shape, self.alpha.shape[-1]))
+            self.lengths = jnp.broadcast_to(jnp.asarray(lengths), batch_shape)
         super().__init__(self.alpha.shape[:-1], (length, self.alpha.shape[-1]), validate_args=validate_args)
 
     def expand(self, batch_shape: Sequence[int]) -> GaussianAR1:
         """The same with another batch shape; a subclass stays one, so that its KL is found."""
         alpha = jnp.broadcast_to(self.alpha, (*batch_shape, self.alpha.shape[-1]))
-        return type(self)(alpha, self.length, validate_args=self._validate_args)
+        lengths = None if self.lengths is None else jnp.broadcast_to(self.lengths, tuple(batch_shape))
+        return type(self)(alpha, self.length, lengths, validate_args=self._validate_args)
 
     @property
     def mean(self) -> Array:
@@ -65,9 +73,10 @@ class GaussianAR1(Distribution):
         Args:
             eps: (..., n, d).
         """
-        alpha = self.alpha[..., None, :]
+        alpha = self.alpha_td()
         eps = jnp.broadcast_to(eps, jnp.broadcast_shapes(eps.shape, alpha.shape))
-        w = jnp.concatenate([eps[..., :1, :], jnp.sqrt(_one_minus_square(alpha)) * eps[..., 1:, :]], axis=-2)
+        scale = jnp.broadcast_to(jnp.sqrt(_one_minus_square(alpha)), eps.shape)
+        w = jnp.concatenate([eps[..., :1, :], scale[..., 1:, :] * eps[..., 1:, :]], axis=-2)
 
         # Step t is the map z ↦ a z + w; a run of steps is a map of the same form.
         def then(first: tuple[Array, Array], second: tuple[Array, Array]) -> tuple[Array, Array]:
@@ -83,14 +92,24 @@ class GaussianAR1(Distribution):
     def log_prob(self, value: Array, intermediates: Any = None) -> Array:
         """Log-density of (..., n, d), in O(n·d)."""
         n, d = self.event_shape
-        log_s = (n - 1) * jnp.sum(_log_one_minus_square(self.alpha), axis=-1)
-        return -0.5 * (_ar1_square(self.alpha, value) + log_s + n * d * math.log(2 * math.pi))
+        return -0.5 * (_ar1_square(self.alpha_td(), value) + self.log_det() + n * d * math.log(2 * math.pi))
 
     def entropy(self) -> Array:
         """Differential entropy of the whole sequence."""
         n, d = self.event_shape
-        log_s = (n - 1) * jnp.sum(_log_one_minus_square(self.alpha), axis=-1)
-        return 0.5 * (n * d * (1 + math.log(2 * math.pi)) + log_s)
+        return 0.5 * (n * d * (1 + math.log(2 * math.pi)) + self.log_det())
+
+    def alpha_td(self) -> Array:
+        """The correlation of each step with the one before, α or, on the padding, 0: (..., n or 1, d)."""
+        alpha = self.alpha[..., None, :]
+        if self.lengths is None:
+            return alpha
+        return jnp.where((jnp.arange(self.length) < self.lengths[..., None])[..., None], alpha, 0.0)
+
+    def log_det(self) -> Array:
+        """Log-determinant of the covariance, (n − 1) Σ ln(1 − α²): (...)."""
+        steps = self.length if self.lengths is None else self.lengths
+        return (steps - 1) * jnp.sum(_log_one_minus_square(self.alpha), axis=-1)
 
 
 class GaussianSequence(Distribution):
@@ -179,11 +198,16 @@ def _log_one_minus_square(alpha: Array) -> Array:
     return jnp.log(_one_minus_square(alpha))
 
 
-def _ar1_square(alpha_d: Array, z_td: Array) -> Array:
-    """Σ z_0² + Σ (z_t − α z_{t−1})² / (1 − α²) over steps and dimensions: (...)."""
-    steps = z_td[..., 1:, :] - alpha_d[..., None, :] * z_td[..., :-1, :]
-    square_d = jnp.square(z_td[..., 0, :]) + jnp.sum(jnp.square(steps), axis=-2) / _one_minus_square(alpha_d)
-    return jnp.sum(square_d, axis=-1)
+def _ar1_square(alpha_td: Array, z_td: Array) -> Array:
+    """Σ z_0² + Σ (z_t − α_t z_{t−1})² / (1 − α_t²) over steps and dimensions: (...).
+
+    Args:
+        alpha_td: (..., n, d), or (..., 1, d) if it is the same for all steps.
+        z_td: (..., n, d).
+    """
+    alpha_td = alpha_td if alpha_td.shape[-2] == 1 else alpha_td[..., 1:, :]
+    steps = jnp.square(z_td[..., 1:, :] - alpha_td * z_td[..., :-1, :]) / _one_minus_square(alpha_td)
+    return jnp.sum(jnp.square(z_td[..., 0, :]) + jnp.sum(steps, axis=-2), axis=-1)
 
 
 def _for_each_dimension(scale_tril: Array, dims: int) -> Array:
@@ -242,11 +266,11 @@ def _kl_normal_ar1(q: Independent, p: GaussianAR1) -> Array:
     """½ Σ [σ_0² + Σ_t (σ_t² + α² σ_{t−1}²)/s − Σ_t ln σ_t² + (n−1) ln s − n] and the mean's part, s = 1 − α²."""
     loc, scale = _normal(q, p)
     var = jnp.square(scale)
-    steps_d = jnp.sum(var[..., 1:, :], axis=-2) + jnp.square(p.alpha) * jnp.sum(var[..., :-1, :], axis=-2)
-    trace = jnp.sum(var[..., 0, :] + steps_d / _one_minus_square(p.alpha), axis=-1)
-    log_ratio = (p.length - 1) * jnp.sum(_log_one_minus_square(p.alpha), axis=-1)
-    log_ratio = log_ratio - 2 * jnp.sum(jnp.log(scale), axis=(-2, -1))
-    return 0.5 * (trace + _ar1_square(p.alpha, loc) + log_ratio - math.prod(p.event_shape))
+    alpha_td = jnp.broadcast_to(p.alpha_td(), (*p.batch_shape, *p.event_shape))[..., 1:, :]
+    steps_td = (var[..., 1:, :] + jnp.square(alpha_td) * var[..., :-1, :]) / _one_minus_square(alpha_td)
+    trace = jnp.sum(var[..., 0, :] + jnp.sum(steps_td, axis=-2), axis=-1)
+    log_ratio = p.log_det() - 2 * jnp.sum(jnp.log(scale), axis=(-2, -1))
+    return 0.5 * (trace + _ar1_square(p.alpha_td(), loc) + log_ratio - math.prod(p.event_shape))
 
 
 @kl_divergence.register(Independent, GaussianSequence)
@@ -281,6 +305,7 @@ def _kl_sequence_ar1(q: GaussianSequence, p: GaussianAR1) -> Array:
     _check_events(q, p)
     n, d = p.event_shape
     columns_std = jnp.swapaxes(_for_each_dimension(q.scale_tril, d), -1, -3)
-    trace = jnp.sum(_ar1_square(p.alpha[..., None, :], columns_std), axis=-1)
-    log_ratio = 0.5 * (n - 1) * jnp.sum(_log_one_minus_square(p.alpha), axis=-1) - _log_det(q.scale_tril, d)
-    return 0.5 * (trace + _ar1_square(p.alpha, q.loc) - n * d) + log_ratio
+    alpha_td = p.alpha_td()
+    trace = jnp.sum(_ar1_square(alpha_td[..., None, :, :], columns_std), axis=-1)
+    log_ratio = 0.5 * p.log_det() - _log_det(q.scale_tril, d)
+    return 0.5 * (trace + _ar1_square(alpha_td, q.loc) - n * d) + log_ratio

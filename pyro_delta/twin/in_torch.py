@@ -94,6 +94,18 @@ class InTorch(Distribution):
         with _precision(self.wide):
             return to_torch(self.own.entropy())
 
+    @property
+    def lengths(self) -> Tensor | None:
+        """Of an AR(1) process that has a length for each of its batch."""
+        lengths = getattr(_plain(self.own), "lengths", None)
+        return None if lengths is None else to_torch(lengths)
+
+    @property
+    def whole(self) -> InTorch:
+        """That process without lengths."""
+        own: Any = _plain(self.own)
+        return in_torch(type(own)(own.alpha, own.length))
+
     def log_prob(self, value: Tensor) -> Tensor:
         """Log-density of values, with derivatives by them."""
         value = value.double() if self.wide and value.is_floating_point() else value
@@ -185,7 +197,8 @@ def _per_dimension(distribution: InTorch) -> InTorch:
     own = _plain(distribution.own)
     with _precision(distribution.wide):
         if type(own) is GaussianAR1:
-            return in_torch(GaussianAR1(own.alpha[..., None], own.length))
+            lengths = None if own.lengths is None else own.lengths[..., None]
+            return in_torch(GaussianAR1(own.alpha[..., None], own.length, lengths))
         if (parameters := normal_parameters(own)) is not None and len(own.event_shape) == 2:
             loc, scale = (part.swapaxes(-1, -2)[..., None] for part in parameters)
             return in_torch(Normal(loc, scale).to_event(2))

@@ -36,6 +36,11 @@ _MATERN = {"1/2": (1, (1.0,)), "3/2": (3, (1.0, 1.0)), "5/2": (5, (1.0, 1.0, 1 /
 _LEAST_PIVOT = 1e-4
 
 
+def steps_within(starts: jax.Array, lengths: Any) -> jax.Array | None:
+    """How many steps belong to data of so many positions (...); None for data without lengths."""
+    return None if lengths is None else jnp.sum(starts < jnp.asarray(lengths)[..., None], axis=-1)
+
+
 class AR1Prior(nnx.Module):
     """Stationary AR(1) over the steps, α fixed.
 
@@ -65,9 +70,9 @@ class AR1Prior(nnx.Module):
         self.starts = Buffer(jnp.asarray(starts))
         self.alpha = Buffer(jnp.asarray(alpha_d))
 
-    def __call__(self) -> GaussianAR1:
-        """The process."""
-        return GaussianAR1(self.alpha[...], self.starts.shape[0])
+    def __call__(self, lengths: Any = None) -> GaussianAR1:
+        """The process; with a length for each of data of so many positions (B,)."""
+        return GaussianAR1(self.alpha[...], self.starts.shape[0], steps_within(self.starts[...], lengths))
 
 
 class StandardNormalPrior(nnx.Module):
@@ -77,9 +82,9 @@ class StandardNormalPrior(nnx.Module):
         self.starts = Buffer(jnp.asarray(even_starts(spec.positions, length)))
         self.alpha = Buffer(jnp.zeros(dims))
 
-    def __call__(self) -> GaussianAR1:
-        """The process."""
-        return GaussianAR1(self.alpha[...], self.starts.shape[0])
+    def __call__(self, lengths: Any = None) -> GaussianAR1:
+        """The process; with a length for each of data of so many positions (B,)."""
+        return GaussianAR1(self.alpha[...], self.starts.shape[0], steps_within(self.starts[...], lengths))
 
 
 class LearnedAR1Prior(nnx.Module):

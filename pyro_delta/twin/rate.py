@@ -38,7 +38,7 @@ def committed_rate(prior: Distribution, block: int = 1) -> Array:
         UserError: if the prior is not Gaussian.
     """
     if isinstance(prior, GaussianAR1):
-        return ar1_rate(prior.alpha, prior.length, block)
+        return ar1_rate(prior.alpha, prior.length if prior.lengths is None else prior.lengths, block)
     if normal_parameters(prior) is not None:
         return np.zeros(prior.batch_shape)
     if not isinstance(prior, GaussianSequence):
@@ -77,7 +77,7 @@ def _precision_of_density(prior: Distribution) -> Array:
     return precision
 
 
-def ar1_rate(alpha_d: ArrayLike, length: int, block: int = 1) -> Array:
+def ar1_rate(alpha_d: ArrayLike, length: ArrayLike, block: int = 1) -> Array:
     """δ of an AR(1) process, by eq. 3 of [1] for blocks of one step.
 
     A block of b steps between two others has ln det Λ_bb = ln((1 + α² + … + α^2b) / s^b), s = 1 − α²; the first and the
@@ -85,19 +85,17 @@ def ar1_rate(alpha_d: ArrayLike, length: int, block: int = 1) -> Array:
 
     Args:
         alpha_d: (..., d), or one number.
-        length: n.
+        length: n, or several that broadcast with (...).
         block: b.
 
     Returns:
         δ in nats, float64 (...).
     """
     alpha_d = np.atleast_1d(np.asarray(alpha_d, np.float64))
-    blocks = -(-length // block)
-    if blocks == 1:
-        return np.zeros(alpha_d.shape[:-1])
+    blocks = -(-np.asarray(length) // block)
     between_d = np.log1p(sum(alpha_d ** (2 * j) for j in range(1, block + 1)))
     log_s_d = np.log1p(-alpha_d) + np.log1p(alpha_d)
-    return np.sum(0.5 * ((blocks - 2) * between_d - log_s_d), axis=-1)
+    return np.where(blocks == 1, 0.0, np.sum(0.5 * ((blocks[..., None] - 2) * between_d - log_s_d), axis=-1))
 
 
 def precision_rate(precision: ArrayLike, block: int = 1) -> Array:
@@ -161,7 +159,7 @@ def _precision(prior: Distribution) -> Array:
     """Λ (d·n, d·n), flattened dimension by dimension."""
     n, d = prior.event_shape
     if isinstance(prior, GaussianAR1):
-        whitening = _ar1_whitening(prior.alpha, n)
+        whitening = _ar1_whitening(prior.alpha_td(), n)
     elif isinstance(prior, GaussianSequence):
         whitening = np.linalg.inv(np.broadcast_to(np.asarray(prior.scale_tril, np.float64), (d, n, n)))
     else:
@@ -171,11 +169,11 @@ def _precision(prior: Distribution) -> Array:
     return precision.reshape(d * n, d * n)
 
 
-def _ar1_whitening(alpha_d: ArrayLike, length: int) -> Array:
-    """The inverse of the Cholesky factor of AR(1), (d, n, n): row t is z_t − α z_{t−1} over its deviation."""
-    alpha_d = np.asarray(alpha_d, np.float64)[..., None, None]
-    deviation = np.sqrt((1 - alpha_d) * (1 + alpha_d))
-    whitening = (np.eye(length) - alpha_d * np.eye(length, k=-1)) / deviation
+def _ar1_whitening(alpha_td: ArrayLike, length: int) -> Array:
+    """The inverse of the Cholesky factor of AR(1), (d, n, n): row t is z_t − α_t z_{t−1} over its deviation."""
+    alpha_dt = np.asarray(alpha_td, np.float64).swapaxes(-1, -2)[..., None]
+    deviation = np.sqrt((1 - alpha_dt) * (1 + alpha_dt))
+    whitening = (np.eye(length) - alpha_dt * np.eye(length, k=-1)) / deviation
     whitening[..., 0, 0] = 1.0
     return whitening
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -11,6 +11,7 @@ import torch
 from flax import nnx
 from torch import Tensor
 
+from pyro_delta.call import call
 from pyro_delta.diagnostics.bounds import ignore
 from pyro_delta.diagnostics.trace import noise_seed
 from pyro_delta.errors import UserError
@@ -25,6 +26,7 @@ def draw(
     seed: int = 0,
     batch: int = 64,
     advance: Callable[[int], None] = ignore,
+    extras: Mapping[str, Tensor] | None = None,
 ) -> Tensor:
     """Data from the model, as `pyro_delta.diagnostics.drawing.draw` draws them: of the same noise, group after group.
 
@@ -39,26 +41,29 @@ def draw(
     """
     vae.eval()
     generator = torch.Generator().manual_seed(noise_seed(seed))
-    p = vae.model.prior()
+    told = {name: jnp.asarray(values.numpy()) for name, values in (extras or {}).items()}
+    p = call(vae.model.prior, told)
     _check(p, "prior", "transform")
     noise = torch.randn((count, *_noise_shape(p)), dtype=_dtype(p), generator=generator)
     z_bnd = p.transform(jnp.asarray(noise.numpy()))
     if decodings is not None:
         z_bnd = jnp.tile(z_bnd, (decodings, 1, 1))
-    x = vae.model.likelihood(z_bnd[:1])
+        told = {name: jnp.tile(values, (decodings, *[1] * (values.ndim - 1))) for name, values in told.items()}
+    x = call(vae.model.likelihood, {name: values[:1] for name, values in told.items()}, z_bnd[:1])
     _check(x, "likelihood", "from_uniforms")
     graph, state = nnx.split(vae.model.likelihood)
 
     @jax.jit
-    def decode(state: Any, z_bnd: Any, uniforms: Any) -> Any:
-        return nnx.merge(graph, state)(z_bnd).from_uniforms(uniforms)
+    def decode(state: Any, z_bnd: Any, told: Any, uniforms: Any) -> Any:
+        return call(nnx.merge(graph, state), told, z_bnd).from_uniforms(uniforms)
 
     generator.manual_seed(noise_seed(seed + 1))
     parts = []
     for first in range(0, len(z_bnd), batch):
         z = z_bnd[first : first + batch]
         uniforms = torch.rand((len(z), *_noise_shape(x)), dtype=noise.dtype, generator=generator)
-        drawn = torch.tensor(jax.device_get(decode(state, z, jnp.asarray(uniforms.numpy()))))
+        here = {name: values[first : first + batch] for name, values in told.items()}
+        drawn = torch.tensor(jax.device_get(decode(state, z, here, jnp.asarray(uniforms.numpy()))))
         parts.append(drawn if drawn.is_floating_point() else drawn.long())
         advance(len(z))
     return torch.cat(parts)

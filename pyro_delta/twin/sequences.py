@@ -1,7 +1,7 @@
 """Twins of the GRU likelihood and guide, written from `docs/architecture.md`: networks over tokens, and p(x | z).
 
-B sequences of T tokens, each of V; n latent steps of d dimensions, of which step t belongs to the sequence from token
-starts[t] on; h units. Weights have torch's names and shapes.
+B sequences of T positions, each of one token or of those of K voices, V levels; n latent steps of d dimensions, of
+which step t belongs to the sequence from position starts[t] on; h units. Weights have torch's names and shapes.
 """
 
 from __future__ import annotations
@@ -28,60 +28,80 @@ from pyro_delta.twin.variables import Buffer
 
 
 class AutoregressiveTokens(Distribution):
-    """p(x | z) = Π p(x_t | x_{<t}, z): the network makes the logits of each token from those before it and from z.
+    """p(x | z) = Π p(x_i | x_{<i}, z): the network makes the logits of each token from those before it and from z.
 
-    `log_prob` is one pass over whole sequences; `sample` writes token after token in a scan.
+    `log_prob` is one pass over whole sequences; `sample` writes position after position in a scan.
 
     Args:
         network: of the logits of all tokens.
         z: latents (..., n, d); the batch shape is theirs.
+        lengths: positions of each sequence, (...); what follows counts nothing, and is drawn as 0. None for T.
     """
 
     arg_constraints: dict[str, constraints.Constraint] = {}  # noqa: RUF012
-    pytree_data_fields = ("network", "z")
+    pytree_data_fields = ("network", "z", "lengths")
 
-    def __init__(self, network: ConditionalGRU, z: Array, *, validate_args: bool | None = None) -> None:
+    def __init__(
+        self, network: ConditionalGRU, z: Array, lengths: Any = None, *, validate_args: bool | None = None
+    ) -> None:
         self.network, self.z = network, z
-        super().__init__(z.shape[:-2], (network.length,), validate_args=validate_args)
+        self.lengths = None if lengths is None else jnp.broadcast_to(jnp.asarray(lengths), z.shape[:-2])
+        super().__init__(z.shape[:-2], network.shape, validate_args=validate_args)
 
-    @constraints.dependent_property(is_discrete=True, event_dim=1)
+    @constraints.dependent_property(is_discrete=True)
     def support(self) -> constraints.Constraint:
         """Integers 0 … V − 1 at every place."""
-        return constraints.independent(constraints.integer_interval(0, self.network.levels - 1), 1)
+        tokens = constraints.integer_interval(0, self.network.levels - 1)
+        return constraints.independent(tokens, len(self.network.shape))
 
     def expand(self, batch_shape: Sequence[int]) -> AutoregressiveTokens:
         """The same with latents repeated to another batch shape."""
         z = jnp.broadcast_to(self.z, (*batch_shape, *self.z.shape[-2:]))
-        return type(self)(self.network, z, validate_args=self._validate_args)
+        lengths = None if self.lengths is None else jnp.broadcast_to(self.lengths, tuple(batch_shape))
+        return type(self)(self.network, z, lengths, validate_args=self._validate_args)
 
     @validate_sample
     def log_prob(self, value: Array, intermediates: Any = None) -> Array:
-        """Log-probability of sequences (..., T)."""
-        batch = jnp.broadcast_shapes(value.shape[:-1], self.batch_shape)
-        x_bt = jnp.broadcast_to(value, (*batch, *self.event_shape)).reshape(-1, *self.event_shape)
-        log_p_btv = jax.nn.log_softmax(self.network(x_bt, self._latents(batch)))
-        of_token = jnp.take_along_axis(log_p_btv, x_bt[..., None].astype(jnp.int32), axis=-1)
-        return jnp.sum(of_token, axis=(-2, -1)).reshape(batch)
+        """Log-probability of sequences (..., *event shape)."""
+        batch = jnp.broadcast_shapes(value.shape[: -self.event_dim], self.batch_shape)
+        x = jnp.broadcast_to(value, (*batch, *self.event_shape)).reshape(-1, *self.event_shape)
+        log_p = jax.nn.log_softmax(self.network(x, self._latents(batch)))
+        of_token = jnp.take_along_axis(log_p, x[..., None].astype(jnp.int32), axis=-1)
+        return jnp.sum(self._within(of_token.reshape(batch + self.event_shape)), axis=tuple(range(-self.event_dim, 0)))
 
     @property
     def noise_shape(self) -> tuple[int, ...]:
-        """Of the noise of a sample, (T,)."""
+        """Of the noise of a sample, that of an event."""
         return self.event_shape
 
     def sample(self, key: Array, sample_shape: tuple[int, ...] = ()) -> Array:
-        """Sequences (*sample_shape, *batch_shape, T), integers."""
+        """Sequences (*sample_shape, *batch_shape, *event shape), integers."""
         return self.from_uniforms(jax.random.uniform(key, self.shape(sample_shape), self.z.dtype))
 
     def from_uniforms(self, uniforms: Array) -> Array:
-        """The sequences that uniforms (..., T) give: token #{v < V − 1 : u ≥ p_0 + … + p_v} at each place."""
-        batch = uniforms.shape[:-1]
+        """The sequences of uniforms (..., *event shape): token #{v < V − 1 : u ≥ p_0 + … + p_v} at each place."""
+        batch = uniforms.shape[: -self.event_dim]
 
         def choose(logits_bv: Array, uniform_b: Array) -> Array:
             before_bv = jnp.cumsum(jax.nn.softmax(logits_bv), axis=-1)[..., :-1]
             return jnp.sum(uniform_b[..., None] >= before_bv, axis=-1)
 
-        uniforms_tb = uniforms.reshape(-1, uniforms.shape[-1]).T
-        return self.network.generate(self._latents(batch), choose, uniforms_tb).reshape(batch + self.event_shape)
+        positions = self.event_shape[0]
+        uniforms_tbk = uniforms.reshape(math.prod(batch), positions, -1).swapaxes(0, 1)
+        drawn = self.network.generate(self._latents(batch), choose, uniforms_tbk)
+        return self._within(drawn.reshape(batch + self.event_shape))
+
+    @property
+    def counted(self) -> Array | None:
+        """Which tokens count, of batch shape + event shape; None if all do."""
+        if self.lengths is None:
+            return None
+        inside = jnp.arange(self.event_shape[0]) < self.lengths[..., None]
+        return jnp.broadcast_to(inside.reshape(inside.shape + (1,) * (self.event_dim - 1)), self.shape())
+
+    def _within(self, values: Array) -> Array:
+        """Values (..., *event shape), 0 in the place of those behind the end of a sequence."""
+        return values if self.counted is None else jnp.where(self.counted, values, 0)
 
     def _latents(self, batch: tuple[int, ...]) -> Array:
         """Z repeated to a batch shape, whose dimensions are then one: (B, n, d)."""
@@ -143,11 +163,11 @@ class GRU(nnx.Module):
 
 
 class ConditionalGRU(nnx.Module):
-    """Logits of every token given those before it and z: token t sees the steps with starts ≤ t.
+    """Logits of every token given those before it and z: position t sees the steps with starts ≤ t.
 
     Args:
         levels: V.
-        length: T.
+        shape: (T,) or (T, K).
         starts: of each latent step; None if z is ignored.
         dims: d.
         hidden: h.
@@ -155,43 +175,75 @@ class ConditionalGRU(nnx.Module):
     """
 
     def __init__(
-        self, levels: int, length: int, starts: Sequence[int] | None, dims: int, *, hidden: int, rngs: nnx.Rngs
+        self,
+        levels: int,
+        shape: tuple[int, ...],
+        starts: Sequence[int] | None,
+        dims: int,
+        *,
+        hidden: int,
+        rngs: nnx.Rngs,
     ) -> None:
         """See the class."""
-        self.levels, self.length, self.hidden = levels, length, hidden
-        self.embed = Embedding(levels + 1, hidden, rngs=rngs)  # one more, for what is before the first token
+        self.levels, self.shape, self.hidden = levels, tuple(shape), hidden
+        self.voices = math.prod(shape[1:])
+        # One more of each voice, for what is before the first position.
+        self.embed = Embedding(self.voices * (levels + 1), hidden, rngs=rngs)
         if starts is not None:
-            self.latents = LatentMap(dims, starts, positions=length, outputs=hidden, rngs=rngs)
+            self.latents = LatentMap(dims, starts, positions=shape[0], outputs=hidden, rngs=rngs)
         self.gru = GRU(hidden, hidden, rngs=rngs)
-        self.head = linear(2 * hidden, hidden, rngs=rngs)
+        self.head = linear(2 * hidden, self.voices * hidden, rngs=rngs)
+        if self.voices > 1:
+            self.above = Embedding((self.voices - 1) * levels, hidden, rngs=rngs)
         self.out = linear(hidden, levels, rngs=rngs)
 
-    def __call__(self, x_bt: Array, z_bnd: Array) -> Array:
-        """Tokens (B, T) and z (B, n, d) → logits (B, T, V)."""
-        before_bt = jnp.pad(x_bt.astype(jnp.int32), ((0, 0), (1, 0)), constant_values=self.levels)[:, :-1]
+    def __call__(self, x: Array, z_bnd: Array) -> Array:
+        """Tokens (B, *shape) and z (B, n, d) → logits (B, *shape, V)."""
+        x_btk = x.astype(jnp.int32).reshape(len(x), -1, self.voices)
+        before_btk = jnp.pad(x_btk, ((0, 0), (1, 0), (0, 0)), constant_values=self.levels)[:, :-1]
         context_bth = self._context(z_bnd)
-        return self._logits(self.gru(self.embed(before_bt) + context_bth), context_bth)
+        seen_bth = self.gru(self._read(before_btk) + context_bth)
+        heads = self._heads(seen_bth, context_bth)
+        logits = [self._logits(heads, x_btk[..., :voice]) for voice in range(self.voices)]
+        return jnp.stack(logits, axis=-2).reshape(*x.shape, self.levels)
 
-    def generate(self, z_bnd: Array, choose: Any, inputs_t: Any) -> Array:
-        """Writes sequences token by token, each by `choose(logits, input)`: integers (B, T)."""
+    def generate(self, z_bnd: Array, choose: Any, inputs_tbk: Any) -> Array:
+        """Writes sequences token by token, each by `choose(logits, input)`: integers (B, T, K)."""
 
         def step(carry: Any, here: Any) -> Any:
-            state_bh, before_b = carry
-            context_bh, given = here
-            state_bh = self.gru.step(state_bh, self.embed(before_b) + context_bh)
-            chosen_b = choose(self._logits(state_bh, context_bh), given).astype(jnp.int32)
-            return (state_bh, chosen_b), chosen_b
+            state_bh, before_bk = carry
+            context_bh, given_bk = here
+            state_bh = self.gru.step(state_bh, self._read(before_bk) + context_bh)
+            heads, chosen_bk = self._heads(state_bh, context_bh), before_bk[:, :0]
+            for voice in range(self.voices):
+                chosen_b = choose(self._logits(heads, chosen_bk), given_bk[:, voice]).astype(jnp.int32)
+                chosen_bk = jnp.concatenate([chosen_bk, chosen_b[:, None]], axis=1)
+            return (state_bh, chosen_bk), chosen_bk
 
-        start = (self.gru.start(len(z_bnd)), jnp.full(len(z_bnd), self.levels, jnp.int32))
-        return jax.lax.scan(step, start, (self._context(z_bnd).swapaxes(0, 1), inputs_t))[1].T
+        start = (self.gru.start(len(z_bnd)), jnp.full((len(z_bnd), self.voices), self.levels, jnp.int32))
+        return jax.lax.scan(step, start, (self._context(z_bnd).swapaxes(0, 1), inputs_tbk))[1].swapaxes(0, 1)
 
     def _context(self, z_bnd: Array) -> Array:
         if hasattr(self, "latents"):
             return self.latents(z_bnd)
-        return jnp.zeros((len(z_bnd), self.length, self.hidden), self.out.bias[...].dtype)
+        return jnp.zeros((len(z_bnd), self.shape[0], self.hidden), self.out.bias[...].dtype)
 
-    def _logits(self, seen: Array, context: Array) -> Array:
-        return self.out(jax.nn.silu(self.head(jnp.concatenate([seen, context], axis=-1))))
+    def _read(self, tokens_k: Array) -> Array:
+        """The sum of the embeddings of the voices (..., K)."""
+        return jnp.sum(self.embed(tokens_k + jnp.arange(self.voices) * (self.levels + 1)), axis=-2)
+
+    def _heads(self, seen: Array, context: Array) -> Array:
+        """What the logits of each voice are made of, before it hears the others: (..., K, h)."""
+        both = self.head(jnp.concatenate([seen, context], axis=-1))
+        return both.reshape(*both.shape[:-1], self.voices, self.hidden)
+
+    def _logits(self, heads: Array, above_k: Array) -> Array:
+        """Logits of the voice below those that have sung `above_k`, (..., k): (..., V)."""
+        voice = above_k.shape[-1]
+        hidden = heads[..., voice, :]
+        for k in range(voice):
+            hidden = hidden + self.above(above_k[..., k] + k * self.levels)
+        return self.out(jax.nn.silu(hidden))
 
 
 class BackwardGRU(nnx.Module):
@@ -199,23 +251,39 @@ class BackwardGRU(nnx.Module):
 
     Args:
         levels: V.
+        voices: K.
         starts: of each latent step.
         outputs: numbers for each step.
         hidden: h.
         rngs: of the initial values.
     """
 
-    def __init__(self, levels: int, starts: Sequence[int], outputs: int, *, hidden: int, rngs: nnx.Rngs) -> None:
+    def __init__(
+        self, levels: int, voices: int, starts: Sequence[int], outputs: int, *, hidden: int, rngs: nnx.Rngs
+    ) -> None:
         """See the class."""
-        self.starts = tuple(int(token) for token in starts)
-        self.embed = Embedding(levels, hidden, rngs=rngs)
+        self.levels, self.voices = levels, voices
+        self.starts = tuple(int(position) for position in starts)
+        self.embed = Embedding(voices * levels, hidden, rngs=rngs)
         self.gru = GRU(hidden, hidden, rngs=rngs)
         self.out = linear(hidden, outputs, rngs=rngs)
 
-    def __call__(self, x_bt: Array) -> Array:
-        """Tokens (B, T) → (B, n, outputs)."""
-        seen_bth = self.gru(self.embed(x_bt.astype(jnp.int32)[:, ::-1]))[:, ::-1]
-        return self.out(seen_bth[:, np.asarray(self.starts)])
+    def __call__(self, x: Array, lengths: Any = None) -> Array:
+        """Tokens (B, *shape), of which so many positions (B,) count, → (B, n, outputs).
+
+        Each sequence is turned round within its length: reading starts at its own end.
+        """
+        x_btk = x.astype(jnp.int32).reshape(len(x), -1, self.voices)
+        read_bth = jnp.sum(self.embed(x_btk + jnp.arange(self.voices) * self.levels), axis=-2)
+        positions = read_bth.shape[1]
+        last_b1 = (jnp.full(len(x), positions) if lengths is None else jnp.asarray(lengths))[:, None] - 1
+        seen_bth = self.gru(_at(read_bth, last_b1 - jnp.arange(positions)))
+        return self.out(_at(seen_bth, last_b1 - np.asarray(self.starts)))
+
+
+def _at(values_bth: Array, places_bs: Array) -> Array:
+    """Values (B, S, h) at places of each sequence; those below 0 are taken for 0."""
+    return jnp.take_along_axis(values_bth, jnp.maximum(places_bs, 0)[..., None], axis=1)
 
 
 # --- Programs ---
@@ -246,22 +314,30 @@ class GRULikelihood(nnx.Module):
         """See the class."""
         tokens = require_tokens(spec, "likelihood", "gru")
         starts = np.asarray(prior.starts[...]) * (conditioning == "causal")
+        self.starts = tuple(np.asarray(prior.starts[...]).tolist())
         self.network = ConditionalGRU(
             tokens.levels,
-            tokens.length,
+            tokens.shape,
             starts.tolist() if use_latents else None,
             prior().event_shape[-1],
             hidden=hidden,
             rngs=rngs,
         )
 
-    def __call__(self, z: Array) -> AutoregressiveTokens:
-        """p(x | z) for latents (..., n, d)."""
-        return AutoregressiveTokens(self.network, z)
+    def __call__(self, z: Array, lengths: Any = None) -> AutoregressiveTokens:
+        """p(x | z) for latents (..., n, d), of sequences of so many positions (...)."""
+        if lengths is not None:
+            z = jnp.where(_inside(self.starts, lengths)[..., None], z, 0)
+        return AutoregressiveTokens(self.network, z, lengths)
+
+
+def _inside(starts: Sequence[int], lengths: Any) -> Array:
+    """Which steps belong to a sequence of so many positions (...): (..., n)."""
+    return np.asarray(starts) < jnp.asarray(lengths)[..., None]
 
 
 class GRUGuide(nnx.Module):
-    """Independent over steps and dimensions; z_t hears tokens ≥ starts[t].
+    """Independent over steps and dimensions; z_t hears positions ≥ starts[t], and is N(0, 1) behind the end.
 
     Args:
         spec: of the sequences.
@@ -277,24 +353,31 @@ class GRUGuide(nnx.Module):
         tokens = require_tokens(spec, "guide", "gru")
         self.dims = prior().event_shape[-1]
         starts = np.asarray(prior.starts[...]).tolist()
-        self.encoder = BackwardGRU(tokens.levels, starts, 2 * self.dims, hidden=hidden, rngs=rngs)
+        self.encoder = BackwardGRU(
+            tokens.levels, math.prod(tokens.shape[1:]), starts, 2 * self.dims, hidden=hidden, rngs=rngs
+        )
         scale_dt = np.diagonal(minimising_factor(prior(), 1), axis1=-2, axis2=-1)
         self.scale = Buffer(jnp.asarray(scale_dt.T))
 
-    def __call__(self, x: Array) -> Array:
-        """Writes the site `z` for sequences x (B, T)."""
+    def __call__(self, x: Array, lengths: Any = None) -> Array:
+        """Writes the site `z` for sequences x (B, *shape)."""
         with numpyro.plate("data", x.shape[0]):
-            return numpyro.sample("z", self.posterior(x))
+            return numpyro.sample("z", self.posterior(x, lengths))
 
-    def posterior(self, x: Array) -> Independent:
-        """q(z | x) for sequences (B, T), event shape (n, d)."""
-        mean, ratio = jnp.split(self.encoder(x), 2, axis=-1)
-        return Normal(mean, self.scale[...] * positive(ratio) + 1e-6).to_event(2)
+    def posterior(self, x: Array, lengths: Any = None) -> Independent:
+        """q(z | x) for sequences (B, *shape) of so many positions (B,), event shape (n, d)."""
+        mean, ratio = jnp.split(self.encoder(x, lengths), 2, axis=-1)
+        scale = self.scale[...] * positive(ratio) + 1e-6
+        if lengths is not None:
+            inside = _inside(self.encoder.starts, lengths)[..., None]
+            mean, scale = jnp.where(inside, mean, 0.0), jnp.where(inside, scale, 1.0)
+        return Normal(mean, scale).to_event(2)
 
-    def start_from(self, x: Array) -> None:
-        """Initialises by sequences (B, T): means of mean 0 and deviation 1 over them, all else 0."""
+    def start_from(self, x: Array, lengths: Any = None) -> None:
+        """Initialises by sequences (B, *shape): means of mean 0 and deviation 1 over them, all else 0."""
         out, d = self.encoder.out, self.dims
-        mean_kd = self.encoder(x)[..., :d].reshape(-1, d)
+        mean_bnd = self.encoder(x, lengths)[..., :d]
+        mean_kd = mean_bnd.reshape(-1, d) if lengths is None else mean_bnd[_inside(self.encoder.starts, lengths)]
         deviation_d = jnp.maximum(mean_kd.std(0), 1e-6)
         kernel, bias = out.kernel[...], out.bias[...]
         out.kernel[...] = jnp.zeros_like(kernel).at[:, :d].set(kernel[:, :d] / deviation_d)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution, kl_divergence
 
-from pyro_delta.commitment import EXACTLY, IN_THE_MEAN, Commitment
+from pyro_delta.commitment import BY_LENGTH, EXACTLY, IN_THE_MEAN, Commitment, committed_by_length
 from pyro_delta.data.values import random_values
 from pyro_delta.diagnostics.trace import (
     ClosedForm,
@@ -51,7 +51,7 @@ SHAKEN = (0.0, 0.3, 3.0)
 def check_rate(title: str, case: Case) -> tuple[Finding, Commitment | None]:
     """The committed rate, and what is known of it where it is certified."""
     known = committed(case.vae, _data(case))
-    case.in_the_mean = known.guarantee == IN_THE_MEAN
+    case.in_the_mean, case.by_length = known.guarantee == IN_THE_MEAN, known.guarantee == BY_LENGTH
     if known.nats is not None and known.throughout is None:
         return Finding(title, None, known.sentence), None
     if known.throughout is not None and not known.claimed:
@@ -110,15 +110,23 @@ def _as_measured(title: str, case: Case, known: Commitment) -> Finding:
         rate_b = _closed_form(case, vae, x)
         if rate_b is None:
             break
-        rate_b = rate_b[rate_b.isfinite()]
-        off = known.throughout * ROUNDING + 1e-9
-        wrong = (
-            (rate_b - known.throughout).abs() > off if known.guarantee == EXACTLY else rate_b < known.throughout - off
-        )
+        least_b = _least_of(case, vae, x, known.throughout)
+        rate_b, least_b = rate_b[rate_b.isfinite()], least_b[rate_b.isfinite()]
+        off_b = least_b * ROUNDING + 1e-9
+        wrong = (rate_b - least_b).abs() > off_b if known.guarantee == EXACTLY else rate_b < least_b - off_b
         if wrong.any():
             found = f"{known.sentence}; but a KL of {rate_b[wrong][0].item():.6g} was found"
+            if case.by_length:
+                found += f", where the length commits {least_b[wrong][0].item():.6g}"
             return Finding(title, False, found)
     return Finding(title, True, known.sentence)
+
+
+def _least_of(case: Case, vae: VAE, x: Tensor, least: float) -> Tensor:
+    """(B,) nats that data may not fall below: by their lengths, where those decide."""
+    latents = _of_first(case, vae, x).latents.items()
+    by_length = committed_by_length({name: (latent.q, latent.p) for name, latent in latents})
+    return torch.full((len(x),), least, dtype=torch.float64) if by_length is None else by_length
 
 
 def _called_in_training(vae: VAE, case: Case, calls: int) -> None:
@@ -157,8 +165,8 @@ def _unfixed(case: Case, known: Commitment) -> str | None:
 
 
 def _of_first(case: Case, vae: VAE, x: Tensor) -> Traced:
-    """A trace that has the prior of all data: of the first, but of all where one datum has no statistics."""
-    return trace(vae, case.batch(x if case.batch_norms or case.in_the_mean else x[:1]))
+    """A trace that has the prior of all data: of the first, but of all where it has no statistics, or a length."""
+    return trace(vae, case.batch(x if case.batch_norms or case.in_the_mean or case.by_length else x[:1]))
 
 
 def _closed_form(case: Case, vae: VAE, x: Tensor) -> Tensor | None:

@@ -225,11 +225,18 @@ def _given_data(case: Case, runs: list[Run]) -> Found:
 
 
 def _one_prior(case: Case) -> Found:
-    """All data have the prior that the rate is read off."""
+    """All data have the prior that the rate is read off; all of a length, where each commits what its length says."""
     z = {name: value[:1].expand_as(value) for name, value in case.latents().items()}
-    for name, site in _run(case, case.vae, case.x, z)["model"].items():
-        if not site.observed and moved(site.log_prob[:1].expand_as(site.log_prob), site.log_prob).any():
-            return None, f"the prior of {name!r} differs from datum to datum: what it commits is that of the first"
+    differs = "differs from datum to datum: what it commits is that of the first"
+    for like in range(COUNT) if case.by_length else (None,):
+        for name, site in _run(case, case.vae, case.x, z, like=like)["model"].items():
+            if not site.observed and moved(site.log_prob[:1].expand_as(site.log_prob), site.log_prob).any():
+                return None, f"the prior of {name!r} {differs}"
+    if case.by_length:
+        for name, site in _run(case, case.vae, case.x, z)["model"].items():
+            alpha_bd = getattr(site.fn, "alpha", None)
+            if not site.observed and alpha_bd is not None and moved(alpha_bd[:1].expand_as(alpha_bd), alpha_bd).any():
+                return None, f"the prior of {name!r} {differs}, not in its length alone"
     return None
 
 
