@@ -79,6 +79,9 @@ def steps_figure(rate_nd: Tensor, floor_nd: Tensor) -> Figure:
         finish(axes, name, "nats")
         axes.set_ylim(bottom=min(0.0, float(floor.min())))
         axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.set_xlim(0.4, at[-1] + 0.6)
+        if len(at) <= 2:
+            axes.set_xticks(at)
     axes.legend(frameon=False, fontsize=8)
     return figure
 
