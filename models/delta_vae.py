@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_delta.call import call
+from pyro_delta.distributions.scored import as_scored
 from pyro_delta.errors import UserError
 from pyro_delta.svi import offer_parameters
 
@@ -54,4 +55,4 @@ class DeltaVAE(nn.Module):
                 raise UserError(
                     f"x has shape {tuple(x.shape)}, that of one datum; give it a batch axis, as x[None] has one."
                 )
-            return pyro.sample("x", p, obs=x)
+            return pyro.sample("x", p, obs=None if x is None else as_scored(p, x))

@@ -19,12 +19,14 @@ import pyro_delta
 from pyro_delta.build import build
 from pyro_delta.config import load_preset
 from pyro_delta.data import ArraySpec
+from pyro_delta.data.images import ImageSpec
 from pyro_delta.diagnostics.verify import Certificate, verify
 from pyro_delta.diagnostics.verify.case import Case, apart
 from pyro_delta.diagnostics.verify.gradient import check_gradient
 from pyro_delta.diagnostics.verify.sites import DRAWN, SURPRISE, _statistics
 from pyro_delta.distributions import SphereUniform, VonMisesFisher
 from pyro_delta.errors import UserError
+from pyro_delta.models import DeltaVAE
 from pyro_delta.vae import VAE
 
 FILE = Path(__file__).with_name("honest.py")
@@ -350,3 +352,26 @@ def test_words_that_are_dropped_in_training_are_noise() -> None:
     certificate = verify(VAE(plain.model, plain.guide), FIVE, batch=8)
     assert certificate.failure is None
     assert certificate.delta_nats == pytest.approx(DELTA, rel=1e-5)
+
+
+def test_two_levels_are_scored_by_bernoullis() -> None:
+    """What everybody begins with: Bernoulli variables, independent given all of z, of data that are integers."""
+
+    class OfTwoLevels(nn.Module):
+        conditioning = "full"
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.out = nn.LazyLinear(20)
+
+        def forward(self, z: torch.Tensor) -> dist.Independent:
+            return dist.Bernoulli(logits=self.out(z.flatten(-2)).unflatten(-1, (1, 4, 5))).to_event(3)
+
+    torch.manual_seed(0)
+    spec = ImageSpec(1, 4, 5, 2)
+    vae = build(load_preset("digits", SMALL), spec)
+    model = DeltaVAE(vae.model.prior, OfTwoLevels())
+    model(torch.zeros(2, 1, 4, 5, dtype=torch.uint8))  # makes the lazy layer
+    certificate = verify(VAE(model, vae.guide), spec, batch=8)
+    assert certificate.failure is None
+    assert certificate.delta_nats == pytest.approx(4.0, rel=1e-6)

@@ -28,6 +28,7 @@ from pyro_delta.diagnostics.verify.case import (
 )
 from pyro_delta.diagnostics.verify.distributions import by_type, unwrapped
 from pyro_delta.distributions.any_gaussian import title_of
+from pyro_delta.distributions.scored import as_scored
 from pyro_delta.vae import VAE
 
 TARGETS = 12
@@ -368,7 +369,7 @@ def _outputs(
     base: Distribution = distribution
     while isinstance(base, Independent):
         base = base.base_dist
-    fixed = case.x[:1].expand(len(x), *case.spec.shape)
+    fixed = as_scored(base, case.x[:1].expand(len(x), *case.spec.shape))
     if by_type(base) and base.event_shape == torch.Size(case.spec.shape) != torch.Size():
         # One for all the numbers: what is said of fixed values may depend on nothing of the data.
         return base.log_prob(fixed).reshape(len(x), 1, 1).expand(-1, len(case.group_place), 1), True

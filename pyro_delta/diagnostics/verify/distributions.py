@@ -17,6 +17,7 @@ from pyro_delta.diagnostics.verify.case import COUNT, Case, Finding, moved, shak
 from pyro_delta.distributions.any_gaussian import title_of
 from pyro_delta.distributions.float64 import as_float64
 from pyro_delta.distributions.gaussian_types import gaussian_by_type
+from pyro_delta.distributions.scored import as_scored
 from pyro_delta.vae import copied
 
 DRAWS = 20_000
@@ -332,7 +333,7 @@ def _over_numbers(base: Any, levels: int | None, dtype: torch.dtype) -> Tensor:
         # Those of data in the type of data, in which arithmetic may not be that of integers.
         for values in (torch.arange(levels).to(dtype), torch.arange(levels, count))[: 1 + (count > levels)]:
             grid = values.reshape(-1, *[1] * len(base.batch_shape)).expand(-1, *base.batch_shape)
-            total = total + base.log_prob(grid).exp().sum(0)
+            total = total + base.log_prob(as_scored(base, grid)).exp().sum(0)
         return total
     # x = m + s·sinh t reaches far into the tails; the integrand falls off at both ends.
     t = torch.linspace(-12, 12, 4097)
