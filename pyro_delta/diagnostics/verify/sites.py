@@ -203,7 +203,9 @@ def _plain_sites(case: Case, runs: list[Run]) -> Found:
                     return False, f"the guide observes {name!r} rather than draw it ({run.where}); take obs=… away"
                 kept = numbers(site) if site.observed else float(not _masked(site.mask))
                 all_of_it = site.value.numel() if site.observed else 1
-                if kept < all_of_it and site.observed and case.extras and kept and _alike(site.mask):
+                mask = getattr(site.fn, "counted", None) if site.mask is None else site.mask
+                several = len(run.x) > 1
+                if kept < all_of_it and site.observed and case.extras and kept and several and _alike(mask):
                     return None, f"the {part} masks the site {name!r} alike for all data, whatever goes with them"
                 if kept < all_of_it and (not case.extras or not site.observed or kept == 0):
                     return False, (
