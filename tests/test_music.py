@@ -278,6 +278,7 @@ def test_whole_pieces_by_the_commands(tmp_path: Path, monkeypatch: pytest.Monkey
         ("sample", "run", "--num", 3, "--out", "drawn.mid"),
         ("encode", "run", "drawn.mid", "--out", "z.nc"),
         ("reconstruct", "run", "drawn.mid", "--num", 2, "--out", "back.mid"),
+        ("report", "run", "--out", "page.html"),
     ):
         code, out, err = call(*arguments)
         assert code == 0, (arguments, err)

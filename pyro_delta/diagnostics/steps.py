@@ -20,10 +20,11 @@ def rate_of_steps(encoding: Encoding, prior: object) -> Tensor | None:
         prior: that its rate is against.
 
     Returns:
-        None for any other prior than a `GaussianAR1`, one that has a length for each datum, or a posterior that is not
-        independent over steps.
+        None for other priors than a `GaussianAR1` without lengths, or posteriors that are not independent over steps.
     """
-    if type(prior) is not GaussianAR1 or prior.lengths is not None or not encoding.mean_field or len(encoding.mean) > 1:
+    if type(prior) is not GaussianAR1 or prior.lengths is not None:
+        return None
+    if not encoding.mean_field or len(encoding.mean) != 1:
         return None
     (mean_bnd,), (scale_bnd,) = encoding.mean.values(), encoding.scale.values()
     if mean_bnd.shape[1:] != prior.event_shape:

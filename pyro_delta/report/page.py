@@ -227,7 +227,7 @@ def _latents(run: Run, data: Data, part: Split, encoding: Encoding, seed: int) -
             "is that of z_t given the step before it."
         )
         shown.append(_figure(steps_figure(rate_nd, floor_of_steps(prior)), caption))  # type: ignore[arg-type]
-    if (spectrum := _spectrum(prior)) is not None:
+    if (spectrum := _spectrum(getattr(prior, "whole", prior))) is not None:
         caption = "Modes of the prior: in which directions a posterior can speak, and at what price."
         shown.append(_figure(spectrum, caption))
     if (confusion := _confusion(run, data, part, encoding, seed)) is not None:
@@ -254,7 +254,7 @@ def _confusion(run: Run, data: Data, part: Split, encoding: Encoding, seed: int)
     fit = data.train.take(slice(PROBE_DATA))
     if part.labels is None or fit.labels is None:
         return None
-    count = int(max(part.labels.max(), fit.labels.max())) + 1
+    count = max(int(max(part.labels.max(), fit.labels.max())) + 1, len(data.classes or ()))
     if count > CLASSES:
         return None
     found = taken_for(sample_latents(run.vae, fit, seed=seed + 1), fit.labels, flat(encoding.z))
@@ -272,7 +272,7 @@ def _drawn(run: Run, data: Data, encoding: Encoding, part: Split, seed: int) -> 
     if len(encoding.z) > 1 or not hasattr(run.vae.model, "likelihood"):
         return
     vae, spec = run.vae, run.spec
-    told = required(vae.model.likelihood, 1)
+    told = required(vae.model.likelihood, 1) or hasattr(spec, "beside")
 
     def extras(count: int) -> Mapping[str, Tensor] | None:
         return extras_of(data.test, count) if told else None
