@@ -371,7 +371,9 @@ def test_two_levels_are_scored_by_bernoullis() -> None:
     spec = ImageSpec(1, 4, 5, 2)
     vae = build(load_preset("digits", SMALL), spec)
     model = DeltaVAE(vae.model.prior, OfTwoLevels())
-    model(torch.zeros(2, 1, 4, 5, dtype=torch.uint8))  # makes the lazy layer
+    with pytest.raises(UserError, match=r"weight model.likelihood.out.weight has no shape yet; call model and guide"):
+        verify(VAE(model, vae.guide), spec, batch=8)
+    model(torch.zeros(2, 1, 4, 5, dtype=torch.uint8))
     certificate = verify(VAE(model, vae.guide), spec, batch=8)
     assert certificate.failure is None
     assert certificate.delta_nats == pytest.approx(4.0, rel=1e-6)

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import UninitializedParameter
 
 from pyro_delta.data.spec import check_answers
 from pyro_delta.diagnostics import table
@@ -117,6 +118,11 @@ def verify(
             raise UserError(
                 f"the {name} is a {type(program).__name__}, whose weights cannot be copied and drawn anew; give a "
                 "torch.nn.Module, or a method of one."
+            )
+    for name, weight in vae.named_parameters():
+        if isinstance(weight, UninitializedParameter):
+            raise UserError(
+                f"the weight {name} has no shape yet; call model and guide on a batch once, and verify then."
             )
     sizes = (1, COUNT, batch)
     with _copied(), apart(vae, double=False):
