@@ -34,6 +34,7 @@ SPECS = {
     "cifar10-small": ImageSpec(3, 32, 32, 256),
 }
 EAGER = [
+    ("training.optimizer", "adam"),
     ("training.bf16", False),
     ("training.channels_last", False),
     ("training.compile", False),
