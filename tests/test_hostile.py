@@ -80,6 +80,7 @@ HOSTILE: dict[str, tuple[str, str, list[tuple[str, object]], bool | None, str, s
     "half the noise": ("guide", "Weak", [], False, "sites", "variances? off from 1"),
     "noise of a coin": ("guide", "Coin", [], False, "sites", "kurtosis off from 3 by 2"),
     "the same noise": ("guide", "Frozen", [], False, "sites", "same at every call"),
+    "no noise of a Laplace": ("guide", "SilentLaplace", [], False, "sites", "the same at every call"),
     "noise, but for some data": ("guide", "NoiselessForSome", [], False, "sites", "the noise of 128 has .* off from"),
     "noise whose signs are pixels": ("guide", "Signs", [], False, "sites", "the noise of one image has"),
     "no noise in its batch": ("guide", "NoiselessInItsBatch", [], False, "sites", "variance off from 1 by 1 "),

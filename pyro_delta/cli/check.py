@@ -87,7 +87,7 @@ def check(
     """  # noqa: D301 (click wants the backspace itself)
     from pyro_delta.api.judge import check as check_run
     from pyro_delta.api.kept import keep
-    from pyro_delta.diagnostics.diagnose import told_passes
+    from pyro_delta.diagnostics.diagnose import passes
     from pyro_delta.report.progress import counting
     from pyro_delta.report.tables import print_table
 
@@ -95,7 +95,7 @@ def check(
     other = None if control is None else open_run(control, device, weights=weights, trust=trust)
     data = loaded.data(data_root, other=other_data)
     count = len(getattr(data, split)) if images is None else images
-    total = (2 if other is None else 3) * count + told_passes(count, told_samples, told_images)
+    total = passes(count, control=other is not None, samples=told_samples, images=told_images)
     with counting("checking", total) as advance:
         found = check_run(
             loaded,

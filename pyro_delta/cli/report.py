@@ -100,6 +100,7 @@ def _of_one(
     """The page of a run, and the verdict of its check."""
     from pyro_delta.api.judge import check
     from pyro_delta.api.kept import keep, kept
+    from pyro_delta.diagnostics.diagnose import passes
     from pyro_delta.report.page import page
     from pyro_delta.report.progress import counting
 
@@ -112,7 +113,8 @@ def _of_one(
     if before is not None and (other is None or "bought_nats" in before.numbers):
         numbers, words = before.numbers, [*words, "--keep"]
     else:
-        with counting("checking", len(data.test) if images is None else images) as advance:
+        count = len(data.test) if images is None else images
+        with counting("checking", passes(count, control=other is not None)) as advance:
             found = check(loaded, data=data, images=images, control=other, seed=seed, advance=advance)
         if images is None and loaded.finished and not other_data:
             keep(loaded, found)

@@ -67,8 +67,7 @@ def sample(
     pyro-delta sample runs/first --num 8 --same-z 4 --out same_z.png
     pyro-delta sample runs/first --num 16 --backend numpyro --out twin.png
     """  # noqa: D301 (click wants the backspace itself)
-    from pyro_delta.call import required
-    from pyro_delta.diagnostics.drawing import draw, extras_of
+    from pyro_delta.diagnostics.drawing import draw, extras_of, is_told
     from pyro_delta.report.progress import counting
 
     if backend == "numpyro":
@@ -80,8 +79,7 @@ def sample(
 
         compute_on(device)
     loaded = open_run(run, "cpu" if backend == "numpyro" else device, with_prior, weights, trust=trust)
-    # What data have beside x that the likelihood must be told, or can be, such as lengths.
-    told = required(loaded.vae.model.likelihood, 1) or hasattr(loaded.spec, "beside")
+    told = is_told(loaded.vae, loaded.spec)
     extras = extras_of(loaded.data(data_root, other=other_data).test, num) if told else None
     if backend == "numpyro":
         draw_from_run = partial(draw_by_twin, twin_of_run(loaded), extras=extras)

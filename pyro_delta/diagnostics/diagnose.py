@@ -147,7 +147,7 @@ def diagnosed(
         told_images: random data that it is of.
         control: a model without latents and its guide, to compare with.
         seed: of posterior samples, of the shuffle and of the random data.
-        advance: called with the number of data just done: all data twice, once more for a control, and `told_passes`.
+        advance: called with the number of data just done, `passes` in all.
 
     Raises:
         UserError: if the programs cannot be run on the data, there are fewer than four data, or a number is too small.
@@ -202,10 +202,10 @@ def _fails_by(lost: str | None) -> Iterator[None]:
         ) from error
 
 
-def told_passes(count: int, samples: int = TOLD_SAMPLES, images: int = TOLD_IMAGES) -> int:
-    """Passes of the decoder that `diagnosed` makes to see what z tells, of a split of `count` data."""
+def passes(count: int, *, control: bool, samples: int = TOLD_SAMPLES, images: int = TOLD_IMAGES) -> int:
+    """Data that `diagnosed` goes through: all twice, once more for a control, and all pairs that tell what z tells."""
     size, groups = group_sizes(count, samples, images)
-    return groups * size * size
+    return (3 if control else 2) * count + groups * size * size
 
 
 # --- Verdict and advice ---

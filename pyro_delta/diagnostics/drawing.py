@@ -8,11 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyro_delta.call import required
 from pyro_delta.diagnostics.bounds import ignore
 from pyro_delta.diagnostics.posterior import interpolate
 from pyro_delta.diagnostics.trace import decoder, device_of, evaluating, prior
 from pyro_delta.diagnostics.usage import sample_latents
-from pyro_delta.protocol import Advance, Split
+from pyro_delta.protocol import Advance, Spec, Split
 from pyro_delta.vae import VAE
 
 Extras = Mapping[str, Tensor]
@@ -121,6 +122,11 @@ def paths(vae: VAE, split: Split, steps: int, *, seed: int = 0, advance: Advance
         drawn = decode(vae, path_snd, seed=seed + pair, same_noise=True, advance=advance, extras=extras)
         rows.append(torch.cat((split.x[a : a + 1].to(drawn.dtype), drawn, split.x[b : b + 1].to(drawn.dtype))))
     return torch.cat(rows)
+
+
+def is_told(vae: VAE, spec: Spec) -> bool:
+    """Whether a likelihood must be told what data have beside x, such as lengths, or can be."""
+    return bool(required(vae.model.likelihood, 1)) or hasattr(spec, "beside")
 
 
 def extras_of(split: Split, count: int) -> Extras:

@@ -17,14 +17,13 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from pyro_delta.call import required
 from pyro_delta.config import Config, load_preset
 from pyro_delta.data.splits import Split, subset
 from pyro_delta.describe import flat as flat_settings
 from pyro_delta.describe import written
 from pyro_delta.diagnostics import table
 from pyro_delta.diagnostics.bounds import Encoding, encode, flat
-from pyro_delta.diagnostics.drawing import decode, draw, extras_of, paths, reconstructions
+from pyro_delta.diagnostics.drawing import decode, draw, extras_of, is_told, paths, reconstructions
 from pyro_delta.diagnostics.steps import floor_of_steps, rate_of_steps
 from pyro_delta.diagnostics.trace import prior as prior_of
 from pyro_delta.diagnostics.usage import PROBE_DATA, sample_latents, taken_for
@@ -116,7 +115,7 @@ def page(
     part = subset(test, min(LOOKED_AT, len(test)), seed)
     encoding = encode(run.vae, part, seed=seed)
     sections = [
-        _what_was_trained(run, data, numbers),
+        _what_was_trained(run, data, numbers, encoding),
         _what_was_measured(run, numbers, checked),
         _how_it_came(run, control),
         *_latents(run, data, part, encoding, seed),
@@ -170,7 +169,7 @@ def _in_words(run: Run) -> list[str]:
     ]
 
 
-def _what_was_trained(run: Run, data: Data, numbers: Mapping[str, Any]) -> Section:
+def _what_was_trained(run: Run, data: Data, numbers: Mapping[str, Any], encoding: Encoding) -> Section:
     delta = numbers.get("delta_nats")
     floor = (
         f"δ = {delta:.4g} nats, known by {numbers['delta_known_by']}, bounds the rate of {numbers['delta_guarantee']}"
@@ -178,7 +177,7 @@ def _what_was_trained(run: Run, data: Data, numbers: Mapping[str, Any]) -> Secti
         else "nothing is committed: the posterior may collapse"
     )
     known = (len(data.train), len(data.validation), len(data.test))
-    z = " and ".join(str(tuple(value.shape[1:])) for value in _latent_shapes(run, data).values())
+    z = " and ".join(str(tuple(value.shape[1:])) for value in encoding.z.values())
     words = [
         f"{known[0]} data for training, {known[1]} for validation, {known[2]} for the test; each of shape "
         f"{tuple(run.spec.shape)}, {run.spec.positions} {getattr(run.spec, 'place', 'position')}s. Latents of shape "
@@ -186,10 +185,6 @@ def _what_was_trained(run: Run, data: Data, numbers: Mapping[str, Any]) -> Secti
         f"Committed rate: {floor}.",
     ]
     return Section("What was trained", [*_in_words(run), *words])
-
-
-def _latent_shapes(run: Run, data: Data) -> dict[str, Tensor]:
-    return encode(run.vae, data.test.take(slice(1))).z
 
 
 def _count(program: torch.nn.Module) -> str:
@@ -272,7 +267,7 @@ def _drawn(run: Run, data: Data, encoding: Encoding, part: Split, seed: int) -> 
     if len(encoding.z) > 1 or not hasattr(run.vae.model, "likelihood"):
         return
     vae, spec = run.vae, run.spec
-    told = required(vae.model.likelihood, 1) or hasattr(spec, "beside")
+    told = is_told(vae, spec)
 
     def extras(count: int) -> Mapping[str, Tensor] | None:
         return extras_of(data.test, count) if told else None
@@ -325,7 +320,7 @@ def _shifted(run: Run, encoding: Encoding, part: Split, seed: int) -> tuple[Tens
     for row, dimension in enumerate(chosen):
         for column, shift in enumerate(SHIFTS):
             z_bnd[row * len(SHIFTS) + column, :, dimension] += shift
-    extras = {name: values[:1].repeat(len(z_bnd), *[1] * (values.dim() - 1)) for name, values in part.extras.items()}
+    extras = part.take(torch.zeros(len(z_bnd), dtype=torch.int64)).extras
     return decode(run.vae, z_bnd, same_noise=True, seed=seed, extras=extras), chosen
 
 

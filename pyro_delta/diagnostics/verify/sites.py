@@ -255,13 +255,13 @@ def _white(case: Case, mode: str, vae: VAE) -> Found:
     function of the data tells.
     """
     torch.manual_seed(0)
-    before = _noise(case, vae, case.x)  # and no seed between the two: noise may be one of the seed's alone
-    for name, (fn, noise) in _noise(case, vae, case.x).items():
-        if is_point(fn):
-            if noise.any():
-                return False, f"what the guide draws at {name!r} is not the point that its Delta states ({mode})"
-        elif torch.equal(noise, before[name][1]) and noise.any():
-            return False, f"the noise of what the guide draws at {name!r} is the same at every call ({mode})"
+    before = _noise(case, vae, case.x)
+    again = _noise(case, vae, case.x)  # with no seed between the two: noise may be one of the seed's alone
+    frozen = [name for name, (fn, noise) in again.items() if not is_point(fn) and torch.equal(noise, before[name][1])]
+    same = "the noise of what the guide draws at {!r} is the same at every call ({})"
+    for name in frozen:
+        if again[name][1].any():
+            return False, same.format(name, mode)
     size = case.sizes[-1]
     calls = -(-DRAWN // size)
     different = case.data(size * calls)
@@ -269,14 +269,17 @@ def _white(case: Case, mode: str, vae: VAE) -> Found:
     for what, data, like in ((f"{len(different)}", different, None), (f"one {case.what}", one, 0)):
         drawn = [_noise(case, vae, batch, like) for batch in data.split(size)]
         for name, (fn, _) in drawn[0].items():
+            noise = torch.cat([of_batch[name][1] for of_batch in drawn])
             if is_point(fn):
+                if noise.any():
+                    return False, f"what the guide draws at {name!r} is not the point that its Delta states ({mode})"
                 continue
             of = f"what the guide draws at {name!r} is not what its distribution there draws: the noise of {what}"
-            noise = torch.cat([one[name][1] for one in drawn])
             for measure, number, surprise in _statistics(noise, normal=normal_parameters(fn) is not None):
                 if not surprise <= SURPRISE:
                     return False, f"{of} has {measure} {number:.2g} ({mode})"
-    return None
+    # None at all, of which the moments of a Normal would have told more.
+    return (False, same.format(frozen[0], mode)) if frozen else None
 
 
 def _noise(case: Case, vae: VAE, x: Tensor, like: int | None = None) -> dict[str, tuple[Distribution, Tensor]]:
