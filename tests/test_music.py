@@ -332,13 +332,14 @@ def test_both_backends_agree_on_data_with_lengths(tmp_path: Path, monkeypatch: p
 def test_numpyro_programs_are_looked_at_by_lengths() -> None:
     """As those of Pyro are: what is scored, what is committed, and what differs from datum to datum."""
     nnx = pytest.importorskip("flax.nnx")
-    from pyro_delta.twin import build, priors, sequences
+    from pyro_delta.twin import build, priors
     from pyro_delta.twin.diagnose import NumPyroVAE
+    from pyro_delta.twin.sequences import gru
 
     spec, rngs = ScoreSpec(4, 5, voices=2), nnx.Rngs(0)
     prior = priors.AR1Prior(spec, dims=1, rate_nats=1.0)
-    model = build.DeltaVAE(prior, sequences.GRULikelihood(spec, prior, rngs=rngs, hidden=3))
-    vae = NumPyroVAE(model, sequences.GRUGuide(spec, prior, rngs=rngs, hidden=3), None)
+    model = build.DeltaVAE(prior, gru.GRULikelihood(spec, prior, rngs=rngs, hidden=3))
+    vae = NumPyroVAE(model, gru.GRUGuide(spec, prior, rngs=rngs, hidden=3), None)
     batch = {"x": torch.ones(3, 4, 2, dtype=torch.uint8), "lengths": torch.tensor([2, 4, 1])}
     found = encode(vae, batch)
     assert found.scored == pytest.approx(2 * 7 / 3)

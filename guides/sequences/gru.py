@@ -89,7 +89,7 @@ class GRUGuide(nn.Module):
         UserError: if the data are no sequences of tokens.
     """
 
-    twin: ClassVar[str] = "pyro_delta.twin.sequences:GRUGuide"
+    twin: ClassVar[str] = "pyro_delta.twin.sequences.gru:GRUGuide"
     causality: ClassVar[str] = "anti_causal"
 
     scale: Tensor

@@ -124,7 +124,7 @@ class GRULikelihood(nn.Module):
         UserError: if the data are no sequences of tokens, or for an unknown conditioning.
     """
 
-    twin: ClassVar[str] = "pyro_delta.twin.sequences:GRULikelihood"
+    twin: ClassVar[str] = "pyro_delta.twin.sequences.gru:GRULikelihood"
 
     starts: Tensor
 

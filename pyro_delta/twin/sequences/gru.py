@@ -1,4 +1,4 @@
-"""Twins of the GRU likelihood and guide, written from `docs/architecture.md`: networks over tokens, and p(x | z).
+"""Twins of the GRU likelihood and guide, written from `docs/architecture.md`: networks over tokens.
 
 B sequences of T positions, each of one token or of those of K voices, V levels; n latent steps of d dimensions, of
 which step t belongs to the sequence from position starts[t] on; h units. Weights have torch's names and shapes.
@@ -16,150 +16,16 @@ import numpy as np
 import numpyro
 from flax import nnx
 from jax import Array
-from numpyro.distributions import Distribution, Independent, Normal, constraints
-from numpyro.distributions.util import validate_sample
+from numpyro.distributions import Independent, Normal
 
 from pyro_delta.data.sequences.spec import require_tokens
 from pyro_delta.protocol import Spec
 from pyro_delta.twin.latents import LatentMap
-from pyro_delta.twin.layers import linear, positive, uniform
+from pyro_delta.twin.layers import linear, positive
 from pyro_delta.twin.rate import minimising_factor
+from pyro_delta.twin.sequences.distributions import AutoregressiveTokens
+from pyro_delta.twin.sequences.layers import GRU, Embedding
 from pyro_delta.twin.variables import Buffer
-
-
-class AutoregressiveTokens(Distribution):
-    """p(x | z) = Π p(x_i | x_{<i}, z): the network makes the logits of each token from those before it and from z.
-
-    `log_prob` is one pass over whole sequences; `sample` writes position after position in a scan.
-
-    Args:
-        network: of the logits of all tokens.
-        z: latents (..., n, d); the batch shape is theirs.
-        lengths: positions of each sequence, (...); what follows counts nothing, and is drawn as 0. None for T.
-    """
-
-    arg_constraints: dict[str, constraints.Constraint] = {}  # noqa: RUF012
-    pytree_data_fields = ("network", "z", "lengths")
-
-    def __init__(
-        self, network: ConditionalGRU, z: Array, lengths: Any = None, *, validate_args: bool | None = None
-    ) -> None:
-        self.network, self.z = network, z
-        self.lengths = None if lengths is None else jnp.broadcast_to(jnp.asarray(lengths), z.shape[:-2])
-        super().__init__(z.shape[:-2], network.shape, validate_args=validate_args)
-
-    @constraints.dependent_property(is_discrete=True)
-    def support(self) -> constraints.Constraint:
-        """Integers 0 … V − 1 at every place."""
-        tokens = constraints.integer_interval(0, self.network.levels - 1)
-        return constraints.independent(tokens, len(self.network.shape))
-
-    def expand(self, batch_shape: Sequence[int]) -> AutoregressiveTokens:
-        """The same with latents repeated to another batch shape."""
-        z = jnp.broadcast_to(self.z, (*batch_shape, *self.z.shape[-2:]))
-        lengths = None if self.lengths is None else jnp.broadcast_to(self.lengths, tuple(batch_shape))
-        return type(self)(self.network, z, lengths, validate_args=self._validate_args)
-
-    @validate_sample
-    def log_prob(self, value: Array, intermediates: Any = None) -> Array:
-        """Log-probability of sequences (..., *event shape)."""
-        batch = jnp.broadcast_shapes(value.shape[: -self.event_dim], self.batch_shape)
-        x = jnp.broadcast_to(value, (*batch, *self.event_shape)).reshape(-1, *self.event_shape)
-        log_p = jax.nn.log_softmax(self.network(x, self._latents(batch)))
-        of_token = jnp.take_along_axis(log_p, x[..., None].astype(jnp.int32), axis=-1)
-        return jnp.sum(self._within(of_token.reshape(batch + self.event_shape)), axis=tuple(range(-self.event_dim, 0)))
-
-    @property
-    def noise_shape(self) -> tuple[int, ...]:
-        """Of the noise of a sample, that of an event."""
-        return self.event_shape
-
-    def sample(self, key: Array, sample_shape: tuple[int, ...] = ()) -> Array:
-        """Sequences (*sample_shape, *batch_shape, *event shape), integers."""
-        return self.from_uniforms(jax.random.uniform(key, self.shape(sample_shape), self.z.dtype))
-
-    def from_uniforms(self, uniforms: Array) -> Array:
-        """The sequences of uniforms (..., *event shape): token #{v < V − 1 : u ≥ p_0 + … + p_v} at each place."""
-        batch = uniforms.shape[: -self.event_dim]
-
-        def choose(logits_bv: Array, uniform_b: Array) -> Array:
-            before_bv = jnp.cumsum(jax.nn.softmax(logits_bv), axis=-1)[..., :-1]
-            return jnp.sum(uniform_b[..., None] >= before_bv, axis=-1)
-
-        positions = self.event_shape[0]
-        uniforms_tbk = uniforms.reshape(math.prod(batch), positions, -1).swapaxes(0, 1)
-        drawn = self.network.generate(self._latents(batch), choose, uniforms_tbk)
-        return self._within(drawn.reshape(batch + self.event_shape))
-
-    @property
-    def counted(self) -> Array | None:
-        """Which tokens count, of batch shape + event shape; None if all do."""
-        if self.lengths is None:
-            return None
-        inside = jnp.arange(self.event_shape[0]) < self.lengths[..., None]
-        return jnp.broadcast_to(inside.reshape(inside.shape + (1,) * (self.event_dim - 1)), self.shape())
-
-    def _within(self, values: Array) -> Array:
-        """Values (..., *event shape), 0 in the place of those behind the end of a sequence."""
-        return values if self.counted is None else jnp.where(self.counted, values, 0)
-
-    def _latents(self, batch: tuple[int, ...]) -> Array:
-        """Z repeated to a batch shape, whose dimensions are then one: (B, n, d)."""
-        event = self.z.shape[-2:]
-        return jnp.broadcast_to(self.z, (*batch, *event)).reshape(math.prod(batch), *event)
-
-
-# --- Networks ---
-
-
-class Embedding(nnx.Module):
-    """A row of numbers for each token, standard normal at first."""
-
-    def __init__(self, tokens: int, features: int, *, rngs: nnx.Rngs) -> None:
-        """See the class."""
-        self.weight = nnx.Param(jax.random.normal(rngs.params(), (tokens, features), float))
-
-    def __call__(self, tokens: Array) -> Array:
-        """Integers (...) → (..., features)."""
-        return self.weight[...][tokens]
-
-
-class GRU(nnx.Module):
-    """A single layer: r = σ(W_r v + U_r s), u = σ(W_u v + U_u s), n = tanh(W_n v + r (U_n s)), s' = (1 − u) n + u s.
-
-    Each product has a bias of its own. Rows of the weights are those of r, u and n, h each; all start uniform in ±1/√h.
-    """
-
-    def __init__(self, features: int, hidden: int, *, rngs: nnx.Rngs) -> None:
-        """See the class."""
-
-        def drawn(*shape: int) -> nnx.Param:
-            return nnx.Param(uniform(hidden)(rngs.params(), shape, float))
-
-        self.weight_ih_l0, self.weight_hh_l0 = drawn(3 * hidden, features), drawn(3 * hidden, hidden)
-        self.bias_ih_l0, self.bias_hh_l0 = drawn(3 * hidden), drawn(3 * hidden)
-
-    def start(self, batch: int) -> Array:
-        """The state before anything is read: zero, (B, h)."""
-        hidden = self.weight_hh_l0[...].shape[1]
-        return jnp.zeros((batch, hidden), self.weight_hh_l0[...].dtype)
-
-    def step(self, state_bh: Array, v_bf: Array) -> Array:
-        """The next state."""
-        put = jnp.split(v_bf @ self.weight_ih_l0[...].T + self.bias_ih_l0[...], 3, axis=-1)
-        kept = jnp.split(state_bh @ self.weight_hh_l0[...].T + self.bias_hh_l0[...], 3, axis=-1)
-        reset, update = jax.nn.sigmoid(put[0] + kept[0]), jax.nn.sigmoid(put[1] + kept[1])
-        return (1 - update) * jnp.tanh(put[2] + reset * kept[2]) + update * state_bh
-
-    def __call__(self, v_btf: Array) -> Array:
-        """(B, T, f) → all states, (B, T, h)."""
-
-        def step(state_bh: Array, v_bf: Array) -> tuple[Array, Array]:
-            state_bh = self.step(state_bh, v_bf)
-            return state_bh, state_bh
-
-        state_tbh = jax.lax.scan(step, self.start(len(v_btf)), v_btf.swapaxes(0, 1))[1]
-        return state_tbh.swapaxes(0, 1)
 
 
 class ConditionalGRU(nnx.Module):
