@@ -6,6 +6,7 @@ from pyro_delta.guides.images.image_guide import ImageGuide
 from pyro_delta.guides.images.mean_field import AntiCausalGuide, BidirectionalGuide
 from pyro_delta.guides.images.structured import StructuredGuide
 from pyro_delta.guides.sequences.gru import GRUGuide
+from pyro_delta.guides.sequences.transformer import TransformerGuide
 
 __all__ = [
     "AntiCausalGuide",
@@ -15,5 +16,6 @@ __all__ = [
     "ImageEncoder",
     "ImageGuide",
     "StructuredGuide",
+    "TransformerGuide",
     "regions",
 ]

@@ -48,6 +48,8 @@ SHIPPED: dict[str, dict[str, str]] = {
         "imagenet32": "pyro_delta.data.images.imagenet:ImageNet32",
         "folder": "pyro_delta.data.images.datasets:Folder",
         "descriptions": "pyro_delta.data.sequences.text:Descriptions",
+        "text": "pyro_delta.data.sequences.documents:TextFile",
+        "brown": "pyro_delta.data.sequences.brown:Brown",
         "chorales": "pyro_delta.data.music.chorales:Chorales",
         "given": "pyro_delta.data.splits:Given",
     },
@@ -63,6 +65,7 @@ SHIPPED: dict[str, dict[str, str]] = {
         "gated_pixelcnn": "pyro_delta.models:GatedPixelCNNLikelihood",
         "pixelsnail": "pyro_delta.models:PixelSNAILLikelihood",
         "gru": "pyro_delta.models:GRULikelihood",
+        "transformer": "pyro_delta.models:TransformerLikelihood",
     },
     "guide": {
         "anti_causal": "pyro_delta.guides:AntiCausalGuide",
@@ -70,6 +73,7 @@ SHIPPED: dict[str, dict[str, str]] = {
         "contour": "pyro_delta.guides:ContourGuide",
         "structured": "pyro_delta.guides:StructuredGuide",
         "gru": "pyro_delta.guides:GRUGuide",
+        "transformer": "pyro_delta.guides:TransformerGuide",
     },
     "objective": {
         "elbo": "pyro_delta.inference.objectives:NegativeELBO",

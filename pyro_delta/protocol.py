@@ -31,6 +31,7 @@ class Spec(Protocol):
     A spec is a frozen dataclass, saved with a run by its class and fields.
 
     Optional: `beside(x)`, what goes with data that were read from a file, such as lengths that x itself shows, by name.
+    `measures(x)`, what else bounds are told per, such as words: how many of them each datum has, (N,), by name.
 
     Attributes:
         shape: event shape of a datum.

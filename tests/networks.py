@@ -7,6 +7,7 @@ from pyro_delta import config
 from pyro_delta.data import Spec
 from pyro_delta.data.images import ImageSpec
 from pyro_delta.data.music import ScoreSpec
+from pyro_delta.data.sequences import TextSpec, TokenSpec
 from pyro_delta.data.sequences.text import Descriptions
 from pyro_delta.distributions import GaussianAR1
 
@@ -17,6 +18,8 @@ SPECS = {
     "mnist": ImageSpec(1, 28, 28, 256),
     "descriptions": Descriptions.spec,
     "chorales": ScoreSpec(32, 47),
+    "brown": TokenSpec(128, 1000),
+    "text": TextSpec(256, 256),
 }
 """Of the data that presets name."""
 PRESETS = {name: config.load_preset(name).data.program for name in config.preset_names()}

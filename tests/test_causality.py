@@ -7,6 +7,7 @@ masks carried backwards through the architecture. That the field is causal and h
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -19,7 +20,7 @@ from pyro_delta.build import build
 from pyro_delta.data.images import ImageSpec
 from pyro_delta.data.music import ScoreSpec
 from pyro_delta.data.sequences import TokenSpec
-from pyro_delta.guides import AntiCausalGuide, GRUGuide, ImageEncoder, regions
+from pyro_delta.guides import AntiCausalGuide, GRUGuide, ImageEncoder, TransformerGuide, regions
 from pyro_delta.models import (
     AR1Prior,
     ConditionalGatedPixelCNN,
@@ -27,6 +28,7 @@ from pyro_delta.models import (
     ConditionalPixelSNAIL,
     DeltaVAE,
     GRULikelihood,
+    TransformerLikelihood,
     even_starts,
 )
 from pyro_delta.nn.images.causal import PixelBlock, PixelConv, RasterBlock, RowBlock, RowConv, RowsAbove, shift_down
@@ -776,10 +778,22 @@ def assert_rows_see_latents_by_row(
 TOKENS, VOICES = TokenSpec(6, 5), ScoreSpec(6, 5, voices=3)
 
 
-def token_vae(starts: list[int], spec: TokenSpec = TOKENS, *, conditioning: str = "causal") -> VAE:
+TRUNKS: dict[str, tuple[Any, Any, dict[str, int]]] = {
+    "gru": (GRULikelihood, GRUGuide, {"hidden": 4}),
+    "transformer": (TransformerLikelihood, TransformerGuide, {"hidden": 8, "layers": 2, "heads": 2}),
+}
+
+
+@pytest.fixture(params=TRUNKS)
+def trunk(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+def token_vae(starts: list[int], spec: TokenSpec, trunk: str, *, conditioning: str = "causal") -> VAE:
     prior = StepsPrior(starts, [0.5, 0.8])
-    likelihood = GRULikelihood(spec, prior, hidden=4, conditioning=conditioning)
-    return randomise(VAE(DeltaVAE(prior, likelihood), GRUGuide(spec, prior, hidden=4)))
+    likelihood, guide, sizes = TRUNKS[trunk]
+    model = DeltaVAE(prior, likelihood(spec, prior, conditioning=conditioning, **sizes))
+    return randomise(VAE(model, guide(spec, prior, **sizes)))
 
 
 TOKEN_STARTS = {
@@ -794,21 +808,21 @@ TOKEN_STARTS = {
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
 @pytest.mark.parametrize("spec", [TOKENS, VOICES], ids=["tokens", "voices"])
 @pytest.mark.parametrize("name", TOKEN_STARTS)
-def test_tokens_are_told_what_they_may_be(name: str, spec: TokenSpec, training: bool) -> None:
-    assert_tokens_are_causal(token_vae(TOKEN_STARTS[name], spec).train(training), spec)
+def test_tokens_are_told_what_they_may_be(name: str, spec: TokenSpec, training: bool, trunk: str) -> None:
+    assert_tokens_are_causal(token_vae(TOKEN_STARTS[name], spec, trunk).train(training), spec)
 
 
 @pytest.mark.parametrize("spec", [TOKENS, VOICES], ids=["tokens", "voices"])
 @pytest.mark.parametrize("name", TOKEN_STARTS)
-def test_tokens_see_all_latents_under_full_conditioning(name: str, spec: TokenSpec) -> None:
-    vae = token_vae(TOKEN_STARTS[name], spec, conditioning="full")
+def test_tokens_see_all_latents_under_full_conditioning(name: str, spec: TokenSpec, trunk: str) -> None:
+    vae = token_vae(TOKEN_STARTS[name], spec, trunk, conditioning="full")
     assert_tokens_see_latents(vae, spec, torch.zeros(len(TOKEN_STARTS[name])))
 
 
 @pytest.mark.parametrize("name", TOKEN_STARTS)
-def test_nothing_is_heard_from_behind_the_end(name: str) -> None:
+def test_nothing_is_heard_from_behind_the_end(name: str, trunk: str) -> None:
     """Nor scored: each sequence is treated as one of its length alone, whatever is behind it."""
-    vae, lengths = token_vae(TOKEN_STARTS[name], VOICES), torch.tensor([3, 6, 5])
+    vae, lengths = token_vae(TOKEN_STARTS[name], VOICES, trunk), torch.tensor([3, 6, 5])
     starts, x, other = vae.model.prior.starts, random_images(VOICES, (3,)), random_images(VOICES, (3,), 1)
     inside = torch.arange(6) < lengths[:, None]
     y = torch.where(inside[..., None], x, other)
@@ -824,7 +838,7 @@ def test_nothing_is_heard_from_behind_the_end(name: str) -> None:
     assert torch.equal(score(x), vae.model.likelihood(torch.where(padding[..., None], -z, z), lengths).log_prob(x))
     for i, length in enumerate(lengths.tolist()):
         if name == "a_step_a_token":  # a network of that length has the same weights, but for those of later places
-            short = token_vae(TOKEN_STARTS[name][:length], ScoreSpec(length, 5, voices=3))
+            short = token_vae(TOKEN_STARTS[name][:length], ScoreSpec(length, 5, voices=3), trunk)
             theirs, sizes = vae.state_dict(), short.state_dict()
             short.load_state_dict({k: v[tuple(map(slice, sizes[k].shape))] for k, v in theirs.items()})
             alone = short.guide.posterior(x[i : i + 1, :length]).base_dist
@@ -834,9 +848,9 @@ def test_nothing_is_heard_from_behind_the_end(name: str) -> None:
 
 
 @pytest.mark.parametrize("spec", [TOKENS, VOICES], ids=["tokens", "voices"])
-def test_short_sequences_alone_are_what_they_are_beside_longer_ones(spec: TokenSpec) -> None:
+def test_short_sequences_alone_are_what_they_are_beside_longer_ones(spec: TokenSpec, trunk: str) -> None:
     """Nothing is computed behind the end of the longest one of a batch, and nothing is lost by that."""
-    vae, lengths = token_vae([0, 1, 2, 3, 4, 5], spec), torch.tensor([3, 1, 4, 6])
+    vae, lengths = token_vae([0, 1, 2, 3, 4, 5], spec, trunk), torch.tensor([3, 1, 4, 6])
     x, z = random_images(spec, (4,)), random_normal(4, *vae.model.prior().event_shape)
     together, alone = vae.model.likelihood(z, lengths), vae.model.likelihood(z[:3], lengths[:3])
     log_p = together.parameters_at(x).log_softmax(-1).gather(-1, x.unsqueeze(-1)).squeeze(-1)
@@ -850,9 +864,9 @@ def test_short_sequences_alone_are_what_they_are_beside_longer_ones(spec: TokenS
 
 
 @pytest.mark.parametrize("spec", [TOKENS, VOICES], ids=["tokens", "voices"])
-def test_cached_samples_are_naive_ones(spec: TokenSpec) -> None:
+def test_cached_samples_are_naive_ones(spec: TokenSpec, trunk: str) -> None:
     """With the same noise, token by token from whole passes; behind the end there are zeros."""
-    p = token_vae(TOKEN_STARTS["above_zero"], spec).model.likelihood(random_normal(4, 2, 2))
+    p = token_vae(TOKEN_STARTS["above_zero"], spec, trunk).model.likelihood(random_normal(4, 2, 2))
     uniforms = p.noise(4)
     x = torch.zeros(4, spec.scored, dtype=torch.int64)
     for i in range(spec.scored):

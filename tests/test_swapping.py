@@ -1,11 +1,11 @@
 """A program in the place of a preset's own: any that fits the data, with the options that mean the same to both."""
 
 import tomllib
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
+from networks import SPECS
 from test_cli import call
 
 from pyro_delta import programs
@@ -14,13 +14,12 @@ from pyro_delta.config import Config, load_preset, preset_names, preset_text, va
 from pyro_delta.data import ArraySpec
 from pyro_delta.data.images import ImageSpec
 from pyro_delta.data.music import ScoreSpec
-from pyro_delta.data.named import build_data, spec_before_data
-from pyro_delta.data.sequences import TokenSpec
+from pyro_delta.data.sequences import TextSpec, TokenSpec
 from pyro_delta.errors import UserError
 from pyro_delta.inference.run import load
 from pyro_delta.protocol import Spec
 
-OF_TOKENS = {"likelihood": {"gru"}, "guide": {"gru"}}
+OF_TOKENS = {"likelihood": {"gru", "transformer"}, "guide": {"gru", "transformer"}}
 """Shipped programs that take sequences of tokens …"""
 OF_IMAGES = {
     "likelihood": {"gated_pixelcnn", "pixelsnail"},
@@ -33,10 +32,8 @@ NEEDED = {"matern": {"prior.rate_nats": 4.0}, "lattice": {"prior.rate_nats": 4.0
 PROGRAMS = {kind: list(programs.SHIPPED[kind]) for kind in ("prior", "likelihood", "guide")}
 
 
-@cache
 def spec_of(preset: str) -> Spec:
-    program, options = load_preset(preset).data.program, load_preset(preset).data.options
-    return spec_before_data(program) or build_data(program, options).spec
+    return SPECS[load_preset(preset).data.program]
 
 
 def swaps() -> list[tuple[str, str, str]]:
@@ -63,7 +60,7 @@ def test_all_shipped_programs_are_tried() -> None:
     tried = {(kind, name) for _, kind, name in swaps()}
     assert tried == {(kind, name) for kind, names in PROGRAMS.items() for name in names}
     assert {preset for preset, _, _ in swaps()} == set(preset_names())
-    assert {type(spec_of(preset)) for preset in preset_names()} == {ImageSpec, TokenSpec, ScoreSpec}
+    assert {type(spec_of(preset)) for preset in preset_names()} == {ImageSpec, TokenSpec, TextSpec, ScoreSpec}
 
 
 @pytest.mark.parametrize(("preset", "kind", "name"), swaps())

@@ -112,6 +112,18 @@ CASES = {
         TOKENS,
         elbo="trace",
     ),
+    "ar1, transformer, transformer": Case(
+        {"program": "ar1", "dims": 2, "length": 3, "alpha": "0.3:0.9"},
+        {"program": "transformer", "hidden": 8, "layers": 2, "heads": 2},
+        {"program": "transformer", "hidden": 4, "layers": 1, "heads": 1},
+        TOKENS,
+    ),
+    "standard, transformer of voices, gru": Case(
+        {"program": "standard_normal", "dims": 2, "length": 3},
+        {"program": "transformer", "hidden": 4, "layers": 1, "heads": 2, "conditioning": "full"},
+        {"program": "gru", "hidden": 4},
+        SCORE,
+    ),
     "matern, gru without latents, gru": Case(
         {"program": "matern", "dims": 2, "rate_nats": 2.0},
         {"program": "gru", "hidden": 4, "use_latents": False},

@@ -40,6 +40,8 @@ from pyro_delta.vae import VAE
 from pyro_delta.validation import at_least
 
 LN2 = math.log(2.0)
+WORD = "word"
+"""The measure of which perplexities are told: 2 to the bits of one."""
 
 Line = dict[str, Any]
 
@@ -84,6 +86,18 @@ class Encoding:
     rate_per_dimension: Tensor | None = None
     families: Mapping[str, frozenset[str]] = field(default_factory=dict)
 
+    def take(self, order: Tensor) -> Encoding:
+        """The same of the data at indices (M,), in that order; the rate of each dimension stays that of all."""
+        return replace(
+            self,
+            rate=self.rate[order],
+            distortion=self.distortion[order],
+            mean={name: value[order] for name, value in self.mean.items()},
+            scale={name: value[order] for name, value in self.scale.items()},
+            z={name: value[order] for name, value in self.z.items()},
+            delta=None if self.delta is None else self.delta[order],
+        )
+
 
 def flat(values: dict[str, Tensor]) -> Tensor:
     """All sites' coordinates in a row, (N, K)."""
@@ -119,6 +133,9 @@ def encode(
 ) -> Encoding:
     """Rate and distortion of every datum with one posterior sample, in evaluation mode.
 
+    Data with lengths are looked at from the shortest to the longest, so that those of a batch are about as long as one
+    another; what is found is in the order of the data.
+
     Args:
         vae: model and guide.
         data: a split, a tensor (N, …), or anything that `pyro_delta.data.from_tensors` takes.
@@ -127,9 +144,14 @@ def encode(
         advance: called with the number of data just done.
         shared: whether all ranks call this, and each does a part of the data; all get the same, as one alone would.
     """
+    split = as_split(data)
+    lengths = split.extras.get("lengths")
+    order = None if lengths is None or lengths.dim() != 1 else torch.argsort(lengths.cpu(), stable=True)
+    split = split if order is None else split.take(order)
     with evaluating(vae, seed):
-        found = _of_all_ranks(vae, data, batch, _Encoder(vae, advance)) if shared and ranks.count() > 1 else None
-        return _joined(found or list(map(_Encoder(vae, advance), batches(data, batch, vae))))
+        found = _of_all_ranks(vae, split, batch, _Encoder(vae, advance)) if shared and ranks.count() > 1 else None
+        encoding = _joined(found or list(map(_Encoder(vae, advance), batches(split, batch, vae))))
+    return encoding if order is None else encoding.take(torch.argsort(order))
 
 
 class _Encoder:
@@ -263,6 +285,7 @@ def evaluate(
     unit = Unit.of(spec, encoding.scored)
     known = committed_by_all(committed(vae, split), encoding)
     numbers = summarise(encoding, unit, known.nats) | standard_errors(encoding, unit)
+    numbers |= per_measure(spec, split, encoding, unit)
     if particles > 1:
         numbers |= importance_line(vae, split, encoding, unit, particles, seed=seed, advance=advance)
     return numbers
@@ -380,6 +403,24 @@ def standard_errors(encoding: Encoding, unit: Unit) -> dict[str, float]:
         "rate_bpd_se": standard_error(encoding.rate) * unit.per_number,
         "rate_nats_mean_se": standard_error(encoding.rate),
     }
+
+
+def per_measure(spec: Spec | None, split: Split, encoding: Encoding, unit: Unit) -> dict[str, float]:
+    """−ELBO of all data over all that a spec counts in them, such as words: `bits_per_<measure>`, and perplexities.
+
+    Standard errors are those of a ratio of sums over the data.
+    """
+    measures = getattr(spec, "measures", None)
+    numbers: dict[str, float] = {}
+    for name, counts in ({} if measures is None else measures(split.x)).items():
+        count_b = torch.as_tensor(counts, dtype=torch.float64)
+        loss_b = (encoding.rate + encoding.distortion + unit.shift) / LN2
+        bits = (loss_b.sum() / count_b.sum()).item()
+        error = standard_error(loss_b - bits * count_b) / count_b.mean().item()
+        numbers |= {f"bits_per_{name}": bits, f"bits_per_{name}_se": error}
+        if name == WORD:
+            numbers |= {"perplexity_per_word": 2**bits, "perplexity_per_word_se": 2**bits * LN2 * error}
+    return numbers
 
 
 def standard_error(values: Tensor) -> float:

@@ -9,6 +9,7 @@ from typing import Any
 
 LABELS = {
     "neg_elbo_bpd": ("−ELBO", "bits"),
+    "perplexity_per_word": ("perplexity per word, by −ELBO", ""),
     "distortion_bpd": ("distortion −log p(x|z)", "bits"),
     "rate_bpd": ("rate KL(q‖p)", "bits"),
     "auxiliary_neg_elbo_bpd": ("−ELBO with the auxiliary prior", "bits"),
@@ -64,6 +65,8 @@ LABELS = {
 }
 """Key → (words, unit), in the order of the table; `bits` stands for the unit of the data's bounds."""
 
+PER = "bits_per_"
+"""What keys begin with that are told per a measure of the data, such as words."""
 ERRORS = {"shuffled_gap_nats": "shuffled_gap_se"}
 """Keys whose standard error is not simply `<key>_se`."""
 
@@ -73,7 +76,9 @@ Row = tuple[str, str, str]
 def rows(numbers: Mapping[str, Any], unit: str = "bits/dim") -> list[Row]:
     """What `LABELS` knows of `numbers`: words, value with its standard error where there is one, and unit."""
     found = []
-    for key, (words, of) in LABELS.items():
+    per = [key for key in numbers if key.startswith(PER) and not key.endswith("_se")]
+    measures = {key: ("−ELBO", f"bits/{key.removeprefix(PER)}") for key in per}
+    for key, (words, of) in {"neg_elbo_bpd": LABELS["neg_elbo_bpd"], **measures, **LABELS}.items():
         if key in numbers:
             error = numbers.get(ERRORS.get(key, f"{key}_se"))
             value = text(numbers[key]) + ("" if error is None or math.isnan(error) else f" ± {error:.2g}")

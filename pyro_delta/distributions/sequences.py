@@ -11,6 +11,9 @@ from torch import Size, Tensor
 
 from pyro_delta.distributions.shapes import broadcast_shapes
 
+LOOK = 16
+"""Numbers that are drawn between looks whether all sequences have ended."""
+
 
 class SequenceNetwork(Protocol):
     """What `AutoregressiveSequence` asks of a network: all numbers at once, and one at a time from a cache."""
@@ -32,9 +35,10 @@ class SequenceNetwork(Protocol):
 
 
 class TokenNetwork(SequenceNetwork, Protocol):
-    """Its parameters are logits of V tokens."""
+    """Its parameters are logits of V tokens; `end` is the one that ends a sequence, if one does."""
 
     levels: int
+    end: int | None
 
 
 class AutoregressiveSequence(TorchDistribution):
@@ -64,6 +68,11 @@ class AutoregressiveSequence(TorchDistribution):
         self.network, self.z = network, z
         self.lengths = None if lengths is None else lengths.expand(z.shape[:-2])
         super().__init__(z.shape[:-2], Size(network.shape), validate_args=validate_args)
+
+    @property
+    def end(self) -> int | None:
+        """The number that ends a sequence, if one does: what would be drawn after it is 0."""
+        return None
 
     def scores(self, parameters: Tensor, x: Tensor) -> Tensor:
         """Log-probabilities (…) of numbers (…) with parameters (…, P), in nats."""
@@ -144,9 +153,15 @@ class AutoregressiveSequence(TorchDistribution):
         self.network.train(False)
         try:
             state = self.network.start(z_bnd)
+            ended_b = torch.zeros(len(x_bi), dtype=torch.bool, device=x_bi.device)
             for i in range(x_bi.shape[1]):
+                # A look at a GPU makes the host wait: not at every number.
+                if self.end is not None and i % LOOK == 0 and bool(ended_b.all()):
+                    break
                 parameters_bp = self.network.step(state, i, x_bi[:, i - 1] if i else None)
-                x_bi[:, i] = self.pick(parameters_bp, uniforms_bi[:, i])
+                x_bi[:, i] = self.pick(parameters_bp, uniforms_bi[:, i]).masked_fill(ended_b, 0)
+                if self.end is not None:
+                    ended_b |= x_bi[:, i] == self.end
         finally:
             self.network.train(was_training)
         x = x_bi.reshape(shape + self.event_shape)
@@ -156,10 +171,18 @@ class AutoregressiveSequence(TorchDistribution):
 class AutoregressiveTokens(AutoregressiveSequence):
     """Sequences of tokens, integers 0 … V−1, of which the network gives logits: P = V.
 
+    Where the network knows a token that ends a sequence, samples hold 0 after the first one. That is how a text is
+    drawn: what would come after its end says nothing of it.
+
     Of noise u token v is picked where u lies between the probability of all lower tokens and that plus its own.
     """
 
     network: TokenNetwork
+
+    @property
+    def end(self) -> int | None:
+        """The token that ends a sequence, if one does."""
+        return self.network.end
 
     @constraints.dependent_property(is_discrete=True)
     def support(self) -> constraints.Constraint:

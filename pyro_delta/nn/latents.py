@@ -47,16 +47,16 @@ class LatentMap(nn.Module):
         self.mix = nn.Linear(2 * tokens, tokens)
         self.spread = nn.Linear(tokens, outputs)
 
-    def forward(self, z_bnd: Tensor) -> Tensor:
-        """(B, n, d) → (B, P, outputs)."""
+    def forward(self, z_bnd: Tensor, first: int | None = None) -> Tensor:
+        """(B, n, d) → (B, P, outputs), or of the first so many positions alone, (B, first, outputs)."""
         z_bnd = z_bnd.to(self.position.dtype)  # a prior or a guide may draw in float64
         tokens_bne = self.embed(z_bnd) + self.position
         keys, values = (self._split(part) for part in self.key_value(tokens_bne).chunk(2, dim=-1))
-        queries = self._split(self.query.to(keys.dtype).expand(z_bnd.shape[0], -1, -1))
+        queries = self._split(self.query[:first].to(keys.dtype).expand(z_bnd.shape[0], -1, -1))
         # A boolean mask: positions that see nothing get exactly zero (an additive −1e10 would average over the future).
-        seen_bpe = F.scaled_dot_product_attention(queries, keys, values, attn_mask=self.visible)
+        seen_bpe = F.scaled_dot_product_attention(queries, keys, values, attn_mask=self.visible[:first])
         seen_bpe = seen_bpe.transpose(1, 2).flatten(2)
-        newest_bpe = tokens_bne[:, self.newest] * self.sees_any
+        newest_bpe = tokens_bne[:, self.newest[:first]] * self.sees_any[:first]
         return self.spread(F.silu(self.mix(torch.cat((seen_bpe, newest_bpe), dim=-1))))
 
     def _split(self, x_bne: Tensor) -> Tensor:

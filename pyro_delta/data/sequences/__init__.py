@@ -1,5 +1,5 @@
-"""Sequences of tokens: their spec, and text."""
+"""Sequences of tokens: their specs, text in windows, and documents."""
 
-from pyro_delta.data.sequences.spec import TokenSpec
+from pyro_delta.data.sequences.spec import TextSpec, TokenSpec
 
-__all__ = ["TokenSpec"]
+__all__ = ["TextSpec", "TokenSpec"]

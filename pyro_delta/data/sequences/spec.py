@@ -35,6 +35,8 @@ class TokenSpec(Spec):
     what: ClassVar[str] = "sequences"
     datum: ClassVar[str] = "sequence"
     place: ClassVar[str] = "token"
+    end: ClassVar[int | None] = None
+    """The token that ends a sequence, if one does."""
 
     def __post_init__(self) -> None:
         """Refuse what no sequences are."""
@@ -76,6 +78,92 @@ class TokenSpec(Spec):
         if self.alphabet is None and self.levels != 256:
             return read_numbers(self, path, count)
         return read_lines(self, path, count)
+
+
+@dataclass(frozen=True)
+class TextSpec(TokenSpec):
+    """Documents of up to so many tokens, each closed by token 0: bytes, or the pieces of words that a model knows.
+
+    With each goes its length, the token that ends it included.
+
+    Args:
+        length: T, tokens of the longest, the last one included.
+        levels: V; 256 for bytes, of which 0 is in no text.
+        alphabet: None.
+        pieces: the model of SentencePiece, as `pyro_delta.data.sequences.pieces.learned` makes one; None for bytes.
+
+    Raises:
+        UserError: if sizes are out of range, do not fit, or the model cannot be read.
+    """
+
+    pieces: str | None = None
+
+    datum: ClassVar[str] = "document"
+    what: ClassVar[str] = "documents"
+    end: ClassVar[int | None] = 0
+
+    def __post_init__(self) -> None:
+        """Refuse what no documents are."""
+        check_sizes(self.shape, self.levels)
+        if self.alphabet is not None:
+            raise UserError(f"documents have bytes or pieces, and no alphabet {self.alphabet!r}; leave it out.")
+        if self.pieces is None:
+            known, what = 256, "bytes"
+        else:
+            from pyro_delta.data.sequences.pieces import size_of_vocabulary
+
+            known, what = size_of_vocabulary(self.pieces), "the pieces of this model"
+        if self.levels != known:
+            raise UserError(f"{self.levels} levels do not fit {what}, of which there are {known}; give as many.")
+
+    def texts(self, x: Tensor) -> list[str]:
+        """Documents (N, T) as a person reads them, up to the token that ends them."""
+        rows = [tokens[: tokens.index(0)] if 0 in tokens else tokens for tokens in x.tolist()]
+        if self.pieces is None:
+            return [bytes(tokens).decode(errors="replace") for tokens in rows]
+        from pyro_delta.data.sequences.pieces import text_of
+
+        return [text_of(self.pieces, tokens) for tokens in rows]
+
+    def tokens(self, text: str) -> list[int]:
+        """A text as tokens, without that which ends it.
+
+        Raises:
+            UserError: if tokens cannot say it: it has the character NUL, or one that stands for a space in pieces.
+        """
+        if "\0" in text:
+            raise UserError("the character NUL is in no text; take it out.")
+        if self.pieces is None:
+            return list(text.encode())
+        from pyro_delta.data.sequences.pieces import tokens_of_pieces
+
+        return tokens_of_pieces(self.pieces, text)
+
+    def open(self, path: Path, count: int | None = None) -> tuple[Tensor, list[str]]:
+        """The lines of a text file, each a document; ⏎ is a line break within one, empty lines are passed over.
+
+        Raises:
+            UserError: if the file cannot be read, has no text, or a line is longer than the longest document.
+        """
+        from pyro_delta.data.sequences.documents import read_documents
+
+        return read_documents(self, path, count)
+
+    def beside(self, x: Tensor) -> dict[str, Tensor]:
+        """Lengths of documents (N, T): tokens up to the one that ends each, all T if none does, as in a sample."""
+        import torch
+
+        places = torch.arange(1, self.length + 1, device=x.device)
+        return {"lengths": torch.where(x == 0, places, self.length).amin(-1)}
+
+    def measures(self, x: Tensor) -> dict[str, list[int]]:
+        """Bytes (in UTF-8) and words (between white space) of each document (N, T); what ends it counts as one more."""
+        texts = self.texts(x)
+        ends = (x == 0).any(-1).tolist()
+        return {
+            "byte": [len(text.encode()) + end for text, end in zip(texts, ends)],
+            "word": [len(text.split()) + end for text, end in zip(texts, ends)],
+        }
 
 
 def require_tokens(spec: object, kind: str, name: str) -> TokenSpec:

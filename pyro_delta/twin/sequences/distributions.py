@@ -73,7 +73,11 @@ class AutoregressiveSequence(Distribution):
         batch = uniforms.shape[: -self.event_dim - len(self.noises)]
         uniforms_tbk = uniforms.reshape(math.prod(batch), self.event_shape[0], -1, *self.noises).swapaxes(0, 1)
         drawn = self.network.generate(self._latents(batch), self.pick, uniforms_tbk)
-        return self._within(drawn.reshape(batch + self.event_shape))
+        return self._within(self.up_to_end(drawn.reshape(batch + self.event_shape)))
+
+    def up_to_end(self, x: Array) -> Array:
+        """What was drawn; a subclass whose sequences end puts 0 in the place of what was drawn after that."""
+        return x
 
     @property
     def counted(self) -> Array | None:
@@ -94,7 +98,7 @@ class AutoregressiveSequence(Distribution):
 
 
 class AutoregressiveTokens(AutoregressiveSequence):
-    """Sequences of tokens, integers 0 … V − 1, of which the network gives logits."""
+    """Sequences of tokens, integers 0 … V − 1, of which the network gives logits, and says which token ends one."""
 
     @constraints.dependent_property(is_discrete=True)
     def support(self) -> constraints.Constraint:
@@ -111,3 +115,10 @@ class AutoregressiveTokens(AutoregressiveSequence):
         """Token #{v < V − 1 : u ≥ p_0 + … + p_v} at each place."""
         before = jnp.cumsum(jax.nn.softmax(parameters), axis=-1)[..., :-1]
         return jnp.sum(uniforms[..., None] >= before, axis=-1)
+
+    def up_to_end(self, x: Array) -> Array:
+        """0 in the place of tokens after the first that ends a sequence."""
+        if self.network.end is None:
+            return x
+        ends = jnp.cumsum(x == self.network.end, axis=-1)
+        return jnp.where(jnp.pad(ends[..., :-1], [(0, 0)] * (x.ndim - 1) + [(1, 0)]) == 0, x, 0)

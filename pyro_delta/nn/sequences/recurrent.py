@@ -1,0 +1,30 @@
+"""A GRU as the trunk of a network over sequences: positions in, positions out, each of those up to it."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+
+class Recurrence(nn.Module):
+    """A GRU of one layer.
+
+    Args:
+        hidden: units, and features of its input.
+    """
+
+    def __init__(self, hidden: int) -> None:
+        super().__init__()
+        self.gru = nn.GRU(hidden, hidden, batch_first=True)
+
+    def forward(self, v_bth: Tensor) -> Tensor:
+        """(B, T, h) → all states, (B, T, h)."""
+        return self.gru(v_bth)[0]
+
+    def start(self, v_bh: Tensor) -> dict[str, Tensor]:
+        """Nothing read yet; v is like an input in its number, type and device."""
+        return {"state": v_bh.new_zeros(1, *v_bh.shape)}
+
+    def step(self, state: dict[str, Tensor], position: int, v_bh: Tensor) -> Tensor:
+        """One position after the other: (B, h) → (B, h)."""
+        seen_b1h, state["state"] = self.gru(v_bh.unsqueeze(1), state["state"])
+        return seen_b1h[:, 0]
