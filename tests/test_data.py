@@ -115,6 +115,8 @@ SPECS = {
     "imagenet32": ImageSpec(3, 32, 32, 256),
     "folder": None,
     "descriptions": TokenSpec(32, 70, ALPHABET),
+    "text": None,
+    "brown": None,
     "chorales": None,
     "given": None,
 }

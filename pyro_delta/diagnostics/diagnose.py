@@ -20,6 +20,7 @@ from pyro_delta.diagnostics.bounds import (
     flat,
     ignore,
     importance_line,
+    per_measure,
     standard_error,
     standard_errors,
     summarise,
@@ -160,6 +161,7 @@ def diagnosed(
         encoding = encode(vae, split, seed=seed, advance=advance)
         known, unit = committed_by_all(committed(vae, split), encoding), Unit.of(spec, encoding.scored)
         numbers: Line = summarise(encoding, unit, known.nats) | standard_errors(encoding, unit)
+        numbers |= per_measure(spec, split, encoding, unit)
         numbers["neg_elbo_nats"] = (encoding.rate + encoding.distortion).mean().item()
         numbers["distortion_nats"] = encoding.distortion.mean().item()
         numbers["delta_known_by"] = known.known_by
