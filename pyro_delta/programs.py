@@ -49,6 +49,8 @@ SHIPPED: dict[str, dict[str, str]] = {
         "folder": "pyro_delta.data.images.datasets:Folder",
         "descriptions": "pyro_delta.data.sequences.text:Descriptions",
         "chorales": "pyro_delta.data.music.chorales:Chorales",
+        "vowels": "pyro_delta.data.series.vowels:Vowels",
+        "series": "pyro_delta.data.series.own:Series",
         "given": "pyro_delta.data.splits:Given",
     },
     "prior": {

@@ -598,11 +598,11 @@ class Forwards(BackwardGRU):
     """Reads from the first token on, and takes the state at the start of each step."""
 
     def features(self, x_bt: Tensor, lengths_b: Tensor | None = None) -> Tensor:
-        return self.gru(self.embed(x_bt.long()))[0][:, self.starts]
+        return self.gru(self.embed(x_bt.long().unsqueeze(-1)).sum(-2))[0][:, self.starts]
 
 
 def causal_tokens(vae: VAE) -> None:
-    vae.guide.encoder = Forwards(5, 1, vae.model.prior.starts, 4, hidden=6)
+    vae.guide.encoder = Forwards(TOKENS, vae.model.prior.starts, 4, hidden=6)
 
 
 def too_early(vae: VAE) -> None:

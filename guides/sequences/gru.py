@@ -1,4 +1,4 @@
-"""A GRU over tokens as a guide: anti-causal, for it reads the sequence from its end."""
+"""A GRU over tokens or numbers as a guide: anti-causal, for it reads the sequence from its end."""
 
 from __future__ import annotations
 
@@ -11,9 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pyro_delta.data.sequences.spec import require_tokens
+from pyro_delta.data.sequences.spec import TokenSpec
+from pyro_delta.data.series.spec import SeriesSpec, require_sequences
 from pyro_delta.errors import UserError
 from pyro_delta.nn.precision import Network, autocast_inside
+from pyro_delta.nn.sequences.tables import NumberTable, TokenTable, Units
 from pyro_delta.protocol import Prior, Spec
 from pyro_delta.rate import minimising_posterior
 from pyro_delta.svi import offer_parameters
@@ -21,14 +23,13 @@ from pyro_delta.validation import Count
 
 
 class BackwardGRU(Network):
-    """From tokens to a few numbers for each latent step, which hear of positions ≥ starts[t] alone.
+    """From a sequence to a few numbers for each latent step, which hear of positions ≥ starts[t] alone.
 
     The sequence is reversed, from its own end on, and read by a GRU; step t takes the state at position starts[t]. Of K
-    voices at a position the sum of the embeddings is read.
+    voices at a position the sum of the embeddings is read. A number that is missing is NaN.
 
     Args:
-        levels: V.
-        voices: K.
+        spec: of the data, (T,) or (T, K).
         starts: (n,) of the prior.
         outputs: numbers given out per step.
         hidden: units.
@@ -38,17 +39,22 @@ class BackwardGRU(Network):
 
     starts: Tensor
 
-    def __init__(self, levels: int, voices: int, starts: Tensor, outputs: int, *, hidden: int) -> None:
+    def __init__(self, spec: TokenSpec | SeriesSpec, starts: Tensor, outputs: int, *, hidden: int) -> None:
         super().__init__()
-        self.levels, self.voices = levels, voices
-        self.embed = nn.Embedding(voices * levels, hidden)
+        self.voices = math.prod(spec.shape[1:])
+        self.units = Units(spec.location, spec.scale) if isinstance(spec, SeriesSpec) else None
+        self.embed = (
+            TokenTable(self.voices, spec.levels or 0, hidden)
+            if self.units is None
+            else NumberTable(self.voices, hidden)
+        )
         self.gru = nn.GRU(hidden, hidden, batch_first=True)
         self.out = nn.Linear(hidden, outputs)
         self.register_buffer("starts", starts.clone(), persistent=False)
 
     @autocast_inside
     def forward(self, x: Tensor, lengths_b: Tensor | None = None) -> Tensor:
-        """Tokens (B, T) or (B, T, K), and their positions if they are fewer than T, → (B, n, outputs).
+        """Data (B, T) or (B, T, K), and their positions if they are fewer than T, → (B, n, outputs).
 
         What steps at and after the end of a sequence get is of no account.
         """
@@ -58,9 +64,8 @@ class BackwardGRU(Network):
         """(B, n, hidden), before the last layer."""
         if lengths_b is not None:  # nothing is read behind the end of the longest
             x = x[:, : int(lengths_b.max())]
-        x_btk = x.long().reshape(len(x), -1, self.voices)
-        rows_k = torch.arange(self.voices, device=x.device) * self.levels
-        v_bth = self.embed(x_btk + rows_k).sum(-2)
+        x_btk = x.reshape(len(x), -1, self.voices)
+        v_bth = self.embed(x_btk.long() if self.units is None else self.units.standardised(x_btk)).sum(-2)
         if lengths_b is None:
             seen_bth, _ = self.gru(v_bth.flip(1))
             return seen_bth.flip(1)[:, self.starts]
@@ -75,18 +80,19 @@ def _taken(v_bth: Tensor, places_bs: Tensor) -> Tensor:
 
 
 class GRUGuide(nn.Module):
-    """q(z | x) = Π_t N(z_t; μ_t(x_{≥t}), σ_t(x_{≥t})) from a GRU that reads the tokens backwards.
+    """q(z | x) = Π_t N(z_t; μ_t(x_{≥t}), σ_t(x_{≥t})) from a GRU that reads the sequence backwards.
 
     σ starts at that of the posterior that attains the prior's δ. Steps from the end of a sequence on are N(0, 1), as a
-    prior with lengths has them, and cost nothing.
+    prior with lengths has them, and cost nothing. What a mask says is missing is not read: the guide hears that it is,
+    of tokens that they are 0.
 
     Args:
-        spec: of the sequences: tokens, or voices of them.
+        spec: of the sequences: tokens, voices of them, or series.
         prior: a Gaussian prior.
         hidden: units.
 
     Raises:
-        UserError: if the data are no sequences of tokens.
+        UserError: if the data are no sequences.
     """
 
     twin: ClassVar[str] = "pyro_delta.twin.sequences.gru:GRUGuide"
@@ -96,17 +102,17 @@ class GRUGuide(nn.Module):
 
     def __init__(self, spec: Spec, prior: Prior, *, hidden: Count = 64) -> None:
         super().__init__()
-        tokens = require_tokens(spec, "guide", "gru")
-        self.dims, self.shape = prior().event_shape[-1], tokens.shape
-        voices = math.prod(tokens.shape[1:])
-        self.encoder = BackwardGRU(tokens.levels, voices, prior.starts, 2 * self.dims, hidden=hidden)
+        sequences = require_sequences(spec, "guide", "gru")
+        self.dims, self.shape = prior().event_shape[-1], sequences.shape
+        self.blank = math.nan if isinstance(sequences, SeriesSpec) else 0
+        self.encoder = BackwardGRU(sequences, prior.starts, 2 * self.dims, hidden=hidden)
         with torch.no_grad():
             scale = minimising_posterior(prior()).base_dist.scale
         self.register_buffer("scale", scale.to(torch.get_default_dtype()))
 
-    def posterior(self, x: Tensor, lengths: Tensor | None = None) -> dist.Independent:
+    def posterior(self, x: Tensor, lengths: Tensor | None = None, mask: Tensor | None = None) -> dist.Independent:
         """q(z | x) for sequences (…, *shape), of positions (…) if they have lengths, event shape (n, d)."""
-        batch = x.shape[: -len(self.shape)]
+        batch, x = x.shape[: -len(self.shape)], self._known(x, mask)
         flat = x.reshape((-1, *self.shape))
         raw = self.encoder(flat) if lengths is None else self.encoder(flat, lengths.reshape(-1))
         mean, ratio = raw.reshape((*batch, *raw.shape[-2:])).split(self.dims, dim=-1)
@@ -116,12 +122,16 @@ class GRUGuide(nn.Module):
             mean, scale = torch.where(inside, mean, 0.0), torch.where(inside, scale, 1.0)
         return dist.Normal(mean, scale).to_event(2)
 
+    def _known(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        """The data, with nothing in the place of what is missing: NaN, or token 0."""
+        return x if mask is None else torch.where(mask, x, self.blank)
+
     def _inside(self, lengths: Tensor) -> Tensor:
         """Which steps belong to positions of a sequence, (…, n)."""
         return self.encoder.starts < lengths.unsqueeze(-1)
 
-    def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
-        """Writes the site `z` for sequences x (B, *shape), a tensor or an array, of positions (B,).
+    def forward(self, x: Tensor, lengths: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+        """Writes the site `z` for sequences x (B, *shape), a tensor or an array, of positions (B,), known as masked.
 
         Raises:
             UserError: if x is one sequence without its batch axis.
@@ -133,17 +143,17 @@ class GRUGuide(nn.Module):
                 f"x has shape {tuple(x.shape)}, that of one sequence; give it a batch axis, as x[None] has."
             )
         with pyro.plate("data", x.shape[0]):
-            return pyro.sample("z", self.posterior(x, lengths))
+            return pyro.sample("z", self.posterior(x, lengths, mask))
 
     @torch.no_grad()
-    def start_from(self, x: Tensor, lengths: Tensor | None = None) -> None:
+    def start_from(self, x: Tensor, lengths: Tensor | None = None, mask: Tensor | None = None) -> None:
         """Takes its initial weights from sequences (B, *shape): means of mean 0 and deviation 1 over them, all else 0.
 
         Of sequences with lengths, the steps that belong to them count.
         """
         out, d = self.encoder.out, self.dims
         out.weight[d:], out.bias[d:] = 0.0, 0.0
-        mean_bnd = self.encoder(x, lengths)[..., :d]
+        mean_bnd = self.encoder(self._known(x, mask), lengths)[..., :d]
         mean_kd = mean_bnd.flatten(0, 1) if lengths is None else mean_bnd[self._inside(lengths)]
         deviation_d = mean_kd.std(0, correction=0).clamp_min(1e-6)
         out.weight[:d] /= deviation_d.unsqueeze(1)

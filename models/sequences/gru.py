@@ -1,4 +1,4 @@
-"""A GRU over tokens as a likelihood: small, autoregressive, conditioned on the latent sequence."""
+"""A GRU over tokens or numbers as a likelihood: small, autoregressive, conditioned on the latent sequence."""
 
 from __future__ import annotations
 
@@ -8,76 +8,89 @@ from typing import ClassVar, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from pyro_delta.data.sequences.spec import require_tokens
-from pyro_delta.distributions.sequences import AutoregressiveTokens
+from pyro_delta.data.sequences.spec import TokenSpec
+from pyro_delta.data.series.spec import SeriesSpec, require_sequences
+from pyro_delta.distributions.numbers import AutoregressiveNumbers
+from pyro_delta.distributions.sequences import AutoregressiveSequence, AutoregressiveTokens
 from pyro_delta.errors import unknown_name
 from pyro_delta.nn.latents import LatentMap
 from pyro_delta.nn.precision import Network, autocast_inside
+from pyro_delta.nn.sequences.tables import NumberTable, TokenTable, Units
 from pyro_delta.protocol import Prior, Spec
 from pyro_delta.validation import Count
 
 Conditioning = Literal["causal", "full"]
 
 
-class ConditionalGRU(Network):
-    """Logits of every token given those before it and z: embedding, GRU, linear layers.
+MIXTURES = 5
+"""Logistics of a number."""
 
-    There is a token at each of T positions, or K of them, voices, each of which hears those above it at its position.
-    The GRU goes over positions, and reads the sum of the embeddings of a position's voices. Position p uses
-    {z_t : starts[t] ≤ p} (all of z with full conditioning). `forward` gives all tokens in one teacher-forced pass;
-    `start` and `step` give them one by one, with the GRU's state as the cache.
+
+class ConditionalGRU(Network):
+    """Parameters of every token or number given those before it and z: embedding, GRU, linear layers.
+
+    There is one at each of T positions, or K of them, voices (variables of a series), each of which hears those before
+    it at its position. The GRU goes over positions, and reads the sum of the embeddings of a position's voices.
+    Position p uses {z_t : starts[t] ≤ p} (all of z with full conditioning). `forward` gives all in one teacher-forced
+    pass; `start` and `step` give them one by one, with the GRU's state as the cache.
+
+    Parameters are the logits of V tokens, or what an `AutoregressiveNumbers` takes. A number that is missing is NaN.
 
     Args:
-        levels: V.
-        shape: (T,) or (T, K).
+        spec: of the data, (T,) or (T, K).
         starts: (n,) the position from which on each latent step may be used; None for the latent-free control.
         dims: d, size of a latent step.
-        hidden: units of the GRU, and features of tokens and latents.
+        hidden: units of the GRU, and features of numbers and latents.
     """
 
     ends = ("out",)
 
-    def __init__(self, levels: int, shape: tuple[int, ...], starts: Tensor | None, dims: int, *, hidden: int) -> None:
+    def __init__(self, spec: TokenSpec | SeriesSpec, starts: Tensor | None, dims: int, *, hidden: int) -> None:
         super().__init__()
-        self.levels, self.shape, self.voices = levels, shape, math.prod(shape[1:])
-        # One more of each voice, for what is before the first position.
-        self.embed = nn.Embedding(self.voices * (levels + 1), hidden)
-        self.latents = None if starts is None else LatentMap(dims, starts, positions=shape[0], outputs=hidden)
+        self.shape, self.voices = spec.shape, math.prod(spec.shape[1:])
+        self.units = Units(spec.location, spec.scale) if isinstance(spec, SeriesSpec) else None
+        # One more token of each voice, for what is before the first position; of numbers, all are missing there.
+        self.levels, self.resolution = spec.levels or 0, spec.resolution
+        self.before = math.nan if self.units is not None else self.levels
+        self.embed = self._table(self.voices, self.levels + 1, hidden)
+        self.latents = None if starts is None else LatentMap(dims, starts, positions=self.shape[0], outputs=hidden)
         self.gru = nn.GRU(hidden, hidden, batch_first=True)
         self.head = nn.Linear(2 * hidden, self.voices * hidden)
-        self.above = nn.Embedding((self.voices - 1) * levels, hidden) if self.voices > 1 else None
-        self.out = nn.Linear(hidden, levels)
+        self.above = self._table(self.voices - 1, self.levels, hidden) if self.voices > 1 else None
+        self.out = nn.Linear(hidden, self.levels or 3 * MIXTURES)
 
     @autocast_inside
     def forward(self, x: Tensor, z_bnd: Tensor) -> Tensor:
-        """Tokens (B, *shape), or fewer positions of them, and z (B, n, d) → logits (B, *shape, V)."""
+        """Data (B, *shape), or fewer positions of them, and z (B, n, d) → parameters (B, *shape, P)."""
         x_btk = x.reshape(len(x), -1, self.voices)
-        before_btk = torch.cat((torch.full_like(x_btk[:, :1], self.levels), x_btk[:, :-1]), dim=1)
+        if self.units is not None:
+            x_btk = self.units.standardised(x_btk)
+        before_btk = torch.cat((torch.full_like(x_btk[:, :1], self.before), x_btk[:, :-1]), dim=1)
         context_bth = self._context(z_bnd, len(x))[:, : x_btk.shape[1]]
-        seen_bth, _ = self.gru(self._embedded(before_btk).sum(-2) + context_bth)
+        seen_bth, _ = self.gru(self.embed(before_btk).sum(-2) + context_bth)
         hidden_btkh = self._heads(seen_bth, context_bth)
         if self.above is not None:
-            rows_k = torch.arange(self.voices - 1, device=x.device) * self.levels
-            above_btkh = self.above(x_btk[..., :-1] + rows_k).cumsum(-2)
+            above_btkh = self.above(x_btk[..., :-1]).cumsum(-2)
             hidden_btkh = hidden_btkh + nn.functional.pad(above_btkh, (0, 0, 1, 0))
-        return self._logits(hidden_btkh).reshape(*x.shape, self.levels)
+        return self._of_heads(hidden_btkh, slice(None)).reshape(*x.shape, -1)
 
     def start(self, z_bnd: Tensor) -> dict[str, Tensor]:
         """Begins a cached generation."""
         context_bth = self._context(z_bnd, len(z_bnd))
-        nothing_k = torch.full((self.voices,), self.levels, device=z_bnd.device)
+        nothing_k = torch.full((self.voices,), self.before, device=z_bnd.device)
         return {
             "context": context_bth,
             "state": context_bth.new_zeros(1, len(z_bnd), context_bth.shape[-1]),
-            "before": self._embedded(nothing_k).sum(0).expand_as(context_bth[:, 0]),
+            "before": self.embed(nothing_k).sum(0).expand_as(context_bth[:, 0]),
         }
 
     def step(self, state: dict[str, Tensor], i: int, previous_b: Tensor | None) -> Tensor:
-        """Logits (B, V) of token i = t·K + k, given the one before it (None at the first)."""
+        """Parameters (B, P) of token or number i = t·K + k, given the one before it (None at the first)."""
         (t, voice), context_bth = divmod(i, self.voices), state["context"]
         if previous_b is not None:
             last = (i - 1) % self.voices
-            embedded_bh = self.embed(previous_b + last * (self.levels + 1))
+            previous_b1 = (previous_b if self.units is None else self.units.standardised(previous_b, last)).unsqueeze(1)
+            embedded_bh = self.embed(previous_b1, last)[:, 0]
             state["before"] = state["before"] + embedded_bh if last else embedded_bh
         if voice == 0:
             context_bh = context_bth[:, t]
@@ -85,15 +98,13 @@ class ConditionalGRU(Network):
             state["heads"] = self._heads(seen_b1h[:, 0], context_bh)
         else:
             assert self.above is not None
-            assert previous_b is not None
-            above_bh = self.above(previous_b + (voice - 1) * self.levels)
+            above_bh = self.above(previous_b1, voice - 1)[:, 0]
             state["above"] = state["above"] + above_bh if voice > 1 else above_bh
         hidden_bh = state["heads"][:, voice]
-        return self._logits(hidden_bh + state["above"] if voice else hidden_bh)
+        return self._of_heads(hidden_bh + state["above"] if voice else hidden_bh, voice)
 
-    def _embedded(self, x_k: Tensor) -> Tensor:
-        """Tokens (…, K) → (…, K, h), by rows of each voice's own."""
-        return self.embed(x_k + torch.arange(self.voices, device=x_k.device) * (self.levels + 1))
+    def _table(self, voices: int, levels: int, hidden: int) -> TokenTable | NumberTable:
+        return TokenTable(voices, levels, hidden) if self.units is None else NumberTable(voices, hidden)
 
     def _context(self, z_bnd: Tensor, batch: int) -> Tensor:
         if self.latents is None:
@@ -104,24 +115,27 @@ class ConditionalGRU(Network):
         """(…, h) of the GRU and of z → (…, K, h)."""
         return self.head(torch.cat((seen, context), dim=-1)).unflatten(-1, (self.voices, -1))
 
-    def _logits(self, hidden: Tensor) -> Tensor:
-        return self.out(nn.functional.silu(hidden))
+    def _of_heads(self, hidden: Tensor, voice: int | slice) -> Tensor:
+        """Of all voices (…, K, h), or of one (…, h)."""
+        raw = self.out(nn.functional.silu(hidden))
+        return raw if self.units is None else self.units.mixture(raw, voice)
 
 
 class GRULikelihood(nn.Module):
-    """GRU over tokens, a small autoregressive likelihood: `forward(z)` returns `AutoregressiveTokens`.
+    """GRU over tokens or numbers, a small autoregressive likelihood: its distribution is an `AutoregressiveSequence`.
 
-    With lengths, what follows the end of a sequence is not scored, and drawn as token 0.
+    With lengths, what follows the end of a sequence is not scored, and drawn as token 0, or as NaN. So is what a mask
+    says is missing; nothing depends on what stands there.
 
     Args:
-        spec: of the sequences: tokens, or voices of them.
+        spec: of the sequences: tokens, voices of them, or series.
         prior: of the latents; its `starts` and event shape (n, d) are read, and nothing of it is kept.
         use_latents: False gives the latent-free control: z is ignored.
-        conditioning: "causal": position t sees {z_s : starts[s] ≤ t}; "full": every token sees all of z.
+        conditioning: "causal": position t sees {z_s : starts[s] ≤ t}; "full": every position sees all of z.
         hidden: units.
 
     Raises:
-        UserError: if the data are no sequences of tokens, or for an unknown conditioning.
+        UserError: if the data are no sequences, or for an unknown conditioning.
     """
 
     twin: ClassVar[str] = "pyro_delta.twin.sequences.gru:GRULikelihood"
@@ -140,16 +154,18 @@ class GRULikelihood(nn.Module):
         super().__init__()
         if conditioning not in get_args(Conditioning):
             raise unknown_name("likelihood.conditioning", conditioning, get_args(Conditioning))
-        tokens = require_tokens(spec, "likelihood", "gru")
+        sequences = require_sequences(spec, "likelihood", "gru")
         self.conditioning = conditioning
         starts = prior.starts if conditioning == "causal" else torch.zeros_like(prior.starts)
-        self.network = ConditionalGRU(
-            tokens.levels, tokens.shape, starts if use_latents else None, prior().event_shape[-1], hidden=hidden
-        )
+        self.family: type[AutoregressiveSequence] = AutoregressiveTokens
+        if isinstance(spec, SeriesSpec):
+            self.family = AutoregressiveNumbers
+        dims = prior().event_shape[-1]
+        self.network = ConditionalGRU(sequences, starts if use_latents else None, dims, hidden=hidden)
         self.register_buffer("starts", prior.starts.clone(), persistent=False)
 
-    def forward(self, z: Tensor, lengths: Tensor | None = None) -> AutoregressiveTokens:
-        """Z (…, n, d), and positions (…) of each sequence if it has a length, → a distribution over sequences."""
-        if lengths is not None:  # no token hears the padding, also with full conditioning
+    def forward(self, z: Tensor, lengths: Tensor | None = None, mask: Tensor | None = None) -> AutoregressiveSequence:
+        """Z (…, n, d), positions (…) of sequences that have lengths, and what is known of them, → a distribution."""
+        if lengths is not None:  # nothing hears the padding, also with full conditioning
             z = torch.where((self.starts < lengths.unsqueeze(-1)).unsqueeze(-1), z, 0.0)
-        return AutoregressiveTokens(self.network, z, lengths)
+        return self.family(self.network, z, lengths, mask)

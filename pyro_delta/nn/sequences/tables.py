@@ -1,0 +1,77 @@
+"""How networks over sequences read what stands at a position: tokens of K voices, or numbers of K variables."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+LOG_SCALE_BOUND = 7.0
+"""Log-scales of logistics, in units of a variable's own scale, lie in ± this."""
+
+
+class TokenTable(nn.Embedding):
+    """Features of tokens 0 … V−1 of K voices, by rows of each voice's own.
+
+    Args:
+        voices: K.
+        levels: V.
+        hidden: features.
+    """
+
+    def __init__(self, voices: int, levels: int, hidden: int) -> None:
+        super().__init__(voices * levels, hidden)
+        self.levels = levels
+
+    def forward(self, x: Tensor, first: int = 0) -> Tensor:
+        """Tokens (…, k) of the voices from `first` on → (…, k, hidden)."""
+        rows_k = torch.arange(first, first + x.shape[-1], device=x.device) * self.levels
+        return super().forward(x + rows_k)
+
+
+class NumberTable(nn.Module):
+    """Features of standardised numbers x of K variables: x·w_k + b_k, and 0 where x is NaN, a number that is missing.
+
+    Args:
+        voices: K, of the variables.
+        hidden: features.
+    """
+
+    def __init__(self, voices: int, hidden: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(voices, 2, hidden))
+
+    def forward(self, x: Tensor, first: int = 0) -> Tensor:
+        """Numbers (…, k) of the variables from `first` on → (…, k, hidden)."""
+        missing = x.isnan()
+        w_kh, b_kh = self.weight[first : first + x.shape[-1]].unbind(1)
+        return x.masked_fill(missing, 0.0).unsqueeze(-1) * w_kh + (~missing).unsqueeze(-1) * b_kh
+
+
+class Units(nn.Module):
+    """Numbers of K variables in units of each one's own scale, from its location, and parameters of them back.
+
+    Args:
+        location: of each variable.
+        scale: of each variable.
+    """
+
+    location: Tensor
+    scale: Tensor
+
+    def __init__(self, location: Sequence[float], scale: Sequence[float]) -> None:
+        super().__init__()
+        self.register_buffer("location", torch.tensor(location), persistent=False)
+        self.register_buffer("scale", torch.tensor(scale), persistent=False)
+
+    def standardised(self, x: Tensor, variable: int | slice = slice(None)) -> Tensor:
+        """Numbers (…, K), or those of one variable (…), from location 0 in units of scale."""
+        return (x.to(self.scale.dtype) - self.location[variable]) / self.scale[variable]
+
+    def mixture(self, raw: Tensor, variable: int | slice = slice(None)) -> Tensor:
+        """Mixtures of M logistics (…, K, 3M), or those of one variable: logits; means and log-scales in units of x."""
+        logits, mean, log_scale = raw.unflatten(-1, (3, -1)).unbind(-2)
+        location, scale = self.location[variable].unsqueeze(-1), self.scale[variable].unsqueeze(-1)
+        log_scale = scale.log() + log_scale.clamp(-LOG_SCALE_BOUND, LOG_SCALE_BOUND)
+        return torch.cat((logits, location + scale * mean, log_scale), dim=-1)
