@@ -7,7 +7,9 @@ from pyro_delta import config
 from pyro_delta.data import Spec
 from pyro_delta.data.images import ImageSpec
 from pyro_delta.data.music import ScoreSpec
+from pyro_delta.data.sequences import TokenSpec
 from pyro_delta.data.sequences.text import Descriptions
+from pyro_delta.data.series import SeriesSpec
 from pyro_delta.distributions import GaussianAR1
 
 SPECS = {
@@ -17,12 +19,13 @@ SPECS = {
     "mnist": ImageSpec(1, 28, 28, 256),
     "descriptions": Descriptions.spec,
     "chorales": ScoreSpec(32, 47),
+    "vowels": SeriesSpec(29, tuple(f"c{i}" for i in range(12)), (0.0,) * 12, (0.5,) * 12, 0.01),
 }
 """Of the data that presets name."""
 PRESETS = {name: config.load_preset(name).data.program for name in config.preset_names()}
 """Preset → its data."""
 IMAGE_PRESETS = [name for name, data in PRESETS.items() if isinstance(SPECS[data], ImageSpec)]
-TOKEN_PRESETS = [name for name in PRESETS if name not in IMAGE_PRESETS]
+TOKEN_PRESETS = [name for name, data in PRESETS.items() if isinstance(SPECS[data], TokenSpec)]
 
 
 class StepsPrior(nn.Module):

@@ -116,6 +116,8 @@ SPECS = {
     "folder": None,
     "descriptions": TokenSpec(32, 70, ALPHABET),
     "chorales": None,
+    "vowels": None,
+    "series": None,
     "given": None,
 }
 

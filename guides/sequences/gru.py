@@ -112,7 +112,7 @@ class GRUGuide(nn.Module):
 
     def posterior(self, x: Tensor, lengths: Tensor | None = None, mask: Tensor | None = None) -> dist.Independent:
         """q(z | x) for sequences (…, *shape), of positions (…) if they have lengths, event shape (n, d)."""
-        batch, x = x.shape[: -len(self.shape)], self._known(x, mask)
+        batch, x = x.shape[: -len(self.shape)], self._known(x, lengths, mask)
         flat = x.reshape((-1, *self.shape))
         raw = self.encoder(flat) if lengths is None else self.encoder(flat, lengths.reshape(-1))
         mean, ratio = raw.reshape((*batch, *raw.shape[-2:])).split(self.dims, dim=-1)
@@ -122,8 +122,12 @@ class GRUGuide(nn.Module):
             mean, scale = torch.where(inside, mean, 0.0), torch.where(inside, scale, 1.0)
         return dist.Normal(mean, scale).to_event(2)
 
-    def _known(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        """The data, with nothing in the place of what is missing: NaN, or token 0."""
+    def _known(self, x: Tensor, lengths: Tensor | None, mask: Tensor | None) -> Tensor:
+        """The data, with nothing in the place of what is missing or behind the end: NaN, or token 0."""
+        if lengths is not None:
+            inside = torch.arange(self.shape[0], device=x.device) < lengths.unsqueeze(-1)
+            inside = inside.reshape(inside.shape + (1,) * (len(self.shape) - 1))
+            mask = inside if mask is None else mask & inside
         return x if mask is None else torch.where(mask, x, self.blank)
 
     def _inside(self, lengths: Tensor) -> Tensor:
@@ -153,7 +157,7 @@ class GRUGuide(nn.Module):
         """
         out, d = self.encoder.out, self.dims
         out.weight[d:], out.bias[d:] = 0.0, 0.0
-        mean_bnd = self.encoder(self._known(x, mask), lengths)[..., :d]
+        mean_bnd = self.encoder(self._known(x, lengths, mask), lengths)[..., :d]
         mean_kd = mean_bnd.flatten(0, 1) if lengths is None else mean_bnd[self._inside(lengths)]
         deviation_d = mean_kd.std(0, correction=0).clamp_min(1e-6)
         out.weight[:d] /= deviation_d.unsqueeze(1)

@@ -15,7 +15,7 @@ from pyro_delta.distributions.sequences import AutoregressiveSequence, Autoregre
 from pyro_delta.errors import unknown_name
 from pyro_delta.nn.latents import LatentMap
 from pyro_delta.nn.precision import Network, autocast_inside
-from pyro_delta.nn.sequences.tables import NumberTable, TokenTable, Units
+from pyro_delta.nn.sequences.tables import NumberTable, TokenTable, Units, last_known
 from pyro_delta.protocol import Prior, Spec
 from pyro_delta.validation import Count
 
@@ -63,16 +63,19 @@ class ConditionalGRU(Network):
     def forward(self, x: Tensor, z_bnd: Tensor) -> Tensor:
         """Data (B, *shape), or fewer positions of them, and z (B, n, d) → parameters (B, *shape, P)."""
         x_btk = x.reshape(len(x), -1, self.voices)
+        here_btk = last_btk = x_btk
         if self.units is not None:
             x_btk = self.units.standardised(x_btk)
+            last_btk = last_known(x_btk)
+            here_btk = x_btk - last_btk
         before_btk = torch.cat((torch.full_like(x_btk[:, :1], self.before), x_btk[:, :-1]), dim=1)
         context_bth = self._context(z_bnd, len(x))[:, : x_btk.shape[1]]
         seen_bth, _ = self.gru(self.embed(before_btk).sum(-2) + context_bth)
         hidden_btkh = self._heads(seen_bth, context_bth)
         if self.above is not None:
-            above_btkh = self.above(x_btk[..., :-1]).cumsum(-2)
+            above_btkh = self.above(here_btk[..., :-1]).cumsum(-2)
             hidden_btkh = hidden_btkh + nn.functional.pad(above_btkh, (0, 0, 1, 0))
-        return self._of_heads(hidden_btkh, slice(None)).reshape(*x.shape, -1)
+        return self._of_heads(hidden_btkh, last_btk).reshape(*x.shape, -1)
 
     def start(self, z_bnd: Tensor) -> dict[str, Tensor]:
         """Begins a cached generation."""
@@ -82,6 +85,7 @@ class ConditionalGRU(Network):
             "context": context_bth,
             "state": context_bth.new_zeros(1, len(z_bnd), context_bth.shape[-1]),
             "before": self.embed(nothing_k).sum(0).expand_as(context_bth[:, 0]),
+            "last": context_bth.new_zeros(len(z_bnd), self.voices),
         }
 
     def step(self, state: dict[str, Tensor], i: int, previous_b: Tensor | None) -> Tensor:
@@ -89,7 +93,13 @@ class ConditionalGRU(Network):
         (t, voice), context_bth = divmod(i, self.voices), state["context"]
         if previous_b is not None:
             last = (i - 1) % self.voices
-            previous_b1 = (previous_b if self.units is None else self.units.standardised(previous_b, last)).unsqueeze(1)
+            previous_b1 = here_b1 = previous_b.unsqueeze(1)
+            if self.units is not None:
+                previous_b1 = self.units.standardised(previous_b1, last)
+                last_bk = state["last"].clone()
+                here_b1 = previous_b1 - last_bk[:, last : last + 1]
+                last_bk[:, last : last + 1] = torch.where(previous_b1.isnan(), last_bk[:, last : last + 1], previous_b1)
+                state["last"] = last_bk
             embedded_bh = self.embed(previous_b1, last)[:, 0]
             state["before"] = state["before"] + embedded_bh if last else embedded_bh
         if voice == 0:
@@ -98,10 +108,10 @@ class ConditionalGRU(Network):
             state["heads"] = self._heads(seen_b1h[:, 0], context_bh)
         else:
             assert self.above is not None
-            above_bh = self.above(previous_b1, voice - 1)[:, 0]
+            above_bh = self.above(here_b1, voice - 1)[:, 0]
             state["above"] = state["above"] + above_bh if voice > 1 else above_bh
         hidden_bh = state["heads"][:, voice]
-        return self._of_heads(hidden_bh + state["above"] if voice else hidden_bh, voice)
+        return self._of_heads(hidden_bh + state["above"] if voice else hidden_bh, state["last"][:, voice], voice)
 
     def _table(self, voices: int, levels: int, hidden: int) -> TokenTable | NumberTable:
         return TokenTable(voices, levels, hidden) if self.units is None else NumberTable(voices, hidden)
@@ -115,10 +125,10 @@ class ConditionalGRU(Network):
         """(…, h) of the GRU and of z → (…, K, h)."""
         return self.head(torch.cat((seen, context), dim=-1)).unflatten(-1, (self.voices, -1))
 
-    def _of_heads(self, hidden: Tensor, voice: int | slice) -> Tensor:
-        """Of all voices (…, K, h), or of one (…, h)."""
+    def _of_heads(self, hidden: Tensor, last: Tensor, voice: int | slice = slice(None)) -> Tensor:
+        """Of all voices (…, K, h), or of one (…, h), whose means count from what was last known of them."""
         raw = self.out(nn.functional.silu(hidden))
-        return raw if self.units is None else self.units.mixture(raw, voice)
+        return raw if self.units is None else self.units.mixture(raw, last, voice)
 
 
 class GRULikelihood(nn.Module):

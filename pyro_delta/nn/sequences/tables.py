@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 LOG_SCALE_BOUND = 7.0
@@ -40,7 +41,7 @@ class NumberTable(nn.Module):
 
     def __init__(self, voices: int, hidden: int) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.randn(voices, 2, hidden))
+        self.weight = nn.Parameter(torch.randn(voices, 2, hidden) / voices**0.5)
 
     def forward(self, x: Tensor, first: int = 0) -> Tensor:
         """Numbers (…, k) of the variables from `first` on → (…, k, hidden)."""
@@ -69,9 +70,24 @@ class Units(nn.Module):
         """Numbers (…, K), or those of one variable (…), from location 0 in units of scale."""
         return (x.to(self.scale.dtype) - self.location[variable]) / self.scale[variable]
 
-    def mixture(self, raw: Tensor, variable: int | slice = slice(None)) -> Tensor:
-        """Mixtures of M logistics (…, K, 3M), or those of one variable: logits; means and log-scales in units of x."""
+    def mixture(self, raw: Tensor, last: Tensor, variable: int | slice = slice(None)) -> Tensor:
+        """Of mixtures of M logistics logits, and means and log-scales in units of x.
+
+        Args:
+            raw: (…, K, 3M), or (…, 3M) of one variable: logits; means, counted from `last`; log-scales.
+            last: standardised numbers (…, K), or (…) of one variable.
+            variable: which one.
+        """
         logits, mean, log_scale = raw.unflatten(-1, (3, -1)).unbind(-2)
         location, scale = self.location[variable].unsqueeze(-1), self.scale[variable].unsqueeze(-1)
         log_scale = scale.log() + log_scale.clamp(-LOG_SCALE_BOUND, LOG_SCALE_BOUND)
-        return torch.cat((logits, location + scale * mean, log_scale), dim=-1)
+        return torch.cat((logits, location + scale * (mean + last.unsqueeze(-1)), log_scale), dim=-1)
+
+
+def last_known(x_btk: Tensor) -> Tensor:
+    """The last number of each variable that is known before each position, 0 where there is none: (B, T, K)."""
+    known = F.pad(~x_btk.isnan()[:, :-1], (0, 0, 1, 0))  # at the position before
+    place_t = torch.arange(x_btk.shape[1], device=x_btk.device)
+    newest_btk = torch.where(known, place_t[:, None], 0).cummax(1).values  # 1 + place, 0 if there is none
+    found_btk = x_btk.gather(1, (newest_btk - 1).clamp_min(0))
+    return torch.where(newest_btk > 0, found_btk, 0.0)
