@@ -1,8 +1,7 @@
 """Series of real numbers: their distribution, the GRU pair over them, files, and runs of them by the commands."""
 
 import math
-from collections.abc import Callable
-from pathlib import Path
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -14,11 +13,8 @@ from torch import Tensor
 
 from pyro_delta import config
 from pyro_delta.build import build
-from pyro_delta.data import load
 from pyro_delta.data.series import SeriesSpec
-from pyro_delta.data.series.files import read_file
 from pyro_delta.distributions.numbers import AutoregressiveNumbers
-from pyro_delta.errors import UserError
 from pyro_delta.guides import GRUGuide
 from pyro_delta.models import DeltaVAE, GRULikelihood
 from pyro_delta.vae import VAE
@@ -109,7 +105,7 @@ def test_without_a_resolution_it_is_a_density(name: str) -> None:
         return dense.log_prob(torch.full((1, 1), x, dtype=torch.float64)).exp().item()
 
     edges = sorted({m + k * math.exp(s) for m, s in zip(means, log_scales) for k in (-40, -5, 0, 5, 40)})
-    total = sum(integrate.quad(density, low, high)[0] for low, high in zip(edges, edges[1:]))
+    total = sum(integrate.quad(density, low, high)[0] for low, high in pairwise(edges))
     assert total == pytest.approx(1, abs=1e-6)
     for x in (-1.3, 0.0, 2.0):
         at = torch.full((1, 1), x, dtype=torch.float64)

@@ -83,7 +83,7 @@ class ConditionalGRU(Network):
         nothing_k = torch.full((self.voices,), self.before, device=z_bnd.device)
         return {
             "context": context_bth,
-            "state": context_bth.new_zeros(1, len(z_bnd), context_bth.shape[-1]),
+            "state": context_bth.new_zeros(len(z_bnd), context_bth.shape[-1]),
             "before": self.embed(nothing_k).sum(0).expand_as(context_bth[:, 0]),
             "last": context_bth.new_zeros(len(z_bnd), self.voices),
         }
@@ -104,8 +104,9 @@ class ConditionalGRU(Network):
             state["before"] = state["before"] + embedded_bh if last else embedded_bh
         if voice == 0:
             context_bh = context_bth[:, t]
-            seen_b1h, state["state"] = self.gru((state["before"] + context_bh).unsqueeze(1), state["state"])
-            state["heads"] = self._heads(seen_b1h[:, 0], context_bh)
+            seen_b1h, _ = self.gru((state["before"] + context_bh).unsqueeze(1), state["state"].unsqueeze(0))
+            state["state"] = seen_b1h[:, 0]
+            state["heads"] = self._heads(state["state"], context_bh)
         else:
             assert self.above is not None
             above_bh = self.above(here_b1, voice - 1)[:, 0]

@@ -170,8 +170,8 @@ def _placed(path: Path, values: np.ndarray, positions: list[tuple[int, str]]) ->
     return placed
 
 
-def save_csv(spec: SeriesSpec, x: Tensor, path: Path) -> None:
-    """Writes series (N, T, C), NaN where a number is missing and behind the end, as a table.
+def save_csv(spec: SeriesSpec, x: Tensor, path: Path, titles: list[str] | None = None) -> None:
+    """Writes series (N, T, C), NaN where a number is missing and behind the end, as a table; numbered without titles.
 
     Raises:
         UserError: if the path cannot be written.
@@ -181,7 +181,13 @@ def save_csv(spec: SeriesSpec, x: Tensor, path: Path) -> None:
     writer.writerow([SERIES, POSITION, *spec.names])
     for number, values in enumerate(x.detach().cpu().float().numpy()):
         for position, row in enumerate(_known_part(values)):
-            writer.writerow([number, position, *("" if np.isnan(value) else str(value) for value in row)])
+            writer.writerow(
+                [
+                    titles[number] if titles else number,
+                    position,
+                    *("" if np.isnan(value) else str(value) for value in row),
+                ]
+            )
     save_text(text.getvalue(), path)
 
 
