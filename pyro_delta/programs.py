@@ -51,6 +51,8 @@ SHIPPED: dict[str, dict[str, str]] = {
         "text": "pyro_delta.data.sequences.documents:TextFile",
         "brown": "pyro_delta.data.sequences.brown:Brown",
         "chorales": "pyro_delta.data.music.chorales:Chorales",
+        "vowels": "pyro_delta.data.series.vowels:Vowels",
+        "series": "pyro_delta.data.series.own:Series",
         "given": "pyro_delta.data.splits:Given",
     },
     "prior": {

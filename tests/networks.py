@@ -9,6 +9,7 @@ from pyro_delta.data.images import ImageSpec
 from pyro_delta.data.music import ScoreSpec
 from pyro_delta.data.sequences import TextSpec, TokenSpec
 from pyro_delta.data.sequences.text import Descriptions
+from pyro_delta.data.series import SeriesSpec
 from pyro_delta.distributions import GaussianAR1
 
 SPECS = {
@@ -20,12 +21,13 @@ SPECS = {
     "chorales": ScoreSpec(32, 47),
     "brown": TokenSpec(128, 1000),
     "text": TextSpec(256, 256),
+    "vowels": SeriesSpec(29, tuple(f"c{i}" for i in range(12)), (0.0,) * 12, (0.5,) * 12, 0.01),
 }
 """Of the data that presets name."""
 PRESETS = {name: config.load_preset(name).data.program for name in config.preset_names()}
 """Preset → its data."""
 IMAGE_PRESETS = [name for name, data in PRESETS.items() if isinstance(SPECS[data], ImageSpec)]
-TOKEN_PRESETS = [name for name in PRESETS if name not in IMAGE_PRESETS]
+TOKEN_PRESETS = [name for name, data in PRESETS.items() if isinstance(SPECS[data], TokenSpec)]
 
 
 class StepsPrior(nn.Module):

@@ -370,7 +370,7 @@ train --out new --prior file:Prior => there is no module file for the prior 'fil
 train --out new --prior os:getcwd => os:getcwd fails
 train --out new --guide ar1 => unknown guide 'ar1'; known: anti_causal
 train --out new --likelihood anti_causal => unknown likelihood 'anti_causal'
-train --out new --likelihood gru => the likelihood gru takes sequences of tokens, not data of ImageSpec
+train --out new --likelihood gru => the likelihood gru takes sequences of tokens, and series, not data of ImageSpec
 train --out new --dataset descriptions --guide anti_causal => takes images, not data of TokenSpec
 train --out new --guide contour --set guide.rate_nats=4 => needs a standard normal prior, not GaussianAR1
 train --out new --guide contour --prior standard_normal --set guide.rate_nats=1e9 => guide.rate_nats=1e+09 cannot

@@ -118,6 +118,8 @@ SPECS = {
     "text": None,
     "brown": None,
     "chorales": None,
+    "vowels": None,
+    "series": None,
     "given": None,
 }
 

@@ -20,6 +20,8 @@ from pyro_delta.models import AR1Prior
 from pyro_delta.rate import ar1_committed_rate
 
 SPEC = ImageSpec(1, 8, 8, 17)
+NEED_A_PATH = ("folder", "text", "series")
+"""Data that take a path after a colon."""
 TEN_LINES = '''\
 """A prior of my own."""
 import torch
@@ -54,7 +56,8 @@ def test_shipped_programs_are_where_the_table_says(kind: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "name"), [(kind, name) for kind in programs.KINDS for name in programs.SHIPPED[kind] if name not in ("folder", "text")]
+    ("kind", "name"),
+    [(kind, name) for kind in programs.KINDS for name in programs.SHIPPED[kind] if name not in NEED_A_PATH],
 )
 @pytest.mark.parametrize("given", ["", "3", "data/3"])
 def test_a_name_takes_nothing_after_a_colon(kind: str, name: str, given: str, tmp_path: Path) -> None:

@@ -26,9 +26,8 @@ from pyro_delta.diagnostics.verify import Certificate, Finding, verify
 from pyro_delta.distributions import AutoregressiveImage, GaussianAR1, GaussianSequence
 from pyro_delta.errors import UserError
 from pyro_delta.guides import AntiCausalGuide, ContourGuide, GRUGuide, StructuredGuide
-from pyro_delta.guides.sequences.tokens import BackwardTokens
+from pyro_delta.guides.sequences.sequence_guide import Backward
 from pyro_delta.models import AR1Prior, DeltaVAE, GatedPixelCNNLikelihood, GRULikelihood
-from pyro_delta.nn.sequences.recurrent import Recurrence
 from pyro_delta.vae import VAE, local_parameters
 
 SPEC = ImageSpec(1, 4, 5, 5)
@@ -595,15 +594,16 @@ def hears(before: Callable[..., Tensor], after: Callable[..., Tensor]) -> Callab
     return spoil
 
 
-class Forwards(BackwardTokens):
+class Forwards(Backward):
     """Reads from the first token on, and takes the state at the start of each step."""
 
     def features(self, x_bt: Tensor, lengths_b: Tensor | None = None) -> Tensor:
-        return self.trunk(self.embed(x_bt.long()))[:, self.starts]
+        return self.trunk(self.reader(x_bt))[:, self.starts]
 
 
 def causal_tokens(vae: VAE) -> None:
-    vae.guide.encoder = Forwards(5, 1, vae.model.prior.starts, 4, Recurrence(6), hidden=6)
+    own = vae.guide.encoder
+    vae.guide.encoder = Forwards(own.reader, own.trunk, vae.model.prior.starts, 4, hidden=6)
 
 
 def too_early(vae: VAE) -> None:

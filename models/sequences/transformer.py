@@ -1,32 +1,32 @@
-"""A causal Transformer over tokens as a likelihood, conditioned on the latent sequence."""
+"""A causal Transformer over tokens or numbers as a likelihood, conditioned on the latent sequence."""
 
 from __future__ import annotations
 
 from typing import ClassVar
 
-from pyro_delta.models.sequences.tokens import Conditioning, TokenLikelihood
+from pyro_delta.models.sequences.autoregressive import Conditioning, SequenceLikelihood
 from pyro_delta.nn.sequences.transformer import CausalTransformer
 from pyro_delta.protocol import Prior, Spec
 from pyro_delta.validation import Count
 
 
-class TransformerLikelihood(TokenLikelihood):
-    """Causal Transformer over tokens: `forward(z)` returns `AutoregressiveTokens`.
+class TransformerLikelihood(SequenceLikelihood):
+    """Causal Transformer over tokens or numbers: its distribution is an `AutoregressiveSequence`.
 
-    Every token is told by attention of all those before it; z enters before the first block and after the last. With
-    lengths, what follows the end of a sequence is not scored, and drawn as token 0.
+    Every position is told by attention of all those before it; z enters before the first block and after the last. What
+    lengths and masks do is as for `GRULikelihood`.
 
     Args:
-        spec: of the sequences: tokens, or voices of them.
+        spec: of the sequences: tokens, voices of them, or series.
         prior: of the latents; its `starts` and event shape (n, d) are read, and nothing of it is kept.
         use_latents: False gives the latent-free control: z is ignored.
-        conditioning: "causal": position t sees {z_s : starts[s] ≤ t}; "full": every token sees all of z.
+        conditioning: "causal": position t sees {z_s : starts[s] ≤ t}; "full": every position sees all of z.
         hidden: features, a multiple of 2·heads.
         layers: blocks.
         heads: of attention.
 
     Raises:
-        UserError: if the data are no sequences of tokens, for an unknown conditioning, or features that the heads
+        UserError: if the data are no sequences, for an unknown conditioning, or features that the heads
             cannot share.
     """
 

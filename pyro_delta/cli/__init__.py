@@ -31,6 +31,8 @@ COMMANDS = {
     "reconstruct": "Data and what the decoder makes of their latents.",
     "interpolate": "Decodings between the latents of data.",
     "inpaint": "Images completed from the pixels that are kept.",
+    "impute": "Series completed from the numbers that are known.",
+    "forecast": "How series go on.",
     "delta": "The rate that an AR(1) prior commits, or the α that commits a rate.",
     "list": "Data sets, presets, priors, likelihoods, guides, objectives, sweeps.",
 }

@@ -52,21 +52,31 @@ class AutoregressiveSequence(TorchDistribution):
         network: a `SequenceNetwork`.
         z: latent sequence (…, n, d).
         lengths: positions of each sequence, integers 1 … T that broadcast with the batch shape. What follows counts
-            nothing, whatever it is, and is drawn as 0. None for T.
+            nothing, whatever it is, and is drawn as `blank`. None for T.
+        mask: the numbers that are known, boolean of a shape that broadcasts with batch and event shape. The others
+            count nothing, no other number depends on what they are, and they are drawn as `blank`. None for all.
     """
 
     arg_constraints: dict[str, constraints.Constraint] = {}  # noqa: RUF012
     has_rsample = False
-    dtype: ClassVar[torch.dtype] = torch.int64
-    """Of the numbers that are drawn, …"""
+    dtype: ClassVar[torch.dtype | None] = torch.int64
+    """Of the numbers that are drawn, that of z if None; …"""
     noises: ClassVar[tuple[int, ...]] = ()
-    """… and the shape of the uniforms that each takes."""
+    """… the shape of the uniforms that each takes; …"""
+    blank: ClassVar[float] = 0
+    """… and what the network reads, and draws give, where nothing counts."""
 
     def __init__(
-        self, network: SequenceNetwork, z: Tensor, lengths: Tensor | None = None, validate_args: bool | None = None
+        self,
+        network: SequenceNetwork,
+        z: Tensor,
+        lengths: Tensor | None = None,
+        mask: Tensor | None = None,
+        validate_args: bool | None = None,
     ) -> None:
         self.network, self.z = network, z
         self.lengths = None if lengths is None else lengths.expand(z.shape[:-2])
+        self.mask = None if mask is None else mask.expand(z.shape[:-2] + network.shape)
         super().__init__(z.shape[:-2], Size(network.shape), validate_args=validate_args)
 
     @property
@@ -86,15 +96,17 @@ class AutoregressiveSequence(TorchDistribution):
     def counted(self) -> Tensor | None:
         """Which numbers count, batch_shape + event shape; None if all do."""
         if self.lengths is None:
-            return None
+            return self.mask
         inside = torch.arange(self.event_shape[0], device=self.z.device) < self.lengths.unsqueeze(-1)
-        return inside.reshape(inside.shape + (1,) * (len(self.event_shape) - 1)).expand(self.shape())
+        inside = inside.reshape(inside.shape + (1,) * (len(self.event_shape) - 1)).expand(self.shape())
+        return inside if self.mask is None else inside & self.mask
 
     def expand(self, batch_shape: Size, _instance: Self | None = None) -> Self:
         """The same distribution with z expanded to `batch_shape`."""
         new = self._get_checked_instance(type(self), _instance)
         new.network, new.z = self.network, self.z.expand(Size(batch_shape) + self.z.shape[-2:])
         new.lengths = None if self.lengths is None else self.lengths.expand(Size(batch_shape))
+        new.mask = None if self.mask is None else self.mask.expand(Size(batch_shape) + self.event_shape)
         super(AutoregressiveSequence, new).__init__(Size(batch_shape), self.event_shape, validate_args=False)
         new._validate_args = self._validate_args
         return new
@@ -103,24 +115,34 @@ class AutoregressiveSequence(TorchDistribution):
         """Teacher-forced parameters (…, *event shape, P) for sequences x (…, *event shape), or shorter ones."""
         event_shape = x.shape[-len(self.event_shape) :]
         shape = broadcast_shapes(x.shape[: -len(event_shape)], self.batch_shape)
-        flat_x = x.expand(shape + event_shape).reshape((-1, *event_shape)).to(self.dtype)
+        x = self._where_counted(x.to(self._dtype), self.blank)
+        flat_x = x.expand(shape + event_shape).reshape((-1, *event_shape))
         z_bnd = self.z.expand(shape + self.z.shape[-2:]).reshape((-1, *self.z.shape[-2:]))
         parameters = self.network(flat_x, z_bnd)
         return parameters.reshape((*shape, *parameters.shape[1:]))
 
     def terms(self, x: Tensor) -> Tensor:
         """Log-probability of each number given those before it, in their order: (…, numbers of an event) nats."""
+        x = self._where_counted(x, 0)  # whatever stands there
         if self._validate_args:
             self._validate_sample(x)
         axis, positions = -len(self.event_shape), self.event_shape[0]
         # Nothing is computed behind the end of the longest.
         longest = positions if self.lengths is None else int(self.lengths.max())
-        numbers = x.narrow(axis, 0, longest).to(self.dtype)
-        terms = self.scores(self.parameters_at(numbers), numbers)
-        if (counted := self.counted) is not None:
-            terms = torch.where(counted.narrow(axis, 0, longest), terms, 0.0)
-            terms = F.pad(terms, (0, 0) * (-axis - 1) + (0, positions - longest))
-        return terms.flatten(axis)
+        numbers = x.narrow(axis, 0, longest).to(self._dtype)
+        terms = self._where_counted(self.scores(self.parameters_at(numbers), numbers), 0.0)
+        return F.pad(terms, (0, 0) * (-axis - 1) + (0, positions - longest)).flatten(axis)
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        return self.dtype or self.z.dtype
+
+    def _where_counted(self, values: Tensor, blank: float) -> Tensor:
+        """Values (…, *event shape), or of fewer positions, and `blank` in the place of those that do not count."""
+        if (counted := self.counted) is None:
+            return values
+        axis = -len(self.event_shape)
+        return torch.where(counted.narrow(axis, 0, values.shape[axis]), values, blank)
 
     def log_prob(self, x: Tensor) -> Tensor:
         """Log-probability of whole sequences in nats, of their batch shape broadcast with that of z."""
@@ -135,12 +157,15 @@ class AutoregressiveSequence(TorchDistribution):
         self,
         sample_shape: Size | tuple[int, ...] = Size(),  # noqa: B008
         *,
+        keep: tuple[Tensor, Tensor] | None = None,
         uniforms: Tensor | None = None,
     ) -> Tensor:
         """Draws sequences of shape sample_shape + batch_shape + event shape.
 
         Args:
             sample_shape: shape of independent draws.
+            keep: sequences, and where, boolean, their numbers are kept; what follows is drawn given them. Both
+                broadcast with the shape of the draws.
             uniforms: the noise, of that shape + `noises`, in (0, 1), of which `pick` makes numbers. Drawn if not given.
         """
         shape = Size(sample_shape) + self.batch_shape
@@ -148,7 +173,13 @@ class AutoregressiveSequence(TorchDistribution):
         uniforms = self.noise(*shape) if uniforms is None else uniforms
         uniforms = uniforms.expand((*shape, *self.event_shape, *self.noises))
         uniforms_bi = uniforms.reshape((len(z_bnd), self.event_shape.numel(), *self.noises))
-        x_bi = torch.zeros(uniforms_bi.shape[:2], dtype=self.dtype, device=self.z.device)
+
+        def by_number(values: Tensor) -> Tensor:
+            return values.to(self.z.device).expand(shape + self.event_shape).reshape(uniforms_bi.shape[:2])
+
+        x_bi = torch.zeros(uniforms_bi.shape[:2], dtype=self._dtype, device=self.z.device)
+        kept = None if keep is None else [by_number(part) for part in keep]
+        counted_bi = None if self.counted is None else by_number(self.counted)
         was_training = self.network.training
         self.network.train(False)
         try:
@@ -159,13 +190,18 @@ class AutoregressiveSequence(TorchDistribution):
                 if self.end is not None and i % LOOK == 0 and bool(ended_b.all()):
                     break
                 parameters_bp = self.network.step(state, i, x_bi[:, i - 1] if i else None)
-                x_bi[:, i] = self.pick(parameters_bp, uniforms_bi[:, i]).masked_fill(ended_b, 0)
+                drawn_b = self.pick(parameters_bp, uniforms_bi[:, i]).to(x_bi.dtype)
+                if kept is not None:
+                    drawn_b = torch.where(kept[1][:, i], kept[0][:, i].to(x_bi.dtype), drawn_b)
+                if counted_bi is not None:
+                    drawn_b = torch.where(counted_bi[:, i], drawn_b, self.blank)
                 if self.end is not None:
-                    ended_b |= x_bi[:, i] == self.end
+                    drawn_b = torch.where(ended_b, 0, drawn_b)
+                    ended_b |= drawn_b == self.end
+                x_bi[:, i] = drawn_b
         finally:
             self.network.train(was_training)
-        x = x_bi.reshape(shape + self.event_shape)
-        return x if (counted := self.counted) is None else torch.where(counted, x, 0)
+        return x_bi.reshape(shape + self.event_shape)
 
 
 class AutoregressiveTokens(AutoregressiveSequence):

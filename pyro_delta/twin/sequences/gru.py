@@ -6,13 +6,15 @@ from typing import Any, ClassVar
 
 from flax import nnx
 
+from pyro_delta.data.series.spec import require_sequences
 from pyro_delta.protocol import Spec
-from pyro_delta.twin.sequences.layers import Recurrence
-from pyro_delta.twin.sequences.tokens import Conditioning, TokenGuide, TokenLikelihood
+from pyro_delta.twin.sequences.autoregressive import Conditioning, SequenceLikelihood
+from pyro_delta.twin.sequences.layers import PositionReader, Recurrence
+from pyro_delta.twin.sequences.sequence_guide import SequenceGuide
 
 
-class GRULikelihood(TokenLikelihood):
-    """p(x | z) by a GRU; arguments as of `TokenLikelihood`."""
+class GRULikelihood(SequenceLikelihood):
+    """p(x | z) by a GRU; arguments as of `SequenceLikelihood`."""
 
     name: ClassVar[str] = "gru"
 
@@ -33,11 +35,11 @@ class GRULikelihood(TokenLikelihood):
         )
 
 
-class GRUGuide(TokenGuide):
-    """q(z | x) by a GRU; arguments as of `TokenGuide`."""
-
-    name: ClassVar[str] = "gru"
+class GRUGuide(SequenceGuide):
+    """q(z | x) by a GRU; arguments as of `SequenceGuide`."""
 
     def __init__(self, spec: Spec, prior: Any, *, rngs: nnx.Rngs, hidden: int = 64) -> None:
         """See the class."""
-        super().__init__(spec, prior, Recurrence(hidden, rngs=rngs), rngs=rngs, hidden=hidden)
+        reader = PositionReader(require_sequences(spec, "guide", "gru"), hidden, rngs=rngs)
+        trunk = Recurrence(hidden, rngs=rngs)
+        super().__init__(prior, reader, trunk, hidden=hidden, rngs=rngs)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -22,6 +24,100 @@ class Embedding(nnx.Module):
     def __call__(self, tokens: Array) -> Array:
         """Integers (...) → (..., features)."""
         return self.weight[...][tokens]
+
+
+class TokenTable(Embedding):
+    """Features of tokens of several voices: row k·V + v is token v of voice k."""
+
+    def __init__(self, voices: int, levels: int, features: int, *, rngs: nnx.Rngs) -> None:
+        """See the class."""
+        super().__init__(voices * levels, features, rngs=rngs)
+        self.levels = levels
+
+    def __call__(self, x: Array, first: int = 0) -> Array:
+        """Tokens (..., k) of the voices from `first` on → (..., k, features)."""
+        return super().__call__(x.astype(jnp.int32) + (first + jnp.arange(x.shape[-1])) * self.levels)
+
+
+class NumberTable(nnx.Module):
+    """Features x·w_k + b_k of standardised numbers of K variables; 0 where a number is missing, which is NaN."""
+
+    def __init__(self, voices: int, features: int, *, rngs: nnx.Rngs) -> None:
+        """See the class."""
+        self.weight = nnx.Param(jax.random.normal(rngs.params(), (voices, 2, features), float) / voices**0.5)
+
+    def __call__(self, x: Array, first: int = 0) -> Array:
+        """Numbers (..., k) of the variables from `first` on → (..., k, features)."""
+        rows = self.weight[...][first : first + x.shape[-1]]
+        known = ~jnp.isnan(x)
+        features = jnp.where(known, x, 0.0)[..., None] * rows[:, 0] + rows[:, 1]
+        return jnp.where(known[..., None], features, 0.0)
+
+
+class Units:
+    """Location and scale of K variables, by which numbers are standardised.
+
+    Args:
+        location: of each.
+        scale: of each.
+    """
+
+    def __init__(self, location: Sequence[float], scale: Sequence[float]) -> None:
+        """See the class."""
+        self.location, self.scale = tuple(location), tuple(scale)
+
+    @classmethod
+    def of(cls, spec: Any) -> Units | None:
+        """Those of a spec of series; None of one of tokens."""
+        return cls(spec.location, spec.scale) if hasattr(spec, "location") else None
+
+    def __eq__(self, other: object) -> bool:
+        """Equal units make equal networks, which are compiled once."""
+        return isinstance(other, Units) and vars(self) == vars(other)
+
+    def __hash__(self) -> int:
+        """Of what makes them equal."""
+        return hash((self.location, self.scale))
+
+    def standardised(self, x: Array) -> Array:
+        """Numbers (..., K)."""
+        return (x - jnp.asarray(self.location, x.dtype)) / jnp.asarray(self.scale, x.dtype)
+
+    def mixture(self, raw: Array, last: Array, variable: int) -> Array:
+        """Of the logistics (..., 3M) of a variable, whose means count from `last` (...), in units of x."""
+        logits, mean, log_scale = jnp.split(raw, 3, axis=-1)
+        mean = self.location[variable] + self.scale[variable] * (mean + last[..., None])
+        log_scale = jnp.log(jnp.asarray(self.scale[variable], raw.dtype)) + jnp.clip(log_scale, -7, 7)
+        return jnp.concatenate([logits, mean, log_scale], axis=-1)
+
+
+class PositionReader(nnx.Module):
+    """Features of each position, the sum of those of its voices or variables.
+
+    Args:
+        spec: of sequences of tokens, or of series.
+        hidden: features.
+        rngs: of the initial values.
+    """
+
+    def __init__(self, spec: Any, hidden: int, *, rngs: nnx.Rngs) -> None:
+        """See the class."""
+        self.voices, self.units = math.prod(spec.shape[1:]), Units.of(spec)
+        self.embed: Any = (
+            TokenTable(self.voices, spec.levels, hidden, rngs=rngs)
+            if self.units is None
+            else NumberTable(self.voices, hidden, rngs=rngs)
+        )
+
+    @property
+    def blank(self) -> float:
+        """What stands for something that is missing: token 0, or NaN."""
+        return 0 if self.units is None else math.nan
+
+    def __call__(self, x: Array) -> Array:
+        """Data (B, T) or (B, T, K) → (B, T, h)."""
+        x_btk = x.reshape(*x.shape[:2], self.voices)
+        return jnp.sum(self.embed(x_btk if self.units is None else self.units.standardised(x_btk)), axis=-2)
 
 
 class GRU(nnx.Module):

@@ -10,10 +10,12 @@ import numpy as np
 from flax import nnx
 from jax import Array
 
+from pyro_delta.data.series.spec import require_sequences
 from pyro_delta.protocol import Spec
 from pyro_delta.twin.layers import linear, masked_softmax
-from pyro_delta.twin.sequences.layers import LayerNorm
-from pyro_delta.twin.sequences.tokens import Conditioning, TokenGuide, TokenLikelihood
+from pyro_delta.twin.sequences.autoregressive import Conditioning, SequenceLikelihood
+from pyro_delta.twin.sequences.layers import LayerNorm, PositionReader
+from pyro_delta.twin.sequences.sequence_guide import SequenceGuide
 
 
 class TransformerBlock(nnx.Module):
@@ -101,8 +103,8 @@ class CausalTransformer(nnx.Module):
         return position_t[:, None] * 10_000.0 ** (-jnp.arange(0, self.size, 2) / self.size)
 
 
-class TransformerLikelihood(TokenLikelihood):
-    """p(x | z) by a Transformer; arguments as of `TokenLikelihood`, and of the trunk."""
+class TransformerLikelihood(SequenceLikelihood):
+    """p(x | z) by a Transformer; arguments as of `SequenceLikelihood`, and of the trunk."""
 
     name: ClassVar[str] = "transformer"
 
@@ -125,14 +127,13 @@ class TransformerLikelihood(TokenLikelihood):
         )
 
 
-class TransformerGuide(TokenGuide):
-    """q(z | x) by a Transformer; arguments as of `TokenGuide`, and of the trunk."""
-
-    name: ClassVar[str] = "transformer"
+class TransformerGuide(SequenceGuide):
+    """q(z | x) by a Transformer; arguments as of `SequenceGuide`, and of the trunk."""
 
     def __init__(
         self, spec: Spec, prior: Any, *, rngs: nnx.Rngs, hidden: int = 128, layers: int = 3, heads: int = 4
     ) -> None:
         """See the class."""
+        reader = PositionReader(require_sequences(spec, "guide", "transformer"), hidden, rngs=rngs)
         trunk = CausalTransformer(hidden, layers=layers, heads=heads, positions=spec.positions, rngs=rngs)
-        super().__init__(spec, prior, trunk, rngs=rngs, hidden=hidden)
+        super().__init__(prior, reader, trunk, hidden=hidden, rngs=rngs)

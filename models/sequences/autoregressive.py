@@ -1,0 +1,200 @@
+"""What likelihoods of sequences share: tokens or numbers in, z as a context, parameters out, cached generation."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, ClassVar, Literal, Protocol, get_args
+
+import torch
+from torch import Tensor, nn
+
+from pyro_delta.data.sequences.spec import TokenSpec
+from pyro_delta.data.series.spec import SeriesSpec, require_sequences
+from pyro_delta.distributions.numbers import AutoregressiveNumbers
+from pyro_delta.distributions.sequences import AutoregressiveSequence, AutoregressiveTokens
+from pyro_delta.errors import unknown_name
+from pyro_delta.nn.latents import LatentMap
+from pyro_delta.nn.precision import Network, autocast_inside
+from pyro_delta.nn.sequences.tables import NumberTable, TokenTable, Units, last_known
+from pyro_delta.protocol import Prior, Spec
+
+Conditioning = Literal["causal", "full"]
+"""Which latent steps a position sees: those that begin at or before it, or all of them."""
+MIXTURES = 5
+"""Logistics of a number."""
+
+
+class Trunk(Protocol):
+    """A causal network over positions: what comes out at one hears those up to it."""
+
+    def __call__(self, v_bth: Tensor) -> Tensor:
+        """All positions at once: (B, T, h) → (B, T, h)."""
+
+    def start(self, v_bh: Tensor) -> dict[str, Tensor]:
+        """A state before the first position, for inputs like v."""
+
+    def step(self, state: dict[str, Tensor], position: int, v_bh: Tensor) -> Tensor:
+        """One position after the other: (B, h) → (B, h)."""
+
+
+class ConditionalSequence(Network):
+    """Parameters of every token or number given those before it and z: embedding, trunk, linear layers.
+
+    There is one at each of T positions, or K of them, voices (variables of a series), each of which hears those before
+    it at its position. The trunk goes over positions, and reads the sum of the embeddings of a position's voices.
+    Position p uses {z_t : starts[t] ≤ p} (all of z with full conditioning). `forward` gives all in one teacher-forced
+    pass; `start` and `step` give them one by one, with the trunk's state as the cache.
+
+    Parameters are the logits of V tokens, or what an `AutoregressiveNumbers` takes. A number that is missing is NaN.
+
+    Args:
+        spec: of the data, (T,) or (T, K).
+        starts: (n,) the position from which on each latent step may be used; None for the latent-free control.
+        dims: d, size of a latent step.
+        trunk: of `hidden` features.
+        hidden: features of numbers, latents and the trunk.
+    """
+
+    ends = ("out",)
+
+    trunk: Any
+
+    def __init__(
+        self, spec: TokenSpec | SeriesSpec, starts: Tensor | None, dims: int, trunk: Trunk, *, hidden: int
+    ) -> None:
+        super().__init__()
+        self.shape, self.voices = spec.shape, math.prod(spec.shape[1:])
+        self.units, self.end = Units.of(spec), getattr(spec, "end", None)
+        # One more token of each voice, for what is before the first position; of numbers, all are missing there.
+        self.levels, self.resolution = spec.levels or 0, spec.resolution
+        self.before = math.nan if self.units is not None else self.levels
+        self.embed = self._table(self.voices, self.levels + 1, hidden)
+        self.latents = None if starts is None else LatentMap(dims, starts, positions=self.shape[0], outputs=hidden)
+        self.trunk = trunk
+        self.head = nn.Linear(2 * hidden, self.voices * hidden)
+        self.above = self._table(self.voices - 1, self.levels, hidden) if self.voices > 1 else None
+        self.out = nn.Linear(hidden, self.levels or 3 * MIXTURES)
+
+    @autocast_inside
+    def forward(self, x: Tensor, z_bnd: Tensor) -> Tensor:
+        """Data (B, *shape), or fewer positions of them, and z (B, n, d) → parameters (B, *shape, P)."""
+        x_btk = x.reshape(len(x), -1, self.voices)
+        here_btk = last_btk = x_btk
+        if self.units is not None:
+            x_btk = self.units.standardised(x_btk)
+            last_btk = last_known(x_btk)
+            here_btk = x_btk - last_btk
+        before_btk = torch.cat((torch.full_like(x_btk[:, :1], self.before), x_btk[:, :-1]), dim=1)
+        context_bth = self._context(z_bnd, x_btk.shape[1])
+        seen_bth = self.trunk(self.embed(before_btk).sum(-2) + context_bth)
+        hidden_btkh = self._heads(seen_bth, context_bth)
+        if self.above is not None:
+            above_btkh = self.above(here_btk[..., :-1]).cumsum(-2)
+            hidden_btkh = hidden_btkh + nn.functional.pad(above_btkh, (0, 0, 1, 0))
+        return self._of_heads(hidden_btkh, last_btk).reshape(*x.shape, -1)
+
+    def start(self, z_bnd: Tensor) -> dict[str, Any]:
+        """Begins a cached generation."""
+        context_bth = self._context(z_bnd, self.shape[0])
+        nothing_k = torch.full((self.voices,), self.before, device=z_bnd.device)
+        return {
+            "context": context_bth,
+            "trunk": self.trunk.start(context_bth[:, 0]),
+            "before": self.embed(nothing_k).sum(0).expand_as(context_bth[:, 0]),
+            "last": context_bth.new_zeros(len(z_bnd), self.voices),
+        }
+
+    def step(self, state: dict[str, Any], i: int, previous_b: Tensor | None) -> Tensor:
+        """Parameters (B, P) of token or number i = t·K + k, given the one before it (None at the first)."""
+        (t, voice), context_bth = divmod(i, self.voices), state["context"]
+        if previous_b is not None:
+            last = (i - 1) % self.voices
+            previous_b1 = here_b1 = previous_b.unsqueeze(1)
+            if self.units is not None:
+                previous_b1 = self.units.standardised(previous_b1, last)
+                last_bk = state["last"].clone()
+                here_b1 = previous_b1 - last_bk[:, last : last + 1]
+                last_bk[:, last : last + 1] = torch.where(previous_b1.isnan(), last_bk[:, last : last + 1], previous_b1)
+                state["last"] = last_bk
+            embedded_bh = self.embed(previous_b1, last)[:, 0]
+            state["before"] = state["before"] + embedded_bh if last else embedded_bh
+        if voice == 0:
+            context_bh = context_bth[:, t]
+            seen_bh = self.trunk.step(state["trunk"], t, state["before"] + context_bh)
+            state["heads"] = self._heads(seen_bh, context_bh)
+        else:
+            assert self.above is not None
+            above_bh = self.above(here_b1, voice - 1)[:, 0]
+            state["above"] = state["above"] + above_bh if voice > 1 else above_bh
+        hidden_bh = state["heads"][:, voice]
+        return self._of_heads(hidden_bh + state["above"] if voice else hidden_bh, state["last"][:, voice], voice)
+
+    def _table(self, voices: int, levels: int, hidden: int) -> TokenTable | NumberTable:
+        return TokenTable(voices, levels, hidden) if self.units is None else NumberTable(voices, hidden)
+
+    def _context(self, z_bnd: Tensor, positions: int) -> Tensor:
+        """What z says to the first positions, (B, T, h)."""
+        if self.latents is None:
+            return self.out.weight.new_zeros(len(z_bnd), positions, self.head.in_features // 2)
+        return self.latents(z_bnd, positions)
+
+    def _heads(self, seen: Tensor, context: Tensor) -> Tensor:
+        """(…, h) of the trunk and of z → (…, K, h)."""
+        return self.head(torch.cat((seen, context), dim=-1)).unflatten(-1, (self.voices, -1))
+
+    def _of_heads(self, hidden: Tensor, last: Tensor, voice: int | slice = slice(None)) -> Tensor:
+        """Of all voices (…, K, h), or of one (…, h), whose means count from what was last known of them."""
+        raw = self.out(nn.functional.silu(hidden))
+        return raw if self.units is None else self.units.mixture(raw, last, voice)
+
+
+class SequenceLikelihood(nn.Module):
+    """Base class of likelihoods of tokens or numbers: a subclass names itself, and gives the trunk.
+
+    With lengths, what follows the end of a sequence is not scored, and drawn as token 0, or as NaN. So is what a mask
+    says is missing; nothing depends on what stands there.
+
+    Args:
+        spec: of the sequences: tokens, voices of them, or series.
+        prior: of the latents; its `starts` and event shape (n, d) are read, and nothing of it is kept.
+        trunk: of `hidden` features.
+        use_latents: False gives the latent-free control: z is ignored.
+        conditioning: "causal": position t sees {z_s : starts[s] ≤ t}; "full": every position sees all of z.
+        hidden: features.
+
+    Raises:
+        UserError: if the data are no sequences, or for an unknown conditioning.
+    """
+
+    name: ClassVar[str]
+
+    starts: Tensor
+
+    def __init__(
+        self,
+        spec: Spec,
+        prior: Prior,
+        trunk: Trunk,
+        *,
+        use_latents: bool,
+        conditioning: Conditioning,
+        hidden: int,
+    ) -> None:
+        super().__init__()
+        if conditioning not in get_args(Conditioning):
+            raise unknown_name("likelihood.conditioning", conditioning, get_args(Conditioning))
+        sequences = require_sequences(spec, "likelihood", self.name)
+        self.conditioning = conditioning
+        starts = prior.starts if conditioning == "causal" else torch.zeros_like(prior.starts)
+        self.family: type[AutoregressiveSequence] = AutoregressiveTokens
+        if isinstance(spec, SeriesSpec):
+            self.family = AutoregressiveNumbers
+        dims = prior().event_shape[-1]
+        self.network = ConditionalSequence(sequences, starts if use_latents else None, dims, trunk, hidden=hidden)
+        self.register_buffer("starts", prior.starts.clone(), persistent=False)
+
+    def forward(self, z: Tensor, lengths: Tensor | None = None, mask: Tensor | None = None) -> AutoregressiveSequence:
+        """Z (…, n, d), positions (…) of sequences that have lengths, and what is known of them, → a distribution."""
+        if lengths is not None:  # nothing hears the padding, also with full conditioning
+            z = torch.where((self.starts < lengths.unsqueeze(-1)).unsqueeze(-1), z, 0.0)
+        return self.family(self.network, z, lengths, mask)

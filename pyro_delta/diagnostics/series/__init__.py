@@ -1,0 +1,1 @@
+"""What runs of series are asked: numbers that are missing, and those that come next."""
