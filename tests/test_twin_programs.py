@@ -27,11 +27,11 @@ pytest.importorskip("flax")
 import jax
 import jax.numpy as jnp
 
-from pyro_delta.twin import auxiliary, distributions, latents, priors, sampling
+from pyro_delta.twin import auxiliary, distributions, latents, logistic_mixture, priors, sampling
 from pyro_delta.twin import build as twins
 from pyro_delta.twin import crosscheck as crosschecking
 from pyro_delta.twin.crosscheck import Crosscheck, crosscheck
-from pyro_delta.twin.images import conditional, encoder, gated_pixelcnn, logistic_mixture
+from pyro_delta.twin.images import conditional, encoder, gated_pixelcnn
 from pyro_delta.twin.images.guides import onto_contour
 from pyro_delta.twin.weights import load_weights, torch_weights
 
