@@ -9,6 +9,7 @@ from pyro_delta.models.priors.ar1 import AR1Prior, LearnedAR1Prior, StandardNorm
 from pyro_delta.models.priors.auxiliary import LSTMPrior
 from pyro_delta.models.priors.dense import ARPrior, MaternPrior
 from pyro_delta.models.sequences.gru import GRULikelihood
+from pyro_delta.models.sequences.wavenet import WaveNetLikelihood
 
 __all__ = [
     "AR1Prior",
@@ -26,5 +27,6 @@ __all__ = [
     "MaternPrior",
     "PixelSNAILLikelihood",
     "StandardNormalPrior",
+    "WaveNetLikelihood",
     "even_starts",
 ]

@@ -49,6 +49,8 @@ SHIPPED: dict[str, dict[str, str]] = {
         "folder": "pyro_delta.data.images.datasets:Folder",
         "descriptions": "pyro_delta.data.sequences.text:Descriptions",
         "chorales": "pyro_delta.data.music.chorales:Chorales",
+        "speech": "pyro_delta.data.audio.speech:Speech",
+        "audio": "pyro_delta.data.audio.speech:Audio",
         "given": "pyro_delta.data.splits:Given",
     },
     "prior": {
@@ -63,6 +65,7 @@ SHIPPED: dict[str, dict[str, str]] = {
         "gated_pixelcnn": "pyro_delta.models:GatedPixelCNNLikelihood",
         "pixelsnail": "pyro_delta.models:PixelSNAILLikelihood",
         "gru": "pyro_delta.models:GRULikelihood",
+        "wavenet": "pyro_delta.models:WaveNetLikelihood",
     },
     "guide": {
         "anti_causal": "pyro_delta.guides:AntiCausalGuide",
@@ -70,6 +73,7 @@ SHIPPED: dict[str, dict[str, str]] = {
         "contour": "pyro_delta.guides:ContourGuide",
         "structured": "pyro_delta.guides:StructuredGuide",
         "gru": "pyro_delta.guides:GRUGuide",
+        "spectral": "pyro_delta.guides:SpectralGuide",
     },
     "objective": {
         "elbo": "pyro_delta.inference.objectives:NegativeELBO",

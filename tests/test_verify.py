@@ -26,7 +26,7 @@ from pyro_delta.diagnostics.verify import Certificate, Finding, verify
 from pyro_delta.distributions import AutoregressiveImage, GaussianAR1, GaussianSequence
 from pyro_delta.errors import UserError
 from pyro_delta.guides import AntiCausalGuide, ContourGuide, GRUGuide, StructuredGuide
-from pyro_delta.guides.sequences.gru import BackwardGRU
+from pyro_delta.guides.sequences.gru import BackwardTokens
 from pyro_delta.models import AR1Prior, DeltaVAE, GatedPixelCNNLikelihood, GRULikelihood
 from pyro_delta.vae import VAE, local_parameters
 
@@ -594,7 +594,7 @@ def hears(before: Callable[..., Tensor], after: Callable[..., Tensor]) -> Callab
     return spoil
 
 
-class Forwards(BackwardGRU):
+class Forwards(BackwardTokens):
     """Reads from the first token on, and takes the state at the start of each step."""
 
     def features(self, x_bt: Tensor, lengths_b: Tensor | None = None) -> Tensor:

@@ -5,26 +5,17 @@ from __future__ import annotations
 import math
 from typing import ClassVar
 
-import pyro
-import pyro.distributions as dist
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pyro_delta.data.sequences.spec import require_tokens
-from pyro_delta.errors import UserError
-from pyro_delta.nn.precision import Network, autocast_inside
+from pyro_delta.guides.sequences.sequence_guide import BackwardGRU, SequenceGuide
 from pyro_delta.protocol import Prior, Spec
-from pyro_delta.rate import minimising_posterior
-from pyro_delta.svi import offer_parameters
 from pyro_delta.validation import Count
 
 
-class BackwardGRU(Network):
-    """From tokens to a few numbers for each latent step, which hear of positions ≥ starts[t] alone.
-
-    The sequence is reversed, from its own end on, and read by a GRU; step t takes the state at position starts[t]. Of K
-    voices at a position the sum of the embeddings is read.
+class BackwardTokens(BackwardGRU):
+    """A `BackwardGRU` that reads the embeddings of tokens; of K voices at a position the sum of the embeddings.
 
     Args:
         levels: V.
@@ -34,51 +25,23 @@ class BackwardGRU(Network):
         hidden: units.
     """
 
-    ends = ("out",)
-
-    starts: Tensor
+    embed: nn.Embedding
 
     def __init__(self, levels: int, voices: int, starts: Tensor, outputs: int, *, hidden: int) -> None:
-        super().__init__()
+        super().__init__(starts, outputs, hidden=hidden, embed=nn.Embedding(voices * levels, hidden))
         self.levels, self.voices = levels, voices
-        self.embed = nn.Embedding(voices * levels, hidden)
-        self.gru = nn.GRU(hidden, hidden, batch_first=True)
-        self.out = nn.Linear(hidden, outputs)
-        self.register_buffer("starts", starts.clone(), persistent=False)
 
-    @autocast_inside
-    def forward(self, x: Tensor, lengths_b: Tensor | None = None) -> Tensor:
-        """Tokens (B, T) or (B, T, K), and their positions if they are fewer than T, → (B, n, outputs).
-
-        What steps at and after the end of a sequence get is of no account.
-        """
-        return self.out(self.features(x, lengths_b))
-
-    def features(self, x: Tensor, lengths_b: Tensor | None = None) -> Tensor:
-        """(B, n, hidden), before the last layer."""
-        if lengths_b is not None:  # nothing is read behind the end of the longest
-            x = x[:, : int(lengths_b.max())]
+    def read(self, x: Tensor) -> Tensor:
+        """Tokens (B, T) or (B, T, K) → (B, T, hidden)."""
         x_btk = x.long().reshape(len(x), -1, self.voices)
         rows_k = torch.arange(self.voices, device=x.device) * self.levels
-        v_bth = self.embed(x_btk + rows_k).sum(-2)
-        if lengths_b is None:
-            seen_bth, _ = self.gru(v_bth.flip(1))
-            return seen_bth.flip(1)[:, self.starts]
-        last_b1 = lengths_b.unsqueeze(-1) - 1
-        seen_bth, _ = self.gru(_taken(v_bth, last_b1 - torch.arange(v_bth.shape[1], device=x.device)))
-        return _taken(seen_bth, last_b1 - self.starts)
+        return self.embed(x_btk + rows_k).sum(-2)
 
 
-def _taken(v_bth: Tensor, places_bs: Tensor) -> Tensor:
-    """(B, S, h) at places of each sequence, the first in the place of those below 0."""
-    return v_bth.gather(1, places_bs.clamp_min(0).unsqueeze(-1).expand(-1, -1, v_bth.shape[-1]))
-
-
-class GRUGuide(nn.Module):
+class GRUGuide(SequenceGuide):
     """q(z | x) = Π_t N(z_t; μ_t(x_{≥t}), σ_t(x_{≥t})) from a GRU that reads the tokens backwards.
 
-    σ starts at that of the posterior that attains the prior's δ. Steps from the end of a sequence on are N(0, 1), as a
-    prior with lengths has them, and cost nothing.
+    See `SequenceGuide`.
 
     Args:
         spec: of the sequences: tokens, or voices of them.
@@ -90,61 +53,9 @@ class GRUGuide(nn.Module):
     """
 
     twin: ClassVar[str] = "pyro_delta.twin.sequences.gru:GRUGuide"
-    causality: ClassVar[str] = "anti_causal"
-
-    scale: Tensor
 
     def __init__(self, spec: Spec, prior: Prior, *, hidden: Count = 64) -> None:
-        super().__init__()
         tokens = require_tokens(spec, "guide", "gru")
-        self.dims, self.shape = prior().event_shape[-1], tokens.shape
-        voices = math.prod(tokens.shape[1:])
-        self.encoder = BackwardGRU(tokens.levels, voices, prior.starts, 2 * self.dims, hidden=hidden)
-        with torch.no_grad():
-            scale = minimising_posterior(prior()).base_dist.scale
-        self.register_buffer("scale", scale.to(torch.get_default_dtype()))
-
-    def posterior(self, x: Tensor, lengths: Tensor | None = None) -> dist.Independent:
-        """q(z | x) for sequences (…, *shape), of positions (…) if they have lengths, event shape (n, d)."""
-        batch = x.shape[: -len(self.shape)]
-        flat = x.reshape((-1, *self.shape))
-        raw = self.encoder(flat) if lengths is None else self.encoder(flat, lengths.reshape(-1))
-        mean, ratio = raw.reshape((*batch, *raw.shape[-2:])).split(self.dims, dim=-1)
-        scale = self.scale * (F.softplus(ratio) / math.log(2.0)) + 1e-6
-        if lengths is not None:
-            inside = self._inside(lengths).unsqueeze(-1)
-            mean, scale = torch.where(inside, mean, 0.0), torch.where(inside, scale, 1.0)
-        return dist.Normal(mean, scale).to_event(2)
-
-    def _inside(self, lengths: Tensor) -> Tensor:
-        """Which steps belong to positions of a sequence, (…, n)."""
-        return self.encoder.starts < lengths.unsqueeze(-1)
-
-    def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
-        """Writes the site `z` for sequences x (B, *shape), a tensor or an array, of positions (B,).
-
-        Raises:
-            UserError: if x is one sequence without its batch axis.
-        """
-        offer_parameters(self)
-        x = torch.as_tensor(x)
-        if x.dim() == len(self.shape):
-            raise UserError(
-                f"x has shape {tuple(x.shape)}, that of one sequence; give it a batch axis, as x[None] has."
-            )
-        with pyro.plate("data", x.shape[0]):
-            return pyro.sample("z", self.posterior(x, lengths))
-
-    @torch.no_grad()
-    def start_from(self, x: Tensor, lengths: Tensor | None = None) -> None:
-        """Takes its initial weights from sequences (B, *shape): means of mean 0 and deviation 1 over them, all else 0.
-
-        Of sequences with lengths, the steps that belong to them count.
-        """
-        out, d = self.encoder.out, self.dims
-        out.weight[d:], out.bias[d:] = 0.0, 0.0
-        mean_bnd = self.encoder(x, lengths)[..., :d]
-        mean_kd = mean_bnd.flatten(0, 1) if lengths is None else mean_bnd[self._inside(lengths)]
-        deviation_d = mean_kd.std(0, correction=0).clamp_min(1e-6)
-        out.weight[:d] /= deviation_d.unsqueeze(1)
-        out.bias[:d] = (out.bias[:d] - mean_kd.mean(0)) / deviation_d
+        voices, dims = math.prod(tokens.shape[1:]), prior().event_shape[-1]
+        encoder = BackwardTokens(tokens.levels, voices, prior.starts, 2 * dims, hidden=hidden)
+        super().__init__(encoder, tokens.shape, prior)

@@ -73,6 +73,10 @@ class AutoregressiveSequence(TorchDistribution):
         """The numbers (…) that noise (…, *noises) makes of parameters (…, P)."""
         raise NotImplementedError
 
+    def numbers(self, x: Tensor) -> Tensor:
+        """Sequences in the type that the network reads."""
+        return x.to(self.dtype)
+
     @property
     def counted(self) -> Tensor | None:
         """Which numbers count, batch_shape + event shape; None if all do."""
@@ -94,7 +98,7 @@ class AutoregressiveSequence(TorchDistribution):
         """Teacher-forced parameters (…, *event shape, P) for sequences x (…, *event shape), or shorter ones."""
         event_shape = x.shape[-len(self.event_shape) :]
         shape = broadcast_shapes(x.shape[: -len(event_shape)], self.batch_shape)
-        flat_x = x.expand(shape + event_shape).reshape((-1, *event_shape)).to(self.dtype)
+        flat_x = self.numbers(x.expand(shape + event_shape).reshape((-1, *event_shape)))
         z_bnd = self.z.expand(shape + self.z.shape[-2:]).reshape((-1, *self.z.shape[-2:]))
         parameters = self.network(flat_x, z_bnd)
         return parameters.reshape((*shape, *parameters.shape[1:]))
@@ -106,7 +110,7 @@ class AutoregressiveSequence(TorchDistribution):
         axis, positions = -len(self.event_shape), self.event_shape[0]
         # Nothing is computed behind the end of the longest.
         longest = positions if self.lengths is None else int(self.lengths.max())
-        numbers = x.narrow(axis, 0, longest).to(self.dtype)
+        numbers = self.numbers(x.narrow(axis, 0, longest))
         terms = self.scores(self.parameters_at(numbers), numbers)
         if (counted := self.counted) is not None:
             terms = torch.where(counted.narrow(axis, 0, longest), terms, 0.0)
