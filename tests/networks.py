@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from pyro_delta import config
 from pyro_delta.data import Spec
+from pyro_delta.data.audio import SoundSpec
 from pyro_delta.data.images import ImageSpec
 from pyro_delta.data.music import ScoreSpec
 from pyro_delta.data.sequences.text import Descriptions
@@ -17,6 +18,7 @@ SPECS = {
     "mnist": ImageSpec(1, 28, 28, 256),
     "descriptions": Descriptions.spec,
     "chorales": ScoreSpec(32, 47),
+    "speech": SoundSpec(80),
 }
 """Of the data that presets name."""
 PRESETS = {name: config.load_preset(name).data.program for name in config.preset_names()}

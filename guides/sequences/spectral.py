@@ -30,26 +30,23 @@ class BackwardSpectra(BackwardGRU):
 
     Args:
         levels: L, of μ-law.
-        width: S, samples of a position.
+        samples: S, of a position.
         starts: (n,) of the prior.
         outputs: numbers given out per step.
         hidden: units.
     """
 
     spectrum: nn.Linear
-    window: Tensor
 
-    def __init__(self, levels: int, width: int, starts: Tensor, outputs: int, *, hidden: int) -> None:
-        super().__init__(starts, outputs, hidden=hidden, spectrum=nn.Linear(width // 2 + 1, hidden))
+    def __init__(self, levels: int, samples: int, starts: Tensor, outputs: int, *, hidden: int) -> None:
+        super().__init__(starts, outputs, hidden=hidden, spectrum=nn.Linear(samples // 2 + 1, hidden))
         self.levels = levels
-        places_s = (torch.arange(width, dtype=torch.float64) + 0.5) / width
-        window_s = torch.sin(math.pi * places_s).square().to(torch.get_default_dtype())
-        self.register_buffer("window", window_s, persistent=False)
 
     def read(self, x: Tensor) -> Tensor:
         """Levels (B, P, S) → (B, P, hidden)."""
-        amplitude_bps = expanded(x.to(self.window.dtype), self.levels) * self.window
-        power_bpf = torch.view_as_real(torch.fft.rfft(amplitude_bps)).square().sum(-1)
+        x, samples = x.to(self.spectrum.weight.dtype), x.shape[-1]
+        window_s = torch.sin(math.pi / samples * (torch.arange(samples, device=x.device, dtype=x.dtype) + 0.5)).square()
+        power_bpf = torch.view_as_real(torch.fft.rfft(expanded(x, self.levels) * window_s)).square().sum(-1)
         return self.spectrum((torch.log(power_bpf + QUIET) - MIDDLE) / LOUDNESS)
 
 
@@ -72,5 +69,5 @@ class SpectralGuide(SequenceGuide):
     def __init__(self, spec: Spec, prior: Prior, *, hidden: Count = 64) -> None:
         sounds = require_sounds(spec, "guide", "spectral")
         dims = prior().event_shape[-1]
-        encoder = BackwardSpectra(sounds.levels, sounds.width, prior.starts, 2 * dims, hidden=hidden)
+        encoder = BackwardSpectra(sounds.levels, sounds.samples, prior.starts, 2 * dims, hidden=hidden)
         super().__init__(encoder, sounds.shape, prior, sounds.datum)

@@ -84,7 +84,7 @@ def _shown(spec: SoundSpec, amplitude: Tensor) -> list[Tensor]:
     starts, ends = edges[::2], edges[1::2]
     sounds = [amplitude[start:end] for start, end in zip(starts, ends)]
     written = bool(sounds) and all(
-        len(sound) % spec.width == 0
+        len(sound) % spec.samples == 0
         and np.array_equal(_in_16_bits(compressed(sound, spec.levels), spec.levels), sound.numpy() * FULL)
         for sound in sounds
     )
@@ -107,10 +107,11 @@ def read_levels(spec: SoundSpec, path: Path, *, cut: bool = False) -> Tensor:
 
 
 def _levels(spec: SoundSpec, path: Path, amplitude: Tensor, cut: bool = False) -> Tensor:
-    if (positions := -(-len(amplitude) // spec.width)) > spec.length and not cut:
+    if (positions := -(-len(amplitude) // spec.samples)) > spec.length and not cut:
         raise UserError(
-            f"{path} has {positions} positions of {1000 * spec.width / spec.rate:g} ms, and a sound here {spec.length} "
-            "at most; give a shorter one, or train with a larger data.length, or with data.cut=true, which cuts."
+            f"{path} has {positions} positions of {1000 * spec.samples / spec.rate:g} ms, and a sound here "
+            f"{spec.length} at most; give a shorter one, or train with a larger data.length, or with data.cut=true, "
+            "which cuts."
         )
     return compressed(amplitude, spec.levels)
 
@@ -156,8 +157,8 @@ def read_amplitudes(spec: SoundSpec, path: Path) -> Tensor:
 
 def filled(spec: SoundSpec, level: Tensor) -> Tensor:
     """Levels (samples,) as sounds (N, P, S): as many as it takes, the last position filled up with silence."""
-    positions = -(-len(level) // spec.width)
-    silent = torch.full((positions * spec.width - len(level),), spec.levels // 2, dtype=torch.uint8)
-    position_ps = torch.cat((level, silent)).reshape(positions, spec.width)
+    positions = -(-len(level) // spec.samples)
+    silent = torch.full((positions * spec.samples - len(level),), spec.levels // 2, dtype=torch.uint8)
+    position_ps = torch.cat((level, silent)).reshape(positions, spec.samples)
     missing = -positions % spec.length
-    return torch.cat((position_ps, position_ps.new_zeros(missing, spec.width))).reshape(-1, *spec.shape)
+    return torch.cat((position_ps, position_ps.new_zeros(missing, spec.samples))).reshape(-1, *spec.shape)

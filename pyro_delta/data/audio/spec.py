@@ -24,7 +24,7 @@ class SoundSpec(Spec):
 
     Args:
         length: P, positions of the longest sound.
-        width: S, samples of a position.
+        samples: S, of a position.
         rate: samples a second.
         levels: of μ-law, μ = levels − 1; an even number, so that silence lies between two levels.
         mono: whether the channels of a file are averaged; if not, a file of several is refused.
@@ -34,7 +34,7 @@ class SoundSpec(Spec):
     """
 
     length: int
-    width: int = 160
+    samples: int = 160
     rate: int = 8000
     levels: int = 256
     mono: bool = False
@@ -53,7 +53,7 @@ class SoundSpec(Spec):
     @property
     def shape(self) -> tuple[int, int]:
         """(P, S)."""
-        return self.length, self.width
+        return self.length, self.samples
 
     @property
     def seconds(self) -> float:
@@ -68,7 +68,7 @@ class SoundSpec(Spec):
 
     def group(self, rank: int) -> str:
         """A sample of a position."""
-        position, sample = divmod(rank, self.width)
+        position, sample = divmod(rank, self.samples)
         return f"sample {sample} of position {position}"
 
     def show(self, x: Tensor, path: Path, columns: int) -> None:

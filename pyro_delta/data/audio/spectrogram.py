@@ -34,11 +34,11 @@ def spectrograms(spec: SoundSpec, x: Tensor, columns: int) -> np.ndarray:
     shown, steps = [], -(-spec.scored // hop)
     for sound, length in zip(x, lengths_of(x).tolist()):
         amplitude = expanded(sound.flatten().double(), spec.levels).numpy()
-        amplitude[length * spec.width :] = 0.0
+        amplitude[length * spec.samples :] = 0.0
         power_ft = spectra.spectrogram(amplitude, p0=0, p1=steps)
         loud_ft = np.maximum(10 * np.log10(power_ft + 1e-12), FLOOR) / -FLOOR + 1
         picture_ftc = (colormaps["magma"](loud_ft[::-1])[..., :3] * 255).astype(np.uint8)
-        picture_ftc[:, -(-length * spec.width // hop) :] = FRAME
+        picture_ftc[:, -(-length * spec.samples // hop) :] = FRAME
         shown.append(np.pad(picture_ftc, ((0, MARGIN), (0, MARGIN), (0, 0)), constant_values=FRAME))
     rows = -(-len(shown) // columns)
     shown += [np.full_like(shown[0], FRAME)] * (rows * columns - len(shown))

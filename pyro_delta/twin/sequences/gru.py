@@ -8,24 +8,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import numpyro
 from flax import nnx
 from jax import Array
-from numpyro.distributions import Independent, Normal
 
 from pyro_delta.data.sequences.spec import require_tokens
 from pyro_delta.protocol import Spec
 from pyro_delta.twin.latents import LatentMap
-from pyro_delta.twin.layers import linear, positive
-from pyro_delta.twin.rate import minimising_factor
+from pyro_delta.twin.layers import linear
 from pyro_delta.twin.sequences.distributions import AutoregressiveTokens
 from pyro_delta.twin.sequences.layers import GRU, Embedding
-from pyro_delta.twin.variables import Buffer
+from pyro_delta.twin.sequences.sequence_guide import BackwardGRU, SequenceGuide, inside
 
 
 class ConditionalGRU(nnx.Module):
@@ -112,8 +109,8 @@ class ConditionalGRU(nnx.Module):
         return self.out(jax.nn.silu(hidden))
 
 
-class BackwardGRU(nnx.Module):
-    """Numbers for each latent step from a GRU that reads the tokens from the end: those of the state at starts[t].
+class BackwardTokens(BackwardGRU):
+    """A `BackwardGRU` that reads the sums of the embeddings of a position's voices.
 
     Args:
         levels: V.
@@ -124,32 +121,20 @@ class BackwardGRU(nnx.Module):
         rngs: of the initial values.
     """
 
+    embed: Embedding
+
     def __init__(
         self, levels: int, voices: int, starts: Sequence[int], outputs: int, *, hidden: int, rngs: nnx.Rngs
     ) -> None:
         """See the class."""
+        embed = Embedding(voices * levels, hidden, rngs=rngs)
+        super().__init__(starts, outputs, hidden=hidden, rngs=rngs, embed=embed)
         self.levels, self.voices = levels, voices
-        self.starts = tuple(int(position) for position in starts)
-        self.embed = Embedding(voices * levels, hidden, rngs=rngs)
-        self.gru = GRU(hidden, hidden, rngs=rngs)
-        self.out = linear(hidden, outputs, rngs=rngs)
 
-    def __call__(self, x: Array, lengths: Any = None) -> Array:
-        """Tokens (B, *shape), of which so many positions (B,) count, → (B, n, outputs).
-
-        Each sequence is turned round within its length: reading starts at its own end.
-        """
+    def read(self, x: Array) -> Array:
+        """Tokens (B, *shape) → (B, T, h)."""
         x_btk = x.astype(jnp.int32).reshape(len(x), -1, self.voices)
-        read_bth = jnp.sum(self.embed(x_btk + jnp.arange(self.voices) * self.levels), axis=-2)
-        positions = read_bth.shape[1]
-        last_b1 = (jnp.full(len(x), positions) if lengths is None else jnp.asarray(lengths))[:, None] - 1
-        seen_bth = self.gru(_at(read_bth, last_b1 - jnp.arange(positions)))
-        return self.out(_at(seen_bth, last_b1 - np.asarray(self.starts)))
-
-
-def _at(values_bth: Array, places_bs: Array) -> Array:
-    """Values (B, S, h) at places of each sequence; those below 0 are taken for 0."""
-    return jnp.take_along_axis(values_bth, jnp.maximum(places_bs, 0)[..., None], axis=1)
+        return jnp.sum(self.embed(x_btk + jnp.arange(self.voices) * self.levels), axis=-2)
 
 
 # --- Programs ---
@@ -193,17 +178,12 @@ class GRULikelihood(nnx.Module):
     def __call__(self, z: Array, lengths: Any = None) -> AutoregressiveTokens:
         """p(x | z) for latents (..., n, d), of sequences of so many positions (...)."""
         if lengths is not None:
-            z = jnp.where(_inside(self.starts, lengths)[..., None], z, 0)
+            z = jnp.where(inside(self.starts, lengths)[..., None], z, 0)
         return AutoregressiveTokens(self.network, z, lengths)
 
 
-def _inside(starts: Sequence[int], lengths: Any) -> Array:
-    """Which steps belong to a sequence of so many positions (...): (..., n)."""
-    return np.asarray(starts) < jnp.asarray(lengths)[..., None]
-
-
-class GRUGuide(nnx.Module):
-    """Independent over steps and dimensions; z_t hears positions ≥ starts[t], and is N(0, 1) behind the end.
+class GRUGuide(SequenceGuide):
+    """A `SequenceGuide` that reads tokens.
 
     Args:
         spec: of the sequences.
@@ -212,39 +192,9 @@ class GRUGuide(nnx.Module):
         hidden: h.
     """
 
-    causality: ClassVar[str] = "anti_causal"
-
     def __init__(self, spec: Spec, prior: Any, *, rngs: nnx.Rngs, hidden: int = 64) -> None:
         """See the class."""
         tokens = require_tokens(spec, "guide", "gru")
-        self.dims = prior().event_shape[-1]
-        starts = np.asarray(prior.starts[...]).tolist()
-        self.encoder = BackwardGRU(
-            tokens.levels, math.prod(tokens.shape[1:]), starts, 2 * self.dims, hidden=hidden, rngs=rngs
-        )
-        scale_dt = np.diagonal(minimising_factor(prior(), 1), axis1=-2, axis2=-1)
-        self.scale = Buffer(jnp.asarray(scale_dt.T))
-
-    def __call__(self, x: Array, lengths: Any = None) -> Array:
-        """Writes the site `z` for sequences x (B, *shape)."""
-        with numpyro.plate("data", x.shape[0]):
-            return numpyro.sample("z", self.posterior(x, lengths))
-
-    def posterior(self, x: Array, lengths: Any = None) -> Independent:
-        """q(z | x) for sequences (B, *shape) of so many positions (B,), event shape (n, d)."""
-        mean, ratio = jnp.split(self.encoder(x, lengths), 2, axis=-1)
-        scale = self.scale[...] * positive(ratio) + 1e-6
-        if lengths is not None:
-            inside = _inside(self.encoder.starts, lengths)[..., None]
-            mean, scale = jnp.where(inside, mean, 0.0), jnp.where(inside, scale, 1.0)
-        return Normal(mean, scale).to_event(2)
-
-    def start_from(self, x: Array, lengths: Any = None) -> None:
-        """Initialises by sequences (B, *shape): means of mean 0 and deviation 1 over them, all else 0."""
-        out, d = self.encoder.out, self.dims
-        mean_bnd = self.encoder(x, lengths)[..., :d]
-        mean_kd = mean_bnd.reshape(-1, d) if lengths is None else mean_bnd[_inside(self.encoder.starts, lengths)]
-        deviation_d = jnp.maximum(mean_kd.std(0), 1e-6)
-        kernel, bias = out.kernel[...], out.bias[...]
-        out.kernel[...] = jnp.zeros_like(kernel).at[:, :d].set(kernel[:, :d] / deviation_d)
-        out.bias[...] = jnp.zeros_like(bias).at[:d].set((bias[:d] - mean_kd.mean(0)) / deviation_d)
+        starts, outputs = np.asarray(prior.starts[...]).tolist(), 2 * prior().event_shape[-1]
+        voices = math.prod(tokens.shape[1:])
+        super().__init__(BackwardTokens(tokens.levels, voices, starts, outputs, hidden=hidden, rngs=rngs), prior)
