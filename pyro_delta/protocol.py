@@ -30,7 +30,8 @@ class Spec(Protocol):
 
     A spec is a frozen dataclass, saved with a run by its class and fields.
 
-    Optional: `beside(x)`, what goes with data that were read from a file, such as lengths that x itself shows, by name.
+    Optional: `beside(x)`, what goes with data that were read from a file, such as lengths that x itself shows, by name;
+    `seconds`, how long a datum of all positions lasts.
 
     Attributes:
         shape: event shape of a datum.

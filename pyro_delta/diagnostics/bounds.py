@@ -328,18 +328,21 @@ class Unit:
     Attributes:
         scored: numbers of a datum.
         shift: nats of a datum that a stated resolution adds to −log p(x): −scored · ln(resolution).
+        a_second: numbers of a second, of data that last some time; 0 of others.
     """
 
     scored: float
     shift: float = 0.0
+    a_second: float = 0.0
 
     @classmethod
     def of(cls, spec: Spec | None, scored: float = math.inf) -> Unit:
         """That of a spec, or of `scored` numbers: where there is none, or fewer were scored, such as of short data."""
         if spec is None:
             return cls(scored)
-        scored = min(spec.scored, scored)
-        return cls(scored, 0.0 if spec.resolution is None else -scored * math.log(spec.resolution))
+        scored, seconds = min(spec.scored, scored), getattr(spec, "seconds", None)
+        shift = 0.0 if spec.resolution is None else -scored * math.log(spec.resolution)
+        return cls(scored, shift, spec.scored / seconds if seconds else 0.0)
 
     @property
     def per_number(self) -> float:
@@ -396,8 +399,10 @@ def line_of(
     unit: Unit,
     delta: float | None,
 ) -> Line:
-    """A line of metrics from nats per datum; `_bpd` is bits per scored number."""
+    """A line of metrics from nats per datum; `_bpd` is bits per scored number, `_bps` bits per second."""
+    bits = {"neg_elbo": unit.bits(rate + distortion), "rate": rate * unit.per_number} if unit.a_second else {}
     return {
+        **{f"{name}_bps": value * unit.a_second for name, value in bits.items()},
         "neg_elbo_bpd": unit.bits(rate + distortion),
         "distortion_bpd": unit.bits(distortion),
         "rate_bpd": rate * unit.per_number,

@@ -11,6 +11,8 @@ LABELS = {
     "neg_elbo_bpd": ("−ELBO", "bits"),
     "distortion_bpd": ("distortion −log p(x|z)", "bits"),
     "rate_bpd": ("rate KL(q‖p)", "bits"),
+    "neg_elbo_bps": ("−ELBO", "bits/second"),
+    "rate_bps": ("rate KL(q‖p)", "bits/second"),
     "auxiliary_neg_elbo_bpd": ("−ELBO with the auxiliary prior", "bits"),
     "neg_elbo_nats": ("−ELBO", "nats"),
     "distortion_nats": ("distortion −log p(x|z)", "nats"),
