@@ -8,6 +8,7 @@ from pyro_delta.data import Spec
 from pyro_delta.data.audio import SoundSpec
 from pyro_delta.data.images import ImageSpec
 from pyro_delta.data.music import ScoreSpec
+from pyro_delta.data.sequences import TokenSpec
 from pyro_delta.data.sequences.text import Descriptions
 from pyro_delta.distributions import GaussianAR1
 
@@ -24,7 +25,7 @@ SPECS = {
 PRESETS = {name: config.load_preset(name).data.program for name in config.preset_names()}
 """Preset → its data."""
 IMAGE_PRESETS = [name for name, data in PRESETS.items() if isinstance(SPECS[data], ImageSpec)]
-TOKEN_PRESETS = [name for name in PRESETS if name not in IMAGE_PRESETS]
+TOKEN_PRESETS = [name for name, data in PRESETS.items() if isinstance(SPECS[data], TokenSpec)]
 
 
 class StepsPrior(nn.Module):

@@ -133,7 +133,7 @@ def read_amplitudes(spec: SoundSpec, path: Path) -> Tensor:
     except OSError as error:
         raise UserError(f"cannot read {path} ({error.strerror or in_a_line(error)}); give a sound file.") from None
     except (RuntimeError, ValueError, TypeError) as error:  # LibsndfileError is the first of these
-        reason = in_a_line(error).partition(": ")[2].replace("Error : ", "")
+        reason = str(error).rpartition(": ")[2].rstrip(".")
         raise UserError(f"{path} is not a sound that can be read ({reason}); give a wav, flac or ogg file.") from None
     size = int.from_bytes(head[4:], "little")
     cut_off = head[:4] == b"RIFF" and size != UNKNOWN and size + 8 > path.stat().st_size
