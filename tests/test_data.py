@@ -116,6 +116,8 @@ SPECS = {
     "folder": None,
     "descriptions": TokenSpec(32, 70, ALPHABET),
     "chorales": None,
+    "speech": None,
+    "audio": None,
     "given": None,
 }
 

@@ -148,7 +148,9 @@ class AutoregressiveSequence(TorchDistribution):
         self.network.train(False)
         try:
             state = self.network.start(z_bnd)
-            for i in range(x_bi.shape[1]):
+            positions = self.event_shape[0]
+            longest = positions if self.lengths is None else int(self.lengths.max())
+            for i in range(x_bi.shape[1] * longest // positions):
                 parameters_bp = self.network.step(state, i, x_bi[:, i - 1] if i else None)
                 x_bi[:, i] = self.pick(parameters_bp, uniforms_bi[:, i])
         finally:
