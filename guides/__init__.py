@@ -6,6 +6,7 @@ from pyro_delta.guides.images.image_guide import ImageGuide
 from pyro_delta.guides.images.mean_field import AntiCausalGuide, BidirectionalGuide
 from pyro_delta.guides.images.structured import StructuredGuide
 from pyro_delta.guides.sequences.gru import GRUGuide
+from pyro_delta.guides.sequences.spectral import SpectralGuide
 from pyro_delta.guides.sequences.transformer import TransformerGuide
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "GRUGuide",
     "ImageEncoder",
     "ImageGuide",
+    "SpectralGuide",
     "StructuredGuide",
     "TransformerGuide",
     "regions",

@@ -10,6 +10,7 @@ from pyro_delta.models.priors.auxiliary import LSTMPrior
 from pyro_delta.models.priors.dense import ARPrior, MaternPrior
 from pyro_delta.models.sequences.gru import GRULikelihood
 from pyro_delta.models.sequences.transformer import TransformerLikelihood
+from pyro_delta.models.sequences.wavenet import WaveNetLikelihood
 
 __all__ = [
     "AR1Prior",
@@ -28,5 +29,6 @@ __all__ = [
     "PixelSNAILLikelihood",
     "StandardNormalPrior",
     "TransformerLikelihood",
+    "WaveNetLikelihood",
     "even_starts",
 ]

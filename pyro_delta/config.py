@@ -18,6 +18,8 @@ from pyro_delta.validation import Section, Seed, first_mistake
 
 EXCLUSIVE = [
     {"prior.alpha", "prior.rate_nats"},
+    {"prior.alpha", "prior.bitrate"},
+    {"prior.rate_nats", "prior.bitrate"},
     {"prior.length_scale", "prior.rate_nats"},
     {"training.steps", "training.minutes"},
 ]

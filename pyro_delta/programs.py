@@ -53,6 +53,8 @@ SHIPPED: dict[str, dict[str, str]] = {
         "chorales": "pyro_delta.data.music.chorales:Chorales",
         "vowels": "pyro_delta.data.series.vowels:Vowels",
         "series": "pyro_delta.data.series.own:Series",
+        "speech": "pyro_delta.data.audio.speech:Speech",
+        "audio": "pyro_delta.data.audio.speech:Audio",
         "given": "pyro_delta.data.splits:Given",
     },
     "prior": {
@@ -68,6 +70,7 @@ SHIPPED: dict[str, dict[str, str]] = {
         "pixelsnail": "pyro_delta.models:PixelSNAILLikelihood",
         "gru": "pyro_delta.models:GRULikelihood",
         "transformer": "pyro_delta.models:TransformerLikelihood",
+        "wavenet": "pyro_delta.models:WaveNetLikelihood",
     },
     "guide": {
         "anti_causal": "pyro_delta.guides:AntiCausalGuide",
@@ -76,6 +79,7 @@ SHIPPED: dict[str, dict[str, str]] = {
         "structured": "pyro_delta.guides:StructuredGuide",
         "gru": "pyro_delta.guides:GRUGuide",
         "transformer": "pyro_delta.guides:TransformerGuide",
+        "spectral": "pyro_delta.guides:SpectralGuide",
     },
     "objective": {
         "elbo": "pyro_delta.inference.objectives:NegativeELBO",

@@ -32,6 +32,7 @@ class Spec(Protocol):
 
     Optional: `beside(x)`, what goes with data that were read from a file, such as lengths that x itself shows, by name.
     `measures(x)`, what else bounds are told per, such as words: how many of them each datum has, (N,), by name.
+    `seconds`, how long a datum of all positions lasts.
 
     Attributes:
         shape: event shape of a datum.

@@ -102,6 +102,35 @@ def alpha_for_rate(rate: float, length: int, dims: int) -> float:
     return solve_for_rate(lambda alpha: dims * _ar1_rate_of_one(alpha, length), rate, f"n = {length} with d = {dims}")
 
 
+def rate_of_bitrate(bitrate: float, seconds: float | None, length: int, dims: int) -> float:
+    """δ in nats of an AR(1) process of `dims` dimensions and `length` steps, from bits a second.
+
+    In eq. 3 of [1] an inner step of a dimension commits ½ ln(1 + α²), less than half a bit. What is beyond n − 2 of
+    them only the ends could commit, by −½ ln(1 − α²), of a z that is all but one number: that is refused.
+
+    NOTE: an inner step of an AR(p) process commits less than ½ ln C(2p, p): 1.29 bits for p = 2.
+
+    Args:
+        bitrate: bits a second.
+        seconds: that a datum of all steps lasts; None if data last no time.
+        length: n.
+        dims: d.
+
+    Raises:
+        UserError: if data last no time, or `bitrate` is below 0 or beyond that limit.
+    """
+    if seconds is None:
+        raise UserError(f"prior.bitrate={bitrate:g} is of data that last some time; set prior.rate_nats for these.")
+    most = dims * max(0, length - 2) / (2 * seconds)
+    if not 0 <= bitrate < most:
+        raise UserError(
+            f"a bitrate of {bitrate:g} bits a second is not from 0 up to {most:g}, at which {dims} dimensions of "
+            f"{length} steps in {seconds:g} s end: AR(1) commits less than half a bit per inner step and dimension; "
+            "ask for less, for more prior.dims, or for a longer prior.length."
+        )
+    return bitrate * seconds * math.log(2)
+
+
 def alpha_of_rates(rates: Tensor, length: int) -> Tensor:
     """α ≥ 0 of dimensions that commit `rates` nats each, with gradients (eq. 3 inverted for one dimension).
 

@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from pyro_delta import config
 from pyro_delta.data import Spec
+from pyro_delta.data.audio import SoundSpec
 from pyro_delta.data.images import ImageSpec
 from pyro_delta.data.music import ScoreSpec
 from pyro_delta.data.sequences import TextSpec, TokenSpec
@@ -22,6 +23,7 @@ SPECS = {
     "brown": TokenSpec(128, 1000),
     "text": TextSpec(256, 256),
     "vowels": SeriesSpec(29, tuple(f"c{i}" for i in range(12)), (0.0,) * 12, (0.5,) * 12, 0.01),
+    "speech": SoundSpec(80),
 }
 """Of the data that presets name."""
 PRESETS = {name: config.load_preset(name).data.program for name in config.preset_names()}

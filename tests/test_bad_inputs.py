@@ -371,6 +371,20 @@ train --out new --prior os:getcwd => os:getcwd fails
 train --out new --guide ar1 => unknown guide 'ar1'; known: anti_causal
 train --out new --likelihood anti_causal => unknown likelihood 'anti_causal'
 train --out new --likelihood gru => the likelihood gru takes sequences of tokens, and series, not data of ImageSpec
+train --out new --likelihood wavenet => the likelihood wavenet takes sounds, not data of ImageSpec
+train --out new --guide spectral => the guide spectral takes sounds, not data of ImageSpec
+train --out new --dataset speech --data-root empty => there is no folder empty/speech/digits; put the folders
+train --out new --dataset audio:file => there is no data folder file; give one that holds train/ and test/.
+train --out new --dataset audio: => the data 'audio:' lack what follows the colon; write audio:PATH.
+train --out new --dataset audio:empty --set data.length=0 => data.length … got 0
+train --out new --bitrate 5 => prior.bitrate=5 is of data that last some time; set prior.rate_nats for these.
+train --out new --bitrate 5 --set prior.alpha=0.5 => prior.alpha and prior.bitrate contradict each other
+train --out new --bitrate fast => '--bitrate': 'fast' is not a valid float
+delta --length 80 --dims 4 --bitrate 30 => --bitrate goes with --seconds
+delta --length 80 --dims 4 --bitrate 98 --seconds 1.6 => a bitrate of 98 bits a second is not from 0 up to 97.5
+delta --length 80 --dims 4 --bitrate nan --seconds 1.6 => a bitrate of nan bits a second
+delta --length 80 --dims 4 --alpha 0.5 --seconds 0 => --seconds 0 is no time; give a number above 0.
+delta --length 80 --dims 4 --rate-bits 5 --bitrate 5 --seconds 2 => stands in the place of --rate-bits
 train --out new --dataset descriptions --guide anti_causal => takes images, not data of TokenSpec
 train --out new --guide contour --set guide.rate_nats=4 => needs a standard normal prior, not GaussianAR1
 train --out new --guide contour --prior standard_normal --set guide.rate_nats=1e9 => guide.rate_nats=1e+09 cannot

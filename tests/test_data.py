@@ -120,6 +120,8 @@ SPECS = {
     "chorales": None,
     "vowels": None,
     "series": None,
+    "speech": None,
+    "audio": None,
     "given": None,
 }
 

@@ -10,7 +10,7 @@ import torch
 from pyro import poutine
 from scipy import stats
 
-from pyro_delta.distributions.images.logistic_mixture import DiscretizedLogisticMixture
+from pyro_delta.distributions.logistic_mixture import DiscretizedLogisticMixture
 from pyro_delta.errors import UserError
 
 FLOATS = (torch.float32, torch.float64)

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset, TensorDataset
 
 from pyro_delta.data import ArraySpec, Batches, Spec, Split, Splits, from_dataset, from_tensors, load
+from pyro_delta.data.audio import SoundSpec
 from pyro_delta.data.images import ImageSpec
 from pyro_delta.data.music import ScoreSpec
 from pyro_delta.data.named import checked_data
@@ -370,6 +371,8 @@ SPECS: dict[str, tuple[Spec, tuple[int, ...], int, int, str, str, torch.dtype]] 
     "many tokens": (TokenSpec(6, 2**31), (6,), 6, 6, "bits/token", ".txt", torch.int64),
     "scores": (ScoreSpec(6, 47), (6, 4), 6, 24, "bits/note", ".mid", torch.uint8),
     "scores of two voices": (ScoreSpec(6, 2, voices=2, lowest=127), (6, 2), 6, 12, "bits/note", ".mid", torch.uint8),
+    "sounds": (SoundSpec(6), (6, 160), 6, 960, "bits/sample", ".wav", torch.uint8),
+    "sounds of few levels": (SoundSpec(6, samples=2, levels=4), (6, 2), 6, 12, "bits/sample", ".wav", torch.uint8),
     "grey": (ImageSpec(1, 4, 5, 17), (1, 4, 5), 4, 20, "bits/dim", ".png", torch.uint8),
     "colour": (ImageSpec(3, 4, 5, 256), (3, 4, 5), 4, 60, "bits/dim", ".png", torch.uint8),
 }

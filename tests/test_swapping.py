@@ -12,21 +12,25 @@ from pyro_delta import programs
 from pyro_delta.build import build
 from pyro_delta.config import Config, load_preset, preset_names, preset_text, validate
 from pyro_delta.data import ArraySpec
+from pyro_delta.data.audio import SoundSpec
 from pyro_delta.data.images import ImageSpec
 from pyro_delta.data.music import ScoreSpec
 from pyro_delta.data.sequences import TextSpec, TokenSpec
+from pyro_delta.data.series import SeriesSpec
 from pyro_delta.errors import UserError
 from pyro_delta.inference.run import load
 from pyro_delta.protocol import Spec
 
-OF_TOKENS = {"likelihood": {"gru", "transformer"}, "guide": {"gru", "transformer"}}
-"""Shipped programs that take sequences of tokens …"""
-OF_IMAGES = {
-    "likelihood": {"gated_pixelcnn", "pixelsnail"},
-    "guide": {"anti_causal", "bidirectional", "contour", "structured"},
-    "prior": {"lattice"},
+ONLY: dict[tuple[type[Spec], ...], dict[str, set[str]]] = {
+    (TokenSpec, SeriesSpec): {"likelihood": {"gru", "transformer"}, "guide": {"gru", "transformer"}},
+    (SoundSpec,): {"likelihood": {"wavenet"}, "guide": {"spectral"}},
+    (ImageSpec,): {
+        "likelihood": {"gated_pixelcnn", "pixelsnail"},
+        "guide": {"anti_causal", "bidirectional", "contour", "structured"},
+        "prior": {"lattice"},
+    },
 }
-"""… or images; the others take both."""
+"""Shipped programs that take one kind of data; the others take any."""
 NEEDED = {"matern": {"prior.rate_nats": 4.0}, "lattice": {"prior.rate_nats": 4.0}, "ar1": {"prior.rate_nats": 4.0}}
 """What must be said of a program that has no default for it, unless the preset does."""
 PROGRAMS = {kind: list(programs.SHIPPED[kind]) for kind in ("prior", "likelihood", "guide")}
@@ -40,9 +44,10 @@ def swaps() -> list[tuple[str, str, str]]:
     """Every preset with every shipped program that fits its data."""
     found = []
     for preset in preset_names():
-        others = OF_TOKENS if isinstance(spec_of(preset), ImageSpec) else OF_IMAGES
+        others = [only for type_of, only in ONLY.items() if not isinstance(spec_of(preset), type_of)]
         for kind, names in PROGRAMS.items():
-            found += [(preset, kind, name) for name in names if name not in others.get(kind, ())]
+            taken = set().union(*(only.get(kind, ()) for only in others))
+            found += [(preset, kind, name) for name in names if name not in taken]
     return found
 
 
@@ -60,7 +65,8 @@ def test_all_shipped_programs_are_tried() -> None:
     tried = {(kind, name) for _, kind, name in swaps()}
     assert tried == {(kind, name) for kind, names in PROGRAMS.items() for name in names}
     assert {preset for preset, _, _ in swaps()} == set(preset_names())
-    assert {type(spec_of(preset)) for preset in preset_names()} == {ImageSpec, TokenSpec, TextSpec, ScoreSpec}
+    specs = {ImageSpec, TokenSpec, TextSpec, ScoreSpec, SoundSpec, SeriesSpec}
+    assert {type(spec_of(preset)) for preset in preset_names()} == specs
 
 
 @pytest.mark.parametrize(("preset", "kind", "name"), swaps())
@@ -69,7 +75,7 @@ def test_a_program_that_fits_the_data_validates_on_a_preset(preset: str, kind: s
     own = stated.pop("program", {"prior": "ar1", "likelihood": "gated_pixelcnn", "guide": "anti_causal"}[kind])
     theirs, ours = types_of(kind, own), types_of(kind, name)
     kept = {option for option in stated if option in ours and ours[option] == theirs[option]}
-    lacks = name in NEEDED and not kept & {"alpha", "rate_nats", "length_scale"}
+    lacks = name in NEEDED and not kept & {"alpha", "rate_nats", "bitrate", "length_scale"}
     more = NEEDED[name] if lacks and name != own else {}
     config = load_preset(preset, [(f"{kind}.program", name), *more.items()])
 

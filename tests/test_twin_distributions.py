@@ -41,7 +41,7 @@ from pyro_delta.programs import twin_of as twin_named_by
 from pyro_delta.twin.auxiliary import LSTMPrior, SequentialGaussian, Weights
 from pyro_delta.twin.distributions import GaussianAR1, GaussianSequence
 from pyro_delta.twin.images.lattice import lattice_rate
-from pyro_delta.twin.images.logistic_mixture import DiscretizedLogisticMixture
+from pyro_delta.twin.logistic_mixture import DiscretizedLogisticMixture
 from pyro_delta.twin.priors import learned_alpha
 from pyro_delta.twin.rate import (
     alpha_of_rate,

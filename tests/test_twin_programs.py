@@ -12,6 +12,7 @@ from networks import random_images, randomise
 
 from pyro_delta import config, programs
 from pyro_delta.build import build
+from pyro_delta.data.audio import SoundSpec
 from pyro_delta.data.images import ImageSpec
 from pyro_delta.data.music import ScoreSpec
 from pyro_delta.data.sequences import TokenSpec
@@ -27,16 +28,16 @@ pytest.importorskip("flax")
 import jax
 import jax.numpy as jnp
 
-from pyro_delta.twin import auxiliary, distributions, latents, priors, sampling
+from pyro_delta.twin import auxiliary, distributions, latents, logistic_mixture, priors, sampling
 from pyro_delta.twin import build as twins
 from pyro_delta.twin import crosscheck as crosschecking
 from pyro_delta.twin.crosscheck import Crosscheck, crosscheck
-from pyro_delta.twin.images import conditional, encoder, gated_pixelcnn, logistic_mixture
+from pyro_delta.twin.images import conditional, encoder, gated_pixelcnn
 from pyro_delta.twin.images.guides import onto_contour
 from pyro_delta.twin.weights import load_weights, torch_weights
 
 GREY, COLOUR, TOKENS = ImageSpec(1, 4, 6, 17), ImageSpec(3, 4, 4, 256), TokenSpec(6, 11)
-SCORE = ScoreSpec(6, 9, voices=3)
+SCORE, SOUND = ScoreSpec(6, 9, voices=3), SoundSpec(4, samples=5, levels=16)
 TRUNK = {"channels": [4, 6], "row_blocks": [1, 1], "pixel_blocks": 1}
 GATED = {"program": "gated_pixelcnn", "mixtures": 2, "latent_channels": 3, **TRUNK}
 SNAIL = {"program": "pixelsnail", "mixtures": 2, "latent_channels": 3, "channels": 8, "blocks": 1, "layers": 1}
@@ -129,6 +130,25 @@ CASES = {
         {"program": "gru", "hidden": 4, "use_latents": False},
         {"program": "gru", "hidden": 4},
         TOKENS,
+    ),
+    "ar1, wavenet, spectral": Case(
+        {"program": "ar1", "dims": 2, "length": 2, "alpha": "0.3:0.9"},
+        {"program": "wavenet", "channels": 4, "blocks": 3, "mixtures": 2},
+        {"program": "spectral", "hidden": 4},
+        SOUND,
+    ),
+    "ar, wavenet full, spectral": Case(
+        {"program": "ar", "dims": 2, "pacf": [0.7, -0.3]},
+        {"program": "wavenet", "channels": 3, "blocks": 2, "mixtures": 1, "conditioning": "full"},
+        {"program": "spectral", "hidden": 3},
+        SOUND,
+        elbo="trace",
+    ),
+    "standard, wavenet without latents, spectral": Case(
+        {"program": "standard_normal", "dims": 1},
+        {"program": "wavenet", "channels": 3, "blocks": 2, "mixtures": 2, "use_latents": False},
+        {"program": "spectral", "hidden": 3},
+        SOUND,
     ),
 }
 FIRST = CASES["ar1, gated, anti-causal"]

@@ -18,6 +18,7 @@ from pyro_delta.rate import (
     check_invertible,
     check_whole,
     parse_alpha,
+    rate_of_bitrate,
 )
 
 
@@ -49,10 +50,10 @@ def check_one_given(**options: float | str | None) -> None:
     Raises:
         UserError: naming them.
     """
-    given = sum(value is not None for value in options.values())
-    if given != 1:
-        names = " and ".join(f"prior.{name}" for name in options)
-        raise UserError(f"{'none' if given == 0 else 'both'} of {names} given; give just one.")
+    given = [name for name, value in options.items() if value is not None]
+    if len(given) != 1:
+        names = " and ".join(f"prior.{name}" for name in given or options)
+        raise UserError(f"{'both' if given else 'none'} of {names} given; give just one.")
 
 
 def largest(kind: torch.dtype) -> Tensor:
@@ -112,9 +113,11 @@ class AR1Prior(nn.Module):
         length: n, latent steps, a divisor of the positions of the data or a multiple; None is one for each.
         alpha: one number, `LO:HI` for a linear spread over the dimensions, or d numbers with commas.
         rate_nats: committed rate from which one shared α is solved (eq. 3 of [1]), in place of `alpha`.
+        bitrate: the same in bits a second of a datum of all positions, of data that last some time.
 
     Raises:
-        UserError: an option cannot be read, or no α of torch's default type commits the rate to a thousandth.
+        UserError: an option cannot be read, or no α of torch's default type commits the rate to a thousandth; or a
+            bitrate is more than AR(1) can commit, or given for data that last no time.
 
     References:
         [1] A. Razavi et al., "Preventing Posterior Collapse with δ-VAEs", ICLR 2019.
@@ -133,10 +136,13 @@ class AR1Prior(nn.Module):
         length: int | None = None,
         alpha: str | float | None = None,
         rate_nats: float | None = None,
+        bitrate: float | None = None,
     ) -> None:
         super().__init__()
-        check_one_given(alpha=alpha, rate_nats=rate_nats)
+        check_one_given(alpha=alpha, rate_nats=rate_nats, **({} if bitrate is None else {"bitrate": bitrate}))
         starts = even_starts(spec.positions, length)
+        if bitrate is not None:
+            rate_nats = rate_of_bitrate(bitrate, getattr(spec, "seconds", None), starts.numel(), dims)
         if rate_nats is not None:
             alpha = alpha_for_rate(rate_nats, starts.numel(), dims)
         assert alpha is not None  # one of the two is given

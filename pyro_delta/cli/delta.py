@@ -13,6 +13,8 @@ import click
 @click.option("--dims", type=int, required=True, help="Number of latent dimensions d.")
 @click.option("--alpha", metavar="SPEC", help="One number, LO:HI for a linear spread, or d numbers with commas.")
 @click.option("--rate-bits", type=float, help="Solve for the alpha that commits this many bits in all.")
+@click.option("--bitrate", type=float, help="The same in bits a second, of data of so many --seconds.")
+@click.option("--seconds", type=float, help="That the steps last, to give the rate in bits a second too.")
 @click.option("--spread", type=float, metavar="LO", help="With --rate-bits: spread alpha linearly, from LO up.")
 @click.option("--shape", metavar="CxHxW", help="Shape of the data, to give the rate in bits/dim too.")
 @click.option("--modes", "with_modes", is_flag=True, help="What the rate can carry, and at what price.")
@@ -23,6 +25,8 @@ def delta(
     dims: int,
     alpha: str | None,
     rate_bits: float | None,
+    bitrate: float | None,
+    seconds: float | None,
     spread: float | None,
     shape: str | None,
     with_modes: bool,
@@ -37,12 +41,19 @@ def delta(
     pyro-delta delta --length 32 --dims 8 --alpha 0.5:0.95 --shape 3x32x32
     pyro-delta delta --length 32 --dims 8 --rate-bits 79.44 --spread 0.5
     pyro-delta delta --length 32 --dims 4 --alpha 0.9 --modes
+    pyro-delta delta --length 80 --dims 4 --bitrate 30 --seconds 1.6
     """  # noqa: D301 (click wants the backspace itself)
     from pyro_delta.errors import UserError
-    from pyro_delta.rate import ar1_committed_rate, parse_alpha
+    from pyro_delta.rate import ar1_committed_rate, parse_alpha, rate_of_bitrate
 
+    if seconds is not None and not 0 < seconds < math.inf:
+        raise UserError(f"--seconds {seconds:g} is no time; give a number above 0.")
+    if bitrate is not None:
+        if seconds is None or rate_bits is not None:
+            raise UserError("--bitrate goes with --seconds, and stands in the place of --rate-bits.")
+        rate_bits = rate_of_bitrate(bitrate, seconds, length, dims) / math.log(2)
     if (alpha is None) == (rate_bits is None):
-        raise UserError("give exactly one of --alpha and --rate-bits.")
+        raise UserError("give exactly one of --alpha and --rate-bits (or --bitrate).")
     if rate_bits is None:
         if spread is not None:
             raise UserError(f"--spread {spread:g} goes with --rate-bits; write --alpha LO:HI for a given spread.")
@@ -55,6 +66,9 @@ def delta(
     result: dict[str, float | list[float]] = {"delta_nats": nats, "delta_bits": nats / math.log(2), "alpha": alpha_d}
     if values:
         result["delta_bits_per_dim"] = nats / math.log(2) / values
+    if seconds is not None:
+        limit = dims * max(0, length - 2) / (2 * seconds)
+        result |= {"delta_bits_per_second": nats / math.log(2) / seconds, "limit_bits_per_second": limit}
     if with_modes:
         import torch
 
@@ -108,6 +122,9 @@ def _print_table(result: dict, length: int) -> None:
     table.add_row("", f"{result['delta_bits']:.4f} bits")
     if "delta_bits_per_dim" in result:
         table.add_row("", f"{result['delta_bits_per_dim']:.6f} bits/dim")
+    if "delta_bits_per_second" in result:
+        table.add_row("", f"{result['delta_bits_per_second']:.4f} bits/second")
+        table.add_row("½ bit per inner step and dimension", f"{result['limit_bits_per_second']:.4f} bits/second")
     if len(set(alpha_d)) == 1:
         table.add_row("α", f"{alpha_d[0]:.6g} in every dimension")
     else:

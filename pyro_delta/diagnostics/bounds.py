@@ -406,7 +406,7 @@ def standard_errors(encoding: Encoding, unit: Unit) -> dict[str, float]:
 
 
 def per_measure(spec: Spec | None, split: Split, encoding: Encoding, unit: Unit) -> dict[str, float]:
-    """−ELBO of all data over all that a spec counts in them, such as words: `bits_per_<measure>`, and perplexities.
+    """−ELBO and rate of all data over all that a spec counts in them, such as words, and perplexities.
 
     Standard errors are those of a ratio of sums over the data.
     """
@@ -417,7 +417,8 @@ def per_measure(spec: Spec | None, split: Split, encoding: Encoding, unit: Unit)
         loss_b = (encoding.rate + encoding.distortion + unit.shift) / LN2
         bits = (loss_b.sum() / count_b.sum()).item()
         error = standard_error(loss_b - bits * count_b) / count_b.mean().item()
-        numbers |= {f"bits_per_{name}": bits, f"bits_per_{name}_se": error}
+        rate = (encoding.rate.sum() / LN2 / count_b.sum()).item()
+        numbers |= {f"bits_per_{name}": bits, f"bits_per_{name}_se": error, f"rate_bits_per_{name}": rate}
         if name == WORD:
             numbers |= {"perplexity_per_word": 2**bits, "perplexity_per_word_se": 2**bits * LN2 * error}
     return numbers

@@ -76,9 +76,10 @@ Row = tuple[str, str, str]
 def rows(numbers: Mapping[str, Any], unit: str = "bits/dim") -> list[Row]:
     """What `LABELS` knows of `numbers`: words, value with its standard error where there is one, and unit."""
     found = []
-    per = [key for key in numbers if key.startswith(PER) and not key.endswith("_se")]
-    measures = {key: ("−ELBO", f"bits/{key.removeprefix(PER)}") for key in per}
-    for key, (words, of) in {"neg_elbo_bpd": LABELS["neg_elbo_bpd"], **measures, **LABELS}.items():
+    measures = [key.removeprefix(PER) for key in numbers if key.startswith(PER) and not key.endswith("_se")]
+    bounds = {f"{PER}{name}": ("−ELBO", f"bits/{name}") for name in measures}
+    rates = {f"rate_{PER}{name}": ("rate KL(q‖p)", f"bits/{name}") for name in measures}
+    for key, (words, of) in {"neg_elbo_bpd": LABELS["neg_elbo_bpd"], **bounds, **rates, **LABELS}.items():
         if key in numbers:
             error = numbers.get(ERRORS.get(key, f"{key}_se"))
             value = text(numbers[key]) + ("" if error is None or math.isnan(error) else f" ± {error:.2g}")

@@ -92,6 +92,10 @@ class AutoregressiveSequence(TorchDistribution):
         """The numbers (…) that noise (…, *noises) makes of parameters (…, P)."""
         raise NotImplementedError
 
+    def numbers(self, x: Tensor) -> Tensor:
+        """Sequences in the type that the network reads."""
+        return x.to(self._dtype)
+
     @property
     def counted(self) -> Tensor | None:
         """Which numbers count, batch_shape + event shape; None if all do."""
@@ -115,7 +119,7 @@ class AutoregressiveSequence(TorchDistribution):
         """Teacher-forced parameters (…, *event shape, P) for sequences x (…, *event shape), or shorter ones."""
         event_shape = x.shape[-len(self.event_shape) :]
         shape = broadcast_shapes(x.shape[: -len(event_shape)], self.batch_shape)
-        x = self._where_counted(x.to(self._dtype), self.blank)
+        x = self._where_counted(self.numbers(x), self.blank)
         flat_x = x.expand(shape + event_shape).reshape((-1, *event_shape))
         z_bnd = self.z.expand(shape + self.z.shape[-2:]).reshape((-1, *self.z.shape[-2:]))
         parameters = self.network(flat_x, z_bnd)
@@ -129,7 +133,7 @@ class AutoregressiveSequence(TorchDistribution):
         axis, positions = -len(self.event_shape), self.event_shape[0]
         # Nothing is computed behind the end of the longest.
         longest = positions if self.lengths is None else int(self.lengths.max())
-        numbers = x.narrow(axis, 0, longest).to(self._dtype)
+        numbers = self.numbers(x.narrow(axis, 0, longest))
         terms = self._where_counted(self.scores(self.parameters_at(numbers), numbers), 0.0)
         return F.pad(terms, (0, 0) * (-axis - 1) + (0, positions - longest)).flatten(axis)
 
@@ -177,7 +181,7 @@ class AutoregressiveSequence(TorchDistribution):
         def by_number(values: Tensor) -> Tensor:
             return values.to(self.z.device).expand(shape + self.event_shape).reshape(uniforms_bi.shape[:2])
 
-        x_bi = torch.zeros(uniforms_bi.shape[:2], dtype=self._dtype, device=self.z.device)
+        x_bi = torch.full(uniforms_bi.shape[:2], self.blank, dtype=self._dtype, device=self.z.device)
         kept = None if keep is None else [by_number(part) for part in keep]
         counted_bi = None if self.counted is None else by_number(self.counted)
         was_training = self.network.training
@@ -185,7 +189,9 @@ class AutoregressiveSequence(TorchDistribution):
         try:
             state = self.network.start(z_bnd)
             ended_b = torch.zeros(len(x_bi), dtype=torch.bool, device=x_bi.device)
-            for i in range(x_bi.shape[1]):
+            positions = self.event_shape[0]
+            longest = positions if self.lengths is None else int(self.lengths.max())
+            for i in range(x_bi.shape[1] * longest // positions):
                 # A look at a GPU makes the host wait: not at every number.
                 if self.end is not None and i % LOOK == 0 and bool(ended_b.all()):
                     break

@@ -50,6 +50,7 @@ class AR1Prior(nnx.Module):
         length: n, a divisor of the positions of the data or a multiple; None is one step for each.
         alpha: one number, `LO:HI` for a linear spread over the dimensions, or d numbers with commas.
         rate_nats: the committed rate from which one shared α is solved, in place of `alpha`.
+        bitrate: the same in bits a second of a datum of all positions.
 
     Raises:
         UserError: if an option does not fit.
@@ -63,9 +64,17 @@ class AR1Prior(nnx.Module):
         length: int | None = None,
         alpha: str | float | None = None,
         rate_nats: float | None = None,
+        bitrate: float | None = None,
     ) -> None:
         starts = even_starts(spec.positions, length)
         n = len(starts)
+        if bitrate is not None:
+            seconds = getattr(spec, "seconds", None)
+            if rate_nats is not None or not seconds or not 0 <= bitrate < dims * (n - 2) / (2 * seconds):
+                raise UserError(
+                    f"bitrate={bitrate:g} does not fit; it is below half a bit per inner step and dimension."
+                )
+            rate_nats = bitrate * seconds / math.log2(math.e)
         alpha_d = alphas(alpha, rate_nats, dims, n, lambda rate: float(alpha_of_rate(rate / dims, n)))
         self.starts = Buffer(jnp.asarray(starts))
         self.alpha = Buffer(jnp.asarray(alpha_d))

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from pyro_delta.data.folders import labels_of, list_files, list_splits
 from pyro_delta.data.images import cache
 from pyro_delta.data.splits import Split, split_of
 from pyro_delta.data.stored import Stored, StoredFile
@@ -45,19 +46,11 @@ def read_folder(folder: Path) -> tuple[Split, Split, tuple[str, ...] | None]:
         UserError: if the folder or a split is missing, empty or mixes class folders with images, if the two splits have
             different classes, or if an image is damaged, neither grey nor RGB, or unlike the first in size or mode.
     """
-    if not folder.is_dir():
-        raise UserError(f"there is no data folder {folder}; give one that holds train/ and test/.")
-    train, classes = _list_split(folder, "train")
-    test, test_classes = _list_split(folder, "test")
-    if classes != test_classes:
-        raise UserError(
-            f"{folder / 'train'} and {folder / 'test'} have different classes ({_difference(classes, test_classes)}); "
-            "give both the same class folders."
-        )
+    train, test, classes = list_splits(folder, "images", SUFFIXES)
     count, in_all = sum(map(len, train)), sum(map(len, train + test))
     files = [name for names in train + test for name in names]
     images = cache.converted(folder, parts_of(folder, files), in_memory=in_all <= IN_MEMORY).images
-    train_labels, test_labels = (None if classes is None else _labels(listed) for listed in (train, test))
+    train_labels, test_labels = (None if classes is None else labels_of(listed) for listed in (train, test))
     return part_of(images, 0, count, train_labels), part_of(images, count, in_all, test_labels), classes
 
 
@@ -90,59 +83,10 @@ def read_pictures(path: Path, count: int | None = None) -> tuple[torch.Tensor, l
     if path.is_file():
         files = [path]
     elif path.is_dir():
-        files = [path / name for name in _require_images(path, list_folder(path)[0])[:count]]
+        files = [path / name for name in list_files(path, "images", SUFFIXES)[:count]]
     else:
         raise UserError(f"there is no picture or folder {path}; give one, or train, validation or test.")
     return torch.from_numpy(_decode(files, First(files[0], *_read_image(files[0])))), [file.name for file in files]
-
-
-def _list_split(folder: Path, name: str) -> tuple[list[list[str]], tuple[str, ...] | None]:
-    """The files of each class, named below `folder`, with the names of the classes, or one list of files and None."""
-    split = folder / name
-    if not split.is_dir():
-        raise UserError(f"there is no folder {split}; images belong into train/ and test/ of the data folder.")
-    images, folders = list_folder(split)
-    if images and folders:
-        raise UserError(f"{split} holds both images ({images[0]}) and folders ({folders[0]}); keep one kind.")
-    if not folders:
-        return [[f"{name}/{image}" for image in _require_images(split, images)]], None
-    listed = [_require_images(split / label, list_folder(split / label)[0]) for label in folders]
-    return [
-        [f"{name}/{label}/{image}" for image in images] for label, images in zip(folders, listed, strict=True)
-    ], tuple(folders)
-
-
-def list_folder(folder: Path) -> tuple[list[str], list[str]]:
-    """Names of images and of subfolders, each sorted, without the hidden ones and the like of `__MACOSX`."""
-    images: list[str] = []
-    folders: list[str] = []
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if entry.name.startswith((".", "__")):
-                continue
-            if entry.is_dir():
-                folders.append(entry.name)
-            elif entry.name.lower().endswith(SUFFIXES):
-                images.append(entry.name)
-    return sorted(images), sorted(folders)
-
-
-def _require_images(folder: Path, images: list[str]) -> list[str]:
-    if not images:
-        raise UserError(f"{folder} holds no images; put files ending in {', '.join(SUFFIXES)} there.")
-    return images
-
-
-def _difference(train: tuple[str, ...] | None, test: tuple[str, ...] | None) -> str:
-    if train is None or test is None:
-        return f"only {'train' if test is None else 'test'}/ has class folders"
-    only_train, only_test = sorted(set(train) - set(test)), sorted(set(test) - set(train))
-    sides = (("train", only_train), ("test", only_test))
-    return ", ".join(f"only {split}/ has {names[0]!r}" for split, names in sides if names)
-
-
-def _labels(files_by_class: list[list[str]]) -> np.ndarray:
-    return np.repeat(np.arange(len(files_by_class)), [len(files) for files in files_by_class])
 
 
 def _decode(files: list[Path], like: First) -> np.ndarray:

@@ -34,7 +34,10 @@ from pyro_delta.vae import VAE
 TARGETS = 12
 """Groups of numbers (besides the corners), positions and latent steps whose derivatives are taken."""
 CUTS = 1024
-"""Groups of numbers from which on the data are replaced: all of them, if there are no more."""
+"""Groups of numbers from which on the data are replaced: all of them, if there are no more; of longer data fewer, so
+that as many numbers are looked at, …"""
+FEWEST = 64
+"""… but so many at least."""
 CHUNK = 16
 """Data in a batch of those, …"""
 COPIES = 4
@@ -167,7 +170,8 @@ def _cuts(case: Case) -> list[int]:
     if count <= CUTS:
         return list(range(count))
     generator = torch.Generator().manual_seed(count)
-    return sorted({*torch.randperm(count, generator=generator)[:CUTS].tolist(), *_targets(case)})
+    some = torch.randperm(count, generator=generator)[: max(FEWEST, CUTS**2 // count)]
+    return sorted({*some.tolist(), *_targets(case)})
 
 
 def _spread(count: int) -> set[int]:

@@ -9,7 +9,7 @@ import torch
 from pyro.distributions import TorchDistribution, constraints
 from torch import Size, Tensor
 
-from pyro_delta.distributions.images.logistic_mixture import DiscretizedLogisticMixture
+from pyro_delta.distributions.logistic_mixture import DiscretizedLogisticMixture
 from pyro_delta.distributions.shapes import broadcast_shapes
 
 

@@ -25,7 +25,7 @@ from pyro_delta.twin.images.conditional import (
     ConditionalPixelSNAIL,
     generate,
 )
-from pyro_delta.twin.images.logistic_mixture import DiscretizedLogisticMixture
+from pyro_delta.twin.logistic_mixture import DiscretizedLogisticMixture
 
 
 class AutoregressiveImage(Distribution):

@@ -1,0 +1,133 @@
+"""Speech, and folders of sounds of one's own, as programs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import chain
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from pyro_delta.data.audio.sounds import SUFFIXES, filled, lengths_of, read_levels
+from pyro_delta.data.audio.spec import SoundSpec
+from pyro_delta.data.folders import labels_of, list_files, list_splits
+from pyro_delta.data.splits import TEST_SEED, Split, Splits, hold_out, reordered
+from pyro_delta.errors import UserError
+from pyro_delta.validation import Count, Seed
+
+FOLDERS = ("digits", "letters", "phonetic")
+TEST, VALIDATION = 36, 22
+"""Files of these."""
+LENGTH = 80
+"""Positions of 20 ms: 1.6 seconds, in which each word of the speech has room."""
+
+
+class Speech(Splits):
+    """182 spoken digits, letters and words of one voice, 8 kHz, up to 1.6 s (in --data-root, see its help)
+
+    Asterisk's core sounds in English, in the folders digits, letters and phonetic, which are the labels: put them as
+    `speech/digits/…` (or `speech/en/digits/…`) below --data-root. They were spoken by Allison Smith, and are
+    CC-BY-SA 3.0: https://downloads.asterisk.org/pub/telephony/sounds (asterisk-core-sounds-en-wav).
+
+    Args:
+        root: the folder that holds `speech`.
+        length: positions of 20 ms that the longest sound may have.
+        cut: longer sounds are cut into pieces of `length` positions, one after the other, rather than refused.
+        validation: number of files whose sounds validate.
+        seed: of their choice; the test files are the same for every seed.
+    """
+
+    preset = "speech"
+
+    def __init__(
+        self,
+        *,
+        root: str = "data",
+        length: Count = LENGTH,
+        cut: bool = False,
+        validation: int | None = None,
+        seed: Seed = 0,
+    ) -> None:
+        home = Path(root).expanduser() / "speech"
+        home = home / "en" if (home / "en").is_dir() else home
+        if missing := [name for name in FOLDERS if not (home / name).is_dir()]:
+            raise UserError(
+                f"there is no folder {home / missing[0]}; put the folders {', '.join(FOLDERS)} of Asterisk's core "
+                "sounds there (asterisk-core-sounds-en-wav of https://downloads.asterisk.org/pub/telephony/sounds)."
+            )
+        listed = [[f"{name}/{file}" for file in list_files(home / name, "sounds", SUFFIXES)] for name in FOLDERS]
+        spec = SoundSpec(length)
+        count = VALIDATION if validation is None else validation
+        train, test = hold_out(_numbered(listed), TEST, TEST_SEED)
+        super().__init__(*_read(spec, home, [*chain(*listed)], train, test, count, seed, cut), FOLDERS)
+
+
+class Audio(Splits):
+    """your own sounds, audio:FOLDER: wav, flac or ogg in FOLDER/train and FOLDER/test, with or without class folders
+
+    They are brought to 8 kHz and 256 μ-law levels. A position is 20 ms; the last one of a sound is filled up with
+    silence.
+
+    Args:
+        root: FOLDER itself.
+        length: positions of 20 ms that the longest sound may have.
+        cut: longer sounds are cut into pieces of `length` positions, one after the other, rather than refused.
+        mono: the channels of a file are averaged; without it, a file of several is refused.
+        validation: number of training files whose sounds validate; a tenth if None.
+        seed: of their choice.
+    """
+
+    preset = "speech"
+
+    def __init__(
+        self,
+        *,
+        root: str,
+        length: Count = LENGTH,
+        cut: bool = False,
+        mono: bool = False,
+        validation: int | None = None,
+        seed: Seed = 0,
+    ) -> None:
+        home = Path(root).expanduser()
+        train, test, classes = list_splits(home, "sounds", SUFFIXES)
+        files = [*chain(*train, *test)]
+        learned = _numbered(train, classes is not None)
+        tested = _numbered(test, classes is not None, first=len(learned))
+        count = max(1, len(learned) // 10) if validation is None else validation
+        spec = SoundSpec(length, mono=mono)
+        super().__init__(*_read(spec, home, files, learned, tested, count, seed, cut), classes)
+
+
+def _numbered(listed: Sequence[Sequence[str]], labelled: bool = True, first: int = 0) -> Split:
+    """The numbers of files as data, with their classes: a file is in one split, whatever it is cut into."""
+    labels = torch.from_numpy(labels_of(listed)) if labelled else None
+    return Split(torch.arange(first, first + sum(map(len, listed))), labels)
+
+
+def _read(
+    spec: SoundSpec,
+    home: Path,
+    files: Sequence[str],
+    train: Split,
+    test: Split,
+    validation: int,
+    seed: int,
+    cut: bool,
+) -> tuple[SoundSpec, Split, Split, Split]:
+    """The spec and the three splits, from the numbers of the files of two."""
+    left, held_out = hold_out(train, validation, seed)
+    read = [_sounds(spec, home, files, part, cut) for part in (left, held_out, test)]
+    return spec, reordered(read[0], seed), reordered(read[1], seed), reordered(read[2], TEST_SEED)
+
+
+def _sounds(spec: SoundSpec, home: Path, files: Sequence[str], part: Split, cut: bool) -> Split:
+    """The sounds of files, each with its length."""
+    found: list[Tensor] = []
+    for number in part.x.tolist():
+        found.append(filled(spec, read_levels(spec, home / files[number], cut=cut)))
+    x = torch.cat(found)
+    counts = torch.tensor([len(sounds) for sounds in found])
+    labels = None if part.labels is None else part.labels.repeat_interleave(counts)
+    return Split(x, labels, {"lengths": lengths_of(x)})
