@@ -476,7 +476,7 @@ def test_mistakes_in_folders(tmp_path: Path, spoil: Callable[[Path], object], me
     [
         ("digitz", "unknown data 'digitz'; did you mean 'digits'?"),
         ("imagenet", "unknown data 'imagenet'; did you mean 'imagenet32'?"),
-        ("", "unknown data ''; known: "),
+        ("", "unknown data ''; `pyro-delta list` names all "),
         ("folder", "data.root is missing; give it a value."),
         ("folder:", "the data 'folder:' lack what follows the colon; write folder:PATH."),
         ("digits:", "the data 'digits' take nothing after a colon, as in 'digits:'; write digits "),

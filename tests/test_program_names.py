@@ -20,7 +20,7 @@ from pyro_delta.models import AR1Prior
 from pyro_delta.rate import ar1_committed_rate
 
 SPEC = ImageSpec(1, 8, 8, 17)
-NEED_A_PATH = ("folder", "text", "series")
+NEED_A_PATH = ("folder", "text", "audio", "series")
 """Data that take a path after a colon."""
 TEN_LINES = '''\
 """A prior of my own."""
