@@ -1,22 +1,35 @@
 """Series of real numbers: their distribution, the GRU pair over them, files, and runs of them by the commands."""
 
+import json
 import math
+import re
+from collections.abc import Callable
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from networks import SPECS, StepsPrior, random_normal, randomise
+from PIL import Image
 from scipy import integrate, stats
+from test_cli import call
 from torch import Tensor
 
+import pyro_delta
 from pyro_delta import config
 from pyro_delta.build import build
+from pyro_delta.data import load
 from pyro_delta.data.series import SeriesSpec
+from pyro_delta.data.series.files import read_file
+from pyro_delta.diagnostics.bounds import encode
+from pyro_delta.diagnostics.series.completing import Completions, complete, crps, interpolated, last_value, scores
 from pyro_delta.distributions.numbers import AutoregressiveNumbers
+from pyro_delta.errors import UserError
 from pyro_delta.guides import GRUGuide
-from pyro_delta.models import DeltaVAE, GRULikelihood
+from pyro_delta.models import AR1Prior, DeltaVAE, GRULikelihood
+from pyro_delta.rate import ar1_committed_rate
 from pyro_delta.vae import VAE
 
 T, C = 5, 3
@@ -304,3 +317,562 @@ def test_both_backends_are_one(spec: SeriesSpec) -> None:
             drawn = np.asarray(q.from_uniforms(jax.numpy.asarray(uniforms.numpy())))
             np.testing.assert_allclose(drawn, p.sample(uniforms=uniforms).numpy(), rtol=1e-9, atol=1e-9)
             assert np.isfinite(np.asarray(q.expand((2, 3)).log_prob(jax.numpy.asarray(drawn)))).all()
+
+
+# --- Files ---
+
+TABLE = """series,position,label,a,b
+one,3,x,1.5,
+one,4,x,,-2
+one,6,x,0.25,3
+two,0,y,,7
+two,1,y,1,8
+two,2,y,,
+"""
+
+
+def stripped(values: Any) -> list[Any]:
+    """Numbers as lists, None where they are NaN."""
+    return [None if value != value else value for value in np.asarray(values).ravel().tolist()]
+
+
+def test_a_table_is_read(tmp_path: Path) -> None:
+    """Positions that are left out are missing, and a series ends with the last that is known."""
+    (tmp_path / "x.csv").write_text("\ufeff" + TABLE, encoding="utf-8")
+    found = read_file(tmp_path / "x.csv")
+    assert (found.names, found.titles, found.labels, found.split) == (("a", "b"), ["one", "two"], ["x", "y"], None)
+    assert [values.shape for values in found.series] == [(4, 2), (2, 2)]
+    assert stripped(found.series[0]) == [1.5, None, None, -2, None, None, 0.25, 3]
+    assert stripped(found.series[1]) == [None, 7, 1, 8]
+
+
+def arrays(**more: Any) -> dict[str, Any]:
+    x = np.arange(24.0).reshape(2, 4, 3)
+    return {"x": x} | more
+
+
+ARRAYS: dict[str, tuple[dict[str, Any], list[list[Any]]]] = {
+    "x alone": (arrays(), [list(range(12)), list(range(12, 24))]),
+    "lengths": (arrays(lengths=[2, 4]), [list(range(6)), list(range(12, 24))]),
+    "a mask": (
+        arrays(mask=np.arange(24).reshape(2, 4, 3) % 5 > 0, lengths=np.array([2, 1])),
+        [[None, 1, 2, 3, 4, None], [12, 13, 14]],
+    ),
+    "rows": ({"x": np.arange(10).reshape(5, 2), "lengths": [2, 3]}, [[0, 1, 2, 3], [4, 5, 6, 7, 8, 9]]),
+    "NaN": ({"x": [[[1.0], [np.nan], [np.nan]], [[np.nan], [2], [np.nan]]]}, [[1], [None, 2]]),
+}
+
+
+@pytest.mark.parametrize("name", ARRAYS)
+def test_arrays_are_read(name: str, tmp_path: Path) -> None:
+    given, expected = ARRAYS[name]
+    np.savez_compressed(tmp_path / "x.npz", **given, labels=[3, 10])
+    found = read_file(tmp_path / "x.npz")
+    assert [stripped(values) for values in found.series] == expected
+    assert found.labels == ["3", "10"]
+    assert found.names == tuple(f"x{i}" for i in range(found.series[0].shape[1]))
+
+
+def csv_of(text: str | bytes) -> Callable[[Path], Path]:
+    def write(folder: Path) -> Path:
+        path = folder / "x.csv"
+        path.write_bytes(text if isinstance(text, bytes) else text.encode())
+        return path
+
+    return write
+
+
+def npz_of(**given: Any) -> Callable[[Path], Path]:
+    def write(folder: Path) -> Path:
+        np.savez(folder / "x.npz", **given)
+        return folder / "x.npz"
+
+    return write
+
+
+def pickled(folder: Path) -> Path:
+    np.savez(folder / "x.npz", x=np.array([[1.0], [1.0, 2.0]], dtype=object), allow_pickle=True)
+    return folder / "x.npz"
+
+
+def named(name: str, content: bytes | None = b"") -> Callable[[Path], Path]:
+    def write(folder: Path) -> Path:
+        path = folder / name
+        if content is not None:
+            path.write_bytes(content)
+        return path
+
+    return write
+
+
+HEAD = "series,a,b\n"
+WRONG: dict[str, tuple[Callable[[Path], Path], str]] = {
+    "empty": (csv_of(""), "x.csv is empty; give a table whose first line names the columns."),
+    "a header alone": (csv_of(HEAD), "x.csv holds no series; give one at least."),
+    "ragged": (csv_of(f"{HEAD}s,1,2\ns,1\n"), "line 3 of … x.csv has 2 cells, the first line 3; mend it."),
+    "text": (csv_of(f"{HEAD}s,1,two\n"), "line 2 of … has 'two' in the column 'b', which is no number"),
+    "infinite": (csv_of(f"{HEAD}s,inf,2\n"), "line 2 of … has 'inf' in the column 'a'; leave the cell empty."),
+    "no series": (csv_of("a,b\n1,2\n"), "has no column 'series', which says which series a row is of; add it."),
+    "no variable": (csv_of("series,label\ns,1\n"), "has no column of a variable; add one."),
+    "a column twice": (csv_of("series,a,a\ns,1,2\n"), "has two columns 'a'; give each a name of its own."),
+    "rows apart": (csv_of(f"{HEAD}s,1,2\nt,1,2\ns,1,2\n"), "line 4 of … goes on with series 's'; put its rows"),
+    "positions that fall": (csv_of("series,position,a\ns,2,1\ns,1,1\n"), "line 3 of … has position 1 after 2"),
+    "positions that are none": (csv_of("series,position,a\ns,1.5,1\n"), "has the position '1.5'; give a whole number."),
+    "positions far apart": (csv_of("series,position,a\ns,0,1\ns,9999999,1\n"), "9999999 positions behind the first"),
+    "two labels": (csv_of("series,label,a\ns,x,1\ns,y,1\n"), "series 's' of … has 2 values of 'label'; give it one."),
+    "another split": (csv_of("series,split,a\ns,dev,1\n"), "has a series of split 'dev'; write train, validation or"),
+    "nothing known": (csv_of(f"{HEAD}s,,\n"), "nothing is known of series 's'"),
+    "UTF-16": (csv_of(HEAD.encode("utf-16")), "x.csv is not text in UTF-8; convert it."),
+    "a quote": (csv_of(f'{HEAD}s,"1,2\n'), "is no table that can be read (unexpected end of data); separate its cells"),
+    "NUL": (csv_of(f"{HEAD}s,\0,2\n"), "x.csv"),
+    "missing": (named("y.csv", None), "cannot read … y.csv (No such file or directory); give a .csv or .npz file."),
+    "another kind": (named("y.txt"), "y.txt is no table and no arrays of NumPy; give a .csv or .npz file."),
+    "no archive": (named("y.npz", b"PK no more"), "y.npz holds no arrays that can be read"),
+    "nothing": (named("y.npz"), "y.npz holds no arrays that can be read (No data left in file); give another."),
+    "pickled": (pickled, "x.npz holds no arrays that can be read (Object arrays cannot be loaded when allow_pickle"),
+    "a pickle": (named("y.npz", b"\x80\x04K\x03."), "y.npz holds no arrays that can be read"),
+    "no x": (npz_of(y=np.zeros(3)), "unknown array of … 'y'"),
+    "labels alone": (npz_of(labels=np.zeros(3)), "has no array 'x' of series; add it."),
+    "words": (npz_of(x=np.array([["a"]])), "has 'x' of <U1, (1, 1); give real numbers (N, T, C)."),
+    "complex": (npz_of(x=np.zeros((1, 1, 1), complex)), "has 'x' of complex128, (1, 1, 1)"),
+    "rows without lengths": (npz_of(x=np.zeros((4, 2))), "has x of shape (4, 2) without lengths"),
+    "lengths that do not sum": (npz_of(x=np.zeros((4, 2)), lengths=[1, 2]), "lengths of … sum to 3, and x has 4 rows"),
+    "lengths of nothing": (npz_of(x=np.zeros((2, 4, 1)), lengths=[0, 2]), "do not fit x (2, 4, 1); give 2, of 1 to 4."),
+    "lengths too long": (npz_of(x=np.zeros((2, 4, 1)), lengths=[5, 2]), "do not fit x (2, 4, 1); give 2, of 1 to 4."),
+    "lengths that are real": (npz_of(x=np.zeros((2, 4, 1)), lengths=[1.0, 2.0]), "the lengths of … are of float64"),
+    "a mask of another shape": (npz_of(x=np.zeros((1, 4, 1)), mask=[True]), "the mask of … is of bool, (1,)"),
+    "NaN where it is known": (
+        npz_of(x=np.full((1, 2, 1), np.nan), mask=np.ones((1, 2, 1), bool)),
+        "has NaN in x where the mask says that a number is known; change one of them.",
+    ),
+    "infinite x": (npz_of(x=np.full((1, 2, 1), np.inf)), "holds a number that is infinite in series '0'; take it out."),
+    "labels of others": (npz_of(x=np.zeros((2, 4, 1)), labels=[1]), "has 1 entries of 'labels'; give 2."),
+    "names twice": (npz_of(x=np.zeros((2, 4, 2)), names=["a", "a"]), "has the variables a, a; give each a name"),
+    "no series in x": (npz_of(x=np.zeros((0, 4, 2))), "x.npz holds no series; give one at least."),
+    "no variable in x": (npz_of(x=np.zeros((2, 4, 0))), "has the variables none; give each a name of its own."),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_files_that_hold_something_else(name: str, tmp_path: Path) -> None:
+    write, words = WRONG[name]
+    path = write(tmp_path)
+    with pytest.raises(UserError) as caught:
+        read_file(path)
+    said = str(caught.value)
+    assert re.search(".*".join(re.escape(part.strip()) for part in words.split("…")), said), said
+    assert str(path) in said
+    assert said.endswith(".")
+    assert "\n" not in said
+
+
+def test_what_is_shown_can_be_opened(tmp_path: Path) -> None:
+    """To the bit, with what is missing, and with other variables' order."""
+    for spec in (ROUNDED, DENSE):
+        x = series(spec, 6).float()
+        x[0, 2:], x[1, :, 1], x[2, 0] = math.nan, math.nan, math.nan
+        spec.show(x, tmp_path / "x.csv", columns=3)
+        back, names = spec.open(tmp_path / "x.csv")
+        assert torch.equal(back.nan_to_num(9e9), x.nan_to_num(9e9))
+        assert back.dtype == torch.float32
+        assert names == [f"x.csv/{number}" for number in range(6)]
+        assert len(spec.open(tmp_path / "x.csv", 2)[0]) == 2
+        beside = spec.beside(back)
+        assert beside["lengths"].tolist() == [2, 5, 5, 5, 5, 5]
+        inside = (torch.arange(T) < beside["lengths"][:, None])[..., None]
+        assert torch.equal(beside["mask"], ~x.isnan() & inside)
+        assert not beside["x"][~beside["mask"]].any()
+        assert "mask" not in spec.beside(back[3:])
+        assert "mask" not in spec.beside(back[:1])  # what is behind the end is not missing
+    with Image.open(tmp_path / "x.png") as picture:
+        assert picture.size[0] > picture.size[1] > 0
+    with pytest.raises(UserError, match=r"^cannot write \S+x.csv \(No such file or directory\); give another path\.$"):
+        DENSE.show(x, tmp_path / "nowhere" / "x.csv", columns=1)
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("series,a,b\ns,1,2\n", "has the variables a, b, and this model a, b, c; give these."),
+        ("series,a,b,d\ns,1,2,3\n", "has the variables a, b, d, and this model a, b, c; give these."),
+        (
+            "series,a,b,c\n" + "s,1,2,3\n" * 6,
+            "series 's' of … has 6 positions, and series of this model 5 at most; cut",
+        ),
+        (
+            "series,a,b,c\ns,123456789.5,2,3\n",
+            "has 123456790 of 'a', which single precision does not hold finely enough",
+        ),
+        ("series,a,b,c\ns,1,2,1e300\n", "has 1e+300 of 'c', which single precision does not hold"),
+    ],
+)
+def test_series_of_another_model(text: str, sentence: str, tmp_path: Path) -> None:
+    path = csv_of(text)(tmp_path)
+    with pytest.raises(UserError) as caught:
+        ROUNDED.open(path)
+    assert re.search(".*".join(re.escape(part.strip()) for part in sentence.split("…")), str(caught.value))
+
+
+def test_columns_are_found_by_their_names(tmp_path: Path) -> None:
+    path = csv_of("c,series,a,b\n3,s,1,2\n")(tmp_path)
+    assert ROUNDED.open(path)[0][0, 0].tolist() == [1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("fields", "sentence"),
+    [
+        ({"length": 0}, "data of shape (0, 3) hold nothing"),
+        ({"names": ()}, "data of shape (5, 0) hold nothing"),
+        ({"location": (0.0,)}, "3 variables do not fit 1 locations and 3 scales; give one of each."),
+        ({"scale": (1.0, 0.0, 1.0)}, "must be finite, and scales above 0."),
+        ({"location": (math.nan,) * 3}, "must be finite"),
+        ({"resolution": 0.0}, "resolution 0.0 is none; give a finite number above 0, or leave it out."),
+    ],
+)
+def test_specs_of_nothing(fields: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(UserError) as caught:
+        SeriesSpec(**{"length": T, "names": NAMES, "location": LOCATION, "scale": SCALE, **fields})
+    assert sentence in str(caught.value)
+
+
+# --- Data ---
+
+
+def own(folder: Path, count: int = 12, **more: Any) -> Path:
+    """Random walks in two variables, some numbers of which are missing."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(count, 6, 2)).cumsum(1) * [1, 50] + [3, 700]
+    x[rng.random(x.shape) < 0.2] = np.nan
+    x[:, 0] = [3.1, 702.5]  # known, and alike
+    lengths = rng.integers(2, 7, count)
+    np.savez(folder / "own.npz", x=x, lengths=lengths, names=["low", "high"], **more)
+    return folder / "own.npz"
+
+
+def test_own_series_become_splits(tmp_path: Path) -> None:
+    path = own(tmp_path, labels=["a", "b"] * 6)
+    data = load(f"series:{path}", resolution=0.5)
+    assert [len(getattr(data, part)) for part in ("train", "validation", "test")] == [10, 1, 1]
+    assert data.classes == ("a", "b")
+    assert data.train.extras.keys() == {"lengths", "mask"}
+    assert data.spec.names == ("low", "high")
+    every = [getattr(data, part) for part in ("train", "validation")]
+    known = torch.cat([part.x[part.extras["mask"]].reshape(-1) for part in every])
+    x = torch.cat([torch.where(p.extras["mask"], p.x, math.nan) for p in every]).double().flatten(0, 1)
+    assert np.nanmean(x.numpy(), 0) == pytest.approx(data.spec.location, abs=0.3)  # of what was not rounded
+    assert np.nanstd(x.numpy(), 0) == pytest.approx(data.spec.scale, rel=0.05)
+    assert torch.equal(known, (known / 0.5).round() * 0.5)
+    assert load(f"series:{path}", seed=3).spec == load(f"series:{path}", seed=4).spec
+
+
+def test_a_file_says_its_splits(tmp_path: Path) -> None:
+    given = np.array(["train"] * 6 + ["validation"] * 2 + ["test"] * 4)
+    path = own(tmp_path, split=given)
+    data = load(f"series:{path}")
+    assert [len(getattr(data, part)) for part in ("train", "validation", "test")] == [6, 2, 4]
+    assert len(load(f"series:{path}", validation=1).validation) == 1
+    with pytest.raises(UserError, match=r"own.npz has 2 validation series, not 3; ask for 1 to 2\."):
+        load(f"series:{path}", validation=3)
+    for split, sentence in (
+        (["train"] * 12, "own.npz has 0 series of the split test; give 1 at least."),
+        (["train"] + ["test"] * 11, "own.npz has 1 series of the split train; give 2 at least."),
+    ):
+        with pytest.raises(UserError, match=sentence):
+            load(f"series:{own(tmp_path, split=split)}")
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        ({"x": np.random.default_rng(0).normal(size=(2, 4, 1))}, "has 2 series, and each of three splits needs one"),
+        ({"x": np.random.default_rng(0).normal(size=(1, 4, 1))}, "has 1 series, and each of three splits needs one"),
+        ({"x": np.full((9, 4, 1), 2.5)}, "'x0' is always 2.5 in the training data of"),
+        ({"x": np.stack([np.full((9, 4), np.nan), np.random.default_rng(0).normal(size=(9, 4))], -1)},
+         "'x0' is never known in the training data of"),
+        ({"x": 1e9 + np.random.default_rng(0).normal(size=(9, 4, 1))}, "which single precision does not hold finely"),
+    ],
+)  # fmt: skip
+def test_series_that_cannot_be_learned_from(given: dict[str, Any], sentence: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError) as caught:
+        load(f"series:{npz_of(**given)(tmp_path)}")
+    assert sentence in str(caught.value)
+
+
+def utterances() -> list[np.ndarray]:
+    """Of two speakers, 12 coefficients of some frames each."""
+    rng = np.random.default_rng(0)
+    return [rng.normal(size=(7 + i % 4, 12)).round(4) for i in range(14)]
+
+
+def as_ts(found: list[np.ndarray]) -> str:
+    lines = [":".join(",".join(map(str, column)) for column in x.T) + f":{1 + i % 2}" for i, x in enumerate(found)]
+    return "\n".join(["# words", "@problemName V", "@data", *lines, ""])
+
+
+def as_ae(found: list[np.ndarray]) -> str:
+    return "".join("".join(" ".join(map(str, frame)) + " \n" for frame in x) + "\n" for x in found)
+
+
+def write_vowels(folder: Path) -> tuple[Path, Path]:
+    """Both layouts, of the same utterances: those of speaker 1 are the even ones."""
+    ts, ae = folder / "ts" / "vowels", folder / "ae"
+    ts.mkdir(parents=True)
+    ae.mkdir()
+    found = utterances()
+    (ts / "JapaneseVowels_TRAIN.ts").write_text(as_ts(found[:10]))
+    (ts / "JapaneseVowels_TEST.ts").write_text(as_ts(found[10:]))
+    (ae / "ae.train").write_text(as_ae(found[:10:2] + found[1:10:2]))
+    (ae / "ae.test").write_text(as_ae(found[10::2] + found[11::2]))
+    (ae / "size_ae.train").write_text("5 5\n")
+    (ae / "size_ae.test").write_text("2 2")
+    return folder / "ts", ae
+
+
+def test_vowels_of_both_archives_are_the_same(tmp_path: Path) -> None:
+    ts, ae = (load("vowels", root=root, validation=2) for root in write_vowels(tmp_path))
+    assert ts.spec == ae.spec
+    assert ts.spec.shape == (10, 12)
+    assert ts.spec.resolution == 0.01
+    assert (ts.classes, len(ts.train), len(ts.validation), len(ts.test)) == (("1", "2"), 8, 2, 4)
+
+    def told(data: Any) -> set[tuple[bytes, int, int]]:
+        parts = [data.train, data.validation]
+        return {
+            (x.numpy().tobytes(), int(y), int(n))
+            for part in parts
+            for x, y, n in zip(part.x, part.labels, part.extras["lengths"])
+        }
+
+    assert told(ts) == told(ae)
+    expected = np.round(utterances()[0] / 0.01) * 0.01
+    assert any(np.allclose(np.frombuffer(x, np.float32).reshape(10, 12)[:7], expected) for x, _, _ in told(ts))
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "sentence"),
+    [
+        ("ae.train", lambda text: text.replace("\n", "\nx", 1), "line 2 of"),
+        ("ae.train", lambda text: text.replace(" ", " 1 ", 1), "coefficients of each frame; give the file as the"),
+        ("ae.train", lambda text: text + text, "counts 10 utterances, and … has 20; mend one."),
+        ("size_ae.test", lambda text: "two", "line 1 of"),
+        ("ae.test", lambda text: "", "counts 4 utterances, and … has 0; mend one."),
+        ("ae.test", None, "there are no vowels in … put JapaneseVowels_TRAIN.ts and JapaneseVowels_TEST.ts there"),
+        ("size_ae.test", None, "cannot read"),
+    ],
+)
+def test_vowels_that_are_damaged(name: str, change: Callable[[str], str] | None, sentence: str, tmp_path: Path) -> None:
+    _, folder = write_vowels(tmp_path)
+    if change is None:
+        (folder / name).unlink()
+    else:
+        (folder / name).write_text(change((folder / name).read_text()))
+    with pytest.raises(UserError) as caught:
+        load("vowels", root=folder, validation=2)
+    said = str(caught.value)
+    assert re.search(".*".join(re.escape(part.strip()) for part in sentence.split("…")), said), said
+
+
+def test_ts_files_that_are_damaged(tmp_path: Path) -> None:
+    ts, _ = write_vowels(tmp_path)
+    path = ts / "vowels" / "JapaneseVowels_TEST.ts"
+    whole = path.read_text()
+    for text in (whole.replace(",", ",,", 1), whole.replace(":", ":1:", 1), whole.replace(",", ":", 1), "@data\n", ""):
+        path.write_text(text)
+        with pytest.raises(UserError, match=r"line \d+ of \S+JapaneseVowels_TEST.ts is not 12 coefficients of each"):
+            load("vowels", root=ts, validation=2)
+    path.write_bytes(b"@data\n\xff\xfe")
+    with pytest.raises(UserError, match="is not text in UTF-8"):
+        load("vowels", root=ts, validation=2)
+
+
+# --- Completing ---
+
+
+def exact(vae: VAE, x: Tensor, keep: Tensor, draws: int) -> tuple[Tensor, Tensor, float]:
+    """So many draws of everything from the model alone, with their weights given what is kept, and how many count."""
+    torch.manual_seed(7)
+    with torch.no_grad():
+        p = vae.model.likelihood(vae.model.prior().sample((draws,)))
+        drawn = p.sample(keep=(x, keep))
+        weight = torch.softmax((p.terms(drawn) * keep.flatten()).sum(-1), 0)
+    return drawn, weight, 1 / weight.square().sum().item()
+
+
+SMALL = SeriesSpec(4, ("a", "b"), (0.0, 0.0), (1.0, 1.0))
+KEPT = {
+    "forecast": [[1, 1], [1, 1], [0, 0], [0, 0]],
+    "holes": [[1, 0], [0, 1], [1, 0], [1, 1]],
+    "nothing": [[0, 0], [0, 0], [0, 0], [0, 0]],
+}
+
+
+@pytest.mark.parametrize("conditioning", ["causal", "full"])
+@pytest.mark.parametrize("name", KEPT)
+def test_completions_are_draws_given_what_is_kept(name: str, conditioning: str) -> None:
+    """Against importance sampling by the prior alone; whatever stands where nothing is kept."""
+    spec, keep = SMALL, torch.tensor(KEPT[name]) == 1
+    prior = AR1Prior(spec, dims=1, alpha=0.8)
+    vae = VAE(
+        DeltaVAE(prior, GRULikelihood(spec, prior, hidden=4, conditioning=conditioning)),
+        GRUGuide(spec, prior, hidden=4),
+    )
+    randomise(vae)
+    x = series(spec, 1, seed=4)[0]
+    drawn, weight, counts = exact(vae, x, keep, 20_000)
+    done = complete(vae, torch.where(keep, x, 9e9), keep, 4, particles=2048, completions=1000, seed=1)
+    assert torch.equal(done.series[:, keep], x[keep].expand(1000, -1))
+    assert 50 < done.effective_sample_size <= 2048
+    several = min(counts, done.effective_sample_size, 1000)
+    for place in (~keep).nonzero():
+        t, c = place.tolist()
+        order = drawn[:, t, c].argsort()
+        below = weight[order].cumsum(0)
+        for share in (0.1, 0.3, 0.5, 0.7, 0.9):
+            edge = drawn[order[torch.searchsorted(below, share)], t, c]
+            found = (done.series[:, t, c] <= edge).double().mean().item()
+            assert abs(found - share) < 5 * math.sqrt(2 * share * (1 - share) / several), (t, c, share, found)
+
+
+def test_completions_have_their_length_and_seed() -> None:
+    vae = pair(DENSE, STARTS["a step a position"])
+    vae.model.prior = AR1Prior(DENSE, dims=2, alpha=0.5).double()
+    x, keep = series(DENSE, 1)[0], torch.arange(T)[:, None].expand(T, C) < 2
+    done, again, other = (complete(vae, x, keep, 4, particles=64, completions=8, seed=seed) for seed in (0, 0, 1))
+    assert torch.equal(~done.series.isnan(), (torch.arange(T) < 4)[:, None].expand(8, T, C))
+    assert torch.equal(done.series.nan_to_num(0), again.series.nan_to_num(0))
+    assert not torch.equal(done.series.nan_to_num(0), other.series.nan_to_num(0))
+
+
+def test_scores_by_hand() -> None:
+    nan = math.nan
+    x = np.array([[1.0, 5.0], [2.0, 6.0], [4.0, 7.0], [8.0, 9.0]])
+    keep = np.array([[1, 0], [0, 0], [1, 1], [0, 0]]) == 1
+    assert last_value(x, keep, (0, 0)).tolist() == [[1, 7], [1, 7], [4, 7], [4, 7]]
+    assert interpolated(x, keep, (0, 0)).tolist() == [[1, 7], [2.5, 7], [4, 7], [4, 7]]
+    assert last_value(x, np.zeros((4, 2), bool), (3, -3)).tolist() == [[3, -3]] * 4
+    draws = np.random.default_rng(0).normal(size=(7, 3))
+    pairs = [abs(a - b) for i, a in enumerate(draws) for j, b in enumerate(draws) if i != j]
+    expected = np.abs(draws - 0.3).mean(0) - 0.5 * np.mean(pairs, 0)
+    assert crps(draws, np.full(3, 0.3)).tolist() == pytest.approx(expected.tolist())
+    drawn = torch.from_numpy(x).expand(5, 4, 2) + torch.tensor([[-1.0], [-0.5], [0.0], [0.5], [1.0]])[:, None]
+    done = Completions(torch.where(torch.from_numpy(keep), torch.from_numpy(x), drawn), 5.0)
+    hidden = np.array([[0, 0], [1, 0], [0, 0], [1, 0]]) == 1
+    found = scores([done], [np.where(keep | hidden, x, nan)], [keep], [hidden], (0.0, 0.0), (2.0, 1.0))
+    assert found["hidden"] == 2
+    assert found["rmse"] == pytest.approx(0)
+    assert found["in_band"] == 1.0
+    assert found["rmse_last_value"] == pytest.approx(math.sqrt((0.5**2 + 2**2) / 2))
+    assert found["crps_interpolated"] == pytest.approx((0.25 + 2) / 2)
+    assert scores([done], [x], [keep], [~keep & False], (0.0, 0.0), (1.0, 1.0)) == {"hidden": 0}
+
+
+# --- By the commands ---
+
+SMALLEST = (
+    "--set", "likelihood.hidden=8", "--set", "guide.hidden=8", "--set", "training.validations=1",
+    "--set", "training.batch=4", "--set", "training.log_every=1", "--device", "cpu",
+)  # fmt: skip
+
+
+def test_from_training_to_forecasts_by_the_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Series of one's own, of different lengths, some numbers of which are missing."""
+    pytest.importorskip("flax")
+    monkeypatch.chdir(tmp_path)
+    own(tmp_path, 60, labels=["a", "b"] * 30)
+    for arguments in (
+        ("train", "--dataset", "series:own.npz", *SMALLEST, "--steps", 2, "--out", "run"),
+        ("train", "--resume", "--steps", 3, "--out", "run"),
+        ("evaluate", "run", "--particles", 2),
+        ("sample", "run", "--num", 3, "--out", "drawn.csv"),
+        ("encode", "run", "drawn.csv", "--out", "z.nc"),
+        ("encode", "run", "own.npz", "--out", "z.nc"),
+        ("reconstruct", "run", "drawn.csv", "--num", 2, "--decodings", 1, "--out", "back.csv"),
+        ("reconstruct", "run", "test", "--num", 2, "--out", "test.csv"),
+        ("interpolate", "run", "test", "--pairs", 1, "--steps", 3, "--out", "path.csv"),
+        ("impute", "run", "test", "--num", 2, "--particles", 64, "--out", "imputed.csv"),
+        ("forecast", "run", "train", "--num", 2, "--particles", 64, "--keep", 2, "--horizon", 3, "--out", "next.csv"),
+        ("report", "run", "--out", "page.html"),
+        ("verify", "--dataset", "series:own.npz", "--likelihood", "gru", "--guide", "gru"),
+    ):
+        code, _, err = call(*arguments)
+        assert code == 0, (arguments, err)
+    code, out, _ = call("check", "run", "--split", "train", "--told-images", 16, "--told-samples", 4)
+    assert code in (0, 1)
+    assert "bits/number of a density" in out
+    code, out, err = call("crosscheck", "run", "--images", 2, "--float64", "--json")
+    assert code == 0, err
+    assert max(term["difference"] for term in json.loads(out)["terms"]) < 1e-9
+    for backend in ("pyro", "numpyro"):
+        assert call("sample", "run", "--num", 4, "--backend", backend, "--out", f"{backend}.csv")[0] == 0
+    one, two = (read_file(Path(f"{name}.csv")).series for name in ("pyro", "numpyro"))
+    for ours, theirs in zip(one, two, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-3, equal_nan=True)
+    run = pyro_delta.load("run")
+    test = run.data().test
+    found = pyro_delta.check(run, split="train", told_images=16, told_samples=4).numbers
+    assert found["floor_holds"] is True
+    assert found["delta_guarantee"] == "every datum, by its length"
+    encoding = encode(run.vae, test)
+    lengths = test.extras["lengths"]
+    inside = (torch.arange(6) < lengths[:, None])[..., None]
+    assert encoding.scored == (test.extras["mask"] & inside).sum().item() / len(test)
+    assert encoding.delta is not None
+    by_length = [ar1_committed_rate(torch.full((1,), 0.5, dtype=torch.float64), n).item() for n in lengths.tolist()]
+    assert len(encoding.delta) == len(by_length)
+    drawn = read_file(Path("drawn.csv"))
+    assert drawn.names == ("low", "high")
+    assert [len(values) for values in drawn.series] <= lengths[:3].tolist()
+    shown = read_file(Path("test.csv")).series[:2]  # data above their decodings, with holes where data have them
+    for values, x, mask in zip(shown, test.x, test.extras["mask"]):
+        expected = torch.where(mask, x, math.nan)[: len(values)].double().numpy()
+        np.testing.assert_allclose(values, expected, rtol=1e-6, equal_nan=True)
+    imputed = read_file(Path("imputed.csv"))
+    assert len(imputed.series) == 2 * 32
+    assert not any(np.isnan(values).any() for values in imputed.series)
+    np.testing.assert_allclose(
+        imputed.series[5][test.extras["mask"][0][: len(imputed.series[5])].numpy()],
+        test.x[0][test.extras["mask"][0]].numpy(),
+        rtol=1e-6,
+    )
+    assert {len(values) for values in read_file(Path("next.csv")).series} == {5}
+    for name in ("drawn", "back", "test", "path", "imputed", "next"):
+        assert Path(f"{name}.png").stat().st_size > 0
+
+
+def test_what_is_hidden_judges(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Vowels by the commands: scores of what was hidden, and of what comes next, as numbers."""
+    monkeypatch.chdir(tmp_path)
+    root, _ = write_vowels(tmp_path)
+    sizes = ("--set", "data.validation=2", *SMALLEST)
+    assert call("train", "--dataset", "vowels", "--data-root", root, *sizes, "--steps", 2, "--out", "run")[0] == 0
+    few = ("--num", 2, "--particles", 32, "--draws", 4, "--json")
+    code, out, err = call("impute", "run", "test", "--hide", 0.1, *few, "--out", "a.csv")
+    assert code == 0, err
+    found = json.loads(out)
+    assert 0 < found["hidden"] < 2 * 10 * 12
+    assert {"rmse", "crps", "in_band", "rmse_last_value", "crps_interpolated", "effective_sample_size"} <= found.keys()
+    assert found["effective_sample_size"].keys() == {"test/0", "test/1"}
+    code, out, err = call("forecast", "run", "test", *few, "--out", "b.csv")
+    assert code == 0, err
+    lengths = pyro_delta.load("run").data().test.extras["lengths"][:2]
+    assert json.loads(out)["hidden"] == 12 * int((lengths // 2).sum())
+    code, out, _ = call("forecast", "run", "test", *few[:-1], "--particles", 1, "--out", "b.csv")
+    assert code == 0
+    assert "For 2 of 2 series fewer than 2 particles count" in out
+    for arguments, sentence in (
+        (("impute", "run", "test", "--out", "c.csv"), "nothing is missing in the series of test; hide some of it"),
+        (("impute", "run", "test", "--hide", 1, "--out", "c.csv"), "1.0 is not in the range 0<x<1."),
+        (("impute", "run", "test", "--out", "c.png"), "'c.png' is not a .csv file; give a name that ends in .csv."),
+        (("impute", "run", "no.csv", "--out", "c.csv"), "cannot read no.csv"),
+        (
+            ("forecast", "run", "test", "--keep", 11, "--out", "c.csv"),
+            "leaves nothing to draw after 11; give a smaller",
+        ),
+        (("forecast", "run", "test", "--horizon", 11, "--out", "c.csv"), "series of this model have 10 at most; give"),
+        (("forecast", "run", "test", "--horizon", 0, "--out", "c.csv"), "0 is not in the range"),
+        (("sample", "run", "--num", 1, "--out", "c.png"), "'c.png' is not a .csv file"),
+    ):
+        code, _, err = call(*arguments)
+        assert code == 2, (arguments, err)
+        assert sentence in err
+        assert not Path("c.csv").exists()

@@ -93,7 +93,7 @@ def reconstructions(vae: VAE, split: Split, decodings: int, *, seed: int = 0, ad
     z_bnd = sample_latents(vae, split, seed=seed)
     extras = _all_again(split.extras, decodings)
     drawn = decode(vae, _again(z_bnd, decodings), seed=seed, advance=advance, extras=extras)
-    return torch.cat((split.x[:].to(drawn.dtype), drawn))
+    return torch.cat((_as_drawn(vae, split, z_bnd).to(drawn.dtype), drawn))
 
 
 def paths(vae: VAE, split: Split, steps: int, *, seed: int = 0, advance: Advance = ignore) -> Tensor:
@@ -114,13 +114,13 @@ def paths(vae: VAE, split: Split, steps: int, *, seed: int = 0, advance: Advance
     z_bnd = sample_latents(vae, split, seed=seed)
     with evaluating(vae, seed):
         p = prior(vae, 1, split.take(slice(1)).extras)
-    rows = []
+    rows, x = [], _as_drawn(vae, split, z_bnd)
     for pair in range(len(split) // 2):
         a, b = 2 * pair, 2 * pair + 1
         path_snd = interpolate(p, z_bnd[a].to(device_of(vae)), z_bnd[b].to(device_of(vae)), steps)
         extras = _all_again({name: values[a : a + 1] for name, values in split.extras.items()}, steps)
         drawn = decode(vae, path_snd, seed=seed + pair, same_noise=True, advance=advance, extras=extras)
-        rows.append(torch.cat((split.x[a : a + 1].to(drawn.dtype), drawn, split.x[b : b + 1].to(drawn.dtype))))
+        rows.append(torch.cat((x[a : a + 1].to(drawn.dtype), drawn, x[b : b + 1].to(drawn.dtype))))
     return torch.cat(rows)
 
 
@@ -132,6 +132,16 @@ def is_told(vae: VAE, spec: Spec) -> bool:
 def extras_of(split: Split, count: int) -> Extras:
     """What goes with the first `count` data of a split, over and over if it has fewer."""
     return split.take(torch.arange(count) % len(split)).extras if split.extras else {}
+
+
+def _as_drawn(vae: VAE, split: Split, z_bnd: Tensor) -> Tensor:
+    """Data with nothing where their distribution counts nothing, as draws have it: behind the end, say."""
+    device = device_of(vae)
+    with evaluating(vae, 0):
+        extras = {name: values.to(device) for name, values in split.extras.items()}
+        distribution: Any = decoder(vae, z_bnd.to(device), extras)
+    counted = getattr(distribution, "counted", None)
+    return split.x[:] if counted is None else torch.where(counted.cpu(), split.x[:], getattr(distribution, "blank", 0))
 
 
 def _again(values: Tensor, count: int) -> Tensor:

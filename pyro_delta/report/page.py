@@ -29,6 +29,7 @@ from pyro_delta.diagnostics.trace import prior as prior_of
 from pyro_delta.diagnostics.usage import PROBE_DATA, sample_latents, taken_for
 from pyro_delta.errors import UserError
 from pyro_delta.inference.run import Run, read_info
+from pyro_delta.programs import find, options_model
 from pyro_delta.protocol import Data, Spec
 from pyro_delta.rate import Modes, committed_rate, modes
 from pyro_delta.report.comparison import Comparison
@@ -47,7 +48,7 @@ TRAVERSED = 4
 CLASSES = 40
 """Of a confusion, at most: more are not read."""
 PICTURES = {".png": "image/png", ".svg": "image/svg+xml", ".jpg": "image/jpeg"}
-WITH_PICTURE = (".mid",)
+WITH_PICTURE = (".mid", ".csv")
 """Beside which `show` writes a picture."""
 SOUNDS = {".wav": "audio/wav", ".ogg": "audio/ogg", ".mp3": "audio/mpeg"}
 
@@ -348,9 +349,12 @@ def command_of(config: Config, preset: str, folder: Path) -> str:
     """The command line that trains with the same settings, as far as they differ from those of the preset."""
     data = config.data.program
     root = config.data.options.get("root")
-    before = dict(flat_settings(load_preset(preset, [("data.program", data)])))
+    given = [("data.program", data)]
+    if root is not None and options_model("data", find("data", data)).model_fields["root"].is_required():
+        given.append(("data.root", root))
+    before = dict(flat_settings(load_preset(preset, given)))
     changed = {key: value for key, value in flat_settings(config) if before.get(key) != value}
-    words = ["pyro-delta", "train", "--dataset", data, "--preset", preset]
+    words = ["pyro-delta", "train", "--dataset", ":".join(value for _, value in given), "--preset", preset]
     if root is not None and changed.get("data.root") == root:
         words += ["--data-root", str(root)]
     for key, value in changed.items():

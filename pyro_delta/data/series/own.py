@@ -95,7 +95,7 @@ def _units(x_ntc: np.ndarray, names: tuple[str, ...], title: str) -> tuple[Any, 
     units = []
     for name, values in zip(names, x_ntc.reshape(-1, len(names)).T):
         known = values[~np.isnan(values)]
-        if not known.size or not known.std() > 1e-9 * np.abs(known).max():
+        if not known.size or not known.std() > 1e-12 * np.abs(known).max():
             always = f"always {known[0]:g}" if known.size else "never known"
             raise UserError(f"{name!r} is {always} in the training data of {title}; leave it out.")
         units.append((known.mean(), known.std()))

@@ -119,8 +119,9 @@ def _read_ae(folder: Path, name: str) -> tuple[list[np.ndarray], list[str]]:
         except ValueError:
             raise _damaged(folder / name, number) from None
     sizes = folder / SIZES[AE.index(name)]
+    words = " ".join(_lines(sizes)).split()
     try:
-        counts = [int(word) for word in " ".join(_lines(sizes)).split()]
+        counts = [int(word) for word in words]
     except ValueError:
         raise _damaged(sizes, 1) from None
     if sum(counts) != len(series) or min(counts, default=0) < 0:
