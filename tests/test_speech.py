@@ -24,8 +24,10 @@ from pyro_delta.data.audio import SoundSpec
 from pyro_delta.data.audio.companding import compressed, expanded
 from pyro_delta.data.audio.sounds import filled, lengths_of
 from pyro_delta.diagnostics.bounds import encode
+from pyro_delta.diagnostics.verify import verify
 from pyro_delta.errors import UserError
 from pyro_delta.guides import SpectralGuide
+from pyro_delta.guides.sequences.spectral import BackwardSpectra
 from pyro_delta.models import AR1Prior, ARPrior, DeltaVAE, WaveNetLikelihood
 from pyro_delta.models.sequences.wavenet import ConditionalWaveNet
 from pyro_delta.rate import ar1_committed_rate, committed_rate, rate_of_bitrate
@@ -448,6 +450,56 @@ def test_the_deviation_starts_at_that_of_the_least_rate() -> None:
     torch.testing.assert_close(q.loc.flatten(0, 1).mean(0), torch.zeros(2), rtol=0, atol=1e-5)
     with pytest.raises(UserError, match=r"x has shape \(4, 3\), that of one sound; give it a batch axis"):
         guide(x[0])
+
+
+class SeesItself(ConditionalWaveNet):
+    """Sample t hears itself."""
+
+    def forward(self, x: Tensor, z_bnd: Tensor) -> Tensor:
+        return super().forward(x.flatten(1).roll(-1, 1).reshape(x.shape), z_bnd)
+
+
+class HearsAhead(ConditionalWaveNet):
+    """Each position is told what only the next may know of z."""
+
+    def _links(self, z_bnd: Tensor, batch: int) -> Tensor:
+        return super()._links(z_bnd, batch).roll(-1, 1)
+
+
+class Forwards(BackwardSpectra):
+    """Reads from the beginning."""
+
+    def read(self, x: Tensor) -> Tensor:
+        return super().read(x).flip(1)
+
+
+@pytest.mark.parametrize(
+    ("part", "wrong", "title"),
+    [
+        ("model", None, None),
+        ("model", SeesItself, "causality of the network"),
+        ("model", HearsAhead, "causality of the conditioning"),
+        ("guide", Forwards, "causality of the guide"),
+    ],
+    ids=["honest", "sees itself", "hears ahead", "forwards"],
+)
+def test_verify_knows_sounds(part: str, wrong: type | None, title: str | None) -> None:
+    """Of more samples than are looked at one by one; and what is planted is found."""
+    spec = SoundSpec(9, samples=4 if wrong else 120, levels=8)
+    prior = AR1Prior(spec, dims=1, rate_nats=2.0)
+    likelihood = WaveNetLikelihood(spec, prior, channels=2, blocks=2, mixtures=1)
+    vae = VAE(DeltaVAE(prior, likelihood), SpectralGuide(spec, prior, hidden=3))
+    if wrong is not None:
+        (vae.guide.encoder if part == "guide" else likelihood.network).__class__ = wrong
+    certificate = verify(vae, spec, extras={"lengths": torch.tensor([3, 9, 5])})
+    failed = {finding.name for finding in certificate.findings if finding.passed is False}
+    assert failed - {"sites"} == ({title} if title else set())
+    if title is None:
+        assert certificate.delta_nats == pytest.approx(2.0, rel=1e-6)
+        assert certificate.guarantee == "every datum, by its length"
+        (found,) = [finding for finding in certificate.findings if finding.name == "causality of the network"]
+        places = int(found.found.split(" of 1080 places")[0].split()[-1])
+        assert 900 < places < 1024
 
 
 # --- Bits a second ---
