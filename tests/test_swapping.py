@@ -173,8 +173,13 @@ MISFITS = {
     "text in an image likelihood": ("descriptions", "likelihood", "gated_pixelcnn", "images, not data of TokenSpec"),
     "text in an image guide": ("descriptions", "guide", "anti_causal", "images, not data of TokenSpec"),
     "a lattice over text": ("descriptions", "prior", "lattice", "images, not data of TokenSpec"),
-    "images in a likelihood of text": ("digits", "likelihood", "gru", "of tokens, and series, not data of ImageSpec"),
-    "images in a guide of text": ("digits", "guide", "gru", "of tokens, and series, not data of ImageSpec"),
+    "images in a likelihood of text": (
+        "digits",
+        "likelihood",
+        "gru",
+        "sequences of tokens, and series, not data of ImageSpec",
+    ),
+    "images in a guide of text": ("digits", "guide", "gru", "sequences of tokens, and series, not data of ImageSpec"),
 }
 
 

@@ -33,6 +33,9 @@ class Trunk(Protocol):
     def start(self, v_bh: Tensor) -> dict[str, Tensor]:
         """A state before the first position, for inputs like v."""
 
+    def take(self, state: dict[str, Tensor], order: Tensor) -> dict[str, Tensor]:
+        """The state of the sequences at indices, in that order."""
+
     def step(self, state: dict[str, Tensor], position: int, v_bh: Tensor) -> Tensor:
         """One position after the other: (B, h) → (B, h)."""
 
@@ -103,6 +106,11 @@ class ConditionalSequence(Network):
             "before": self.embed(nothing_k).sum(0).expand_as(context_bth[:, 0]),
             "last": context_bth.new_zeros(len(z_bnd), self.voices),
         }
+
+    def take(self, state: dict[str, Any], order: Tensor) -> dict[str, Any]:
+        """The state of the sequences at indices, in that order."""
+        of_trunk = self.trunk.take(state["trunk"], order)
+        return {name: of_trunk if name == "trunk" else values[order] for name, values in state.items()}
 
     def step(self, state: dict[str, Any], i: int, previous_b: Tensor | None) -> Tensor:
         """Parameters (B, P) of token or number i = t·K + k, given the one before it (None at the first)."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +17,9 @@ class NumberNetwork(SequenceNetwork, Protocol):
     """Its parameters are those of mixtures of M logistics: M logits, M means, M log-scales. It reads NaN as missing."""
 
     resolution: float | None
+
+    def take(self, state: Any, order: Tensor) -> Any:
+        """The sampling state of the sequences at indices, in that order."""
 
 
 class AutoregressiveNumbers(AutoregressiveSequence):

@@ -127,7 +127,7 @@ def _filtered(
         few_g1 = weight_gm.square().sum(1, keepdim=True) > 2 / weight_gm.shape[1]
         if drawn and few_g1.any():
             chosen = _resampled(weight_gm, few_g1)
-            x, root, state = x[chosen], root[chosen], {name: values[chosen] for name, values in state.items()}
+            x, root, state = x[chosen], root[chosen], network.take(state, chosen)
             mean_g1 = log_weight_gm.logsumexp(1, keepdim=True) - math.log(weight_gm.shape[1])
             log_weight_gm = torch.where(few_g1, mean_g1, log_weight_gm)
     return x, log_weight_gm.flatten(), root

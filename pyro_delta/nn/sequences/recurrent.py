@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 
@@ -22,9 +23,13 @@ class Recurrence(nn.Module):
 
     def start(self, v_bh: Tensor) -> dict[str, Tensor]:
         """Nothing read yet; v is like an input in its number, type and device."""
-        return {"state": v_bh.new_zeros(1, *v_bh.shape)}
+        return {"state": torch.zeros_like(v_bh)}
+
+    def take(self, state: dict[str, Tensor], order: Tensor) -> dict[str, Tensor]:
+        """The state of the sequences at indices, in that order."""
+        return {"state": state["state"][order]}
 
     def step(self, state: dict[str, Tensor], position: int, v_bh: Tensor) -> Tensor:
         """One position after the other: (B, h) → (B, h)."""
-        seen_b1h, state["state"] = self.gru(v_bh.unsqueeze(1), state["state"])
-        return seen_b1h[:, 0]
+        state["state"] = self.gru(v_bh.unsqueeze(1), state["state"].unsqueeze(0))[0][:, 0]
+        return state["state"]

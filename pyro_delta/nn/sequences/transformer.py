@@ -105,6 +105,10 @@ class CausalTransformer(nn.Module):
             "turn": rotation(self.positions, v_bh[0], self.heads),
         }
 
+    def take(self, state: dict[str, Tensor], order: Tensor) -> dict[str, Tensor]:
+        """The state of the sequences at indices, in that order."""
+        return {**state, "kept": state["kept"][:, :, order]}
+
     def step(self, state: dict[str, Tensor], position: int, v_bh: Tensor) -> Tensor:
         """One position after the other: (B, h) → (B, h)."""
         turn_2s = state["turn"][:, position]
