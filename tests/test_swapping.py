@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from networks import SPECS
 from test_cli import call
 
 from pyro_delta import programs
@@ -16,12 +17,13 @@ from pyro_delta.data.images import ImageSpec
 from pyro_delta.data.music import ScoreSpec
 from pyro_delta.data.named import build_data, spec_before_data
 from pyro_delta.data.sequences import TokenSpec
+from pyro_delta.data.series import SeriesSpec
 from pyro_delta.errors import UserError
 from pyro_delta.inference.run import load
 from pyro_delta.protocol import Spec
 
 OF_TOKENS = {"likelihood": {"gru"}, "guide": {"gru"}}
-"""Shipped programs that take sequences of tokens …"""
+"""Shipped programs that take sequences of tokens or numbers …"""
 OF_IMAGES = {
     "likelihood": {"gated_pixelcnn", "pixelsnail"},
     "guide": {"anti_causal", "bidirectional", "contour", "structured"},
@@ -36,7 +38,7 @@ PROGRAMS = {kind: list(programs.SHIPPED[kind]) for kind in ("prior", "likelihood
 @cache
 def spec_of(preset: str) -> Spec:
     program, options = load_preset(preset).data.program, load_preset(preset).data.options
-    return spec_before_data(program) or build_data(program, options).spec
+    return spec_before_data(program) or SPECS.get(program) or build_data(program, options).spec
 
 
 def swaps() -> list[tuple[str, str, str]]:
@@ -63,7 +65,7 @@ def test_all_shipped_programs_are_tried() -> None:
     tried = {(kind, name) for _, kind, name in swaps()}
     assert tried == {(kind, name) for kind, names in PROGRAMS.items() for name in names}
     assert {preset for preset, _, _ in swaps()} == set(preset_names())
-    assert {type(spec_of(preset)) for preset in preset_names()} == {ImageSpec, TokenSpec, ScoreSpec}
+    assert {type(spec_of(preset)) for preset in preset_names()} == {ImageSpec, TokenSpec, ScoreSpec, SeriesSpec}
 
 
 @pytest.mark.parametrize(("preset", "kind", "name"), swaps())
