@@ -57,8 +57,10 @@ def randomise(module: nn.Module, seed: int = 0) -> nn.Module:
 
 
 def random_images(spec: Spec, batch: tuple[int, ...], seed: int = 0) -> Tensor:
-    """Integers of shape batch + (C, H, W), or of another spec's shape."""
+    """Integers of shape batch + (C, H, W), or of another spec's shape; normal noise where data are real numbers."""
     generator = torch.Generator().manual_seed(seed)
+    if spec.levels is None:
+        return torch.randn((*batch, *spec.shape), generator=generator)
     return torch.randint(spec.levels, (*batch, *spec.shape), generator=generator)
 
 
