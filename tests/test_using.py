@@ -1,6 +1,7 @@
 """Using a trained model: latents for ArviZ, reconstructions, interpolation, completion."""
 
 import copy
+import importlib.util
 import json
 import math
 import subprocess
@@ -10,11 +11,13 @@ from pathlib import Path
 
 import arviz
 import numpy as np
+import pandas
 import pytest
 import torch
 from PIL import Image
 from test_cli import TINY, call
 
+import pyro_delta
 from pyro_delta.build import build
 from pyro_delta.config import load_preset
 from pyro_delta.data import load as load_data
@@ -22,7 +25,8 @@ from pyro_delta.data.images import ImageSpec
 from pyro_delta.data.images.pictures import HIDDEN
 from pyro_delta.diagnostics.drawing import decode
 from pyro_delta.diagnostics.images.inpainting import inpaint
-from pyro_delta.diagnostics.posterior import interpolate, posterior_data, save_netcdf
+from pyro_delta.diagnostics.latents import save
+from pyro_delta.diagnostics.posterior import interpolate, posterior_data
 from pyro_delta.distributions import GaussianAR1
 from pyro_delta.errors import UserError
 from pyro_delta.vae import VAE
@@ -129,7 +133,7 @@ def test_weights_that_diverged_are_told(vae: VAE) -> None:
 def test_netcdf_holds_what_the_guide_says(vae: VAE, tmp_path: Path) -> None:
     images = torch.randint(2, (7, 1, 2, 2), dtype=torch.uint8)
     data = posterior_data(vae, images, draws=500, names=list("abcdefg"), batch=3)
-    save_netcdf(data, tmp_path / "z.nc")
+    save(data, tmp_path / "z.nc")
     back = arviz.from_netcdf(tmp_path / "z.nc")
     z = back.posterior["z"]
     assert z.dims == ("chain", "draw", "datum", "step", "dim")
@@ -151,14 +155,14 @@ def test_a_full_disk_is_named_and_leaves_the_old_file(tmp_path: Path) -> None:
 import resource, signal, sys
 from pathlib import Path
 import numpy
-from pyro_delta.diagnostics.posterior import save_netcdf
+from pyro_delta.diagnostics.latents import save
 from pyro_delta.diagnostics.quiet_arviz import as_arviz
 path = Path({str(tmp_path / "z.nc")!r})
 path.write_text("as it was")
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, resource.RLIM_INFINITY))
 try:
-    save_netcdf(as_arviz({{"posterior": {{"z": numpy.random.randn(1, 9, 900)}}}}, {{}}, {{}}), path)
+    save(as_arviz({{"posterior": {{"z": numpy.random.randn(1, 9, 900)}}}}, {{}}, {{}}), path)
 except OSError as error:
     print(error.filename)
 """
@@ -227,15 +231,47 @@ def test_inpainting_keeps_and_reports(run: Path, tmp_path: Path) -> None:
     assert np.array_equal(done[:, 4:], image[:, 4:])
 
 
-def test_encode_writes_a_file_for_arviz(run: Path, tmp_path: Path) -> None:
-    assert call("encode", run, "test", "--num", 5, "--draws", 3, "--out", tmp_path / "z.nc")[0] == 0
-    assert arviz.from_netcdf(tmp_path / "z.nc").posterior["z"].shape == (1, 3, 5, 8, 2)
+def test_encode_writes_files_for_other_tools(run: Path, tmp_path: Path) -> None:
+    """By the ending of their names, all of them the same means, scales, names and labels."""
+    for ending in ("nc", "npz", "csv"):
+        draws = 1 if ending == "csv" else 3
+        assert call("encode", run, "test", "--num", 5, "--draws", draws, "--out", tmp_path / f"z.{ending}")[0] == 0
+    tree = arviz.from_netcdf(tmp_path / "z.nc")
+    assert tree.posterior["z"].shape == (1, 3, 5, 8, 2)
+    test = load_data("digits").test.take(slice(5))
+    with torch.no_grad():
+        q = pyro_delta.load(run).vae.guide.posterior(test.x)
+    arrays, table = np.load(tmp_path / "z.npz"), pandas.read_csv(tmp_path / "z.csv")
+    assert np.array_equal(arrays["z"], tree.posterior["z"].values[0])
+    assert arrays["starts"].tolist() == [*table.index, 5, 6, 7]
+    names, labels = [f"test/{i}" for i in range(5)], list(map(str, test.labels.tolist()))
+    assert arrays["datum"].tolist() == table["datum"].tolist() == names
+    assert arrays["label"].tolist() == table["label"].astype(str).tolist() == labels
+    assert tree.constant_data["label"].values.tolist() == labels
+    for name, values in (("z_mean", q.mean), ("z_scale", q.stddev)):
+        np.testing.assert_allclose(arrays[name], values, rtol=1e-5)
+        for step, dim in np.ndindex(8, 2):
+            np.testing.assert_allclose(table[f"{name}_{step}_{dim}"], values[:, step, dim], rtol=1e-5)
+    assert len(table.columns) == 2 + 2 * 16
+
+
+def test_parquet_is_written_where_it_can_be(run: Path, tmp_path: Path) -> None:
+    path = tmp_path / "z.parquet"
+    code, _, err = call("encode", run, "test", "--num", 5, "--out", path)
+    if importlib.util.find_spec("pyarrow") is None and importlib.util.find_spec("fastparquet") is None:
+        assert code == 2
+        assert "takes pyarrow; install it (pip install pyarrow), or write .csv." in err
+        assert not path.exists()
+    else:
+        assert code == 0
+        assert pandas.read_parquet(path)["datum"].tolist() == [f"test/{i}" for i in range(5)]
 
 
 @pytest.mark.parametrize(
     ("args", "words"),
     [
-        (["encode", "run", "test", "--out", "z.csv"], "ends in .nc"),
+        (["encode", "run", "test", "--out", "z.txt"], "give a name that ends in .nc, .npz, .csv, .parquet."),
+        (["encode", "run", "test", "--out", "z.csv", "--draws", "2"], "a table has no room for 2 samples"),
         (["encode", "run", "nothing", "--out", "z.nc"], "there is no picture or folder nothing"),
         (["encode", "run", "grey.png", "--out", "z.nc"], "bring them to its size, or name a split"),
         (["reconstruct", "run", "test", "--out", "a.jpg"], "ends in .png"),

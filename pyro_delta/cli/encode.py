@@ -26,7 +26,9 @@ from pyro_delta.cli.options import (
 @click.command()
 @run_argument
 @data_argument
-@click.option("--out", type=click.Path(path_type=Path), required=True, metavar="FILE.nc", help="The NetCDF file.")
+@click.option(
+    "--out", type=click.Path(path_type=Path), required=True, metavar="FILE", help=".nc, .npz, .csv or .parquet."
+)
 @click.option("--num", type=click.IntRange(min=1), help="The first so many data (default: all).")
 @click.option("--draws", type=click.IntRange(min=1), default=1, show_default=True, help="Samples of each posterior.")
 @weights_option
@@ -50,27 +52,32 @@ def encode(
     trust: bool,
     as_json: bool,
 ) -> None:
-    """Latents of DATA under the guide of RUN: means, scales and samples, in a NetCDF file that ArviZ reads.
+    """Latents of DATA under the guide of RUN, with names and labels: means, scales and samples, by the ending of FILE.
 
-    DATA: train, validation or test, or a file or folder of the same kind, such as a folder of pictures.
+    NetCDF for ArviZ and xarray; NPZ, arrays for NumPy; CSV or Parquet, a table of means and scales, a row for each
+    datum, for pandas. DATA: train, validation or test, or a file or folder of the same kind, such as a folder of
+    pictures.
 
     \b
     pyro-delta encode runs/first test --draws 10 --out z.nc
+    pyro-delta encode runs/first test --out z.csv
     python -c "import arviz; print(arviz.from_netcdf('z.nc').posterior['z'])"
+    python -c "import pandas; print(pandas.read_csv('z.csv').groupby('label').mean(numeric_only=True))"
     """  # noqa: D301 (click wants the backspace itself)
-    from pyro_delta.diagnostics.posterior import posterior_data, save_netcdf
-    from pyro_delta.errors import UserError
+    from pyro_delta.diagnostics.latents import check_ending, save
+    from pyro_delta.diagnostics.posterior import posterior_data
     from pyro_delta.report.progress import counting
 
-    if out.suffix != ".nc":
-        raise UserError(f"{str(out)!r} is not a NetCDF file; give a name that ends in .nc.")
+    check_ending(out, draws)
     check_writable(out)
     loaded = open_run(run, device, weights=weights, trust=trust)
-    found, names = read_given(loaded, given, num, data_root, other_data)
+    found, names, classes = read_given(loaded, given, num, data_root, other_data)
     starts = loaded.vae.model.prior.starts
     with counting("encoding", len(found)) as advance:
-        data = posterior_data(loaded.vae, found, draws=draws, names=names, starts=starts, seed=seed, advance=advance)
-    save_netcdf(data, out)
+        data = posterior_data(
+            loaded.vae, found, draws=draws, names=names, classes=classes, starts=starts, seed=seed, advance=advance
+        )
+    save(data, out)
     if as_json:
         print_json({"file": str(out), "data": len(found), "seed": seed, **loaded.facts})
     else:

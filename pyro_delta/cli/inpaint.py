@@ -84,7 +84,7 @@ def inpaint(
             f"images are completed, not data of {type(spec).__name__}; give a run that was made for images."
         )
     keep_hw = upper_rows(spec, rows) if mask is None else mask_of_picture(mask, spec)
-    found, names = read_given(loaded, given, num, data_root, other_data)
+    found, names, _ = read_given(loaded, given, num, data_root, other_data)
     completed = []
     with counting("completing", len(found)) as advance:
         for image in found.x[:].long():

@@ -66,7 +66,7 @@ def interpolate(
 
     loaded = open_run(run, device, weights=weights, trust=trust)
     check_out(out, loaded.spec)
-    found, _ = read_given(loaded, given, 2 * pairs, data_root, other_data)
+    found, *_ = read_given(loaded, given, 2 * pairs, data_root, other_data)
     if len(found) < 2 * pairs:
         raise UserError(f"{pairs} pairs take {2 * pairs} data, but {given} has {len(found)}; give fewer --pairs.")
     with counting("decoding", pairs * steps) as advance:

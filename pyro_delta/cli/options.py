@@ -7,7 +7,7 @@ import os
 import shlex
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
@@ -216,8 +216,16 @@ def settings_of(pairs: tuple[str, ...], options: dict[str, Any], file: Path | No
 data_argument = click.argument("given", metavar="DATA")
 
 
-def read_given(run: Run, given: str, count: int | None, root: str | None, other_data: bool) -> tuple[Split, list[str]]:
-    """Data for a run and their names.
+class Given(NamedTuple):
+    """Data for a run, a name for each, and the names of their labels, if they have any."""
+
+    split: Split
+    names: list[str]
+    classes: tuple[str, ...] | None
+
+
+def read_given(run: Run, given: str, count: int | None, root: str | None, other_data: bool) -> Given:
+    """Data for a run, and what they are called.
 
     Args:
         run: trained on data of the same kind.
@@ -234,13 +242,14 @@ def read_given(run: Run, given: str, count: int | None, root: str | None, other_
     from pyro_delta.errors import UserError
 
     if given in SPLITS:
-        split = getattr(run.data(root, other=other_data), given).take(slice(count))
-        return split, [f"{given}/{i}" for i in range(len(split))]
+        data = run.data(root, other=other_data)
+        split = getattr(data, given).take(slice(count))
+        return Given(split, [f"{given}/{i}" for i in range(len(split))], data.classes)
     beside = getattr(run.spec, "beside", None)
     if beside is None and (more := required(run.vae.guide, 1) + required(run.vae.model.likelihood, 1)):
         raise UserError(f"the run's programs take {more[0]!r} beside x, which no file holds; name a split: test.")
     x, names = run.spec.open(Path(given), count)
-    return Split(x, extras={} if beside is None else beside(x)), names
+    return Given(Split(x, extras={} if beside is None else beside(x)), names, None)
 
 
 def check_out(out: Path, spec: Spec) -> None:

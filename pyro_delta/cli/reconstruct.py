@@ -65,7 +65,7 @@ def reconstruct(
 
     loaded = open_run(run, device, weights=weights, trust=trust)
     check_out(out, loaded.spec)
-    found, _ = read_given(loaded, given, num, data_root, other_data)
+    found, *_ = read_given(loaded, given, num, data_root, other_data)
     with counting("decoding", len(found) * decodings) as advance:
         drawn = reconstructions(loaded.vae, found, decodings, seed=seed, advance=advance)
     loaded.spec.show(drawn, out, len(found))

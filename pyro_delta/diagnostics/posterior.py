@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.distributions import Distribution
@@ -14,10 +13,9 @@ from torch.distributions import Distribution
 from pyro_delta.data.splits import size_of
 from pyro_delta.data.tensors import as_split
 from pyro_delta.diagnostics.bounds import ignore
-from pyro_delta.diagnostics.quiet_arviz import as_arviz, as_tree
+from pyro_delta.diagnostics.quiet_arviz import as_arviz
 from pyro_delta.diagnostics.trace import batches, evaluating, posteriors
 from pyro_delta.distributions.any_gaussian import as_gaussian
-from pyro_delta.files import written_whole
 from pyro_delta.protocol import Advance
 from pyro_delta.vae import VAE
 
@@ -29,6 +27,7 @@ def posterior_data(
     *,
     draws: int = 1,
     names: Sequence[str] | None = None,
+    classes: Sequence[str] | None = None,
     starts: Tensor | None = None,
     batch: int = 100,
     seed: int = 0,
@@ -41,6 +40,7 @@ def posterior_data(
         data: a split, or a tensor (N, …).
         draws: samples of each posterior.
         names: of the data, as a coordinate.
+        classes: names of their labels; numbers stand for those that have none.
         starts: (n,) of the prior, kept beside the latents.
         batch: data at a time.
         seed: of the samples.
@@ -49,7 +49,7 @@ def posterior_data(
     Returns:
         an `arviz.InferenceData`, or with ArviZ 1 an `xarray.DataTree`: group `posterior` with each latent site, such as
         `z` (chain 1, draw, datum, step, dim); group `constant_data` with its `z_mean` and `z_scale` (datum, step, dim),
-        and `starts` (step).
+        `starts` (step) and, of data that have some, `label` (datum).
     """
     split = as_split(data)
     parts: dict[str, list[tuple[Tensor, Tensor, Tensor]]] = {}
@@ -69,22 +69,16 @@ def posterior_data(
             dims[f"{name}_{what}"] = axes
     if starts is not None:
         constant["starts"], dims["starts"] = starts.cpu().numpy(), ["step"]
+    if split.labels is not None:
+        labels = split.labels.tolist()
+        constant["label"] = np.array([str(label) if classes is None else classes[label] for label in labels])
+        dims["label"] = ["datum"]
     coords = {"datum": list(names or [str(i) for i in range(len(split))])}
     return as_arviz({"posterior": posterior, "constant_data": constant}, coords, dims)
 
 
 def _axes(name: str, count: int) -> list[str]:
     return [f"{name}_axis_{i}" for i in range(count)]
-
-
-def save_netcdf(data: Any, path: Path) -> None:
-    """Writes what `posterior_data` gives, whole or not at all."""
-    # By way of memory, for HDF5 does not survive a full disk: it crashes when it closes what it could not write.
-    whole, tree = io.BytesIO(), as_tree(data)
-    compressed = {node.path: {name: {"zlib": True} for name in node.data_vars} for node in tree.leaves}
-    tree.to_netcdf(whole, engine="h5netcdf", encoding=compressed)
-    with written_whole(path) as file:
-        file.write(whole.getbuffer())
 
 
 @torch.no_grad()
