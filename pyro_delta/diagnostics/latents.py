@@ -63,9 +63,10 @@ def _netcdf(tree: Any) -> bytes:
 def _npz(tree: Any) -> bytes:
     samples = {name: values.values[0] for name, values in tree["posterior"].data_vars.items()}  # of the one chain
     constant = {name: values.values for name, values in tree["constant_data"].data_vars.items()}
-    arrays: dict[str, Any] = {"datum": tree["posterior"]["datum"].values, **samples, **constant}
+    arrays = {"datum": tree["posterior"]["datum"].values, **samples, **constant}
+    plain: dict[str, Any] = {name: _plain(values) for name, values in arrays.items()}
     whole = io.BytesIO()
-    np.savez_compressed(whole, **{name: _plain(values) for name, values in arrays.items()})
+    np.savez_compressed(whole, **plain)
     return whole.getvalue()
 
 
