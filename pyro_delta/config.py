@@ -141,6 +141,8 @@ class TrainingConfig(Section):
     """evaluations on the validation split, evenly spread"""
     validation_images: int | None = Field(None, ge=1)
     """of the validation split used while training (default: all)"""
+    patience: int | None = Field(None, ge=1)
+    """validations in a row without a better bound, after which training ends (default: it never ends early)"""
     checkpoint_minutes: float = Field(2.0, gt=0)
     """between checkpoints"""
     seed: Seed = 0

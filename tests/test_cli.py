@@ -18,6 +18,7 @@ import torch
 from forged import state_of
 from PIL import Image
 
+import pyro_delta
 from pyro_delta.cli import COMMANDS, main
 from pyro_delta.data import load as load_data
 from pyro_delta.data.splits import subset
@@ -275,6 +276,30 @@ def test_resume_of_a_finished_run_changes_nothing(trained: Path, tmp_path: Path)
     assert json.loads(out) == {"run": str(folder), "finished": True}
     assert contents(folder) == {path.replace(str(trained), str(folder)): had for path, had in contents(trained).items()}
     assert "has come to its end already; --steps or --minutes makes it" in call("train", "--out", folder, "--resume")[1]
+
+
+@pytest.mark.parametrize("backend", ["pyro", "numpyro"])
+def test_a_training_that_does_not_get_better_ends(backend: str, tmp_path: Path) -> None:
+    """With a learning rate of nothing, after as many validations as its patience; more of it goes on."""
+    if backend == "numpyro":
+        pytest.importorskip("flax")
+    folder = tmp_path / "run"
+    sets = {"lr": 1e-30, "log_every": 2, "validations": 10, "patience": 3, "validation_images": 20, "backend": backend}
+    still = [part for key, value in sets.items() for part in ("--set", f"training.{key}={value}")]
+    networks = [part for pair in zip(SETS[::2], SETS[1::2]) if "training" not in pair[1] for part in pair]
+    code, _, err = call(
+        "train", "--preset", "cifar10-small", "--dataset", "digits", *networks, *still, "--steps", 20, "--out", folder
+    )
+    assert code == 0, err
+    assert "ended at step 8, for 3 validations in a row were no better than that of step 2; --resume" in err
+    run = pyro_delta.load(folder)
+    assert (run.finished, run.trained_steps, run.step) == (True, 8, 2)
+    assert "has come to its end already" in call("train", "--out", folder, "--resume")[1]
+    code, _, err = call("train", "--out", folder, "--resume", "--set", "training.patience=4")
+    assert code == 0, err
+    assert "ended at step 10, for 4 validations" in err
+    assert call("train", "--out", folder, "--resume", "--set", "training.patience=null")[0] == 0
+    assert pyro_delta.load(folder).trained_steps == 20
 
 
 def test_interrupted_and_resumed_is_the_same_training(trained: Path, tmp_path: Path) -> None:

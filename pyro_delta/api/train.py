@@ -279,7 +279,7 @@ def _reread(
         check_made_with(state, config, out)
         metrics = read_metrics(out)
         _check_extension(config, state["step"], state["train_s"], given=dict(settings))
-        if is_finished(config, state["step"], state["train_s"]):
+        if is_finished(config, state):
             if lock is not None:
                 lock.release()
             return config, None, None, info.preset
@@ -396,7 +396,7 @@ def _run(training: Training, folder: Path | None, show: Show, given: Data | None
         "last" if best is None else "best",
         training.step if best is None else best["step"],
         training.step,
-        training.progress >= 1,
+        training.over,
         folder,
         given or training.data,
         tuple(lines),

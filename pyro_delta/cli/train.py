@@ -197,7 +197,7 @@ def _run(trainer: Training, folder: Path, preset: str, resumed: bool, as_json: b
 
     if not ranks.first():
         carry_out(trainer, folder, lambda line: None, resumed=resumed)
-        if trainer.interrupted and trainer.progress < 1:
+        if trainer.interrupted and not trainer.over:
             raise click.exceptions.Exit(130)
         return {}
     if not as_json:
@@ -206,7 +206,7 @@ def _run(trainer: Training, folder: Path, preset: str, resumed: bool, as_json: b
         click.echo(f"pyro-delta: {notice}", err=True)
     with following(trainer.config, trainer.data.spec.unit, device_of(trainer.vae)) as show:
         summary = carry_out(trainer, folder, show, resumed=resumed)
-    if trainer.interrupted and trainer.progress < 1:
+    if trainer.interrupted and not trainer.over:
         click.echo(
             f"pyro-delta: stopped at step {trainer.step}; go on with: "
             + shlex.join(["pyro-delta", "train", "--out", str(folder), "--resume"]),
@@ -216,6 +216,13 @@ def _run(trainer: Training, folder: Path, preset: str, resumed: bool, as_json: b
     result = summary | {"run": str(folder)}
     if trainer.best is not None:
         result |= {f"best_{key}": trainer.best[key] for key in ("step", "neg_elbo_bpd")}
+    if trainer.over and trainer.progress < 1:
+        result["ended_early"] = True
+        click.echo(
+            f"pyro-delta: ended at step {trainer.step}, for {trainer.stale} validations in a row were no better than "
+            f"that of step {result['best_step']}; --resume --set training.patience=… goes on.",
+            err=True,
+        )
     if not as_json:
         title = f"{trainer.config.data.program}, preset {preset}: {result.get('split', '')} split"
         print_table(title, result, trainer.data.spec.unit)

@@ -79,6 +79,8 @@ class TrainingState(_Optimised):
     train_s: Seconds
     wall_s: Seconds
     validated: Count
+    stale: Count = 0
+    """validations since the best one"""
     best: _Best | None
     rng: Weights
     window: _Window | None = None

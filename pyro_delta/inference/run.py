@@ -27,6 +27,7 @@ import os
 import platform
 import re
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -83,7 +84,7 @@ PACKAGES = {
     "numpyro": ("torch", "pyro-ppl", "numpy", "jax", "numpyro", "flax", "optax"),
 }
 """Backend → those whose versions may change numbers."""
-EXTENSIBLE = {"training.steps", "training.minutes", "training.accumulate", "data.root"}
+EXTENSIBLE = {"training.steps", "training.minutes", "training.patience", "training.accumulate", "data.root"}
 """Settings that may change when a run is resumed; how many parts a step has in all may not, see `PyroTraining`."""
 
 
@@ -564,7 +565,7 @@ def load(
         vae.to(memory_format=torch.channels_last)
     if prior == "auxiliary":
         vae = with_prior(vae, _auxiliary(folder, config, vae.model.prior, chosen, path))
-    finished = is_finished(config, state["step"], state["train_s"])
+    finished = is_finished(config, state)
     made, skipped = state["step"], int(state["skipped"])
     if not finished:  # what it made after its last checkpoint is lost, but it made it
         for line in read_metrics(folder):
@@ -625,10 +626,19 @@ def last_weights(state: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def is_finished(config: Config, step: int, train_s: float) -> bool:
-    """Whether a training that has made so many steps in so many seconds came to its end."""
+def is_finished(config: Config, state: Mapping[str, Any]) -> bool:
+    """Whether a training came to its end: its steps or minutes, or that of its patience.
+
+    Args:
+        config: as it is now.
+        state: of its checkpoint.
+    """
     settings = config.training
-    return step >= settings.steps if settings.steps is not None else train_s >= 60 * (settings.minutes or 0)
+    if settings.patience is not None and state.get("stale", 0) >= settings.patience:
+        return True
+    if settings.steps is not None:
+        return state["step"] >= settings.steps
+    return state["train_s"] >= 60 * (settings.minutes or 0)
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:

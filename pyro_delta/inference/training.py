@@ -69,6 +69,7 @@ class Training(ABC):
             mean over those of training.
         unit: of bounds in lines of training, by the numbers that are scored of a datum in the mean.
         best: `weights` at the least −ELBO of a validation so far, with its `step` and `neg_elbo_bpd`; None before one.
+        stale: validations since then.
         interrupted: set it to end `run` early.
         notices: what a person should know before the start, in sentences.
         lock: on its folder, where it has one.
@@ -86,6 +87,7 @@ class Training(ABC):
         self.lr = config.training.lr
         self.validated = 0
         self.best: dict[str, Any] | None = None
+        self.stale = 0
         self.interrupted = False
         self.notices: list[str] = []
         self.lock: Lock | None = None
@@ -99,6 +101,11 @@ class Training(ABC):
         assert settings.minutes is not None
         return self.clock.read() / (60 * settings.minutes)
 
+    @property
+    def over(self) -> bool:
+        """Whether training has come to its end, or has not got better for as long as `training.patience` says."""
+        return self.progress >= 1 or out_of_patience(self.config, self.stale)
+
     def run(self, every: Callable[[Self], None] = lambda training: None) -> None:
         """Trains to the end; `every` is called after each logging step, outside the clock.
 
@@ -111,7 +118,7 @@ class Training(ABC):
         with self.running(), ranks.watched():
             progress, stopped = self._agreed()
             self.clock.start()
-            while progress < 1 and not stopped:
+            while progress < 1 and not stopped and not out_of_patience(self.config, self.stale):
                 self.advance()
                 # Read once for both questions: a clock may strike between them, and the last line would be lost.
                 progress, stopped = self._agreed()
@@ -178,12 +185,13 @@ class Training(ABC):
             "train_s": self.clock.read(),
             "wall_s": time.time() - self.wall,
             "validated": self.validated,
+            "stale": self.stale,
             "best": self.best,
         }
 
     def restore(self, state: dict[str, Any], path: Path) -> None:
         """Goes on from a `state` that was read from `path`."""
-        self.step, self.best = state["step"], state["best"]
+        self.step, self.best, self.stale = state["step"], state["best"], state.get("stale", 0)
         self.clock, self.wall = Clock(state["train_s"]), time.time() - state["wall_s"]
         self.validated = min(state["validated"], self._due())  # fewer are due again when a run is extended
 
@@ -212,8 +220,15 @@ class Training(ABC):
             encoding = encode(self.averaged(), split, shared=True)
             numbers = summarise(encoding, Unit.of(self.data.spec, encoding.scored), self.delta)
             self.line("validation", numbers)
+            self.stale += 1
             if numbers["neg_elbo_bpd"] < (math.inf if self.best is None else self.best["neg_elbo_bpd"]):
                 self.best = {"step": self.step, "neg_elbo_bpd": numbers["neg_elbo_bpd"], **self.weights()}
+                self.stale = 0
+
+
+def out_of_patience(config: Config, stale: int) -> bool:
+    """Whether so many validations without a better bound are as many as a training waits for."""
+    return config.training.patience is not None and stale >= config.training.patience
 
 
 def _mean_delta(vae: VAE, split: Split) -> float:

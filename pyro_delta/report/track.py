@@ -21,7 +21,7 @@ ASIDE = {
     "data": {"root"},
     "training": {
         "seed", "backend", "bf16", "channels_last", "recompute", "accumulate", "compile", "log_every", "validations",
-        "checkpoint_minutes",
+        "checkpoint_minutes", "patience",
     },
 }  # fmt: skip
 """Settings that decide where, how and by which noise a training is computed, but not what bound it has at a step."""

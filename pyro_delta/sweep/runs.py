@@ -74,7 +74,7 @@ class Training:
         if not has_checkpoint(self.folder):
             return False
         config, (state, _, _) = read_config(self.folder, self.trust), read_state(self.folder)
-        return is_finished(config, state["step"], state["train_s"])
+        return is_finished(config, state)
 
     def command(self) -> list[str]:
         """From the beginning, or from the checkpoint."""
