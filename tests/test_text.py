@@ -204,6 +204,10 @@ def spoiled(name: str, folder: Path) -> str:
         case "a folder without test.txt":
             (folder / "train.txt").write_text("a\n")
             return f"text:{folder}"
+        case "a folder of one":
+            (folder / "train.txt").write_text("a\na\n")
+            (folder / "test.txt").write_text("a\n")
+            return f"text:{folder}"
         case "brown: a text is missing":
             (brown / "ca01").unlink()
         case "brown: a word without a tag":
@@ -218,8 +222,11 @@ SPOILED = {
     "mixed encodings": "line 3 of {folder}/x.txt is not UTF-8: the byte 0xef at place 3; convert the file.",
     "utf-16": "x.txt is text in UTF-16; convert it to UTF-8.",
     "nul": "line 2 of {folder}/x.txt has the character NUL, which is in no text; take it out.",
-    "one document": "has 1 documents, 1 different ones, of which 1 cannot be held out; give more text",
-    "one document, often": "has 9 documents, 1 different ones, of which 1 cannot be held out; give more text",
+    "one document": "x.txt has 1 documents, 1 of them different; training, validation and test take one each at least",
+    "a folder of one": "train.txt has one document, and validation takes one; give more text.",
+    "too many held out": "has 27 documents for training and validation, of which 27 cannot be held out; ask for 1 "
+    "to 26.",
+    "one document, often": "has 9 documents, 1 of them different; training, validation and test take one each at least",
     "too long": "has a document of 1501 tokens, 'word word word word word word word word '…, and 1024 are the most; "
     "set data.length=1501, or data.cut=true, which makes several of longer ones.",
     "not there": "cannot read {folder}/x.txt (No such file or directory); give a text file.",
@@ -237,6 +244,7 @@ def test_text_that_cannot_be_read_is_said(name: str, tmp_path: Path, monkeypatch
     monkeypatch.chdir(tmp_path)
     dataset = spoiled(name, tmp_path)
     more = ["--data-root", tmp_path] if dataset == "brown" else SMALL
+    more = [*more, "--set", "data.validation=27"] if name == "too many held out" else more
     code, out, err = call("train", "--dataset", dataset, *more, "--steps", 1, "--out", "n")
     assert code == 2, (out, err)
     assert SPOILED[name].format(folder=tmp_path) in " ".join(err.split())

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pyro_delta.data.sequences.pieces import begins_word, learned, size_of_vocabulary
 from pyro_delta.data.sequences.spec import TextSpec
-from pyro_delta.data.splits import TEST_SEED, Split, Splits, reordered
+from pyro_delta.data.splits import SPLITS, TEST_SEED, Split, Splits, reordered
 from pyro_delta.errors import UserError, unknown_name
 from pyro_delta.validation import Count, Seed
 
@@ -60,9 +60,17 @@ class TextFile(Splits):
         if path.is_dir():
             train, held_out, test = _parts_of_folder(path)
         else:
-            train, test = _divided(lines_of(path), None, TEST_SEED, path)
+            texts = lines_of(path)
+            if (different := len(set(texts))) < len(SPLITS):
+                raise UserError(
+                    f"{path} has {len(texts)} documents, {different} of them different; training, validation and test "
+                    "take one each at least, so give more text."
+                )
+            train, test = _divided(texts, None, TEST_SEED, path)
             held_out = []
         if not held_out:
+            if len(set(train)) < 2:
+                raise UserError(f"{path / 'train.txt'} has one document, and validation takes one; give more text.")
             train, held_out = _divided(train, validation, seed, path)
         elif validation is not None:
             held_out = _first(held_out, validation, seed, path)
@@ -195,10 +203,10 @@ def _divided(texts: list[str], count: int | None, seed: int, path: Path) -> tupl
     """Documents that are left, and those that are held out: `count`, a tenth if None; equal ones stay together."""
     different = list(dict.fromkeys(texts))
     wanted = max(1, len(texts) // 10) if count is None else count
-    if len(different) < 2 or not 1 <= wanted < len(texts):
+    if not 1 <= wanted < len(texts):
         raise UserError(
-            f"{path} has {len(texts)} documents, {len(different)} different ones, of which {wanted} cannot be held "
-            "out; give more text, or hold out fewer."
+            f"{path} has {len(texts)} documents for training and validation, of which {wanted} cannot be held out; ask "
+            f"for 1 to {len(texts) - 1}."
         )
     times, held_out, size = Counter(texts), set[str](), 0
     for index in np.random.default_rng(seed).permutation(len(different))[:-1]:  # one is left in any case
