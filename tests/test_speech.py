@@ -27,7 +27,7 @@ from pyro_delta.diagnostics.bounds import encode
 from pyro_delta.diagnostics.verify import verify
 from pyro_delta.errors import UserError
 from pyro_delta.guides import SpectralGuide
-from pyro_delta.guides.sequences.spectral import BackwardSpectra
+from pyro_delta.guides.sequences.spectral import SpectrumReader
 from pyro_delta.models import AR1Prior, ARPrior, DeltaVAE, WaveNetLikelihood
 from pyro_delta.models.sequences.wavenet import ConditionalWaveNet
 from pyro_delta.rate import ar1_committed_rate, committed_rate, rate_of_bitrate
@@ -425,7 +425,7 @@ def test_nothing_is_heard_from_behind_the_end(name: str) -> None:
 
 def test_the_guide_hears_spectra() -> None:
     """By the definition, sum by sum; and a sound turned upside down, whose spectra are the same, sounds the same."""
-    encoder = sound_vae([0, 1, 2, 3]).guide.encoder
+    reader = sound_vae([0, 1, 2, 3]).guide.encoder.reader
     x = random_images(TINY, (1,))
     amplitude = expanded(x.double(), 8)[0]
     features = torch.zeros(4, 2, dtype=torch.float64)
@@ -435,8 +435,8 @@ def test_the_guide_hears_spectra() -> None:
             for s in range(3)
         )
         features[position, f] = (math.log(1e-4 + abs(total) ** 2) + 5) / 3
-    torch.testing.assert_close(encoder.read(x)[0], encoder.spectrum(features))
-    torch.testing.assert_close(encoder.read(7 - x), encoder.read(x))
+    torch.testing.assert_close(reader(x)[0], reader.spectrum(features))
+    torch.testing.assert_close(reader(7 - x), reader(x))
 
 
 def test_the_deviation_starts_at_that_of_the_least_rate() -> None:
@@ -466,11 +466,11 @@ class HearsAhead(ConditionalWaveNet):
         return super()._links(z_bnd, batch).roll(-1, 1)
 
 
-class Forwards(BackwardSpectra):
+class Forwards(SpectrumReader):
     """Reads from the beginning."""
 
-    def read(self, x: Tensor) -> Tensor:
-        return super().read(x).flip(1)
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).flip(1)
 
 
 @pytest.mark.parametrize(
@@ -490,7 +490,7 @@ def test_verify_knows_sounds(part: str, wrong: type | None, title: str | None) -
     likelihood = WaveNetLikelihood(spec, prior, channels=2, blocks=2, mixtures=1)
     vae = VAE(DeltaVAE(prior, likelihood), SpectralGuide(spec, prior, hidden=3))
     if wrong is not None:
-        (vae.guide.encoder if part == "guide" else likelihood.network).__class__ = wrong
+        (vae.guide.encoder.reader if part == "guide" else likelihood.network).__class__ = wrong
     certificate = verify(vae, spec, extras={"lengths": torch.tensor([3, 9, 5])})
     failed = {finding.name for finding in certificate.findings if finding.passed is False}
     assert failed - {"sites"} == ({title} if title else set())
@@ -594,7 +594,7 @@ def test_from_training_to_samples_by_the_commands(tmp_path: Path, monkeypatch: p
         (("train", *SMALL[:4], "--set", "data.length=1", "--out", "n"), "a sound here 1 at most"),
         (
             ("train", *SMALL, "--guide", "gru", "--steps", 1, "--out", "n"),
-            "takes sequences of tokens, not",
+            "takes sequences of tokens, and series, not",
         ),
         (
             ("train", "--dataset", "speech", "--data-root", "no", "--out", "n"),

@@ -130,10 +130,13 @@ class ConditionalWaveNet(nnx.Module):
         return self._told(said_btc).reshape(*x.shape, -1)
 
     def generate(self, z_bnd: Array, choose: Any, inputs_tbk: Any) -> Array:
-        """Writes sounds sample by sample, each by `choose(parameters, input)`: integers (B, P·S)."""
+        """Writes sounds sample by sample, each by `choose(parameters, input)`: integers (B, P·S).
+
+        The inputs are a tree of arrays (P, B, S, ...).
+        """
         batch, samples = len(z_bnd), self.shape[0] * self.shape[1]
         links_bpkc = self._links(z_bnd)
-        inputs_sb = inputs_tbk.swapaxes(1, 2).reshape(samples, batch, *inputs_tbk.shape[3:])
+        inputs_sb = jax.tree.map(lambda one: one.swapaxes(1, 2).reshape(samples, batch, *one.shape[3:]), inputs_tbk)
         dtype = self.out.bias[...].dtype
 
         def step(carry: Any, here: Any) -> Any:
