@@ -778,20 +778,20 @@ def assert_rows_see_latents_by_row(
 TOKENS, VOICES = TokenSpec(6, 5), ScoreSpec(6, 5, voices=3)
 
 
-TRUNKS: dict[str, tuple[Any, Any, dict[str, int]]] = {
+OF_TOKENS: dict[str, tuple[Any, Any, dict[str, int]]] = {
     "gru": (GRULikelihood, GRUGuide, {"hidden": 4}),
     "transformer": (TransformerLikelihood, TransformerGuide, {"hidden": 8, "layers": 2, "heads": 2}),
 }
 
 
-@pytest.fixture(params=TRUNKS)
+@pytest.fixture(params=OF_TOKENS)
 def trunk(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
 def token_vae(starts: list[int], spec: TokenSpec, trunk: str, *, conditioning: str = "causal") -> VAE:
     prior = StepsPrior(starts, [0.5, 0.8])
-    likelihood, guide, sizes = TRUNKS[trunk]
+    likelihood, guide, sizes = OF_TOKENS[trunk]
     model = DeltaVAE(prior, likelihood(spec, prior, conditioning=conditioning, **sizes))
     return randomise(VAE(model, guide(spec, prior, **sizes)))
 
