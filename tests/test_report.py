@@ -153,6 +153,17 @@ def test_a_kept_check_is_shown_and_not_made_again(run: Path, tmp_path: Path) -> 
     assert re.findall(r"<td>([^<]*)</td>", one) == re.findall(r"<td>([^<]*)</td>", two)
 
 
+def test_a_training_ends_with_its_page(tmp_path: Path) -> None:
+    """Checked and kept, as by commands of their own."""
+    run = tmp_path / "run"
+    code, out, err = call("train", *TINY, "--steps", 2, "--report", "--out", run)
+    assert code == 0, err
+    assert f"page: {run}/report.html" in out
+    numbers = json.loads((run / "check.json").read_text())
+    assert f"{numbers['neg_elbo_bpd']:.4f}" in (run / "report.html").read_text()
+    assert call("train", *TINY, "--steps", 2, "--report", "--dry-run")[0] == 2
+
+
 def test_runs_side_by_side(run: Path, tmp_path: Path) -> None:
     other = run.with_name(f"{run.name}-control")
     code, _, err = call("report", run, other, "--out", tmp_path / "both.html")

@@ -188,5 +188,6 @@ def test_a_dry_run_in_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert "committed rate: δ = " in out
     assert call("train", *TINY, "--dry-run", "--out", "x")[::2] == (
         2,
-        "pyro-delta: --dry-run writes nothing and goes on with nothing; leave --out, --resume and --control out.\n",
+        "pyro-delta: --dry-run writes nothing and goes on with nothing; leave --out, --resume, --control and --report "
+        "out.\n",
     )

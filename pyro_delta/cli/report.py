@@ -87,6 +87,16 @@ def report(
         click.echo(str(out))
 
 
+def write_page(run: Path, control: Path | None, device: str) -> Path:
+    """Writes the page of a run that has just been trained, beside its control if it has one; makes its check."""
+    from pyro_delta.files import written_whole
+
+    text, _ = _of_one(run, control, None, 0, device, None, False, False)
+    with written_whole(run / PAGE) as file:
+        file.write(text.encode())
+    return run / PAGE
+
+
 def _of_one(
     run: Path,
     control: Path | None,

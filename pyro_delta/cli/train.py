@@ -59,6 +59,7 @@ if TYPE_CHECKING:
 @trust_option
 @config_option
 @set_option
+@click.option("--report", is_flag=True, help="Then check the run, and write its page, OUT/report.html.")
 @click.option("--dry-run", is_flag=True, help="Make a few steps, say what the training takes, and write nothing.")
 @json_option
 def train(
@@ -83,6 +84,7 @@ def train(
     trust: bool,
     config_file: Path | None,
     pairs: tuple[str, ...],
+    report: bool,
     dry_run: bool,
     as_json: bool,
 ) -> None:
@@ -117,8 +119,10 @@ def train(
     )
     if resume and out is None:
         raise UserError("--resume needs --out RUN, the folder of the run to go on with.")
-    if dry_run and (resume or control or out):
-        raise UserError("--dry-run writes nothing and goes on with nothing; leave --out, --resume and --control out.")
+    if dry_run and (resume or control or out or report):
+        raise UserError(
+            "--dry-run writes nothing and goes on with nothing; leave --out, --resume, --control and --report out."
+        )
     if resume and control:
         raise UserError("--control goes with a new run; of a finished one, pyro_delta.train_control(run) makes it.")
     from pyro_delta import ranks
@@ -130,6 +134,8 @@ def train(
         _plan(choose(settings, preset)[0], device, as_json)
         return
     ranks.join(device)
+    if report and ranks.count() > 1:
+        raise UserError("--report goes with one process; train without it, and then: pyro-delta report RUN.")
     if resume:
         assert out is not None
         reopened, preset = reopen(out, settings, device, preset=preset, trust=trust, other_data=other_data)
@@ -155,6 +161,13 @@ def train(
         result["control"] = _run(trainer, folder, preset, False, as_json)
     if not ranks.first():
         return
+    if report:
+        from pyro_delta.cli.report import write_page
+
+        page = write_page(out, folder if control else None, device)
+        result["report"] = str(page)
+        if not as_json:
+            click.echo(f"page: {page}")
     if as_json:
         print_json(result)
     next_command("check", out, *(("--control", folder) if control else ()))
