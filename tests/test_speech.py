@@ -200,6 +200,21 @@ def test_files_that_are_not_shown_ones_are_one_sound(tmp_path: Path) -> None:
     assert torch.equal(both[:1], x)
 
 
+def test_full_scale_below_zero_is_no_end(tmp_path: Path) -> None:
+    """Level 0 throughout lies behind an end; a sound of −1 has its length all the same."""
+    spec = SoundSpec(25)
+    soundfile.write(tmp_path / "x.wav", np.full(4000, -1.0), 8000, subtype="PCM_16")
+    x, _ = spec.open(tmp_path / "x.wav")
+    assert spec.beside(x)["lengths"].tolist() == [25]
+    assert spec.measures(x) == {"second": [0.5]}
+
+
+def test_what_is_shorter_than_a_sample_is_said(tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "x.wav", np.zeros(2), 44100)
+    with pytest.raises(UserError, match="is shorter than a sample at 8000 Hz; give a longer sound"):
+        SoundSpec(25).open(tmp_path / "x.wav")
+
+
 def test_bad_specs_and_paths(tmp_path: Path) -> None:
     for make, sentence in (
         (lambda: SoundSpec(0), "hold nothing"),

@@ -79,6 +79,15 @@ def test_what_bounds_are_told_per(spec: TextSpec) -> None:
     assert found == {"byte": [10, 7, 4], "word": [4, 2, 3]}  # each with its end
 
 
+def test_bytes_are_counted_within_characters_too(pieces: str) -> None:
+    """Of text without spaces, which is cut anywhere."""
+    text = "こんにちは世界🙂" * 5
+    for model in (None, pieces):
+        spec = TextSpec(11, 256 if model is None else size_of_vocabulary(model), pieces=model)
+        split = documents(spec, [text], cut=True)
+        assert sum(spec.measures(split.x)["byte"]) == len(text.encode()) + len(split)
+
+
 def test_long_documents_are_cut_before_words(spec: TextSpec) -> None:
     """Nothing is lost, no word is in two parts, and each part is a document of its own."""
     short = TextSpec(12, spec.levels, pieces=spec.pieces)
@@ -134,6 +143,17 @@ def test_a_file_is_divided(tmp_path: Path) -> None:
     assert data.spec.texts(other.validation.x) != found["validation"]
     assert data.spec.length == max(map(len, texts)) + 1
     assert len(load(f"text:{path}", validation=9).validation) >= 9
+
+
+def test_what_comes_again_and_again_stays_in_training(tmp_path: Path) -> None:
+    """However often, so that a tenth is a tenth; and little text can be divided, too."""
+    for times, others in ((1000, 30), (1000, 200), (100, 6), (5, 2)):
+        path = tmp_path / f"{times}-{others}.txt"
+        path.write_text("\n".join(["again and again"] * times + [f"document {i}" for i in range(others)]))
+        data = load(f"text:{path}")
+        assert data.spec.texts(data.train.x).count("again and again") == times
+        assert 1 <= len(data.test) <= others / 2
+        assert 1 <= len(data.validation) <= others / 2
 
 
 def test_a_folder_says_its_splits(tmp_path: Path) -> None:
@@ -366,6 +386,13 @@ def test_a_run_of_text_by_the_commands(tmp_path: Path, monkeypatch: pytest.Monke
     assert numbers["perplexity_per_word"] == pytest.approx(2 ** numbers["bits_per_word"])
     assert numbers["neg_elbo_bpd"] == pytest.approx(bits / int(test.extras["lengths"].sum()))
     assert "bits/word" in call("evaluate", "run")[1]
+    terms = (encoding.rate + encoding.distortion) / math.log(2)
+    counts = test.extras["lengths"].double()
+    residuals = terms - terms.sum() / counts.sum() * counts
+    error = residuals.std().item() / math.sqrt(len(counts)) / counts.mean().item()
+    assert numbers["neg_elbo_bpd_se"] == pytest.approx(error)
+    both = json.loads(call("evaluate", "run", "--particles", 2, "--images", 3, "--json")[1])
+    assert both["iw_neg_elbo_bpd"] == pytest.approx(both["neg_elbo_bpd"])
 
     found = pyro_delta.check(run, images=8, told_images=8, told_samples=4).numbers
     assert found["floor_holds"] is True
@@ -395,6 +422,23 @@ def test_both_backends_agree_on_text(tmp_path: Path, monkeypatch: pytest.MonkeyP
     for backend in ("pyro", "numpyro"):
         assert call("sample", "run", "--num", 2, "--backend", backend, "--out", f"{backend}.txt")[0] == 0
     assert Path("pyro.txt").read_bytes() == Path("numpyro.txt").read_bytes()
+
+
+def test_both_backends_start_from_what_is_inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Posterior means of training data have mean 0 and deviation 1 over the steps within their lengths."""
+    pytest.importorskip("flax")
+    monkeypatch.chdir(tmp_path)
+    Path("x.txt").write_text("\n".join(sentences_of(80)))
+    for backend in ("pyro", "numpyro"):
+        still = ["--set", "training.lr=1e-30", "--backend", backend, "--steps", 1, "--out", backend]
+        assert call("train", "--dataset", "text:x.txt", *SMALL, *still)[0] == 0
+        run = pyro_delta.load(backend)
+        train = run.data().train
+        lengths = train.extras["lengths"]
+        with torch.no_grad():
+            mean = run.vae.guide.posterior(train.x, lengths).mean[torch.arange(run.spec.length) < lengths[:, None]]
+        torch.testing.assert_close(mean.mean(0), torch.zeros(2), atol=1e-4, rtol=0)
+        torch.testing.assert_close(mean.std(0, correction=0), torch.ones(2), atol=1e-4, rtol=0)
 
 
 def test_bounds_do_not_depend_on_the_order_of_lengths() -> None:

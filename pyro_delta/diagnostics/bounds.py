@@ -284,10 +284,11 @@ def evaluate(
     encoding = encode(vae, split, seed=seed, advance=advance, shared=shared)
     unit = Unit.of(spec, encoding.scored)
     known = committed_by_all(committed(vae, split), encoding)
-    numbers = summarise(encoding, unit, known.nats) | standard_errors(encoding, unit)
+    counts = counted(spec, split, encoding)
+    numbers = summarise(encoding, unit, known.nats) | standard_errors(encoding, unit, counts)
     numbers |= per_measure(spec, split, encoding, unit)
     if particles > 1:
-        numbers |= importance_line(vae, split, encoding, unit, particles, seed=seed, advance=advance)
+        numbers |= importance_line(vae, split, encoding, unit, particles, counts=counts, seed=seed, advance=advance)
     return numbers
 
 
@@ -309,6 +310,7 @@ def importance_line(
     unit: Unit,
     particles: int,
     *,
+    counts: Tensor | None = None,
     weighed: int | None = None,
     seed: int = 0,
     advance: Advance = ignore,
@@ -321,6 +323,7 @@ def importance_line(
         encoding: of them.
         unit: of bounds.
         particles: K.
+        counts: as `counted` gives them.
         weighed: data, from the start, that it is of (all if None).
         seed: of the particles.
         advance: called with the number of data just done.
@@ -328,9 +331,13 @@ def importance_line(
     log_weights = importance_weights(vae, split.take(slice(weighed)), particles, seed=seed, advance=advance)
     bound = importance_bound(log_weights)
     loss = (encoding.rate + encoding.distortion)[: len(bound)]
+    if counts is not None:  # those of these data
+        counts = counts[: len(bound)]
+        scored = counts.mean().item()
+        unit = Unit(scored, unit.shift * scored / unit.scored)
     numbers: Line = {
         "iw_bpd": unit.bits(bound.mean().item()),
-        "iw_bpd_se": standard_error(bound) * unit.per_number,
+        "iw_bpd_se": error_per_number(bound, unit, counts),
         "iw_nats": bound.mean().item(),
         "iw_neg_elbo_bpd": unit.bits(loss.mean().item()),
         "iw_gap_nats": (loss - bound).mean().item(),
@@ -395,12 +402,44 @@ def summarise(encoding: Encoding, unit: Unit, delta: float | None) -> Line:
     )
 
 
-def standard_errors(encoding: Encoding, unit: Unit) -> dict[str, float]:
-    """Standard errors, over the data, of the means that `summarise` gives, under `<key>_se`."""
+def counted(spec: Spec | None, split: Split, encoding: Encoding) -> Tensor | None:
+    """Numbers of each datum that are scored, (N,) in float64, where lengths or masks make them differ."""
+    lengths, mask = split.extras.get("lengths"), split.extras.get("mask")
+    if spec is None or (lengths is None and mask is None):
+        return None
+    inside = torch.ones(len(split.x), *spec.shape, dtype=torch.bool)
+    if lengths is not None:
+        if lengths.dim() != 1:
+            return None
+        inside &= torch.from_numpy(spec.places()) < lengths.cpu().reshape(-1, *[1] * len(spec.shape))
+    if mask is not None:
+        if mask.shape != inside.shape:
+            return None
+        inside &= mask.cpu().bool()
+    counts = inside.flatten(1).sum(1).double()
+    # Whoever scores what lies behind the end has all data alike.
+    return counts if math.isclose(counts.mean().item(), encoding.scored, rel_tol=1e-6) else None
+
+
+def error_per_number(nats: Tensor, unit: Unit, counts: Tensor | None) -> float:
+    """Standard error, over the data, of their nats (N,) in bits per number; of a ratio of sums if counts differ."""
+    if counts is not None:
+        nats = nats - nats.sum() / counts.sum() * counts
+    return standard_error(nats) * unit.per_number
+
+
+def standard_errors(encoding: Encoding, unit: Unit, counts: Tensor | None = None) -> dict[str, float]:
+    """Standard errors, over the data, of the means that `summarise` gives, under `<key>_se`.
+
+    Args:
+        encoding: of the data.
+        unit: of bounds.
+        counts: as `counted` gives them.
+    """
     return {
-        "neg_elbo_bpd_se": standard_error(encoding.rate + encoding.distortion) * unit.per_number,
-        "distortion_bpd_se": standard_error(encoding.distortion) * unit.per_number,
-        "rate_bpd_se": standard_error(encoding.rate) * unit.per_number,
+        "neg_elbo_bpd_se": error_per_number(encoding.rate + encoding.distortion, unit, counts),
+        "distortion_bpd_se": error_per_number(encoding.distortion, unit, counts),
+        "rate_bpd_se": error_per_number(encoding.rate, unit, counts),
         "rate_nats_mean_se": standard_error(encoding.rate),
     }
 

@@ -16,6 +16,7 @@ from pyro_delta.diagnostics.bounds import (
     Line,
     Unit,
     committed_by_all,
+    counted,
     encode,
     flat,
     ignore,
@@ -160,7 +161,8 @@ def diagnosed(
     with _fails_by(lost):
         encoding = encode(vae, split, seed=seed, advance=advance)
         known, unit = committed_by_all(committed(vae, split), encoding), Unit.of(spec, encoding.scored)
-        numbers: Line = summarise(encoding, unit, known.nats) | standard_errors(encoding, unit)
+        counts = counted(spec, split, encoding)
+        numbers: Line = summarise(encoding, unit, known.nats) | standard_errors(encoding, unit, counts)
         numbers |= per_measure(spec, split, encoding, unit)
         numbers["neg_elbo_nats"] = (encoding.rate + encoding.distortion).mean().item()
         numbers["distortion_nats"] = encoding.distortion.mean().item()
@@ -174,7 +176,7 @@ def diagnosed(
         numbers["rate_nats_per_dim"] = None if per_dimension is None else per_dimension.tolist()
         numbers["latent_units"] = flat(encoding.z).shape[1]
         if particles > 1:
-            numbers |= importance_line(vae, split, encoding, unit, particles, weighed=weighed, seed=seed)
+            numbers |= importance_line(vae, split, encoding, unit, particles, counts=counts, weighed=weighed, seed=seed)
         if control is not None:
             numbers |= bought(encoding, control, split, unit, seed=seed, advance=advance)
         gap = shuffled_gap(vae, split, encoding, seed=seed, advance=advance)

@@ -21,7 +21,7 @@ from numpyro.infer import Trace_ELBO, TraceMeanField_ELBO
 from optax import contrib
 
 from pyro_delta import vae as in_pyro
-from pyro_delta.call import run
+from pyro_delta.call import call, run
 from pyro_delta.config import Config, TrainingConfig
 from pyro_delta.data.batches import Batches
 from pyro_delta.data.splits import mapped
@@ -106,7 +106,9 @@ class NumPyroTraining(Training):
         self.train = None if isinstance(data.train.x, Stored) else self._batch(slice(None))
         _fix(twin, vae)
         if start_from := getattr(twin.guide, "start_from", None):
-            start_from(jnp.asarray(data.train.x[:START_DATA].numpy()))
+            first = data.train.take(slice(START_DATA))
+            extras = {name: jnp.asarray(values.numpy()) for name, values in first.extras.items()}
+            call(start_from, extras, jnp.asarray(first.x[:].numpy()))
         super().__init__(config, data, vae, log)
         twin.train()
         self.graph, weights, self.buffers = nnx.split(twin, nnx.Param, ...)

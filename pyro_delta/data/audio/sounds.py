@@ -152,6 +152,8 @@ def read_amplitudes(spec: SoundSpec, path: Path) -> Tensor:
         import soxr
 
         found = soxr.resample(found, rate, spec.rate)
+        if not len(found):
+            raise UserError(f"{path} is shorter than a sample at {spec.rate} Hz; give a longer sound.")
     return torch.from_numpy(found)
 
 
@@ -160,5 +162,6 @@ def filled(spec: SoundSpec, level: Tensor) -> Tensor:
     positions = -(-len(level) // spec.samples)
     silent = torch.full((positions * spec.samples - len(level),), spec.levels // 2, dtype=torch.uint8)
     position_ps = torch.cat((level, silent)).reshape(positions, spec.samples)
+    position_ps[(position_ps == 0).all(-1), 0] = 1  # level 0 throughout is what lies behind an end
     missing = -positions % spec.length
     return torch.cat((position_ps, position_ps.new_zeros(missing, spec.samples))).reshape(-1, *spec.shape)

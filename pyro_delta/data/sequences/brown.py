@@ -23,8 +23,8 @@ class Brown(Splits):
     """Brown corpus, 57 340 sentences of American English of 1961 in 15 genres (not downloaded; as NLTK has it)
 
     A document is a sentence, its words as the corpus has them, with spaces between. Labels are genres. A tenth of the
-    texts of each genre is for test and a tenth for validation, always the same: no sentence of a text is known from
-    another split.
+    texts of each genre is for test and a tenth for validation, always the same: no text is in two splits, though some
+    sentences are, such as "He said .".
 
     Args:
         root: the folder `brown` of the corpus, or one that holds it, as `nltk.download("brown")` leaves it.

@@ -27,8 +27,9 @@ BYTE_SPACE = 32
 class TextFile(Splits):
     """your own text, text:FILE: a document a line, in UTF-8; or text:FOLDER with train.txt and test.txt
 
-    Of a single file, a tenth of the documents is for test and a tenth for validation. Documents that are equal are in
-    one split. Empty lines are passed over.
+    Of a single file, about a tenth of the documents is for test and a tenth for validation, and documents that are
+    equal are in one split; what is in the files of a folder is taken as it is. Empty lines are passed over, and ⏎ is
+    read as a line break within a document.
 
     Args:
         root: the file, or a folder with train.txt, test.txt and, if there is one, validation.txt.
@@ -209,10 +210,14 @@ def _divided(texts: list[str], count: int | None, seed: int, path: Path) -> tupl
             f"for 1 to {len(texts) - 1}."
         )
     times, held_out, size = Counter(texts), set[str](), 0
-    for index in np.random.default_rng(seed).permutation(len(different))[:-1]:  # one is left in any case
-        if size < wanted:
-            held_out.add(different[index])
-            size += times[different[index]]
+    # Some are left for what is divided next, and one that comes again and again stays in training.
+    most = len(different) - 1 if count is not None else max(1, len(different) // len(SPLITS))
+    order = [different[index] for index in np.random.default_rng(seed).permutation(len(different))]
+    for text in order:
+        if len(held_out) < most and size + times[text] <= wanted:
+            held_out.add(text)
+            size += times[text]
+    held_out = held_out or {min(order, key=times.__getitem__)}
     return [text for text in texts if text not in held_out], [text for text in texts if text in held_out]
 
 

@@ -104,6 +104,16 @@ def text_of(pieces: str, tokens: list[int]) -> str:
     return _processor(pieces).decode(tokens)
 
 
+def count_bytes(pieces: str, tokens: list[int]) -> int:
+    """Bytes in UTF-8 that tokens stand for; the space before a text's first word is SentencePiece's own."""
+    processor, sizes = _processor(pieces), 0
+    for place, token in enumerate(tokens):
+        piece = processor.id_to_piece(token)
+        sizes += 1 if processor.is_byte(token) else len(piece.replace(SPACE, " ").encode())
+        sizes -= place == 0 and piece.startswith(SPACE)
+    return sizes
+
+
 def begins_word(pieces: str, token: int) -> bool:
     """Whether a piece begins with a space."""
     return _processor(pieces).id_to_piece(token).startswith(SPACE)

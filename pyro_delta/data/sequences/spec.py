@@ -125,6 +125,15 @@ class TextSpec(TokenSpec):
 
         return [text_of(self.pieces, tokens) for tokens in rows]
 
+    def _bytes(self, x: Tensor) -> list[int]:
+        """Of each document (N, T), without its end; also of one that was cut within a character."""
+        sizes = (self.beside(x)["lengths"] - (x == 0).any(-1).long()).tolist()
+        if self.pieces is None:
+            return sizes
+        from pyro_delta.data.sequences.pieces import count_bytes
+
+        return [count_bytes(self.pieces, tokens[:size]) for tokens, size in zip(x.tolist(), sizes)]
+
     def tokens(self, text: str) -> list[int]:
         """A text as tokens, without that which ends it.
 
@@ -158,10 +167,9 @@ class TextSpec(TokenSpec):
 
     def measures(self, x: Tensor) -> dict[str, list[int]]:
         """Bytes (in UTF-8) and words (between white space) of each document (N, T); what ends it counts as one more."""
-        texts = self.texts(x)
-        ends = (x == 0).any(-1).tolist()
+        texts, ends = self.texts(x), (x == 0).any(-1).tolist()
         return {
-            "byte": [len(text.encode()) + end for text, end in zip(texts, ends)],
+            "byte": [size + end for size, end in zip(self._bytes(x), ends)],
             "word": [len(text.split()) + end for text, end in zip(texts, ends)],
         }
 

@@ -111,6 +111,8 @@ def _read_csv(path: Path, content: bytes) -> Found:
     header = [name.strip() for name in rows[0][1]]
     if twice := [name for name in header if header.count(name) > 1]:
         raise UserError(f"{path} has two columns {twice[0]!r}; give each a name of its own.")
+    if "" in header:
+        raise UserError(f"column {header.index('') + 1} of {path} has no name; give it one, or take it out.")
     if SERIES not in header:
         raise UserError(f"{path} has no column {SERIES!r}, which says which series a row is of; add it.")
     names = tuple(name for name in header if name not in (SERIES, POSITION, LABEL, SPLIT))
