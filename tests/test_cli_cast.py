@@ -51,11 +51,20 @@ def test_every_shipped_pair_trains_and_keeps_its_floor_or_is_refused(prior: str,
     elif guide == "gru":
         sets += ("--dataset", "descriptions", "--set", "likelihood.hidden=8", "--set", "guide.hidden=8")
         words = "takes images, not data of TokenSpec" if prior == "lattice" else None
+    elif guide == "transformer":
+        small = ("hidden=8", "layers=1", "heads=2")
+        sets += ("--dataset", "descriptions", "--likelihood", "transformer")
+        sets += tuple(
+            part for kind in ("likelihood", "guide") for size in small for part in ("--set", f"{kind}.{size}")
+        )
+        words = "takes images, not data of TokenSpec" if prior == "lattice" else None
+    elif guide == "spectral":
+        words = "takes sounds, not data of ImageSpec"
     if words is not None:
         code, _, err = call("train", *options, *sets, "--out", tmp_path / "run")
         assert (code, err.count("\n"), words in err) == (2, 1, True), err
         return
-    if guide == "gru":
+    if guide in ("gru", "transformer"):
         code, _, err = call("train", *options, *sets, "--steps", 2, "--device", "cpu", "--out", tmp_path / "run")
         assert code == 0, err
     else:

@@ -466,7 +466,7 @@ def test_presets_take_a_step_with_their_own_training_settings(name: str) -> None
     once = [("training.steps", 1), ("training.batch", 2), ("training.warmup", 0), ("training.validations", 0)]
     settings = config.load_preset(name, [*once, ("training.compile", False)])
     spec = SPECS[settings.data.program]
-    split = Split(random_images(spec, (2,)).to(torch.uint8), None)
+    split = Split(random_images(spec, (2,)).to(getattr(torch, spec.dtype)), None)
     vae = build(settings, spec)
     before = snapshot(vae)
     lines: list[dict[str, Any]] = []
