@@ -23,7 +23,7 @@ from torch import Tensor
 
 from pyro_delta.api.train import prepare
 from pyro_delta.config import Config, TrainingConfig, load_preset
-from pyro_delta.data import Split, Splits
+from pyro_delta.data import Spec, Split, Splits
 from pyro_delta.data.images import ImageSpec
 from pyro_delta.inference.optim import learning_rate
 from pyro_delta.vae import VAE
@@ -47,7 +47,7 @@ EAGER = [
 class HandWritten:
     """The δ-VAE's training step as tensor formulas."""
 
-    def __init__(self, vae: VAE, spec: ImageSpec, training: TrainingConfig) -> None:
+    def __init__(self, vae: VAE, spec: Spec, training: TrainingConfig) -> None:
         self.encoder, self.decoder = vae.guide.encoder, vae.model.likelihood.network
         self.scale, self.alpha = vae.guide.scale, vae.model.prior.alpha
         self.spec, self.training = spec, training
@@ -56,19 +56,22 @@ class HandWritten:
         self.optimizer = torch.optim.Adam(self.parameters, lr=training.lr, betas=training.betas, fused=True)
         self.steps = 0
 
-    def step(self, x_bchw: Tensor) -> None:
-        """Loss, gradients, clipping, Adam, moving average."""
-        training = self.training
+    def loss(self, x_bchw: Tensor) -> Tensor:
+        """Nats per scored number of a batch."""
         mean, raw = self.encoder(x_bchw).chunk(2, dim=-1)
         scale = self.scale * (F.softplus(raw) / math.log(2)) + 1e-6
         z = mean + scale * torch.randn_like(mean)
         log_likelihood = mixture_log_prob(self.decoder(x_bchw, z), x_bchw, self.spec.levels)
-        if training.elbo == "mean_field":
+        if self.training.elbo == "mean_field":
             rate = analytic_rate(mean, scale, self.alpha)
         else:
             rate = sampled_rate(z, mean, scale, self.alpha)
-        loss = (rate - log_likelihood) / (len(x_bchw) * self.spec.scored)
-        loss.backward()
+        return (rate - log_likelihood) / (len(x_bchw) * self.spec.scored)
+
+    def step(self, batch: Any) -> None:
+        """Loss, gradients, clipping, Adam, moving average."""
+        training = self.training
+        self.loss(batch).backward()
         if training.clip is not None:
             torch.nn.utils.clip_grad_norm_(self.parameters, training.clip, foreach=True)
         lr = learning_rate(training, self.steps, self.steps / (training.steps or 1))

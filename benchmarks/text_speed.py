@@ -19,36 +19,27 @@ import pyro
 import torch
 import torch.nn.functional as F
 from record import add_common_arguments, print_table, save
-from step_overhead import EAGER, agree, flat
+from step_overhead import EAGER, HandWritten, agree, flat
 from torch import Tensor
 
 from pyro_delta.api.train import prepare
 from pyro_delta.build import build
-from pyro_delta.config import TrainingConfig, load_preset
+from pyro_delta.config import load_preset
 from pyro_delta.data import Split, Splits
 from pyro_delta.data.sequences import TokenSpec
 from pyro_delta.distributions.sequences import AutoregressiveTokens
-from pyro_delta.inference.optim import learning_rate
-from pyro_delta.vae import VAE
 
 VOCABULARY = 1000
 
 
-class HandWritten:
+class HandWrittenText(HandWritten):
     """The training step of the preset as tensor formulas: padded batches, KL in closed form."""
 
-    def __init__(self, vae: VAE, scored: float, training: TrainingConfig) -> None:
-        self.encoder, self.decoder = vae.guide.encoder, vae.model.likelihood.network
-        self.scale, self.alpha = vae.guide.scale, vae.model.prior.alpha
-        self.scored, self.training = scored, training
-        self.parameters = list(vae.parameters())
-        self.average = [p.detach().clone() for p in self.parameters]
-        self.optimizer = torch.optim.Adam(self.parameters, lr=training.lr, betas=training.betas, fused=True)
-        self.steps = 0
+    scored: float
 
-    def step(self, batch: dict[str, Tensor]) -> None:
-        """Loss, gradients, clipping, Adam, moving average."""
-        training, lengths = self.training, batch["lengths"]
+    def loss(self, batch: dict[str, Tensor]) -> Tensor:
+        """Nats per token of a batch."""
+        lengths = batch["lengths"]
         longest = int(lengths.max())
         x_bt = batch["x"][:, :longest].long()
         inside_bn = torch.arange(len(self.scale)) < lengths[:, None]
@@ -58,18 +49,7 @@ class HandWritten:
         z = torch.where(inside_bn[..., None], mean + scale * torch.randn_like(mean), 0.0)
         log_p = F.log_softmax(self.decoder(x_bt, z), dim=-1).gather(-1, x_bt[..., None])[..., 0]
         distortion = -torch.where(inside_bn[:, :longest], log_p, 0.0).sum()
-        loss = (rate_of_prefixes(mean, scale, self.alpha, inside_bn) + distortion) / (len(x_bt) * self.scored)
-        loss.backward()
-        if training.clip is not None:
-            torch.nn.utils.clip_grad_norm_(self.parameters, training.clip, foreach=True)
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(training, self.steps, self.steps / (training.steps or 1))
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        with torch.no_grad():
-            decay = min(training.ema, (1 + self.steps) / (10 + self.steps)) if self.steps else 0.0
-            torch._foreach_lerp_(self.average, self.parameters, 1 - decay)
-        self.steps += 1
+        return (rate_of_prefixes(mean, scale, self.alpha, inside_bn) + distortion) / (len(x_bt) * self.scored)
 
 
 def rate_of_prefixes(mean: Tensor, scale: Tensor, alpha_d: Tensor, inside_bn: Tensor) -> Tensor:
@@ -98,7 +78,8 @@ def training_step(repeats: int, seed: int) -> dict[str, Any]:
     torch.manual_seed(seed)
     data = documents(8 * config.training.batch, int(config.data.options["length"]))
     trainer = prepare(config, "cpu", data=data)
-    hand = HandWritten(copy.deepcopy(trainer.vae), data.train.extras["lengths"].double().mean().item(), config.training)
+    hand = HandWrittenText(copy.deepcopy(trainer.vae), data.spec, config.training)
+    hand.scored = data.train.extras["lengths"].double().mean().item()
     start = flat(hand.parameters).clone()
     steps = (trainer.train_step, hand.step)
     times: tuple[list[float], list[float]] = ([], [])
