@@ -15,11 +15,10 @@ import time
 from statistics import median
 from typing import Any
 
-import pyro
 import torch
 import torch.nn.functional as F
 from record import add_common_arguments, print_table, save
-from step_overhead import EAGER, HandWritten, agree, flat
+from step_overhead import EAGER, HandWritten, in_turn
 from torch import Tensor
 
 from pyro_delta.api.train import prepare
@@ -80,21 +79,7 @@ def training_step(repeats: int, seed: int) -> dict[str, Any]:
     trainer = prepare(config, "cpu", data=data)
     hand = HandWrittenText(copy.deepcopy(trainer.vae), data.spec, config.training)
     hand.scored = data.train.extras["lengths"].double().mean().item()
-    start = flat(hand.parameters).clone()
-    steps = (trainer.train_step, hand.step)
-    times: tuple[list[float], list[float]] = ([], [])
-    with pyro.validation_enabled(False):
-        for step in steps:
-            torch.manual_seed(seed)
-            for index in range(3):
-                step(trainer.batches.batch(index))
-        agree(flat(list(trainer.vae.parameters())), flat(hand.parameters), start)
-        for index in range(repeats):
-            batch = trainer.batches.batch(index)
-            for which in (0, 1) if index % 2 else (1, 0):
-                began = time.perf_counter()
-                steps[which](batch)
-                times[which].append(1000 * (time.perf_counter() - began))
+    times = in_turn(trainer, hand, repeats, seed)
     ours, theirs = median(times[0]), median(times[1])
     # Batches differ in length: the ratio is that of pairs.
     ratio = median(a / b for a, b in zip(*times, strict=True))

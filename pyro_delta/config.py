@@ -156,6 +156,10 @@ class TrainingConfig(Section):
             raise ValueError(f"training.betas={list(self.betas)} must lie in [0, 1)")
         return self
 
+    def out_of_patience(self, stale: int) -> bool:
+        """Whether training waits no longer, after so many validations in a row without a better bound."""
+        return self.patience is not None and stale >= self.patience
+
 
 class AuxiliaryConfig(Section):
     """An auxiliary prior, trained beside the model on samples of its posterior."""

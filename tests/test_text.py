@@ -13,9 +13,9 @@ from test_cli import call
 from torch import Tensor, nn
 
 import pyro_delta
-from pyro_delta.data import load
+from pyro_delta.data import Split, load
 from pyro_delta.data.sequences import TextSpec, TokenSpec
-from pyro_delta.data.sequences.documents import documents
+from pyro_delta.data.sequences import documents as of_text
 from pyro_delta.data.sequences.pieces import learned, size_of_vocabulary
 from pyro_delta.diagnostics.bounds import encode
 from pyro_delta.distributions.sequences import AutoregressiveTokens
@@ -34,6 +34,10 @@ SMALL = ["--set", "data.length=null", "--set", "data.cut=false", "--set", "prior
 def sentences_of(count: int, seed: int = 0) -> list[str]:
     rng = np.random.default_rng(seed)
     return [" ".join(rng.choice(WORDS, rng.integers(2, 9))) + " ." for _ in range(count)]
+
+
+def documents(spec: TextSpec, texts: list[str], labels: list[int] | None = None, *, cut: bool = False) -> Split:
+    return of_text.documents(spec, [spec.tokens(text) for text in texts], labels, cut=cut)
 
 
 @pytest.fixture(scope="module")

@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Protocol, get_args
+from typing import Any, ClassVar, Protocol
 
-import torch
 from torch import Tensor, nn
 
 from pyro_delta.data.images.spec import ImageSpec, require_image
 from pyro_delta.distributions import AutoregressiveImage, DiscretizedLogisticMixture
-from pyro_delta.errors import unknown_name
+from pyro_delta.models.conditioning import Conditioning, seen_from
 from pyro_delta.nn.images.causal import PixelState
 from pyro_delta.nn.images.embedding import embed_pixels
 from pyro_delta.nn.latents import LatentMap
 from pyro_delta.nn.precision import Network, autocast_inside
 from pyro_delta.protocol import Prior, Spec
 from pyro_delta.validation import Count
-
-Conditioning = Literal["causal", "full"]
-"""Which latent steps a row sees: those that begin at or above it, or all of them."""
 
 
 class Trunk(Protocol):
@@ -87,13 +83,10 @@ class ConditionalNetwork(Network):
         **network: object,
     ) -> None:
         super().__init__()
-        if conditioning not in get_args(Conditioning):
-            raise unknown_name("likelihood.conditioning", conditioning, get_args(Conditioning))
         self.spec = spec
         self.latents: LatentMap | None = None
-        if use_latents:
-            seen_from = starts if conditioning == "causal" else torch.zeros_like(starts)
-            self.latents = LatentMap(dims, seen_from, positions=spec.height, outputs=latent_channels * spec.width)
+        if (seen := seen_from(starts, conditioning, use_latents=use_latents)) is not None:
+            self.latents = LatentMap(dims, seen, positions=spec.height, outputs=latent_channels * spec.width)
         self.trunk = self.trunk_class(
             spec.channels + 1,
             DiscretizedLogisticMixture.parameter_count(spec.channels, mixtures),

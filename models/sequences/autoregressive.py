@@ -1,9 +1,9 @@
-"""What likelihoods of sequences share: tokens or numbers in, z as a context, parameters out, cached generation."""
+"""Tokens or numbers in, z as a context, parameters out, cached generation: a network around a trunk."""
 
 from __future__ import annotations
 
 import math
-from typing import Any, ClassVar, Literal, Protocol, get_args
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -11,15 +11,14 @@ from torch import Tensor, nn
 from pyro_delta.data.sequences.spec import TokenSpec
 from pyro_delta.data.series.spec import SeriesSpec, require_sequences
 from pyro_delta.distributions.numbers import AutoregressiveNumbers
-from pyro_delta.distributions.sequences import AutoregressiveSequence, AutoregressiveTokens
-from pyro_delta.errors import unknown_name
+from pyro_delta.distributions.sequences import AutoregressiveTokens
+from pyro_delta.models.conditioning import Conditioning
+from pyro_delta.models.sequences.sequence_likelihood import SequenceLikelihood
 from pyro_delta.nn.latents import LatentMap
 from pyro_delta.nn.precision import Network, autocast_inside
 from pyro_delta.nn.sequences.tables import NumberTable, TokenTable, Units, last_known
 from pyro_delta.protocol import Prior, Spec
 
-Conditioning = Literal["causal", "full"]
-"""Which latent steps a position sees: those that begin at or before it, or all of them."""
 MIXTURES = 5
 """Logistics of a number."""
 
@@ -156,15 +155,12 @@ class ConditionalSequence(Network):
         return raw if self.units is None else self.units.mixture(raw, last, voice)
 
 
-class SequenceLikelihood(nn.Module):
+class TrunkLikelihood(SequenceLikelihood):
     """Base class of likelihoods of tokens or numbers: a subclass names itself, and gives the trunk.
-
-    With lengths, what follows the end of a sequence is not scored, and drawn as token 0, or as NaN. So is what a mask
-    says is missing; nothing depends on what stands there.
 
     Args:
         spec: of the sequences: tokens, voices of them, or series.
-        prior: of the latents; its `starts` and event shape (n, d) are read, and nothing of it is kept.
+        prior: of the latents, as of `SequenceLikelihood`.
         trunk: of `hidden` features.
         use_latents: False gives the latent-free control: z is ignored.
         conditioning: "causal": position t sees {z_s : starts[s] ≤ t}; "full": every position sees all of z.
@@ -176,8 +172,6 @@ class SequenceLikelihood(nn.Module):
 
     name: ClassVar[str]
 
-    starts: Tensor
-
     def __init__(
         self,
         spec: Spec,
@@ -188,21 +182,11 @@ class SequenceLikelihood(nn.Module):
         conditioning: Conditioning,
         hidden: int,
     ) -> None:
-        super().__init__()
-        if conditioning not in get_args(Conditioning):
-            raise unknown_name("likelihood.conditioning", conditioning, get_args(Conditioning))
         sequences = require_sequences(spec, "likelihood", self.name)
-        self.conditioning = conditioning
-        starts = prior.starts if conditioning == "causal" else torch.zeros_like(prior.starts)
-        self.family: type[AutoregressiveSequence] = AutoregressiveTokens
-        if isinstance(spec, SeriesSpec):
-            self.family = AutoregressiveNumbers
-        dims = prior().event_shape[-1]
-        self.network = ConditionalSequence(sequences, starts if use_latents else None, dims, trunk, hidden=hidden)
-        self.register_buffer("starts", prior.starts.clone(), persistent=False)
-
-    def forward(self, z: Tensor, lengths: Tensor | None = None, mask: Tensor | None = None) -> AutoregressiveSequence:
-        """Z (…, n, d), positions (…) of sequences that have lengths, and what is known of them, → a distribution."""
-        if lengths is not None:  # nothing hears the padding, also with full conditioning
-            z = torch.where((self.starts < lengths.unsqueeze(-1)).unsqueeze(-1), z, 0.0)
-        return self.family(self.network, z, lengths, mask)
+        super().__init__(
+            prior,
+            AutoregressiveNumbers if isinstance(spec, SeriesSpec) else AutoregressiveTokens,
+            lambda starts, dims: ConditionalSequence(sequences, starts, dims, trunk, hidden=hidden),
+            use_latents=use_latents,
+            conditioning=conditioning,
+        )

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from pyro_delta.models.sequences.autoregressive import Conditioning, SequenceLikelihood
+from pyro_delta.models.conditioning import Conditioning
+from pyro_delta.models.sequences.autoregressive import TrunkLikelihood
 from pyro_delta.nn.sequences.recurrent import Recurrence
 from pyro_delta.protocol import Prior, Spec
 from pyro_delta.validation import Count
 
 
-class GRULikelihood(SequenceLikelihood):
+class GRULikelihood(TrunkLikelihood):
     """GRU over tokens or numbers, a small autoregressive likelihood: its distribution is an `AutoregressiveSequence`.
 
     With lengths, what follows the end of a sequence is not scored, and drawn as token 0, or as NaN. So is what a mask

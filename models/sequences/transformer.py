@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from pyro_delta.models.sequences.autoregressive import Conditioning, SequenceLikelihood
+from pyro_delta.models.conditioning import Conditioning
+from pyro_delta.models.sequences.autoregressive import TrunkLikelihood
 from pyro_delta.nn.sequences.transformer import CausalTransformer
 from pyro_delta.protocol import Prior, Spec
 from pyro_delta.validation import Count
 
 
-class TransformerLikelihood(SequenceLikelihood):
+class TransformerLikelihood(TrunkLikelihood):
     """Causal Transformer over tokens or numbers: its distribution is an `AutoregressiveSequence`.
 
     Every position is told by attention of all those before it; z enters before the first block and after the last. What

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import ClassVar, Literal, cast, get_args
+from typing import ClassVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -12,15 +12,14 @@ from torch import Tensor, nn
 
 from pyro_delta.data.audio.spec import require_sounds
 from pyro_delta.distributions.sounds import AutoregressiveSound
-from pyro_delta.errors import unknown_name
+from pyro_delta.models.conditioning import Conditioning
+from pyro_delta.models.sequences.sequence_likelihood import SequenceLikelihood
 from pyro_delta.nn.latents import LatentMap
 from pyro_delta.nn.precision import Network, autocast_inside
 from pyro_delta.nn.recompute import applied
 from pyro_delta.nn.sequences.dilated import DilatedBlock, Held
 from pyro_delta.protocol import Prior, Spec
 from pyro_delta.validation import Count
-
-Conditioning = Literal["causal", "full"]
 
 
 @dataclass
@@ -83,7 +82,7 @@ class ConditionalWaveNet(Network):
     @autocast_inside
     def forward(self, x: Tensor, z_bnd: Tensor) -> Tensor:
         """Levels (B, P, S), or fewer positions of them, and z (B, n, d) → parameters (B, P, S, 3K)."""
-        links_bpkc = self._links(z_bnd, len(x))[:, : x.shape[1]]
+        links_bpkc = self._links(z_bnd, x.shape[1])
         before_bt = F.pad(self._heard(x.flatten(1)), (1, 0))[:, :-1]
         v_btc = self.stem(before_bt.unsqueeze(-1))
         said_btc = torch.zeros_like(v_btc)
@@ -96,7 +95,7 @@ class ConditionalWaveNet(Network):
         """Begins a cached generation."""
         blocks = [*cast("Iterable[DilatedBlock]", self.blocks)]
         bias_kc = torch.stack([block.conv.bias for block in blocks])
-        links_pkbc = (self._links(z_bnd, len(z_bnd)) + bias_kc).permute(1, 2, 0, 3).contiguous()
+        links_pkbc = (self._links(z_bnd, self.shape[0]) + bias_kc).permute(1, 2, 0, 3).contiguous()
         said_bc = links_pkbc.new_zeros(len(z_bnd), self.head.in_features)
         return SampleState(links_pkbc, [block.held(len(z_bnd)) for block in blocks], said_bc)
 
@@ -111,12 +110,12 @@ class ConditionalWaveNet(Network):
             said_bc = said_bc + more_bc
         return self._told(said_bc)
 
-    def _links(self, z_bnd: Tensor, batch: int) -> Tensor:
-        """What each position tells each block of z: (B, P, blocks, 2C)."""
+    def _links(self, z_bnd: Tensor, positions: int) -> Tensor:
+        """What each of the first positions tells each block of z: (B, P, blocks, 2C)."""
         sizes = (len(self.blocks), 2 * self.head.in_features)
         if self.latents is None:
-            return self.out.weight.new_zeros(batch, self.shape[0], *sizes)
-        return self.latents(z_bnd).unflatten(-1, sizes)
+            return self.out.weight.new_zeros(len(z_bnd), positions, *sizes)
+        return self.latents(z_bnd, positions).unflatten(-1, sizes)
 
     def _heard(self, x: Tensor) -> Tensor:
         """Levels as places in −1 … 1."""
@@ -126,7 +125,7 @@ class ConditionalWaveNet(Network):
         return self.out(F.silu(self.head(F.silu(said))))
 
 
-class WaveNetLikelihood(nn.Module):
+class WaveNetLikelihood(SequenceLikelihood):
     """WaveNet, an autoregressive likelihood of sounds: `forward(z)` returns `AutoregressiveSound`.
 
     With lengths, what follows the end of a sound is not scored, and drawn as level 0.
@@ -146,8 +145,6 @@ class WaveNetLikelihood(nn.Module):
 
     twin: ClassVar[str] = "pyro_delta.twin.sequences.wavenet:WaveNetLikelihood"
 
-    starts: Tensor
-
     def __init__(
         self,
         spec: Spec,
@@ -159,25 +156,12 @@ class WaveNetLikelihood(nn.Module):
         blocks: Count = 9,
         mixtures: Count = 5,
     ) -> None:
-        super().__init__()
-        if conditioning not in get_args(Conditioning):
-            raise unknown_name("likelihood.conditioning", conditioning, get_args(Conditioning))
         sounds = require_sounds(spec, "likelihood", "wavenet")
-        self.conditioning = conditioning
-        starts = prior.starts if conditioning == "causal" else torch.zeros_like(prior.starts)
-        self.network = ConditionalWaveNet(
-            sounds.levels,
-            sounds.shape,
-            starts if use_latents else None,
-            prior().event_shape[-1],
-            channels=channels,
-            blocks=blocks,
-            mixtures=mixtures,
+        sizes = {"channels": channels, "blocks": blocks, "mixtures": mixtures}
+        super().__init__(
+            prior,
+            AutoregressiveSound,
+            lambda starts, dims: ConditionalWaveNet(sounds.levels, sounds.shape, starts, dims, **sizes),
+            use_latents=use_latents,
+            conditioning=conditioning,
         )
-        self.register_buffer("starts", prior.starts.clone(), persistent=False)
-
-    def forward(self, z: Tensor, lengths: Tensor | None = None) -> AutoregressiveSound:
-        """Z (…, n, d), and positions (…) of each sound if it has a length, → a distribution over sounds."""
-        if lengths is not None:  # no sample hears the padding, also with full conditioning
-            z = torch.where((self.starts < lengths.unsqueeze(-1)).unsqueeze(-1), z, 0.0)
-        return AutoregressiveSound(self.network, z, lengths)

@@ -200,6 +200,26 @@ def _array_in_words(values: np.ndarray) -> str:
     return f"an array of {values.dtype} of shape {values.shape}{inside}"
 
 
+def require(spec: Any, types: type | tuple[type, ...], takes: str, kind: str, name: str) -> Any:
+    """The spec, which must be of the types.
+
+    Args:
+        spec: of data.
+        types: of spec.
+        takes: data of these types, in words.
+        kind: of the program that takes nothing else, such as guide.
+        name: of that program.
+
+    Raises:
+        UserError: naming the program, and the option that names another.
+    """
+    if not isinstance(spec, types):
+        raise UserError(
+            f"the {kind} {name} takes {takes}, not data of {type(spec).__name__}; name another with --{kind}."
+        )
+    return spec
+
+
 def check_sizes(shape: tuple[int, ...], levels: int | None) -> None:
     """Refuse sizes that no data have.
 

@@ -183,7 +183,7 @@ class AutoregressiveSequence(TorchDistribution):
 
         x_bi = torch.full(uniforms_bi.shape[:2], self.blank, dtype=self._dtype, device=self.z.device)
         kept = None if keep is None else [by_number(part) for part in keep]
-        counted_bi = None if self.counted is None else by_number(self.counted)
+        counted_bi = None if (counted := self.counted) is None else by_number(counted)
         was_training = self.network.training
         self.network.train(False)
         try:

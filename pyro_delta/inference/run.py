@@ -634,7 +634,7 @@ def is_finished(config: Config, state: Mapping[str, Any]) -> bool:
         state: of its checkpoint.
     """
     settings = config.training
-    if settings.patience is not None and state.get("stale", 0) >= settings.patience:
+    if settings.out_of_patience(state.get("stale", 0)):
         return True
     if settings.steps is not None:
         return state["step"] >= settings.steps

@@ -104,7 +104,7 @@ class Training(ABC):
     @property
     def over(self) -> bool:
         """Whether training has come to its end, or has not got better for as long as `training.patience` says."""
-        return self.progress >= 1 or out_of_patience(self.config, self.stale)
+        return self.progress >= 1 or self.config.training.out_of_patience(self.stale)
 
     def run(self, every: Callable[[Self], None] = lambda training: None) -> None:
         """Trains to the end; `every` is called after each logging step, outside the clock.
@@ -118,7 +118,7 @@ class Training(ABC):
         with self.running(), ranks.watched():
             progress, stopped = self._agreed()
             self.clock.start()
-            while progress < 1 and not stopped and not out_of_patience(self.config, self.stale):
+            while progress < 1 and not stopped and not self.config.training.out_of_patience(self.stale):
                 self.advance()
                 # Read once for both questions: a clock may strike between them, and the last line would be lost.
                 progress, stopped = self._agreed()
@@ -224,11 +224,6 @@ class Training(ABC):
             if numbers["neg_elbo_bpd"] < (math.inf if self.best is None else self.best["neg_elbo_bpd"]):
                 self.best = {"step": self.step, "neg_elbo_bpd": numbers["neg_elbo_bpd"], **self.weights()}
                 self.stale = 0
-
-
-def out_of_patience(config: Config, stale: int) -> bool:
-    """Whether so many validations without a better bound are as many as a training waits for."""
-    return config.training.patience is not None and stale >= config.training.patience
 
 
 def _mean_delta(vae: VAE, split: Split) -> float:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-from pyro_delta.data.spec import Spec, check_sizes
+from pyro_delta.data.spec import Spec, check_sizes, require
 from pyro_delta.errors import UserError
 
 if TYPE_CHECKING:
@@ -103,18 +103,5 @@ class SoundSpec(Spec):
 
 
 def require_sounds(spec: object, kind: str, name: str) -> SoundSpec:
-    """The spec, which must be one of sounds.
-
-    Args:
-        spec: of data.
-        kind: of the program that takes nothing else, such as guide.
-        name: of that program.
-
-    Raises:
-        UserError: naming the program, and the option that names another.
-    """
-    if not isinstance(spec, SoundSpec):
-        raise UserError(
-            f"the {kind} {name} takes sounds, not data of {type(spec).__name__}; name another with --{kind}."
-        )
-    return spec
+    """The spec, which must be one of sounds; see `require`."""
+    return require(spec, SoundSpec, "sounds", kind, name)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-from pyro_delta.data.spec import Spec
+from pyro_delta.data.spec import Spec, require
 from pyro_delta.errors import UserError
 
 if TYPE_CHECKING:
@@ -92,18 +92,5 @@ class ImageSpec(Spec):
 
 
 def require_image(spec: object, kind: str, name: str) -> ImageSpec:
-    """The spec, which must be one of images.
-
-    Args:
-        spec: of data.
-        kind: of the program that takes nothing else, such as prior.
-        name: of that program.
-
-    Raises:
-        UserError: naming the program, and the option that names another.
-    """
-    if not isinstance(spec, ImageSpec):
-        raise UserError(
-            f"the {kind} {name} takes images, not data of {type(spec).__name__}; name another with --{kind}."
-        )
-    return spec
+    """The spec, which must be one of images; see `require`."""
+    return require(spec, ImageSpec, "images", kind, name)

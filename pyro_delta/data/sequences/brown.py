@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pyro_delta.data.sequences.documents import Tokens, documents, spec_of
+from pyro_delta.data.sequences.documents import Tokens, documents, tokenised
 from pyro_delta.data.splits import TEST_SEED, Splits, reordered
 from pyro_delta.errors import UserError
 from pyro_delta.validation import Count, Seed
@@ -60,12 +60,12 @@ class Brown(Splits):
         classes = tuple(sorted(set(genres.values())))
         names = split_texts(genres)
         read = [[(text, genres[name]) for name in part for text in sentences(folder / name)] for part in names]
-        spec = spec_of(
+        spec, rows = tokenised(
             [[text for text, _ in part] for part in read], tokens, vocabulary, length, cut=cut, source=str(folder)
         )
         train, held_out, test = (
-            documents(spec, [text for text, _ in part], [classes.index(genre) for _, genre in part], cut=cut)
-            for part in read
+            documents(spec, of_part, [classes.index(genre) for _, genre in part], cut=cut)
+            for part, of_part in zip(read, rows)
         )
         count = len(held_out) if validation is None else validation
         if not 1 <= count <= len(held_out):

@@ -75,17 +75,17 @@ class TextFile(Splits):
             train, held_out = _divided(train, validation, seed, path)
         elif validation is not None:
             held_out = _first(held_out, validation, seed, path)
-        spec = spec_of([train, held_out, test], tokens, vocabulary, length, cut=cut, source=str(path))
-        splits = [documents(spec, part, cut=cut) for part in (train, held_out, test)]
+        spec, rows = tokenised([train, held_out, test], tokens, vocabulary, length, cut=cut, source=str(path))
+        splits = [documents(spec, part, cut=cut) for part in rows]
         super().__init__(
             spec, reordered(splits[0], seed), reordered(splits[1], seed), reordered(splits[2], TEST_SEED), None
         )
 
 
-def spec_of(
+def tokenised(
     parts: Sequence[Sequence[str]], tokens: str, vocabulary: int, length: int | None, *, cut: bool, source: str
-) -> TextSpec:
-    """The spec of documents, those of training first, from which pieces are learned.
+) -> tuple[TextSpec, list[list[list[int]]]]:
+    """The spec of documents, those of training first, from which pieces are learned; and the tokens of each.
 
     Args:
         parts: documents of each split.
@@ -103,8 +103,8 @@ def spec_of(
     pieces = learned(parts[0], vocabulary) if tokens == "pieces" else None
     levels = 256 if pieces is None else size_of_vocabulary(pieces)
     found = TextSpec(1, levels, pieces=pieces)
-    sizes = [(len(found.tokens(text)) + 1, text) for part in parts for text in part]
-    longest, text = max(sizes)
+    rows = [[found.tokens(text) for text in part] for part in parts]
+    longest, text = max((len(row) + 1, text) for part, of_part in zip(parts, rows) for text, row in zip(part, of_part))
     most = LONGEST if length is None else length
     if longest > most and not cut:
         raise UserError(
@@ -113,31 +113,32 @@ def spec_of(
         )
     if most < 2:
         raise UserError(f"data.length={most} leaves no token beside the one that ends a document; give 2 or more.")
-    return TextSpec(min(longest, most) if length is None else length, levels, pieces=pieces)
+    return TextSpec(min(longest, most) if length is None else length, levels, pieces=pieces), rows
 
 
-def documents(spec: TextSpec, texts: Sequence[str], labels: Sequence[int] | None = None, *, cut: bool = False) -> Split:
+def documents(
+    spec: TextSpec, rows: Sequence[list[int]], labels: Sequence[int] | None = None, *, cut: bool = False
+) -> Split:
     """Documents as data with their lengths.
 
     Args:
         spec: of them.
-        texts: of the documents.
+        rows: tokens of the documents, without those that end them.
         labels: of the documents; those that one is cut into have its label.
         cut: those that are longer.
     """
-    rows = [(part, i) for i, text in enumerate(texts) for part in _parts(spec, text, cut=cut)]
-    x = np.zeros((len(rows), spec.length), np.uint8 if spec.levels <= 256 else np.int64)
-    for row, (part, _) in zip(x, rows):
+    found = [(part, i) for i, row in enumerate(rows) for part in _parts(spec, row, cut=cut)]
+    x = np.zeros((len(found), spec.length), np.dtype(spec.dtype))
+    for row, (part, _) in zip(x, found):
         row[: len(part)] = part
-    lengths = torch.tensor([len(part) for part, _ in rows])
-    label = None if labels is None else torch.tensor([labels[i] for _, i in rows])
+    lengths = torch.tensor([len(part) for part, _ in found])
+    label = None if labels is None else torch.tensor([labels[i] for _, i in found])
     return Split(torch.from_numpy(x), label, {"lengths": lengths})
 
 
-def _parts(spec: TextSpec, text: str, *, cut: bool) -> list[list[int]]:
-    """The tokens of a document, or of parts that begin with a word, each closed, and of the spec's length at most."""
-    tokens, room = spec.tokens(text), spec.length - 1
-    parts = []
+def _parts(spec: TextSpec, tokens: list[int], *, cut: bool) -> list[list[int]]:
+    """A document, or parts of it that begin with a word, each closed, and of the spec's length at most."""
+    room, parts = spec.length - 1, []
     while cut and len(tokens) > room:
         end = next((end for end in range(room, 0, -1) if _begins_word(spec, tokens[end])), room)
         parts.append([*tokens[:end], 0])
@@ -182,13 +183,14 @@ def lines_of(path: Path) -> list[str]:
 def read_documents(spec: TextSpec, path: Path, count: int | None) -> tuple[Tensor, list[str]]:
     """The documents of a file and their names; see `TextSpec.open`."""
     texts = lines_of(path)[:count]
-    for text in texts:
-        if (size := len(spec.tokens(text)) + 1) > spec.length:
+    rows = [spec.tokens(text) for text in texts]
+    for text, row in zip(texts, rows):
+        if (size := len(row) + 1) > spec.length:
             raise UserError(
                 f"{path} has a document of {size} tokens, {text[:40]!r}…, and those of this model have "
                 f"{spec.length} at most; shorten it."
             )
-    return documents(spec, texts).x, [f"{path.name}/{number}" for number in range(1, len(texts) + 1)]
+    return documents(spec, rows).x, [f"{path.name}/{number}" for number in range(1, len(texts) + 1)]
 
 
 def _parts_of_folder(folder: Path) -> tuple[list[str], list[str], list[str]]:

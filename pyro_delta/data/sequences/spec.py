@@ -172,22 +172,3 @@ class TextSpec(TokenSpec):
             "byte": [size + end for size, end in zip(self._bytes(x), ends)],
             "word": [len(text.split()) + end for text, end in zip(texts, ends)],
         }
-
-
-def require_tokens(spec: object, kind: str, name: str) -> TokenSpec:
-    """The spec, which must be one of sequences of tokens.
-
-    Args:
-        spec: of data.
-        kind: of the program that takes nothing else, such as guide.
-        name: of that program.
-
-    Raises:
-        UserError: naming the program, and the option that names another.
-    """
-    if not isinstance(spec, TokenSpec):
-        raise UserError(
-            f"the {kind} {name} takes sequences of tokens, not data of {type(spec).__name__}; name another with "
-            f"--{kind}."
-        )
-    return spec

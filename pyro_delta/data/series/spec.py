@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from pyro_delta.data.sequences.spec import TokenSpec
-from pyro_delta.data.spec import Spec, check_sizes
+from pyro_delta.data.spec import Spec, check_sizes, require
 from pyro_delta.errors import UserError
 
 if TYPE_CHECKING:
@@ -118,19 +118,5 @@ class SeriesSpec(Spec):
 
 
 def require_sequences(spec: object, kind: str, name: str) -> TokenSpec | SeriesSpec:
-    """The spec, which must be one of sequences: of tokens, or of numbers.
-
-    Args:
-        spec: of data.
-        kind: of the program that takes nothing else, such as guide.
-        name: of that program.
-
-    Raises:
-        UserError: naming the program, and the option that names another.
-    """
-    if not isinstance(spec, TokenSpec | SeriesSpec):
-        raise UserError(
-            f"the {kind} {name} takes sequences of tokens, and series, not data of {type(spec).__name__}; name another "
-            f"with --{kind}."
-        )
-    return spec
+    """The spec, which must be one of sequences: of tokens, or of numbers; see `require`."""
+    return require(spec, (TokenSpec, SeriesSpec), "sequences of tokens, and series", kind, name)

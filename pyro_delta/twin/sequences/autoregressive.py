@@ -147,7 +147,7 @@ def _carried(before_btk: Array) -> Array:
 
 
 class SequenceLikelihood(nnx.Module):
-    """p(x | z) by a GRU that is told of z.
+    """p(x | z) by a trunk that is told of z; a subclass names itself, and gives the trunk.
 
     Args:
         spec: of the sequences.
