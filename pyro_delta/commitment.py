@@ -17,6 +17,8 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from pyro_delta.distributions.any_gaussian import as_gaussian, title_of
+from pyro_delta.distributions.gaussian_ar1 import GaussianAR1
+from pyro_delta.distributions.gaussian_sequence import GaussianSequence
 from pyro_delta.distributions.mean_field import normal_parameters
 from pyro_delta.errors import UserError
 from pyro_delta.families import CertifiedBy, Family, Guarantee, family_of
@@ -26,11 +28,14 @@ Pairs = Mapping[str, tuple[Distribution, Distribution]]
 """Latent site → posterior q and prior p."""
 Posteriors = Mapping[str, Distribution]
 """Latent site → posterior."""
+Priors = Mapping[str, Distribution]
+"""Latent site → prior."""
 Formula = Callable[[Distribution], Any]
 
 EXACTLY: Guarantee = "every datum, exactly"
 AT_LEAST: Guarantee = "every datum, at least"
 BY_LENGTH: Guarantee = "every datum, by its length"
+BY_CONDITION: Guarantee = "every datum, by its condition"
 IN_THE_MEAN: Guarantee = "mean over the data"
 
 
@@ -38,8 +43,8 @@ IN_THE_MEAN: Guarantee = "mean over the data"
 class Commitment:
     """The least KL(q ‖ p) of any datum, for every posterior of a family; or the least mean of them.
 
-    Where data have lengths, and a prior with them, it is that of a datum of all steps, and `committed_by_length` says
-    what the others commit.
+    Where data have lengths, and a prior with them, it is that of a datum of all steps; where data are conditioned, and
+    the prior with them, the least of some. `committed_by_datum` says what the others commit.
 
     Attributes:
         nats: for the prior as it is now; None if no formula says it.
@@ -78,6 +83,9 @@ class Commitment:
         if self.guarantee == BY_LENGTH:
             whole = f"{self.throughout:.6g} nats for one of all steps"
             return f"δ of a datum is that of its own length, {whole}, {self.way}: {self.known_by}"
+        if self.guarantee == BY_CONDITION:
+            least = f"{self.throughout:.6g} nats the least that was found"
+            return f"δ of a datum is that of its own condition, {least}, {self.way}: {self.known_by}"
         return f"δ = {self.throughout:.6g} nats{of} {self.way}: {self.known_by}"
 
     @property
@@ -93,6 +101,7 @@ def commitment(
     *,
     learns: bool,
     others: Callable[[], Iterable[Posteriors]] = tuple,
+    priors: Callable[[], Iterable[Priors]] = tuple,
     formula: Formula | None = None,
     guarantee: Any = AT_LEAST,
     floor: float | None = None,
@@ -105,6 +114,7 @@ def commitment(
         learns: whether training moves the density of the prior.
         others: posteriors of other data, and of that one with other weights: what is the same in all of them is fixed.
             Without them nothing counts as fixed.
+        priors: of other data. Without them that of `pairs` counts as the prior of all.
         formula: the guide's own `committed_rate(prior)`, for a family of its own.
         guarantee: the guide's word for what its formula bounds.
         floor: nats that a prior which learns commits whatever it learns, against independent posteriors.
@@ -121,7 +131,7 @@ def commitment(
     total, ways, sites = 0.0, set(), []
     for name, (q, p) in pairs.items():
         try:
-            site = _site(name, q, p, others)
+            site = _of_each(_site(name, q, p, others), name, q, [one[name] for one in priors()], others)
         except UserError as error:
             return Commitment(None, None, str(error), learns)
         total += site.nats if site.cap_nats is None else min(site.nats, site.cap_nats)
@@ -141,21 +151,32 @@ def commitment(
     return Commitment(total, floor, known_by, learns, **known)
 
 
-def committed_by_length(pairs: Pairs) -> Tensor | None:
-    """What each of B data commits against priors of which one has lengths, (B,) nats in float64; None if none has.
+def committed_by_datum(pairs: Pairs) -> Tensor | None:
+    """What each of B data commits against its own prior, (B,) nats in float64; None where it is not known of each.
+
+    It is of independent posteriors against sequences of a registered class, whose parameters may be other ones for
+    other data, or their lengths.
 
     Args:
-        pairs: of B data, of which `commitment` says that they commit by their lengths.
+        pairs: of B data.
     """
-    if all(getattr(p, "lengths", None) is None for _, p in pairs.values()):
+    committing = {name: p for name, (_, p) in pairs.items() if normal_parameters(p) is None}
+    if not committing or any(normal_parameters(q) is None for q, _ in pairs.values()):
         return None
-    rates = [torch.zeros(()) if normal_parameters(p) is not None else committed_rate(p) for _, p in pairs.values()]
-    return sum(rates, torch.zeros((), dtype=torch.float64))
+    if not all(map(_is_sequence, committing.values())):
+        return None
+    return sum(map(committed_rate, committing.values()), torch.zeros((), dtype=torch.float64))
+
+
+def _is_sequence(p: Distribution) -> bool:
+    """Whether what a prior commits is known for each datum: its batch is that of the data."""
+    return type(p) in (GaussianAR1, GaussianSequence) and len(p.batch_shape) == 1
 
 
 def _guarantee(of_sites: list[Guarantee]) -> Guarantee:
-    if BY_LENGTH in of_sites:
-        return BY_LENGTH
+    for by_datum in (BY_LENGTH, BY_CONDITION):
+        if by_datum in of_sites:
+            return by_datum
     return EXACTLY if all(one == EXACTLY for one in of_sites) else AT_LEAST
 
 
@@ -192,6 +213,28 @@ def _site(name: str, q: Distribution, p: Distribution, others: Callable[[], Iter
     if gaussian.cap_nats is None:
         return _Site(nats, "type", AT_LEAST, f"the type of {title_of(p)}, a Gaussian")
     return _Site(nats, "probing", AT_LEAST, f"the density of {title_of(p)}, a Gaussian", gaussian.cap_nats)
+
+
+def _of_each(
+    first: _Site, name: str, q: Distribution, priors: list[Distribution], others: Callable[[], Iterable[Posteriors]]
+) -> _Site:
+    """What a site commits that commits `first` for the first datum, and has these priors for others.
+
+    Raises:
+        UserError: if others commit another rate, and it is not known of each.
+    """
+    if first.guarantee == BY_LENGTH:
+        return first
+    rates = [_site(name, q, p, others).nats for p in priors]
+    if all(math.isclose(rate, first.nats, rel_tol=1e-9, abs_tol=1e-9) for rate in rates):
+        return first
+    if first.fixed or not all(map(_is_sequence, priors)):
+        other = next(rate for rate in rates if not math.isclose(rate, first.nats, rel_tol=1e-9, abs_tol=1e-9))
+        raise UserError(
+            f"the prior of {name!r} differs from datum to datum, and commits {first.nats:.6g} nats for one and "
+            f"{other:.6g} for another"
+        )
+    return first._replace(nats=min(first.nats, *rates), guarantee=BY_CONDITION)
 
 
 def _by_length(name: str, q: Distribution, p: Any) -> _Site:

@@ -51,7 +51,8 @@ def of_program(kind: str, name: str) -> list[Setting]:
         UserError: as `programs.find`.
     """
     program = programs.find(kind, name)
-    words = dict(_arguments(program))
+    words = {option: words for option, (_, words) in programs.OF_ALL.get(kind, {}).items()}
+    words |= dict(_arguments(program))
     fields = programs.options_model(kind, program).model_fields
     return [_setting(kind, option, field, words.get(option, "")) for option, field in fields.items()]
 

@@ -25,9 +25,16 @@ from pyro_delta.distributions.shapes import broadcast_shapes
 from pyro_delta.distributions.sphere import PowerSpherical, SphereUniform, VonMisesFisher
 from pyro_delta.errors import UserError
 
-Guarantee = Literal["every datum, exactly", "every datum, at least", "every datum, by its length", "mean over the data"]
+Guarantee = Literal[
+    "every datum, exactly",
+    "every datum, at least",
+    "every datum, by its length",
+    "every datum, by its condition",
+    "mean over the data",
+]
 """What a committed rate bounds: the KL of each datum, which it may be equal to; that of a datum of full length, where
-shorter ones commit less, each what its own length says; or the mean KL alone."""
+shorter ones commit less, each what its own length says; the least of some data, where each commits what the prior that
+its condition gives says; or the mean KL alone."""
 CertifiedBy = Literal["formula", "type", "probing"]
 
 

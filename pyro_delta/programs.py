@@ -383,6 +383,17 @@ def _sentence(name: str, file: str, line: int | None, error: Exception) -> UserE
 # --- Options ---
 
 
+OF_ALL: dict[str, dict[str, tuple[Any, str]]] = {
+    "data": {
+        "condition": (
+            str | None,
+            "what data are conditioned on, a batch's key `condition`: labels, or the name of what goes with x",
+        )
+    }
+}
+"""Settings of every program of a kind, which may be left out: name → type and words."""
+
+
 class _Options(Section):
     """Settings of a program, which may be of any type."""
 
@@ -405,6 +416,8 @@ def options_model(kind: str, program: Callable[..., Any]) -> type[BaseModel]:
         ]
         for p in named:
             fields.setdefault(p.name, (hints.get(p.name, Any), ... if p.default is p.empty else p.default))
+    for name, (annotation, _) in OF_ALL.get(kind, {}).items():
+        fields.setdefault(name, (annotation, None))
     return create_model(f"{kind}_options", __base__=_Options, **fields)
 
 
@@ -421,6 +434,11 @@ def _constructors(program: Callable[..., Any]) -> Iterator[Callable[..., Any]]:
             yield made
             if not any(p.kind is p.VAR_KEYWORD for p in inspect.signature(made).parameters.values()):
                 return
+
+
+def has_option(program: Callable[..., Any], name: str) -> bool:
+    """Whether a program itself takes an option, in the place of what `OF_ALL` means by it."""
+    return any(name in inspect.signature(made).parameters for made in _constructors(program))
 
 
 def option_names(kind: str, name: str, folder: Path | None = None) -> list[str]:
@@ -453,7 +471,9 @@ def checked_options(kind: str, name: str, options: Mapping[str, Any], folder: Pa
         key, mistake = first_mistake(error, f"{kind}.")
         known = [f"{kind}.{option}" for option in ("program", *model.model_fields)]
         raise (mistake or unknown_name(f"setting of the {kind} {name!r}", key, known)) from None
-    return {field: getattr(checked, field) for field in model.model_fields}
+    found = {field: getattr(checked, field) for field in model.model_fields}
+    left_out = {option for option in OF_ALL.get(kind, {}) if not has_option(find(kind, name, folder), option)}
+    return {field: value for field, value in found.items() if value is not None or field not in left_out}
 
 
 # --- What a run keeps of programs that are not shipped ---

@@ -32,9 +32,11 @@ class Case:
     cls = ConditionalGatedPixelCNN
 
     def network(self, cls: type[ConditionalNetwork] | None = None) -> ConditionalNetwork:
-        arguments = {k: v for k, v in vars(self).items() if k not in ("spec", "length")}
+        of_z = ("spec", "length", "use_latents", "conditioning")
+        arguments = {k: v for k, v in vars(self).items() if k not in of_z}
         starts = even_starts(self.spec.height, self.length)
-        return randomise((cls or self.cls)(self.spec, starts, 3, mixtures=3, **arguments))
+        starts = torch.zeros_like(starts) if getattr(self, "conditioning", "causal") == "full" else starts
+        return randomise((cls or self.cls)(self.spec, starts if self.use_latents else None, 3, mixtures=3, **arguments))
 
     def z(self, *batch: int, seed: int = 0) -> Tensor:
         return random_normal(*batch, self.length, 3, seed=seed)

@@ -31,6 +31,7 @@ from pyro_delta.models import (
     TransformerLikelihood,
     even_starts,
 )
+from pyro_delta.models.conditioning import Told
 from pyro_delta.nn.images.causal import PixelBlock, PixelConv, RasterBlock, RowBlock, RowConv, RowsAbove, shift_down
 from pyro_delta.nn.images.embedding import embed_pixels
 from pyro_delta.nn.images.gated_pixelcnn import GatedPixelCNN
@@ -493,7 +494,8 @@ def test_rows_see_the_latents_from_their_first_row_on(
 @pytest.mark.parametrize("name", FIRST_ROWS)
 def test_rows_see_all_latents_under_full_conditioning(name: str, likelihood: Callable[..., ConditionalNetwork]) -> None:
     height, starts = FIRST_ROWS[name]
-    network = likelihood(ImageSpec(1, height, 4, 5), torch.tensor(starts), 3, conditioning="full")
+    told = Told(ImageSpec(1, height, 4, 5), StepsPrior(starts, [0.5] * 3), "full", use_latents=True)
+    network = likelihood(ImageSpec(1, height, 4, 5), told.seen, told.dims)
     assert_rows_see_latents(network, torch.zeros(len(starts)), 3)
 
 

@@ -52,12 +52,22 @@ class Case(NamedTuple):
 
 
 def decoder(torch_class: Any, twin_class: Any, spec: ImageSpec, starts: list[int], **settings: Any) -> Case:
+    network = {name: value for name, value in settings.items() if name not in ("use_latents", "conditioning")}
     return Case(
         lambda: torch_class(spec, StepsPrior(starts, [0.5] * DIMS), **settings).network,
-        lambda: twin_class(spec, starts, DIMS, **settings, rngs=nnx.Rngs(0)),
+        lambda: twin_class(spec, seen(starts, **settings), DIMS, **network, rngs=nnx.Rngs(0)),
         spec,
         len(starts),
     )
+
+
+def seen(
+    starts: list[int], *, use_latents: bool = True, conditioning: str = "causal", **network: Any
+) -> list[int] | None:
+    """Where each step is seen from."""
+    if not use_latents:
+        return None
+    return starts if conditioning == "causal" else [0] * len(starts)
 
 
 def gated(spec: ImageSpec, starts: list[int], **settings: Any) -> Case:

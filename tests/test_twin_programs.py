@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -13,6 +14,7 @@ from networks import random_images, randomise
 from pyro_delta import config, programs
 from pyro_delta.build import build
 from pyro_delta.data.audio import SoundSpec
+from pyro_delta.data.condition import Condition
 from pyro_delta.data.images import ImageSpec
 from pyro_delta.data.music import ScoreSpec
 from pyro_delta.data.sequences import TokenSpec
@@ -37,6 +39,8 @@ from pyro_delta.twin.images.guides import onto_contour
 from pyro_delta.twin.weights import load_weights, torch_weights
 
 GREY, COLOUR, TOKENS = ImageSpec(1, 4, 6, 17), ImageSpec(3, 4, 4, 256), TokenSpec(6, 11)
+OF_CLASSES = Condition(classes=("a", "b", "c"))
+OF_NUMBERS = Condition(location=(1.0, -2.0), scale=(0.5, 3.0))
 SCORE, SOUND = ScoreSpec(6, 9, voices=3), SoundSpec(4, samples=5, levels=16)
 TRUNK = {"channels": [4, 6], "row_blocks": [1, 1], "pixel_blocks": 1}
 GATED = {"program": "gated_pixelcnn", "mixtures": 2, "latent_channels": 3, **TRUNK}
@@ -150,6 +154,37 @@ CASES = {
         {"program": "spectral", "hidden": 3},
         SOUND,
     ),
+    "conditioned on classes, gated, contour": Case(
+        {"program": "standard_normal", "dims": 2, "length": 2},
+        GATED,
+        {"program": "contour", "rate_nats": 0.8, **GUIDE},
+        replace(GREY, condition=OF_CLASSES),
+    ),
+    "conditioned on numbers, snail full, structured": Case(
+        {"program": "ar1", "dims": 3, "alpha": "0.3:0.9"},
+        {**SNAIL, "conditioning": "full"},
+        {"program": "structured", "block": 2, **GUIDE},
+        replace(GREY, condition=OF_NUMBERS),
+        elbo="trace",
+    ),
+    "conditioned on classes, gated without latents, anti-causal": Case(
+        {"program": "ar1", "dims": 2, "alpha": 0.5},
+        {**GATED, "use_latents": False},
+        {"program": "anti_causal", **GUIDE},
+        replace(GREY, condition=OF_CLASSES),
+    ),
+    "conditioned on numbers, gru, gru": Case(
+        {"program": "ar1", "dims": 2, "length": 3, "alpha": "0.3:0.9"},
+        {"program": "gru", "hidden": 5},
+        {"program": "gru", "hidden": 4},
+        replace(TOKENS, condition=OF_NUMBERS),
+    ),
+    "conditioned on classes, wavenet, spectral": Case(
+        {"program": "ar1", "dims": 1, "length": 2, "alpha": 0.7},
+        {"program": "wavenet", "channels": 4, "blocks": 2, "mixtures": 2},
+        {"program": "spectral", "hidden": 4},
+        replace(SOUND, condition=OF_CLASSES),
+    ),
 }
 FIRST = CASES["ar1, gated, anti-causal"]
 SEEDS = range(10)
@@ -185,7 +220,10 @@ def pair(name: str) -> tuple[VAE, twins.VAE]:
 
 
 def compared(case: Case, made: VAE, twin: twins.VAE, seed: int = 0, **options: Any) -> Crosscheck:
-    images = random_images(case.spec, (3,), seed).to(torch.uint8)
+    images: Any = random_images(case.spec, (3,), seed).to(torch.uint8)
+    if case.spec.condition is not None:
+        told = torch.tensor([2, 0, 2]) if case.spec.condition.classes else torch.tensor([[1.0, 2.0], [0, -9], [3, 0]])
+        images = {"x": images, "condition": told}
     return crosscheck(randomise(made, seed), twin, images, elbo=case.elbo, seed=seed, **options)
 
 

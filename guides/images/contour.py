@@ -56,9 +56,9 @@ class ContourGuide(ImageGuide):
         self.rate_nats = rate_nats
         self.delta = rate_nats / p.event_shape.numel()
 
-    def posterior(self, x: Tensor) -> dist.Independent:
-        """q(z | x) for images (…, C, H, W), event shape (n, d)."""
-        mean, log_variance = self.encode(x)
+    def posterior(self, x: Tensor, condition: Tensor | None = None) -> dist.Independent:
+        """q(z | x) for images (…, C, H, W), and what they are conditioned on, event shape (n, d)."""
+        mean, log_variance = self.encode(x, condition)
         return dist.Normal(*gaussian_beyond_contour(mean, log_variance, self.delta)).to_event(2)
 
     def committed_rate(self, prior: Distribution) -> float:

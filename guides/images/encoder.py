@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pyro_delta.data.images.spec import ImageSpec
+from pyro_delta.nn.condition import ConditionFeatures
 from pyro_delta.nn.images.embedding import embed_pixels
 from pyro_delta.nn.images.gated_pixelcnn import GatedPixelCNN
 from pyro_delta.nn.precision import Network, autocast_inside
@@ -16,12 +17,12 @@ from pyro_delta.validation import Count
 class ImageEncoder(Network):
     """From an image to a few numbers for each latent step.
 
-    Anti-causal, it is the paper's pipeline [1], in which what step t gives depends on rows ≥ starts[t] alone:
-    (1) reverse the image in both axes; (2) pad a zero row on top and a zero column on the right; (3) run a strictly
-    causal network; (4) crop the top row and the left column, which turns "strictly before" into "up to and including",
-    and reverse back; (5) average over the region of each latent step; then a scale and a shift of each feature at each
-    step, one hidden layer and a linear one. Otherwise it is the paper's ablation: the same network without masks and
-    shifts, and no reversing, padding or cropping.
+    Anti-causal, it is the paper's pipeline [1], in which what step t gives depends on rows ≥ starts[t] alone: (1)
+    reverse the image in both axes; (2) pad a zero row on top and a zero column on the right; (3) run a strictly causal
+    network; (4) crop the top row and the left column, which turns "strictly before" into "up to and including", and
+    reverse back; (5) average over the region of each latent step; then a scale and a shift of each feature at each
+    step, one hidden layer, to which what images are conditioned on is added, and a linear one. Otherwise it is the
+    paper's ablation: the same network without masks and shifts, and no reversing, padding or cropping.
 
     Args:
         spec: shape and levels of the images.
@@ -62,14 +63,18 @@ class ImageEncoder(Network):
         self.step_scale = nn.Parameter(torch.ones(len(region_nhw), features))
         self.step_shift = nn.Parameter(torch.zeros(len(region_nhw), features))
         self.hidden = nn.Linear(features, features)
+        self.condition = None if spec.condition is None else ConditionFeatures(spec.condition, features, scale=0.0)
         self.out = nn.Linear(features, outputs)
         weight_nhw = region_nhw.float() / region_nhw.float().sum((1, 2), keepdim=True)
         self.register_buffer("weight_nhw", weight_nhw, persistent=False)
 
     @autocast_inside
-    def forward(self, x_bchw: Tensor) -> Tensor:
-        """Images (B, C, H, W) of integers → (B, n, outputs)."""
-        return self.out(F.silu(self.hidden(self._averaged(x_bchw) * self.step_scale + self.step_shift)))
+    def forward(self, x_bchw: Tensor, condition: Tensor | None = None) -> Tensor:
+        """Images (B, C, H, W) of integers, and what they are conditioned on, → (B, n, outputs)."""
+        hidden_bnf = self.hidden(self._averaged(x_bchw) * self.step_scale + self.step_shift)
+        if self.condition is not None:
+            hidden_bnf = hidden_bnf + self.condition(condition).unsqueeze(-2)
+        return self.out(F.silu(hidden_bnf))
 
     @torch.no_grad()
     def standardise(self, x_bchw: Tensor) -> None:

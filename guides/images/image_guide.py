@@ -12,6 +12,7 @@ from torch.distributions import Distribution
 from pyro_delta.data.images.spec import require_image
 from pyro_delta.errors import UserError
 from pyro_delta.guides.images.encoder import ImageEncoder, deviation, regions
+from pyro_delta.nn.condition import check_told
 from pyro_delta.protocol import Prior, Spec
 from pyro_delta.svi import offer_parameters
 from pyro_delta.validation import Count
@@ -75,12 +76,12 @@ class ImageGuide(nn.Module):
             pixel_kernel=pixel_kernel,
         )
 
-    def posterior(self, x: Tensor) -> Distribution:
-        """q(z | x) for images (…, C, H, W), event shape (n, d)."""
+    def posterior(self, x: Tensor, condition: Tensor | None = None) -> Distribution:
+        """q(z | x) for images (…, C, H, W), and what they are conditioned on, event shape (n, d)."""
         raise NotImplementedError
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Writes the site `z` for images x (B, C, H, W), a tensor or an array.
+    def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
+        """Writes the site `z` for images x (B, C, H, W), a tensor or an array, and what they are conditioned on.
 
         Raises:
             UserError: if x is one image without its batch axis.
@@ -92,16 +93,25 @@ class ImageGuide(nn.Module):
                 f"x has shape {tuple(x.shape)}, that of one image; give it a batch axis, as x[None] has one."
             )
         with pyro.plate("data", x.shape[0]):
-            return pyro.sample("z", self.posterior(x))
+            given = {} if condition is None else {"condition": condition}
+            return pyro.sample("z", self.posterior(x, **given))
 
-    def encode(self, x: Tensor) -> tuple[Tensor, ...]:
-        """The mean and the extra numbers of each coordinate, each (…, n, d), for images (…, C, H, W)."""
-        raw = self.encoder(x.reshape((-1, *x.shape[-3:])))
+    def encode(self, x: Tensor, condition: Tensor | None = None) -> tuple[Tensor, ...]:
+        """The mean and the extra numbers of each coordinate, each (…, n, d), for images (…, C, H, W).
+
+        Raises:
+            UserError: if there is a condition that the spec says nothing of, or none where it does.
+        """
+        check_told(self.encoder.condition, condition)
+        if condition is not None:
+            own = condition.shape[x.dim() - 3 :]
+            condition = condition.reshape((-1, *own))
+        raw = self.encoder(x.reshape((-1, *x.shape[-3:])), condition)
         return raw.reshape((*x.shape[:-3], *raw.shape[-2:])).split(self.dims, dim=-1)
 
     @torch.no_grad()
-    def start_from(self, x: Tensor) -> None:
-        """Takes its initial weights from images (B, C, H, W) [1].
+    def start_from(self, x: Tensor, condition: Tensor | None = None) -> None:
+        """Takes its initial weights from images (B, C, H, W), and what they are conditioned on [1].
 
         The numbers that start from data, the mean first, get mean 0 and deviation 1 over images and steps.
 
@@ -112,7 +122,7 @@ class ImageGuide(nn.Module):
         encoder.standardise(x)
         out, o = encoder.out, self.from_data * self.dims
         out.weight[o:], out.bias[o:] = 0.0, 0.0
-        numbers_ko = encoder(x)[..., :o].flatten(0, 1)
+        numbers_ko = encoder(x, condition)[..., :o].flatten(0, 1)
         deviation_o = deviation(numbers_ko)
         out.weight[:o] /= deviation_o.unsqueeze(1)
         out.bias[:o] = (out.bias[:o] - numbers_ko.mean(0)) / deviation_o

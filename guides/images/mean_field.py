@@ -40,9 +40,9 @@ class AntiCausalGuide(ImageGuide):
             scale = minimising_posterior(prior()).base_dist.scale
         self.register_buffer("scale", scale.to(torch.get_default_dtype()))
 
-    def posterior(self, x: Tensor) -> dist.Independent:
-        """q(z | x) for images (…, C, H, W), event shape (n, d)."""
-        mean, ratio = self.encode(x)
+    def posterior(self, x: Tensor, condition: Tensor | None = None) -> dist.Independent:
+        """q(z | x) for images (…, C, H, W), and what they are conditioned on, event shape (n, d)."""
+        mean, ratio = self.encode(x, condition)
         # σ = scale·softplus(r)/softplus(0): positive, equal to `scale` where the network gives 0, linear for large r
         return dist.Normal(mean, self.scale * (F.softplus(ratio) / math.log(2.0)) + 1e-6).to_event(2)
 

@@ -52,9 +52,9 @@ class StructuredGuide(ImageGuide):
             factor_dnn = best.scale_tril if isinstance(best, GaussianSequence) else torch.diag_embed(best.stddev.mT)
         self.register_buffer("factor", factor_dnn.to(torch.get_default_dtype()))
 
-    def posterior(self, x: Tensor) -> GaussianSequence:
-        """q(z | x) for images (…, C, H, W), event shape (n, d)."""
-        mean, ratio, *below = self.encode(x)
+    def posterior(self, x: Tensor, condition: Tensor | None = None) -> GaussianSequence:
+        """q(z | x) for images (…, C, H, W), and what they are conditioned on, event shape (n, d)."""
+        mean, ratio, *below = self.encode(x, condition)
         steps = torch.arange(mean.shape[-2], device=mean.device)
         matrix = torch.diag_embed((F.softplus(ratio) / math.log(2.0) + 1e-6).mT)
         for back, value in enumerate(below, start=1):

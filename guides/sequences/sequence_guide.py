@@ -11,7 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pyro_delta.data.condition import Condition, condition_of
 from pyro_delta.errors import UserError
+from pyro_delta.nn.condition import ConditionFeatures, check_told
 from pyro_delta.nn.precision import Network, autocast_inside
 from pyro_delta.protocol import Prior, Spec
 from pyro_delta.rate import minimising_posterior
@@ -30,6 +32,7 @@ class Backward(Network):
         starts: (n,) of the prior.
         outputs: numbers given out per step.
         hidden: features.
+        condition: of the spec; what is read at every position hears it.
     """
 
     ends = ("reader", "out")
@@ -37,24 +40,36 @@ class Backward(Network):
     reader: Any
     starts: Tensor
 
-    def __init__(self, reader: nn.Module, trunk: nn.Module, starts: Tensor, outputs: int, *, hidden: int) -> None:
+    def __init__(
+        self,
+        reader: nn.Module,
+        trunk: nn.Module,
+        starts: Tensor,
+        outputs: int,
+        *,
+        hidden: int,
+        condition: Condition | None = None,
+    ) -> None:
         super().__init__()
         self.reader, self.trunk, self.out = reader, trunk, nn.Linear(hidden, outputs)
+        self.condition = None if condition is None else ConditionFeatures(condition, hidden, scale=0.0)
         self.register_buffer("starts", starts.clone(), persistent=False)
 
     @autocast_inside
-    def forward(self, x: Tensor, lengths_b: Tensor | None = None) -> Tensor:
-        """Data (B, T, …), and their positions if they are fewer than T, → (B, n, outputs).
+    def forward(self, x: Tensor, lengths_b: Tensor | None = None, condition: Tensor | None = None) -> Tensor:
+        """Data (B, T, …), their positions if they are fewer than T, and their condition, → (B, n, outputs).
 
         What steps at and after the end of a datum get is of no account.
         """
-        return self.out(self.features(x, lengths_b))
+        return self.out(self.features(x, lengths_b, condition))
 
-    def features(self, x: Tensor, lengths_b: Tensor | None = None) -> Tensor:
+    def features(self, x: Tensor, lengths_b: Tensor | None = None, condition: Tensor | None = None) -> Tensor:
         """(B, n, hidden), before the last layer."""
         if lengths_b is not None:  # nothing is read behind the end of the longest
             x = x[:, : int(lengths_b.max())]
         v_bth = self.reader(x)
+        if self.condition is not None:
+            v_bth = v_bth + self.condition(condition).unsqueeze(1)
         if lengths_b is None:
             return self.trunk(v_bth.flip(1)).flip(1)[:, self.starts]
         last_b1 = lengths_b.unsqueeze(-1) - 1
@@ -89,16 +104,36 @@ class SequenceGuide(nn.Module):
         super().__init__()
         self.dims, self.shape = prior().event_shape[-1], spec.shape
         self.datum = getattr(spec, "datum", "datum")
-        self.encoder = Backward(reader, trunk, prior.starts, 2 * self.dims, hidden=hidden)
+        condition = condition_of(spec)
+        self.encoder = Backward(reader, trunk, prior.starts, 2 * self.dims, hidden=hidden, condition=condition)
         with torch.no_grad():
             scale = minimising_posterior(prior()).base_dist.scale
         self.register_buffer("scale", scale.to(torch.get_default_dtype()))
 
-    def posterior(self, x: Tensor, lengths: Tensor | None = None, mask: Tensor | None = None) -> dist.Independent:
-        """q(z | x) for data (…, *shape), of positions (…) if they have lengths, event shape (n, d)."""
+    def posterior(
+        self,
+        x: Tensor,
+        lengths: Tensor | None = None,
+        mask: Tensor | None = None,
+        condition: Tensor | None = None,
+    ) -> dist.Independent:
+        """q(z | x), event shape (n, d).
+
+        Args:
+            x: data (…, *shape).
+            lengths: their positions (…), if they have lengths.
+            mask: what is known of them.
+            condition: what they are conditioned on.
+
+        Raises:
+            UserError: if there is a condition that the spec says nothing of, or none where it does.
+        """
+        check_told(self.encoder.condition, condition)
         batch, x = x.shape[: -len(self.shape)], self._known(x, lengths, mask)
         flat = x.reshape((-1, *self.shape))
-        raw = self.encoder(flat) if lengths is None else self.encoder(flat, lengths.reshape(-1))
+        if condition is not None:
+            condition = condition.reshape((-1, *condition.shape[len(batch) :]))
+        raw = self.encoder(flat, None if lengths is None else lengths.reshape(-1), condition)
         mean, ratio = raw.reshape((*batch, *raw.shape[-2:])).split(self.dims, dim=-1)
         scale = self.scale * (F.softplus(ratio) / math.log(2.0)) + 1e-6
         if lengths is not None:
@@ -118,8 +153,10 @@ class SequenceGuide(nn.Module):
         """Which steps belong to positions of a datum, (…, n)."""
         return self.encoder.starts < lengths.unsqueeze(-1)
 
-    def forward(self, x: Any, lengths: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
-        """Writes the site `z` for data x (B, *shape), a tensor or an array, of positions (B,), known as masked.
+    def forward(
+        self, x: Any, lengths: Tensor | None = None, mask: Tensor | None = None, condition: Tensor | None = None
+    ) -> Tensor:
+        """Writes the site `z` for data x (B, *shape), a tensor or an array; the others as of `posterior`.
 
         Raises:
             UserError: if x is one datum without its batch axis.
@@ -131,17 +168,19 @@ class SequenceGuide(nn.Module):
                 f"x has shape {tuple(x.shape)}, that of one {self.datum}; give it a batch axis, as x[None] has."
             )
         with pyro.plate("data", x.shape[0]):
-            return pyro.sample("z", self.posterior(x, lengths, mask))
+            return pyro.sample("z", self.posterior(x, lengths, mask, condition))
 
     @torch.no_grad()
-    def start_from(self, x: Tensor, lengths: Tensor | None = None, mask: Tensor | None = None) -> None:
+    def start_from(
+        self, x: Tensor, lengths: Tensor | None = None, mask: Tensor | None = None, condition: Tensor | None = None
+    ) -> None:
         """Takes its initial weights from data (B, *shape): means of mean 0 and deviation 1 over them, all else 0.
 
         Of data with lengths, the steps that belong to them count.
         """
         out, d = self.encoder.out, self.dims
         out.weight[d:], out.bias[d:] = 0.0, 0.0
-        mean_bnd = self.encoder(self._known(x, lengths, mask), lengths)[..., :d]
+        mean_bnd = self.encoder(self._known(x, lengths, mask), lengths, condition)[..., :d]
         mean_kd = mean_bnd.flatten(0, 1) if lengths is None else mean_bnd[self._inside(lengths)]
         deviation_d = mean_kd.std(0, correction=0).clamp_min(1e-6)
         out.weight[:d] /= deviation_d.unsqueeze(1)

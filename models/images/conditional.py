@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from pyro_delta.data.images.spec import ImageSpec, require_image
 from pyro_delta.distributions import AutoregressiveImage, DiscretizedLogisticMixture
-from pyro_delta.models.conditioning import Conditioning, seen_from
+from pyro_delta.models.conditioning import Conditioning, Told
 from pyro_delta.nn.images.causal import PixelState
 from pyro_delta.nn.images.embedding import embed_pixels
 from pyro_delta.nn.latents import LatentMap
@@ -50,22 +50,20 @@ class SamplingState:
 class ConditionalNetwork(Network):
     """Parameters of a mixture of discretised logistics at every pixel, given earlier pixels and z.
 
-    Row r uses {z_t : starts[t] ≤ r} (all of z with full conditioning), all earlier rows, and earlier pixels of its
-    own row. `forward` gives all positions in one teacher-forced pass; `start`, `step_row` and `step_pixel` give them
-    one by one from a cache. A subclass names its trunk, the causal network in between.
+    Row r uses {z_t : starts[t] ≤ r}, all earlier rows, and earlier pixels of its own row. `forward` gives all positions
+    in one teacher-forced pass; `start`, `step_row` and `step_pixel` give them one by one from a cache. A subclass names
+    its trunk, the causal network in between.
 
     Args:
         spec: shape and levels of the images.
-        starts: (n,) the row from which on each latent step may be used.
+        starts: (n,) the row from which on each latent step may be used; None if z is ignored.
         dims: d, size of a latent step.
-        use_latents: False gives the latent-free control: z is ignored.
-        conditioning: "full" lets every row see all of z: the ablation that goes with a guide that is not anti-causal.
         mixtures: components of the mixture.
         latent_channels: channels of the map that carries z to the pixels.
         network: the remaining arguments of the trunk.
 
     Raises:
-        UserError: for an unknown conditioning, and whatever the trunk or the mixture raises.
+        UserError: whatever the trunk or the mixture raises.
     """
 
     trunk_class: ClassVar[type[Trunk]]
@@ -73,11 +71,9 @@ class ConditionalNetwork(Network):
     def __init__(
         self,
         spec: ImageSpec,
-        starts: Tensor,
+        starts: Tensor | None,
         dims: int,
         *,
-        use_latents: bool = True,
-        conditioning: Conditioning = "causal",
         mixtures: int = 10,
         latent_channels: Count = 16,
         **network: object,
@@ -85,14 +81,14 @@ class ConditionalNetwork(Network):
         super().__init__()
         self.spec = spec
         self.latents: LatentMap | None = None
-        if (seen := seen_from(starts, conditioning, use_latents=use_latents)) is not None:
-            self.latents = LatentMap(dims, seen, positions=spec.height, outputs=latent_channels * spec.width)
+        if starts is not None:
+            self.latents = LatentMap(dims, starts, positions=spec.height, outputs=latent_channels * spec.width)
         self.trunk = self.trunk_class(
             spec.channels + 1,
             DiscretizedLogisticMixture.parameter_count(spec.channels, mixtures),
             height=spec.height,
             width=spec.width,
-            context_channels=latent_channels if use_latents else 0,
+            context_channels=0 if starts is None else latent_channels,
             **network,
         )
 
@@ -140,7 +136,7 @@ class ImageLikelihood(nn.Module):
         prior: of the latents; its `starts` and event shape (n, d) are read, and nothing of it is kept.
         use_latents: False gives the latent-free control: z is ignored.
         conditioning: "causal": row r sees {z_t : starts[t] ≤ r}; "full": every row sees all of z, the ablation that
-            goes with a guide that is not anti-causal.
+            goes with a guide that is not anti-causal. What images are conditioned on, every row sees.
         latent_channels: channels of the map that carries z to the pixels.
         network: mixtures, and the options of the trunk.
 
@@ -162,16 +158,12 @@ class ImageLikelihood(nn.Module):
     ) -> None:
         super().__init__()
         self.conditioning = conditioning
+        image = require_image(spec, "likelihood", type(self).__name__)
+        self.told = Told(spec, prior, conditioning, use_latents=use_latents)
         self.network = self.network_class(
-            require_image(spec, "likelihood", type(self).__name__),
-            prior.starts,
-            prior().event_shape[-1],
-            use_latents=use_latents,
-            conditioning=conditioning,
-            latent_channels=latent_channels,
-            **network,
+            image, self.told.seen, self.told.dims, latent_channels=latent_channels, **network
         )
 
-    def forward(self, z: Tensor) -> AutoregressiveImage:
-        """Z (…, n, d) → a distribution over images (…, C, H, W)."""
-        return AutoregressiveImage(self.network, z)
+    def forward(self, z: Tensor, condition: Tensor | None = None) -> AutoregressiveImage:
+        """Z (…, n, d), and what images are conditioned on, → a distribution over images (…, C, H, W)."""
+        return AutoregressiveImage(self.network, self.told(z, condition=condition))

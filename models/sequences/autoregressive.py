@@ -184,6 +184,7 @@ class TrunkLikelihood(SequenceLikelihood):
     ) -> None:
         sequences = require_sequences(spec, "likelihood", self.name)
         super().__init__(
+            sequences,
             prior,
             AutoregressiveNumbers if isinstance(spec, SeriesSpec) else AutoregressiveTokens,
             lambda starts, dims: ConditionalSequence(sequences, starts, dims, trunk, hidden=hidden),

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from pyro_delta.distributions.sequences import AutoregressiveSequence
-from pyro_delta.models.conditioning import Conditioning, seen_from
-from pyro_delta.protocol import Prior
+from pyro_delta.models.conditioning import Conditioning, Told
+from pyro_delta.protocol import Prior, Spec
 
 
 class SequenceLikelihood(nn.Module):
@@ -20,20 +19,21 @@ class SequenceLikelihood(nn.Module):
     0, or NaN. So is what a mask says is missing; nothing depends on what stands there.
 
     Args:
+        spec: of the sequences.
         prior: of the latents; its `starts` and event shape (n, d) are read, and nothing of it is kept.
         family: of the distribution.
-        network: made of where each step is seen from, (n,) or None for the latent-free control, and of d.
+        network: made of where each step of what it is told is seen from, or None if it is told nothing, and of d.
         use_latents: False gives the latent-free control: z is ignored.
-        conditioning: "causal": position t sees {z_s : starts[s] ≤ t}; "full": every position sees all of z.
+        conditioning: "causal": position t sees {z_s : starts[s] ≤ t}; "full": every position sees all of z. What
+            sequences are conditioned on, every position sees.
 
     Raises:
         UserError: for an unknown conditioning.
     """
 
-    starts: Tensor
-
     def __init__(
         self,
+        spec: Spec,
         prior: Prior,
         family: type[AutoregressiveSequence],
         network: Callable[[Tensor | None, int], Any],
@@ -43,12 +43,22 @@ class SequenceLikelihood(nn.Module):
     ) -> None:
         super().__init__()
         self.family, self.conditioning = family, conditioning
-        seen = seen_from(prior.starts, conditioning, use_latents=use_latents)
-        self.network = network(seen, prior().event_shape[-1])
-        self.register_buffer("starts", prior.starts.clone(), persistent=False)
+        self.told = Told(spec, prior, conditioning, use_latents=use_latents)
+        self.network = network(self.told.seen, self.told.dims)
 
-    def forward(self, z: Tensor, lengths: Tensor | None = None, mask: Tensor | None = None) -> AutoregressiveSequence:
-        """Z (…, n, d), positions (…) of sequences that have lengths, and what is known of them, → a distribution."""
-        if lengths is not None:  # nothing hears the padding, also with full conditioning
-            z = torch.where((self.starts < lengths.unsqueeze(-1)).unsqueeze(-1), z, 0.0)
-        return self.family(self.network, z, lengths, mask)
+    def forward(
+        self,
+        z: Tensor,
+        lengths: Tensor | None = None,
+        mask: Tensor | None = None,
+        condition: Tensor | None = None,
+    ) -> AutoregressiveSequence:
+        """Z (…, n, d) → a distribution over sequences.
+
+        Args:
+            z: latents.
+            lengths: positions (…) of sequences that have lengths.
+            mask: what is known of them, (…, *shape).
+            condition: what they are conditioned on.
+        """
+        return self.family(self.network, self.told(z, lengths, condition), lengths, mask)

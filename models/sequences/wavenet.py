@@ -159,6 +159,7 @@ class WaveNetLikelihood(SequenceLikelihood):
         sounds = require_sounds(spec, "likelihood", "wavenet")
         sizes = {"channels": channels, "blocks": blocks, "mixtures": mixtures}
         super().__init__(
+            sounds,
             prior,
             AutoregressiveSound,
             lambda starts, dims: ConditionalWaveNet(sounds.levels, sounds.shape, starts, dims, **sizes),

@@ -10,6 +10,7 @@ import click
 
 from pyro_delta.cli.options import (
     check_out,
+    condition_option,
     device_option,
     json_option,
     open_run,
@@ -42,6 +43,7 @@ def completion_options(command: Callable[..., Any]) -> Callable[..., Any]:
         other_data_option,
         root_option,
         device_option,
+        condition_option,
         seed_option,
         weights_option,
         click.option("--draws", type=positive, default=32, show_default=True, help="Completions of each series."),
@@ -54,7 +56,7 @@ def completion_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def opened(
-    run: Path, given: str, out: Path, num: int, weights: str, device: str, data_root: str | None, **flags: bool
+    run: Path, given: str, out: Path, num: int, weights: str, device: str, data_root: str | None, **flags: Any
 ) -> tuple[Run, SeriesSpec, Split, list[str], Tensor]:
     """A run of series, data for it and their names, and which of their numbers are known, (N, T, C).
 
@@ -73,7 +75,7 @@ def opened(
             f"series are completed, not data of {type(spec).__name__}; give a run that was made for series."
         )
     check_out(out, spec)
-    found, names, _ = read_given(loaded, given, num, data_root, flags["other_data"])
+    found, names, _ = read_given(loaded, given, num, data_root, flags["other_data"], flags["condition"])
     known = (torch.arange(spec.length) < found.extras["lengths"].unsqueeze(-1)).unsqueeze(-1).expand(found.x.shape)
     return loaded, spec, found, names, known & found.extras.get("mask", torch.tensor(True))
 
@@ -111,6 +113,7 @@ def completed(
     """
     import torch
 
+    from pyro_delta.data.condition import KEY
     from pyro_delta.data.series.files import save_csv
     from pyro_delta.data.series.picture import save_bands
     from pyro_delta.diagnostics.series.completing import BAND, complete, scores
@@ -118,8 +121,10 @@ def completed(
 
     done = []
     with counting("completing", len(found)) as advance:
-        for x_tc, keep_tc, length in zip(found.x, keep, lengths, strict=True):
-            done.append(complete(loaded.vae, x_tc, keep_tc, length, particles=particles, completions=draws, seed=seed))
+        for i, (x_tc, keep_tc, length) in enumerate(zip(found.x, keep, lengths, strict=True)):
+            condition = found.extras[KEY][i : i + 1] if KEY in found.extras else None
+            options = {"particles": particles, "completions": draws, "seed": seed}
+            done.append(complete(loaded.vae, x_tc, keep_tc, length, condition=condition, **options))
             advance(1)
     inside = torch.arange(spec.length) < torch.tensor(lengths).unsqueeze(-1)
     hidden = known & ~keep & inside.unsqueeze(-1)

@@ -8,6 +8,7 @@ import click
 
 from pyro_delta.cli.options import (
     check_writable,
+    condition_option,
     data_argument,
     device_option,
     json_option,
@@ -32,6 +33,7 @@ from pyro_delta.cli.options import (
 @click.option("--num", type=click.IntRange(min=1), help="The first so many data (default: all).")
 @click.option("--draws", type=click.IntRange(min=1), default=1, show_default=True, help="Samples of each posterior.")
 @weights_option
+@condition_option
 @seed_option
 @device_option
 @root_option
@@ -45,6 +47,7 @@ def encode(
     num: int | None,
     draws: int,
     weights: str,
+    condition: str | None,
     seed: int,
     device: str,
     data_root: str | None,
@@ -71,7 +74,7 @@ def encode(
     check_ending(out, draws)
     check_writable(out)
     loaded = open_run(run, device, weights=weights, trust=trust)
-    found, names, classes = read_given(loaded, given, num, data_root, other_data)
+    found, names, classes = read_given(loaded, given, num, data_root, other_data, condition)
     starts = loaded.vae.model.prior.starts
     with counting("encoding", len(found)) as advance:
         data = posterior_data(

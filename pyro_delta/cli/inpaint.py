@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from pyro_delta.cli.options import (
+    condition_option,
     data_argument,
     device_option,
     json_option,
@@ -35,6 +36,7 @@ FEWEST = 2
 @click.option("--particles", type=click.IntRange(min=1), default=64, show_default=True, help="K of each image.")
 @click.option("--completions", type=click.IntRange(min=1), default=4, show_default=True, help="Of each image.")
 @weights_option
+@condition_option
 @seed_option
 @device_option
 @root_option
@@ -51,6 +53,7 @@ def inpaint(
     particles: int,
     completions: int,
     weights: str,
+    condition: str | None,
     seed: int,
     device: str,
     data_root: str | None,
@@ -67,6 +70,7 @@ def inpaint(
     \b
     pyro-delta inpaint runs/first test --rows 4 --particles 256 --out completed.png
     """  # noqa: D301 (click wants the backspace itself)
+    from pyro_delta.data.condition import KEY
     from pyro_delta.data.images.pictures import check_png, grid, save_png
     from pyro_delta.data.images.spec import ImageSpec
     from pyro_delta.diagnostics.images.inpainting import completion_sheet, mask_of_picture, upper_rows
@@ -84,13 +88,13 @@ def inpaint(
             f"images are completed, not data of {type(spec).__name__}; give a run that was made for images."
         )
     keep_hw = upper_rows(spec, rows) if mask is None else mask_of_picture(mask, spec)
-    found, names, _ = read_given(loaded, given, num, data_root, other_data)
+    found, names, _ = read_given(loaded, given, num, data_root, other_data, condition)
     completed = []
     with counting("completing", len(found)) as advance:
-        for image in found.x[:].long():
-            completed.append(
-                complete(loaded.vae, image, keep_hw, particles=particles, completions=completions, seed=seed)
-            )
+        for i, image in enumerate(found.x[:].long()):
+            given_one = found.extras[KEY][i : i + 1] if KEY in found.extras else None
+            options = {"particles": particles, "completions": completions, "seed": seed}
+            completed.append(complete(loaded.vae, image, keep_hw, condition=given_one, **options))
             advance(1)
     sheet, hidden = completion_sheet(found.x[:], keep_hw, completed)
     save_png(grid(sheet, spec.levels, len(found), hidden), out)

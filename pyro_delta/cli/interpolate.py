@@ -8,6 +8,7 @@ import click
 
 from pyro_delta.cli.options import (
     check_out,
+    condition_option,
     data_argument,
     device_option,
     json_option,
@@ -32,6 +33,7 @@ from pyro_delta.cli.options import (
 @click.option("--steps", type=click.IntRange(min=2), default=8, show_default=True, help="Points of each path.")
 @click.option("--pairs", type=click.IntRange(min=1), default=4, show_default=True, help="Paths, each a row.")
 @weights_option
+@condition_option
 @seed_option
 @device_option
 @root_option
@@ -45,6 +47,7 @@ def interpolate(
     steps: int,
     pairs: int,
     weights: str,
+    condition: str | None,
     seed: int,
     device: str,
     data_root: str | None,
@@ -66,7 +69,7 @@ def interpolate(
 
     loaded = open_run(run, device, weights=weights, trust=trust)
     check_out(out, loaded.spec)
-    found, *_ = read_given(loaded, given, 2 * pairs, data_root, other_data)
+    found, *_ = read_given(loaded, given, 2 * pairs, data_root, other_data, condition)
     if len(found) < 2 * pairs:
         raise UserError(f"{pairs} pairs take {2 * pairs} data, but {given} has {len(found)}; give fewer --pairs.")
     with counting("decoding", pairs * steps) as advance:

@@ -15,6 +15,8 @@ from pyro_delta.files import finite
 from pyro_delta.limits import LARGEST_SEED
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from pyro_delta.data import Split
     from pyro_delta.inference.run import Run
     from pyro_delta.protocol import Spec
@@ -214,6 +216,11 @@ def settings_of(pairs: tuple[str, ...], options: dict[str, Any], file: Path | No
 
 
 data_argument = click.argument("given", metavar="DATA")
+condition_option = click.option(
+    "--condition",
+    metavar="C",
+    help="What the data are conditioned on: the name or number of a class, or numbers with commas.",
+)
 
 
 class Given(NamedTuple):
@@ -224,7 +231,25 @@ class Given(NamedTuple):
     classes: tuple[str, ...] | None
 
 
-def read_given(run: Run, given: str, count: int | None, root: str | None, other_data: bool) -> Given:
+def condition_given(run: Run, typed: str, count: int) -> Tensor:
+    """A condition as it is typed, for so many data of a run.
+
+    Raises:
+        UserError: if the run's data are conditioned on nothing, or not on that.
+    """
+    from pyro_delta.data.condition import condition_of
+    from pyro_delta.errors import UserError
+
+    condition = condition_of(run.spec)
+    if condition is None:
+        raise UserError(f"the run is conditioned on nothing, so --condition {typed} has no meaning; leave it out.")
+    one = condition.parsed(typed)
+    return one.expand(count, *one.shape[1:])
+
+
+def read_given(
+    run: Run, given: str, count: int | None, root: str | None, other_data: bool, condition: str | None = None
+) -> Given:
     """Data for a run, and what they are called.
 
     Args:
@@ -233,23 +258,33 @@ def read_given(run: Run, given: str, count: int | None, root: str | None, other_
         count: the first so many (all if None).
         root: where data sets live.
         other_data: whether its own data may have become others.
+        condition: of the data of a file or folder, as it is typed.
 
     Raises:
         UserError: if there are none, they are not of the run's kind, or it takes more than a file holds.
     """
     from pyro_delta.call import required
+    from pyro_delta.data.condition import KEY, condition_of, in_words
     from pyro_delta.data.splits import SPLITS, Split
     from pyro_delta.errors import UserError
 
     if given in SPLITS:
+        if condition is not None:
+            raise UserError(f"data of the split {given} have their own conditions; leave out --condition {condition}.")
         data = run.data(root, other=other_data)
         split = getattr(data, given).take(slice(count))
         return Given(split, [f"{given}/{i}" for i in range(len(split))], data.classes)
     beside = getattr(run.spec, "beside", None)
     if beside is None and (more := required(run.vae.guide, 1) + required(run.vae.model.likelihood, 1)):
         raise UserError(f"the run's programs take {more[0]!r} beside x, which no file holds; name a split: test.")
+    conditioned = condition_of(run.spec)
+    if conditioned is not None and condition is None:
+        raise UserError(f"the run is conditioned on {in_words(conditioned)}, which {given} lacks; give --condition.")
     x, names = run.spec.open(Path(given), count)
-    return Given(Split(x, extras={} if beside is None else beside(x)), names, None)
+    extras = {} if beside is None else beside(x)
+    if condition is not None:
+        extras = {**extras, KEY: condition_given(run, condition, len(x))}
+    return Given(Split(x, extras=extras), names, None)
 
 
 def check_out(out: Path, spec: Spec) -> None:

@@ -8,6 +8,7 @@ import click
 
 from pyro_delta.cli.options import (
     check_out,
+    condition_option,
     data_argument,
     device_option,
     json_option,
@@ -32,6 +33,7 @@ from pyro_delta.cli.options import (
 @click.option("--num", type=click.IntRange(min=1), default=8, show_default=True, help="The first so many data.")
 @click.option("--decodings", type=click.IntRange(min=1), default=3, show_default=True, help="Of each datum's z.")
 @weights_option
+@condition_option
 @seed_option
 @device_option
 @root_option
@@ -45,6 +47,7 @@ def reconstruct(
     num: int,
     decodings: int,
     weights: str,
+    condition: str | None,
     seed: int,
     device: str,
     data_root: str | None,
@@ -65,7 +68,7 @@ def reconstruct(
 
     loaded = open_run(run, device, weights=weights, trust=trust)
     check_out(out, loaded.spec)
-    found, *_ = read_given(loaded, given, num, data_root, other_data)
+    found, *_ = read_given(loaded, given, num, data_root, other_data, condition)
     with counting("decoding", len(found) * decodings) as advance:
         drawn = reconstructions(loaded.vae, found, decodings, seed=seed, advance=advance)
     loaded.spec.show(drawn, out, len(found))

@@ -11,6 +11,8 @@ import click
 from pyro_delta.cli.options import (
     backend_option,
     check_out,
+    condition_given,
+    condition_option,
     device_option,
     json_option,
     open_run,
@@ -35,6 +37,7 @@ from pyro_delta.cli.options import (
 @with_prior_option
 @weights_option
 @backend_option
+@condition_option
 @seed_option
 @device_option
 @root_option
@@ -49,6 +52,7 @@ def sample(
     with_prior: str,
     weights: str,
     backend: str,
+    condition: str | None,
     seed: int,
     device: str,
     data_root: str | None,
@@ -58,7 +62,8 @@ def sample(
 ) -> None:
     """Draw data from RUN: a grid of images, lines of text.
 
-    A likelihood that must be told more than z, such as lengths, is told those of the test split.
+    A likelihood that must be told more than z, such as lengths, is told those of the test split; one that is
+    conditioned on classes, these in turn.
 
     Both backends turn the same noise into data; in single precision a rounding may tip a pixel, and all after it.
 
@@ -67,7 +72,8 @@ def sample(
     pyro-delta sample runs/first --num 8 --same-z 4 --out same_z.png
     pyro-delta sample runs/first --num 16 --backend numpyro --out twin.png
     """  # noqa: D301 (click wants the backspace itself)
-    from pyro_delta.diagnostics.drawing import draw, extras_of, is_told
+    from pyro_delta.data.condition import KEY
+    from pyro_delta.diagnostics.drawing import classes_in_turn, draw, extras_of, is_told
     from pyro_delta.report.progress import counting
 
     if backend == "numpyro":
@@ -80,7 +86,11 @@ def sample(
         compute_on(device)
     loaded = open_run(run, "cpu" if backend == "numpyro" else device, with_prior, weights, trust=trust)
     told = is_told(loaded.vae, loaded.spec)
-    extras = extras_of(loaded.data(data_root, other=other_data).test, num) if told else None
+    extras = dict(extras_of(loaded.data(data_root, other=other_data).test, num)) if told else {}
+    if condition is not None:
+        extras[KEY] = condition_given(loaded, condition, num)
+    elif not told and (in_turn := classes_in_turn(loaded.spec, num)) is not None:
+        extras[KEY] = in_turn
     if backend == "numpyro":
         draw_from_run = partial(draw_by_twin, twin_of_run(loaded), extras=extras)
     else:

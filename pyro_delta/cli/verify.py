@@ -65,7 +65,8 @@ def verify(
 
     config, _ = choose(settings, preset)
     extras, example = None, None
-    if spec := spec_before_data(config.data.program):
+    spec = None if "condition" in config.data.options else spec_before_data(config.data.program)
+    if spec is not None:
         plain = build(config, spec, check=False)
         more = required(plain.guide, 1) + required(plain.model.likelihood, 1)  # what only data can give
     if spec is None or more:

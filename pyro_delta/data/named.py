@@ -7,13 +7,14 @@ from typing import Any
 
 from torch import Tensor
 
+from pyro_delta.data.condition import KEY, conditioned
 from pyro_delta.data.spec import check_answers, is_spec
 from pyro_delta.data.splits import SPLITS
 from pyro_delta.data.stored import Stored
 from pyro_delta.data.tensors import labels_of
 from pyro_delta.data.values import checked, finite
 from pyro_delta.errors import UserError
-from pyro_delta.programs import blamed, checked_options, data_name, find
+from pyro_delta.programs import blamed, checked_options, data_name, find, has_option
 from pyro_delta.protocol import Data, Spec
 
 
@@ -50,9 +51,12 @@ def build_data(program: str, options: dict[str, Any], folder: Path | None = None
     Raises:
         UserError: if the program fails, or as `checked_data`.
     """
+    made = find("data", program, folder)
+    on = None if has_option(made, KEY) else options.get(KEY)
     with blamed(program):
-        data = find("data", program, folder)(**options)
-    return checked_data(data, program)
+        data = made(**{name: value for name, value in options.items() if on is None or name != KEY})
+    checked = checked_data(data, program)
+    return checked if on is None else conditioned(checked, on)
 
 
 def data_of(given: str | Path | Data, root: str | None = None) -> Data:

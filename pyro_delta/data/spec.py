@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import inspect
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from importlib import import_module
 from numbers import Integral, Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from pyro_delta.data.condition import Condition
 from pyro_delta.errors import UserError, in_a_line
 from pyro_delta.limits import LARGEST_LEVELS
 
@@ -26,6 +27,7 @@ class Spec:
 
     levels: int | None = None
     resolution: float | None = None
+    condition: Condition | None = None
     unit: ClassVar[str] = "bits/dim"
     suffix: ClassVar[str] = ".txt"
     what: ClassVar[str] = "data"
@@ -102,6 +104,7 @@ class ArraySpec(Spec):
         resolution: of real numbers: bounds are then those of data rounded to it, otherwise of a density.
         ordered: whether the first axis is an order (time, rows). If not, there is one position, and all numbers of a
             datum form one group.
+        condition: what data are conditioned on.
 
     Raises:
         UserError: if no data can be of that kind.
@@ -111,6 +114,7 @@ class ArraySpec(Spec):
     levels: int | None = None
     resolution: float | None = None
     ordered: bool = True
+    condition: Condition | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
         """Refuse what no data are."""
@@ -244,6 +248,8 @@ def spec_of_dict(values: dict[str, Any]) -> Any:
         ValueError, KeyError, TypeError, AttributeError, ImportError: if it cannot be put together again.
     """
     fields = {name: _tuples(value) for name, value in values.items()}
+    if isinstance(given := fields.get("condition"), dict):
+        fields["condition"] = Condition(**{name: _tuples(value) for name, value in given.items()})
     module, _, name = fields.pop("kind").partition(":")
     return getattr(import_module(module), name)(**fields)
 

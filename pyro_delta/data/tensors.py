@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from pyro_delta.data.condition import KEY, condition_of, conditioned
 from pyro_delta.data.spec import ArraySpec, check_answers
 from pyro_delta.data.splits import TEST_SEED, Split, Splits, hold_out, size_of
 from pyro_delta.data.values import checked
@@ -39,7 +40,7 @@ def from_tensors(
 
     Args:
         train: (N, *shape), or one of the other kinds of `Given`; the key `x` of a dict names the data, `labels` the
-            labels.
+            labels, `condition` what they are conditioned on: classes 0, 1, … (N,), or real numbers (N, C).
         validation: the same, or the number of data to hold out of `train` (a tenth if None).
         test: the same; a tenth of `train` if None.
         spec: of a datum; without it an `ArraySpec` is made of the shape and the three following arguments.
@@ -82,7 +83,8 @@ def from_tensors(
                 f"labels of {name} go up to {int(split.labels.max())}, but there are names for {len(classes)} classes; "
                 "name all."
             )
-    return Splits(spec, first, held_out, last, classes)
+    made = Splits(spec, first, held_out, last, classes)
+    return conditioned(made, KEY) if KEY in first.extras and condition_of(spec) is None else made
 
 
 def from_dataset(train: Dataset, **options: Any) -> Splits:

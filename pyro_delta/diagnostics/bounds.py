@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from pyro_delta import ranks
-from pyro_delta.commitment import Commitment, committed_by_length
+from pyro_delta.commitment import Commitment, committed_by_datum
 from pyro_delta.data.tensors import as_split
 from pyro_delta.diagnostics.importance import (
     FEWEST_FOR_K_HAT,
@@ -182,7 +182,7 @@ class _Encoder:
             masked=any(latent.masked for _, latent in latents),
             mean_field=self.apart and all(normal_parameters(latent.q) is not None for _, latent in latents),
             families={name: title_of(latent.q) for name, latent in latents},
-            delta=committed_by_length({name: (latent.q, latent.p) for name, latent in latents}),
+            delta=committed_by_datum({name: (latent.q, latent.p) for name, latent in latents}),
             parts=parts,
         )
 
@@ -234,6 +234,7 @@ def _joined(seen: list[_Seen]) -> Encoding:
         del mean[name], scale[name]  # a Categorical has none, for one
     rate, closed, per_dimension = torch.cat([one.rate for one in seen]), all(one.closed for one in seen), None
     deltas = [one.delta.cpu() for one in seen if one.delta is not None]
+    delta = torch.cat(deltas) if len(deltas) == len(seen) else None
     known = [one.dimensions for one in seen if one.dimensions is not None]
     if closed and len(known) == len(seen):
         per_dimension = torch.stack(known).sum(0).cpu() / len(rate)
@@ -248,7 +249,7 @@ def _joined(seen: list[_Seen]) -> Encoding:
         apart=all(one.apart for one in seen),
         scored=sum(one.scored for one in seen) / len(rate),
         masked=any(one.masked for one in seen),
-        delta=torch.cat(deltas) if len(deltas) == len(seen) else None,
+        delta=None if delta is None or bool((delta == delta[0]).all()) else delta,
         rate_per_dimension=per_dimension,
         families={name: frozenset(found) for name, found in families.items()},
     )

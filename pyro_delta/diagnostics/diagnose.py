@@ -11,6 +11,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 from pyro_delta.commitment import IN_THE_MEAN
+from pyro_delta.data.condition import condition_of, in_words
 from pyro_delta.diagnostics import table
 from pyro_delta.diagnostics.bounds import (
     Line,
@@ -164,6 +165,8 @@ def diagnosed(
         counts = counted(spec, split, encoding)
         numbers: Line = summarise(encoding, unit, known.nats) | standard_errors(encoding, unit, counts)
         numbers |= per_measure(spec, split, encoding, unit)
+        if (condition := condition_of(spec)) is not None:
+            numbers["conditioned_on"] = in_words(condition)
         numbers["neg_elbo_nats"] = (encoding.rate + encoding.distortion).mean().item()
         numbers["distortion_nats"] = encoding.distortion.mean().item()
         numbers["delta_known_by"] = known.known_by
@@ -252,7 +255,7 @@ def advise(verdict: Verdict, numbers: Mapping[str, Any], events: Mapping[str, tu
 def _broken(numbers: Mapping[str, Any]) -> str:
     """How a floor is broken, that of the mean or that of a datum."""
     if (above := numbers.get("rate_above_delta_nats_min")) is not None:
-        return f"a datum has a KL {-above:.6g} nats below the δ of its own length"
+        return f"a datum has a KL {-above:.6g} nats below its own δ"
     found = f"a datum has a KL of {numbers['rate_nats_min']:.6g} nats"
     if numbers.get("delta_guarantee") == IN_THE_MEAN:
         found = f"the mean KL of the data is {numbers['rate_nats_mean']:.6g} nats"

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from pyro_delta.call import required
+from pyro_delta.data.condition import condition_of
 from pyro_delta.diagnostics.bounds import ignore
 from pyro_delta.diagnostics.posterior import interpolate
 from pyro_delta.diagnostics.trace import decoder, device_of, evaluating, prior
@@ -125,8 +126,16 @@ def paths(vae: VAE, split: Split, steps: int, *, seed: int = 0, advance: Advance
 
 
 def is_told(vae: VAE, spec: Spec) -> bool:
-    """Whether a likelihood must be told what data have beside x, such as lengths, or can be."""
-    return bool(required(vae.model.likelihood, 1)) or hasattr(spec, "beside")
+    """Whether a likelihood must be told what only data have beside x, such as lengths or numbers, or can be."""
+    condition = condition_of(spec)
+    of_numbers = condition is not None and not condition.classes
+    return bool(required(vae.model.likelihood, 1)) or hasattr(spec, "beside") or of_numbers
+
+
+def classes_in_turn(spec: Spec, count: int) -> Tensor | None:
+    """Classes that `count` data are conditioned on, one after the other; None where they are on none."""
+    condition = condition_of(spec)
+    return torch.arange(count) % len(condition.classes) if condition is not None and condition.classes else None
 
 
 def extras_of(split: Split, count: int) -> Extras:

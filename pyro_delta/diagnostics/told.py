@@ -11,6 +11,8 @@ it is loses much of it. So there is a second one, with p(x | z)^τ: τ in (0, 1]
 the bound is concave in τ, and the other half judges, so that it is a bound, too. τ itself says how overconfident the
 decoder is: 1 if not at all, near 0 if what it makes of z is worth nothing on these data.
 
+Where data are conditioned on a class c, groups are of one class each, and the bound is one on I(x; z | c).
+
 References:
     1. A. van den Oord et al., "Representation Learning with Contrastive Predictive Coding", 2018, §2.3; B. Poole et
        al., "On Variational Bounds of Mutual Information", ICML 2019, eq. 12.
@@ -25,6 +27,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pyro_delta.data.condition import classes_given
 from pyro_delta.data.splits import size_of
 from pyro_delta.diagnostics.bounds import Encoding, ignore, standard_error
 from pyro_delta.diagnostics.trace import batches, device_of, evaluating, score
@@ -56,6 +59,29 @@ def group_sizes(count: int, samples: int = TOLD_SAMPLES, images: int = TOLD_IMAG
     return size, min(count // size, max(2, images // size))
 
 
+def grouped(data: Split, samples: int, images: int, seed: int) -> Tensor:
+    """Random data in groups of M, (G, M): of one class each, where they are conditioned on one.
+
+    M is then the largest number up to `samples` with which two groups or more are found that hold `images` data, or
+    half of all.
+
+    Raises:
+        UserError: as `group_sizes`, or if no two classes have two data.
+    """
+    size, groups = group_sizes(len(data), samples, images)
+    order = torch.from_numpy(np.random.default_rng([seed, STREAM]).permutation(len(data)))
+    if (classes := classes_given(data)) is None:
+        return order[: groups * size].reshape(groups, size)
+    members = [order[classes[order] == of] for of in classes.unique()]
+    enough = min(images, len(data) // 2)
+    for of_size in range(size, 1, -1):
+        found = [part for one in members for part in one[: len(one) // of_size * of_size].reshape(-1, of_size)]
+        if len(found) > 1 and (len(found) * of_size >= enough or of_size == 2):
+            chosen = torch.from_numpy(np.random.default_rng([seed, STREAM, 1]).permutation(len(found)))
+            return torch.stack(found)[chosen[: max(2, images // of_size)]]
+    raise UserError(f"{len(data)} data of {len(members)} classes hold no two groups of a class; give more data.")
+
+
 @torch.no_grad()
 def told(
     vae: VAE,
@@ -82,11 +108,10 @@ def told(
         advance: called with the number of decoder passes just made.
 
     Raises:
-        UserError: as `group_sizes`.
+        UserError: as `grouped`.
     """
-    size, groups = group_sizes(len(data), samples, images)
-    order = torch.from_numpy(np.random.default_rng([seed, STREAM]).permutation(len(data)))
-    parts = order[: groups * size].reshape(groups, size)
+    parts = grouped(data, samples, images, seed)
+    groups, size = parts.shape
     critic_gmm = torch.stack([_log_likelihoods(vae, data, encoding, part, advance) for part in parts])
     # Against the own sample's, so that a decoder that does not hear z gives exactly 0.
     critic_gmm = critic_gmm - critic_gmm.diagonal(dim1=1, dim2=2).unsqueeze(2)

@@ -408,6 +408,7 @@ def committed(vae: Pair, data: Any) -> Commitment:
                 {name: (latent.q, latent.p) for name, latent in seen.latents.items()},
                 learns=learns,
                 others=partial(_others, vae, first, rest, seen),
+                priors=partial(_priors, vae, rest, seen),
                 formula=getattr(vae.guide, "committed_rate", None),
                 guarantee=getattr(vae.guide, "guarantee", AT_LEAST),
                 floor=getattr(model_prior, "floor_nats", None),
@@ -458,6 +459,13 @@ def _others(vae: VAE, first: Batch, rest: list[Batch], seen: Traced) -> Iterator
     if rest:
         with moved(vae):
             yield {name: drawn.q for name, drawn in posteriors(vae, first, seen.z).items()}
+
+
+def _priors(vae: VAE, rest: list[Batch], seen: Traced) -> Iterator[dict[str, Distribution]]:
+    """Priors of other data, where something goes with them that a prior may hear."""
+    for batch in rest:
+        if isinstance(batch, Mapping) and len(batch) > 1:
+            yield {name: site.fn for name, site in sites(vae, "model", batch, seen.z).items() if name in seen.latents}
 
 
 @contextmanager

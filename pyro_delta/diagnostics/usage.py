@@ -13,7 +13,9 @@ import torch
 from torch import Tensor
 
 from pyro_delta.commitment import IN_THE_MEAN
+from pyro_delta.data.condition import classes_given
 from pyro_delta.data.splits import size_of
+from pyro_delta.data.tensors import as_split
 from pyro_delta.diagnostics.bounds import Encoding, flat, ignore, standard_error
 from pyro_delta.diagnostics.told import contrast
 from pyro_delta.diagnostics.trace import UNKNOWN_DENSITY, batches, device_of, evaluating, posteriors, score
@@ -50,7 +52,7 @@ def least_told(numbers: Mapping[str, Any]) -> float:
 def floor_holds(encoding: Encoding, delta: float | None, guarantee: Guarantee | None = None) -> bool | None:
     """Whether every datum, or their mean if no more is guaranteed, has KL ≥ δ(1 − 1e-9); None without a closed form.
 
-    δ is that of each datum where data have lengths.
+    δ is that of each datum where data have lengths, or priors of their own.
     """
     if delta is None or not encoding.closed_form:
         return None
@@ -72,7 +74,7 @@ def shuffled_gap(
     """−log p(x_i | z_j) + log p(x_i | z_i) of every datum i with the latents of another one j, (N,) nats.
 
     How far a wrong z misleads the decoder, which says whether it hears z at all. It is not information: it may well
-    exceed the KL.
+    exceed the KL. Where data are conditioned on a class, the other one is of the same.
 
     Args:
         vae: model and guide.
@@ -82,7 +84,7 @@ def shuffled_gap(
         seed: of the shuffle.
         advance: called with the number of data just done.
     """
-    order = partners(len(encoding.rate), seed)
+    order = partners(len(encoding.rate), seed, classes_given(as_split(data)))
     parts, start, device = [], 0, device_of(vae)
     with evaluating(vae, seed):
         for x in batches(data, batch, vae):
@@ -94,38 +96,54 @@ def shuffled_gap(
     return torch.cat(parts) - encoding.distortion
 
 
-def partners(count: int, seed: int) -> Tensor:
-    """Another datum for every datum, each once: a random order, rolled by a random shift. int64 (count,)."""
+def partners(count: int, seed: int, classes: Tensor | None = None) -> Tensor:
+    """Another datum for every datum, each once: a random order, rolled by a random shift. int64 (count,).
+
+    With classes (count,) it is one of the same, or the datum itself where it is the only one.
+    """
     rng = np.random.default_rng(seed)
     order = rng.permutation(count)
     partner = np.empty(count, dtype=np.int64)
-    partner[order] = np.roll(order, rng.integers(1, count))
+    of_order = np.zeros(count) if classes is None else classes.numpy()[order]
+    for of in np.unique(of_order):
+        same = order[of_order == of]
+        partner[same] = np.roll(same, rng.integers(1, len(same)) if len(same) > 1 else 0)
     return torch.from_numpy(partner)
 
 
 def information(vae: VAE, data: Split, encoding: Encoding) -> dict[str, float | None]:
     """I(z; x) in nats under the aggregate posterior of the data, its standard error, and the most it could show, ln N.
 
-    Of all data where the posterior is mean-field; of the first `PAIRWISE_DATA`, or `DEPENDENT_DATA`, where it is not.
+    Where data are conditioned on a class c, I(z; x | c), and at most the mean of the ln N of their classes. Of all data
+    where the posterior is mean-field; of the first `PAIRWISE_DATA`, or `DEPENDENT_DATA`, where it is not.
     None where data have different latents, by masks, or a posterior's density is known of its own draws alone.
     """
     found: tuple[float, float] | None = None
     count = len(data)
     if encoding.mean_field and not encoding.masked:
-        found = mutual_information(encoding)
+        found = mutual_information(encoding, classes=classes_given(data))
     elif not encoding.masked:
         count = min(count, PAIRWISE_DATA if encoding.apart else DEPENDENT_DATA)
         z = {name: value[:count] for name, value in encoding.z.items()}
         with suppress(*UNKNOWN_DENSITY):
             found = pairwise_mutual_information(vae, data.take(slice(count)), z, apart=encoding.apart)
+    cap = _log_counts(classes_given(data.take(slice(count))), count).mean().item()
     return {
         "mutual_information_nats": None if found is None else found[0],
         "mutual_information_nats_se": None if found is None else found[1],
-        "mutual_information_cap_nats": None if found is None else math.log(count),
+        "mutual_information_cap_nats": None if found is None else cap,
     }
 
 
-def mutual_information(encoding: Encoding, chunk: int = 256) -> tuple[float, float]:
+def _log_counts(classes: Tensor | None, count: int) -> Tensor:
+    """Log of the number of data of each datum's class, or of all, (count,)."""
+    if classes is None:
+        return torch.full((count,), math.log(count), dtype=torch.float64)
+    _, kind, sizes = classes.unique(return_inverse=True, return_counts=True)
+    return sizes.double().log()[kind]
+
+
+def mutual_information(encoding: Encoding, chunk: int = 256, *, classes: Tensor | None = None) -> tuple[float, float]:
     """I(z; x) in nats under the aggregate posterior of these N data: mean of log q(z_i|x_i) − log 1/N Σ_j q(z_i|x_j).
 
     One sample z_i of each datum; at most ln N. Costs O(N²·n·d), in float64.
@@ -133,6 +151,7 @@ def mutual_information(encoding: Encoding, chunk: int = 256) -> tuple[float, flo
     Args:
         encoding: of the N data; q is Normal and independent over coordinates.
         chunk: rows of the N×N matrix of log densities held at a time.
+        classes: (N,), within which j runs.
 
     Returns:
         The information, and its standard error over the data, as that of `pyro_delta.diagnostics.told.contrast`.
@@ -143,15 +162,17 @@ def mutual_information(encoding: Encoding, chunk: int = 256) -> tuple[float, flo
     linear_bk = mean_bk * precision_bk
     constant_b = -0.5 * (mean_bk * linear_bk).sum(1) - scale_bk.log().sum(1)
     terms_b = torch.zeros(len(z_bk), dtype=torch.float64)
-    as_partner_b = torch.zeros_like(terms_b)
+    as_partner_b, log_counts_b = torch.zeros_like(terms_b), _log_counts(classes, len(z_bk))
     for start in range(0, len(z_bk), chunk):
         z = z_bk[start : start + chunk]
         log_q = (-0.5 * z.square()) @ precision_bk.T + z @ linear_bk.T + constant_b
-        terms_b[start : start + chunk] = log_q.diagonal(start) - log_q.logsumexp(1) + math.log(len(z_bk))
+        if classes is not None:
+            log_q = log_q.masked_fill(classes[start : start + chunk, None] != classes, -math.inf)
+        terms_b[start : start + chunk] = log_q.diagonal(start) - log_q.logsumexp(1)
         weights = log_q.softmax(1)
         as_partner_b += weights.sum(0)
         as_partner_b[start : start + chunk] -= weights.diagonal(start)
-    return terms_b.mean().item(), standard_error(terms_b - as_partner_b)
+    return (terms_b + log_counts_b).mean().item(), standard_error(terms_b + log_counts_b - as_partner_b)
 
 
 @torch.no_grad()
@@ -181,7 +202,12 @@ def pairwise_mutual_information(
                     for i in range(count)
                 ]
                 columns.append(torch.stack(rows).double())  # type: ignore[arg-type]
-    return contrast(torch.cat(columns, 1).cpu())
+    critic = torch.cat(columns, 1).cpu()
+    if (classes := classes_given(as_split(data))) is None:
+        return contrast(critic)
+    # The sum over a class in the place of one over all, and its mean by the number of the class.
+    told, error = contrast(critic.masked_fill(classes.unsqueeze(1) != classes, -math.inf))
+    return told + (_log_counts(classes, count).mean().item() - math.log(count)), error
 
 
 def _same_for_all(samples: dict[str, Tensor], i: int, count: int) -> dict[str, Tensor]:

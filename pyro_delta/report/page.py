@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from pyro_delta.config import Config, load_preset
+from pyro_delta.data.condition import condition_of
 from pyro_delta.data.splits import Split, subset
 from pyro_delta.describe import flat as flat_settings
 from pyro_delta.describe import written
@@ -268,7 +269,7 @@ def _drawn(run: Run, data: Data, encoding: Encoding, part: Split, seed: int) -> 
     if len(encoding.z) > 1 or not hasattr(run.vae.model, "likelihood"):
         return
     vae, spec = run.vae, run.spec
-    told = is_told(vae, spec)
+    told = is_told(vae, spec) or condition_of(spec) is not None
 
     def extras(count: int) -> Mapping[str, Tensor] | None:
         return extras_of(data.test, count) if told else None

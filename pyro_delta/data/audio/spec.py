@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
+from pyro_delta.data.condition import Condition
 from pyro_delta.data.spec import Spec, check_sizes, require
 from pyro_delta.errors import UserError
 
@@ -28,6 +29,7 @@ class SoundSpec(Spec):
         rate: samples a second.
         levels: of μ-law, μ = levels − 1; an even number, so that silence lies between two levels.
         mono: whether the channels of a file are averaged; if not, a file of several is refused.
+        condition: what sounds are conditioned on.
 
     Raises:
         UserError: if a size is below 1, or the levels are odd, below 2 or above 256.
@@ -38,6 +40,7 @@ class SoundSpec(Spec):
     rate: int = 8000
     levels: int = 256
     mono: bool = False
+    condition: Condition | None = field(default=None, kw_only=True)
 
     unit: ClassVar[str] = "bits/sample"
     suffix: ClassVar[str] = ".wav"

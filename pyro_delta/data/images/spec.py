@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
+from pyro_delta.data.condition import Condition
 from pyro_delta.data.spec import Spec, require
 from pyro_delta.errors import UserError
 
@@ -18,7 +19,8 @@ if TYPE_CHECKING:
 class ImageSpec(Spec):
     """Size and range of images: integers 0 … levels−1 of shape (channels, height, width).
 
-    Positions are rows. Pixels stand in raster order; the channels of a pixel form one group.
+    Positions are rows. Pixels stand in raster order; the channels of a pixel form one group. `condition` says what
+    images are conditioned on.
 
     Raises:
         UserError: if a size is below 1, or `levels` is below 2 or above 256 (images are bytes).
@@ -28,6 +30,7 @@ class ImageSpec(Spec):
     height: int
     width: int
     levels: int
+    condition: Condition | None = field(default=None, kw_only=True)
 
     suffix: ClassVar[str] = ".png"
     what: ClassVar[str] = "images"

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
+from pyro_delta.data.condition import Condition
 from pyro_delta.data.spec import Spec, check_sizes
 from pyro_delta.errors import UserError
 
@@ -22,6 +23,7 @@ class TokenSpec(Spec):
         levels: V, size of the vocabulary, up to 2³¹.
         alphabet: the character of each token, by which sequences are shown and read; without it they are bytes
             (levels = 256) or numbers.
+        condition: what sequences are conditioned on.
 
     Raises:
         UserError: if a size is below 1, the vocabulary is below 2 or above 2³¹, or the alphabet does not fit it.
@@ -30,6 +32,7 @@ class TokenSpec(Spec):
     length: int
     levels: int
     alphabet: str | None = None
+    condition: Condition | None = field(default=None, kw_only=True)
 
     unit: ClassVar[str] = "bits/token"
     what: ClassVar[str] = "sequences"

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
+from pyro_delta.data.condition import Condition
 from pyro_delta.data.sequences.spec import TokenSpec
 from pyro_delta.data.spec import Spec, check_sizes, require
 from pyro_delta.errors import UserError
@@ -31,6 +32,7 @@ class SeriesSpec(Spec):
         scale: … and in which unit: mean and deviation of the training data, say. In single precision, as data are.
         resolution: distance of neighbouring values, which data are rounded to: a likelihood gives probabilities of bins
             of that width, and bounds are bits of these. Without it they are those of a density, and may be negative.
+        condition: what series are conditioned on.
 
     Raises:
         UserError: if no data can be of that kind.
@@ -41,6 +43,7 @@ class SeriesSpec(Spec):
     location: tuple[float, ...]
     scale: tuple[float, ...]
     resolution: float | None = None
+    condition: Condition | None = field(default=None, kw_only=True)
 
     suffix: ClassVar[str] = ".csv"
     what: ClassVar[str] = "series"

@@ -8,9 +8,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from pyro_delta.data.condition import KEY
 from pyro_delta.data.images.folder import read_pictures
 from pyro_delta.data.images.spec import ImageSpec
-from pyro_delta.diagnostics.trace import decoder, evaluating, prior
+from pyro_delta.diagnostics.trace import decoder, device_of, evaluating, prior
 from pyro_delta.distributions import AutoregressiveImage
 from pyro_delta.errors import UserError
 from pyro_delta.vae import VAE
@@ -30,7 +31,14 @@ class Completions(NamedTuple):
 
 @torch.no_grad()
 def inpaint(
-    vae: VAE, image_chw: Tensor, keep_hw: Tensor, *, particles: int = 64, completions: int = 4, seed: int = 0
+    vae: VAE,
+    image_chw: Tensor,
+    keep_hw: Tensor,
+    *,
+    particles: int = 64,
+    completions: int = 4,
+    seed: int = 0,
+    condition: Tensor | None = None,
 ) -> Completions:
     """Draws from p(missing pixels | kept pixels) of an image.
 
@@ -45,13 +53,17 @@ def inpaint(
         particles: K.
         completions: draws, with replacement.
         seed: of all noise.
+        condition: what the image is conditioned on, (1,) or (1, C).
 
     Raises:
         UserError: if the likelihood is no `AutoregressiveImage`, or gives kept pixels no finite weight.
     """
     with evaluating(vae, seed):
-        z = prior(vae, particles).sample()
-        distribution = decoder(vae, z)
+        given = {}
+        if condition is not None:
+            given[KEY] = condition.to(device_of(vae)).expand(particles, *condition.shape[1:])
+        z = prior(vae, particles, given).sample()
+        distribution = decoder(vae, z, given)
         if not isinstance(distribution, AutoregressiveImage):
             raise UserError(
                 f"the likelihood returns a {type(distribution).__name__}, whose pixels cannot be kept while others are "

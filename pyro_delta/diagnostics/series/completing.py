@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.distributions import MultivariateNormal
 
+from pyro_delta.data.condition import KEY
 from pyro_delta.diagnostics.trace import decoder, device_of, evaluating, posterior, prior
 from pyro_delta.distributions.any_gaussian import as_gaussian
 from pyro_delta.distributions.numbers import AutoregressiveNumbers
@@ -36,7 +37,15 @@ class Completions(NamedTuple):
 
 @torch.no_grad()
 def complete(
-    vae: VAE, x_tc: Tensor, keep_tc: Tensor, length: int, *, particles: int = 2048, completions: int = 32, seed: int = 0
+    vae: VAE,
+    x_tc: Tensor,
+    keep_tc: Tensor,
+    length: int,
+    *,
+    particles: int = 2048,
+    completions: int = 32,
+    seed: int = 0,
+    condition: Tensor | None = None,
 ) -> Completions:
     """Draws from p(other numbers | kept numbers) of a series.
 
@@ -60,6 +69,7 @@ def complete(
         particles: K, cut down to a multiple of `GROUPS`.
         completions: S, draws with replacement.
         seed: of all noise.
+        condition: what the series is conditioned on, (1,) or (1, C).
 
     Raises:
         UserError: if prior or likelihood are others, or kept numbers give no finite weight.
@@ -72,12 +82,13 @@ def complete(
         device = device_of(vae)
         x_tc, keep_tc = x_tc.to(device), keep_tc.to(device)
         end = int(keep_tc.any(1).nonzero()[-1]) + 1 if keep_tc.any() else 0
-        sequence = _Latents(vae, end, length)
+        given = {} if condition is None else {KEY: condition.to(device)}
+        sequence = _Latents(vae, end, length, given)
         groups = min(GROUPS, particles)
         z, log_weight = sequence.proposed(vae, x_tc, keep_tc, particles // groups * groups)
         order = torch.randperm(len(z), device=device).reshape(groups, -1)  # proposals of both kinds in each
         z, log_weight = z[order].flatten(0, 1), log_weight[order]
-        x, log_weight, root = _filtered(_decoder(vae, z, length), x_tc, keep_tc, log_weight, end)
+        x, log_weight, root = _filtered(_decoder(vae, z, length, given), x_tc, keep_tc, log_weight, end)
         weight = torch.softmax(log_weight, dim=0)
         if not weight.isfinite().all():
             raise UserError(
@@ -88,12 +99,13 @@ def complete(
         chosen = torch.multinomial(weight, completions, replacement=True)
         z = sequence.continued(z[root[chosen]])
         before = (torch.arange(len(x_tc), device=device) < end)[:, None]
-        drawn = _decoder(vae, z, length).sample(keep=(x[chosen].reshape(-1, *x_tc.shape), before))
+        drawn = _decoder(vae, z, length, given).sample(keep=(x[chosen].reshape(-1, *x_tc.shape), before))
         return Completions(drawn.cpu(), 1 / of_root.square().sum().item())
 
 
-def _decoder(vae: VAE, z: Tensor, length: int) -> AutoregressiveNumbers:
-    distribution = decoder(vae, z, {"lengths": torch.full((len(z),), length, device=z.device)})
+def _decoder(vae: VAE, z: Tensor, length: int, given: dict[str, Tensor]) -> AutoregressiveNumbers:
+    of_all = {name: values.expand(len(z), *values.shape[1:]) for name, values in given.items()}
+    distribution = decoder(vae, z, {"lengths": torch.full((len(z),), length, device=z.device), **of_all})
     if not isinstance(distribution, AutoregressiveNumbers):
         raise UserError(
             f"the likelihood returns a {type(distribution).__name__}, whose numbers cannot be kept while others are "
@@ -146,12 +158,13 @@ def _resampled(weight_gm: Tensor, few_g1: Tensor) -> Tensor:
 class _Latents:
     """Latents of a series, in two parts: steps that belong to positions before `end`, and later ones.
 
-    With a likelihood whose positions all see all of z, all steps are of the first part.
+    With a likelihood whose positions all see all of z, all steps are of the first part. `given` is what the series is
+    conditioned on, by name.
     """
 
-    def __init__(self, vae: VAE, end: int, length: int) -> None:
-        device, starts = device_of(vae), vae.model.prior.starts
-        p = prior(vae, 1, {"lengths": torch.tensor([length], device=device)})
+    def __init__(self, vae: VAE, end: int, length: int, given: dict[str, Tensor]) -> None:
+        device, starts, self.given = device_of(vae), vae.model.prior.starts, given
+        p = prior(vae, 1, {"lengths": torch.tensor([length], device=device), **given})
         gaussian = as_gaussian(p)
         self.end, self.shape = end, p.event_shape
         self.mean = gaussian.mean.reshape(-1)
@@ -169,7 +182,7 @@ class _Latents:
             halves, by_guide = [count, 0], of_prior
             if self.end:
                 heard = {"lengths": torch.tensor([self.end], device=device), "mask": keep_tc[None]}
-                moments = posterior(vae, {"x": x_tc[None], **heard}).moments()
+                moments = posterior(vae, {"x": x_tc[None], **heard, **self.given}).moments()
                 loc, scale = (moments[name].double().reshape(-1)[early] for name in ("mean", "scale"))
                 halves, by_guide = [count - count // 2, count // 2], MultivariateNormal(loc, scale_tril=scale.diag())
             z[:, early] = torch.cat([q.sample((half,)) for q, half in zip((of_prior, by_guide), halves)])

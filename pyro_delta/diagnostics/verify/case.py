@@ -58,7 +58,8 @@ class Case:
         group_place: (G,) the first position of each group of numbers.
         batch_norms: names of torch's batch normalisations that the guide alone calls, see `in_training`.
         in_the_mean: whether what is committed is a mean over a batch in training mode, such as by batch statistics.
-        by_length: whether each datum commits what its length says.
+        by_datum: whether each datum commits what its own prior does, …
+        by_length: … which its length decides.
     """
 
     def __init__(
@@ -74,7 +75,7 @@ class Case:
         self.place, self.order = (torch.from_numpy(found.astype("int64")) for found in (spec.places(), spec.order()))
         self.batch_norms: tuple[str, ...] = ()
         self.in_the_mean = False
-        self.by_length = False
+        self.by_datum = self.by_length = False
         groups = int(self.order.max()) + 1
         self.group_place = torch.from_numpy(_least_place(self.place, self.order, groups))
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution, kl_divergence
 
-from pyro_delta.commitment import BY_LENGTH, EXACTLY, IN_THE_MEAN, Commitment, committed_by_length
+from pyro_delta.commitment import BY_CONDITION, BY_LENGTH, EXACTLY, IN_THE_MEAN, Commitment, committed_by_datum
 from pyro_delta.data.values import random_values
 from pyro_delta.diagnostics.trace import (
     ClosedForm,
@@ -52,6 +52,8 @@ def check_rate(title: str, case: Case) -> tuple[Finding, Commitment | None]:
     """The committed rate, and what is known of it where it is certified."""
     known = committed(case.vae, _data(case))
     case.in_the_mean, case.by_length = known.guarantee == IN_THE_MEAN, known.guarantee == BY_LENGTH
+    own_priors = bool(case.extras) and not (known.claimed or known.fixed) and _known_of_each(case)
+    case.by_datum = own_priors or known.guarantee in (BY_LENGTH, BY_CONDITION)
     if known.nats is not None and known.throughout is None:
         return Finding(title, None, known.sentence), None
     if known.throughout is not None and not known.claimed:
@@ -78,6 +80,12 @@ def check_rate(title: str, case: Case) -> tuple[Finding, Commitment | None]:
     if measured is not None and not measured.passed:
         return measured, None
     return Finding(title, True, f"{known.sentence}; least found {least:.6g}"), known
+
+
+@torch.no_grad()
+def _known_of_each(case: Case) -> bool:
+    latents = trace(case.vae, case.batch(case.x)).latents.items()
+    return committed_by_datum({name: (latent.q, latent.p) for name, latent in latents}) is not None
 
 
 def _data(case: Case) -> Any:
@@ -116,17 +124,20 @@ def _as_measured(title: str, case: Case, known: Commitment) -> Finding:
         wrong = (rate_b - least_b).abs() > off_b if known.guarantee == EXACTLY else rate_b < least_b - off_b
         if wrong.any():
             found = f"{known.sentence}; but a KL of {rate_b[wrong][0].item():.6g} was found"
-            if case.by_length:
-                found += f", where the length commits {least_b[wrong][0].item():.6g}"
+            if case.by_datum:
+                found += f", where its own prior commits {least_b[wrong][0].item():.6g}"
             return Finding(title, False, found)
     return Finding(title, True, known.sentence)
 
 
 def _least_of(case: Case, vae: VAE, x: Tensor, least: float) -> Tensor:
-    """(B,) nats that data may not fall below: by their lengths, where those decide."""
+    """(B,) nats that data may not fall below: each by its own prior, where those differ."""
+    if not case.by_datum:
+        return torch.full((len(x),), least, dtype=torch.float64)
     latents = _of_first(case, vae, x).latents.items()
-    by_length = committed_by_length({name: (latent.q, latent.p) for name, latent in latents})
-    return torch.full((len(x),), least, dtype=torch.float64) if by_length is None else by_length
+    by_datum = committed_by_datum({name: (latent.q, latent.p) for name, latent in latents})
+    assert by_datum is not None
+    return by_datum
 
 
 def _called_in_training(vae: VAE, case: Case, calls: int) -> None:
@@ -165,8 +176,8 @@ def _unfixed(case: Case, known: Commitment) -> str | None:
 
 
 def _of_first(case: Case, vae: VAE, x: Tensor) -> Traced:
-    """A trace that has the prior of all data: of the first, but of all where it has no statistics, or a length."""
-    return trace(vae, case.batch(x if case.batch_norms or case.in_the_mean or case.by_length else x[:1]))
+    """A trace that has the prior of all data: of the first, but of all where it has no statistics, or each its own."""
+    return trace(vae, case.batch(x if case.batch_norms or case.in_the_mean or case.by_datum else x[:1]))
 
 
 def _closed_form(case: Case, vae: VAE, x: Tensor) -> Tensor | None:

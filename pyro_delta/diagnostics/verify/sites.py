@@ -225,10 +225,10 @@ def _given_data(case: Case, runs: list[Run]) -> Found:
 
 
 def _one_prior(case: Case) -> Found:
-    """All data have the prior that the rate is read off; all of a length, where each commits what its length says."""
+    """All data have the prior that the rate is read off; or all with which the same goes, where each has its own."""
     z = {name: value[:1].expand_as(value) for name, value in case.latents().items()}
     differs = "differs from datum to datum: what it commits is that of the first"
-    for like in range(COUNT) if case.by_length else (None,):
+    for like in range(COUNT) if case.by_datum else (None,):
         for name, site in _run(case, case.vae, case.x, z, like=like)["model"].items():
             if not site.observed and moved(site.log_prob[:1].expand_as(site.log_prob), site.log_prob).any():
                 return None, f"the prior of {name!r} {differs}"

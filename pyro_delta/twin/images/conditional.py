@@ -7,7 +7,7 @@ starts[t] on; P parameters per pixel of a mixture of K logistics.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -26,10 +26,8 @@ class ConditionalNetwork(nnx.Module):
 
     Args:
         spec: of the images.
-        starts: of each latent step.
+        starts: of each latent step: row r sees those with starts ≤ r; None if z is ignored.
         dims: d.
-        use_latents: if false, z is ignored.
-        conditioning: `causal`, where row r sees the steps with starts ≤ r, or `full`, where it sees all.
         mixtures: K.
         latent_channels: of the map made from z.
         rngs: of the initial values.
@@ -41,27 +39,26 @@ class ConditionalNetwork(nnx.Module):
     def __init__(
         self,
         spec: ImageSpec,
-        starts: Sequence[int],
+        starts: Sequence[int] | None,
         dims: int,
         *,
-        use_latents: bool = True,
-        conditioning: Literal["causal", "full"] = "causal",
         mixtures: int = 10,
         latent_channels: int = 16,
         rngs: nnx.Rngs,
         **network: Any,
     ) -> None:
         """See the class."""
-        self.spec, self.use_latents = spec, use_latents
-        if use_latents:
-            rows = [0] * len(starts) if conditioning == "full" else starts
-            self.latents = LatentMap(dims, rows, positions=spec.height, outputs=latent_channels * spec.width, rngs=rngs)
+        self.spec = spec
+        if starts is not None:
+            self.latents = LatentMap(
+                dims, starts, positions=spec.height, outputs=latent_channels * spec.width, rngs=rngs
+            )
         self.trunk = self.Trunk(
             spec.channels + 1,
             mixtures * {1: 3, 3: 10}[spec.channels],
             height=spec.height,
             width=spec.width,
-            context_channels=latent_channels if use_latents else 0,
+            context_channels=0 if starts is None else latent_channels,
             rngs=rngs,
             **network,
         )
@@ -76,7 +73,7 @@ class ConditionalNetwork(nnx.Module):
 
     def context(self, z_bnd: Array) -> Array | None:
         """The map of z, (B, H, W, ctx), if z is used."""
-        if not self.use_latents:
+        if not hasattr(self, "latents"):
             return None
         # Output k·W + c of a row is channel k at column c.
         return self.latents(z_bnd).reshape(len(z_bnd), self.spec.height, -1, self.spec.width).swapaxes(2, 3)

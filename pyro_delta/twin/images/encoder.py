@@ -15,6 +15,7 @@ from flax import nnx
 from jax import Array
 
 from pyro_delta.data.images.spec import ImageSpec
+from pyro_delta.twin.conditioning import ConditionFeatures, check_told
 from pyro_delta.twin.images.causal import embed_pixels
 from pyro_delta.twin.images.gated_pixelcnn import GatedPixelCNN
 from pyro_delta.twin.layers import linear
@@ -77,12 +78,17 @@ class ImageEncoder(nnx.Module):
         self.step_scale = nnx.Param(jnp.ones((len(self.starts), features), float))
         self.step_shift = nnx.Param(jnp.zeros((len(self.starts), features), float))
         self.hidden = linear(features, features, rngs=rngs)
+        if spec.condition is not None:
+            self.condition = ConditionFeatures(spec.condition, features, rngs=rngs, scale=0.0)
         self.out = linear(features, outputs, rngs=rngs)
 
-    def __call__(self, x_bchw: Array) -> Array:
-        """Integers (B, C, H, W) → (B, n, outputs)."""
-        scaled = self.pool(x_bchw) * self.step_scale[...] + self.step_shift[...]
-        return self.out(jax.nn.silu(self.hidden(scaled)))
+    def __call__(self, x_bchw: Array, condition: Any = None) -> Array:
+        """Integers (B, C, H, W), and what they are conditioned on, → (B, n, outputs)."""
+        hidden = self.hidden(self.pool(x_bchw) * self.step_scale[...] + self.step_shift[...])
+        check_told(hasattr(self, "condition"), condition)
+        if condition is not None:
+            hidden = hidden + self.condition(condition)[:, None]
+        return self.out(jax.nn.silu(hidden))
 
     def pool(self, x_bchw: Array) -> Array:
         """The average features of each step's region, (B, n, f), before they are scaled and shifted."""

@@ -82,28 +82,28 @@ class ImageGuide(nnx.Module):
             rngs=rngs,
         )
 
-    def __call__(self, x: Array) -> Array:
-        """Writes the site `z` for images x (B, C, H, W)."""
+    def __call__(self, x: Array, condition: Any = None) -> Array:
+        """Writes the site `z` for images x (B, C, H, W), and what they are conditioned on."""
         with numpyro.plate("data", x.shape[0]):
-            return numpyro.sample("z", self.posterior(x))
+            return numpyro.sample("z", self.posterior(x, condition))
 
-    def posterior(self, x: Array) -> Distribution:
+    def posterior(self, x: Array, condition: Any = None) -> Distribution:
         """q(z | x) for images (B, C, H, W), event shape (n, d)."""
         raise NotImplementedError
 
-    def encode(self, x: Array) -> list[Array]:
+    def encode(self, x: Array, condition: Any = None) -> list[Array]:
         """The mean and the extra numbers of each coordinate, each (B, n, d)."""
-        raw = self.encoder(x)
+        raw = self.encoder(x, condition)
         return jnp.split(raw, raw.shape[-1] // self.dims, axis=-1)
 
-    def start_from(self, x: Array) -> None:
+    def start_from(self, x: Array, condition: Any = None) -> None:
         """Initialises by images (B, C, H, W) [2]: `from_data` numbers with mean 0 and deviation 1, the others 0."""
         encoder, o = self.encoder, self.from_data * self.dims
         pooled_bnf = encoder.pool(x)
         deviation_nf = _deviation(pooled_bnf)
         encoder.step_scale[...] = 1 / deviation_nf
         encoder.step_shift[...] = -pooled_bnf.mean(0) / deviation_nf
-        numbers_ko = encoder(x)[..., :o].reshape(-1, o)
+        numbers_ko = encoder(x, condition)[..., :o].reshape(-1, o)
         deviation_o = _deviation(numbers_ko)
         kernel, bias = encoder.out.kernel[...], encoder.out.bias[...]
         encoder.out.kernel[...] = jnp.zeros_like(kernel).at[:, :o].set(kernel[:, :o] / deviation_o)
@@ -119,9 +119,9 @@ class AntiCausalGuide(ImageGuide):
         scale_dt = np.diagonal(minimising_factor(prior(), 1), axis1=-2, axis2=-1)
         self.scale = Buffer(jnp.asarray(scale_dt.T))
 
-    def posterior(self, x: Array) -> Independent:
+    def posterior(self, x: Array, condition: Any = None) -> Independent:
         """q(z | x) for images (B, C, H, W), event shape (n, d)."""
-        mean, ratio = self.encode(x)
+        mean, ratio = self.encode(x, condition)
         return Normal(mean, self.scale[...] * positive(ratio) + 1e-6).to_event(2)
 
 
@@ -154,9 +154,9 @@ class ContourGuide(ImageGuide):
         self.committed_rate(prior())
         self.delta = rate_nats / math.prod(prior().event_shape)
 
-    def posterior(self, x: Array) -> Independent:
+    def posterior(self, x: Array, condition: Any = None) -> Independent:
         """q(z | x) for images (B, C, H, W), event shape (n, d)."""
-        v = jnp.stack(self.encode(x))
+        v = jnp.stack(self.encode(x, condition))
         small = jnp.hypot(*v) < 1e-4
         v = v.at[0].add(jnp.where(small, 2e-4, 0.0))
         drawn_in = v * jnp.minimum(1.0, 86 / jnp.hypot(*v))
@@ -188,9 +188,9 @@ class StructuredGuide(ImageGuide):
         self.block = block
         self.factor = Buffer(jnp.asarray(minimising_factor(prior(), block)))
 
-    def posterior(self, x: Array) -> GaussianSequence:
+    def posterior(self, x: Array, condition: Any = None) -> GaussianSequence:
         """q(z | x) for images (B, C, H, W), event shape (n, d)."""
-        mean_bnd, ratio_bnd, *below = self.encode(x)
+        mean_bnd, ratio_bnd, *below = self.encode(x, condition)
         steps = np.arange(mean_bnd.shape[-2])
         matrix_bdnn = _positive_diagonal(ratio_bnd)
         for j, value_bnd in enumerate(below, start=1):

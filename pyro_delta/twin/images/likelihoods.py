@@ -6,12 +6,12 @@ C channels, H rows, W columns; n latent steps of d dimensions; K mixture compone
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Any, Literal
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import numpyro
 from flax import nnx
 from jax import Array
@@ -19,6 +19,7 @@ from numpyro.distributions import Distribution, constraints
 from numpyro.distributions.util import validate_sample
 
 from pyro_delta.data.images.spec import ImageSpec
+from pyro_delta.twin.conditioning import Conditioning, Told
 from pyro_delta.twin.images.conditional import (
     ConditionalGatedPixelCNN,
     ConditionalNetwork,
@@ -109,15 +110,21 @@ class AutoregressiveImage(Distribution):
 
 
 class ImageLikelihood(nnx.Module):
-    """p(x | z) by a network; `train` and `eval` of `nnx.Module` switch its dropout on and off (off at first)."""
+    """p(x | z) by a network; `train` and `eval` of `nnx.Module` switch its dropout on and off (off at first).
 
-    def __init__(self, network: ConditionalNetwork) -> None:
+    Args:
+        network: made of where each step of what it is told is seen from, and of d.
+        told: what it is told.
+    """
+
+    def __init__(self, network: Callable[[Any, int], ConditionalNetwork], told: Told) -> None:
         """See the class."""
-        self.network, self.deterministic = network, True
+        self.told, self.network, self.deterministic = told, network(told.seen, told.dims), True
 
-    def __call__(self, z: Array) -> AutoregressiveImage:
-        """p(x | z) for latents (..., n, d)."""
-        return AutoregressiveImage(self.network, z, None if self.deterministic else numpyro.prng_key())
+    def __call__(self, z: Array, condition: Any = None) -> AutoregressiveImage:
+        """p(x | z) for latents (..., n, d), and what images are conditioned on."""
+        key = None if self.deterministic else numpyro.prng_key()
+        return AutoregressiveImage(self.network, self.told(z, condition=condition), key)
 
 
 class GatedPixelCNNLikelihood(ImageLikelihood):
@@ -146,7 +153,7 @@ class GatedPixelCNNLikelihood(ImageLikelihood):
         *,
         rngs: nnx.Rngs,
         use_latents: bool = True,
-        conditioning: Literal["causal", "full"] = "causal",
+        conditioning: Conditioning = "causal",
         mixtures: int = 5,
         latent_channels: int = 16,
         channels: tuple[int, ...] = (32, 48),
@@ -157,12 +164,9 @@ class GatedPixelCNNLikelihood(ImageLikelihood):
         stem: tuple[int, int, int] = (3, 9, 5),
     ) -> None:
         """See the class."""
-        network = ConditionalGatedPixelCNN(
+        network = partial(
+            ConditionalGatedPixelCNN,
             spec,
-            np.asarray(prior.starts[...]).tolist(),
-            prior().event_shape[-1],
-            use_latents=use_latents,
-            conditioning=conditioning,
             mixtures=mixtures,
             latent_channels=latent_channels,
             channels=tuple(channels),
@@ -173,7 +177,7 @@ class GatedPixelCNNLikelihood(ImageLikelihood):
             stem=tuple(stem),
             rngs=rngs,
         )
-        super().__init__(network)
+        super().__init__(network, Told(spec, prior, conditioning, use_latents=use_latents, rngs=rngs))
 
 
 class PixelSNAILLikelihood(ImageLikelihood):
@@ -201,7 +205,7 @@ class PixelSNAILLikelihood(ImageLikelihood):
         *,
         rngs: nnx.Rngs,
         use_latents: bool = True,
-        conditioning: Literal["causal", "full"] = "causal",
+        conditioning: Conditioning = "causal",
         mixtures: int = 10,
         latent_channels: int = 16,
         channels: int = 64,
@@ -211,12 +215,9 @@ class PixelSNAILLikelihood(ImageLikelihood):
         dropout: float = 0.0,
     ) -> None:
         """See the class."""
-        network = ConditionalPixelSNAIL(
+        network = partial(
+            ConditionalPixelSNAIL,
             spec,
-            np.asarray(prior.starts[...]).tolist(),
-            prior().event_shape[-1],
-            use_latents=use_latents,
-            conditioning=conditioning,
             mixtures=mixtures,
             latent_channels=latent_channels,
             channels=channels,
@@ -226,4 +227,4 @@ class PixelSNAILLikelihood(ImageLikelihood):
             dropout=dropout,
             rngs=rngs,
         )
-        super().__init__(network)
+        super().__init__(network, Told(spec, prior, conditioning, use_latents=use_latents, rngs=rngs))

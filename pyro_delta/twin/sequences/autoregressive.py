@@ -9,16 +9,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from jax import Array
 
 from pyro_delta.data.series.spec import require_sequences
 from pyro_delta.protocol import Spec
+from pyro_delta.twin.conditioning import Conditioning, Told
 from pyro_delta.twin.latents import LatentMap
 from pyro_delta.twin.layers import linear
 from pyro_delta.twin.sequences.distributions import (
@@ -27,9 +27,7 @@ from pyro_delta.twin.sequences.distributions import (
     AutoregressiveTokens,
 )
 from pyro_delta.twin.sequences.layers import NumberTable, TokenTable, Units
-from pyro_delta.twin.sequences.sequence_guide import inside
 
-Conditioning = Literal["causal", "full"]
 MIXTURES = 5
 """Logistics of a number."""
 
@@ -174,14 +172,12 @@ class SequenceLikelihood(nnx.Module):
     ) -> None:
         """See the class."""
         sequences = require_sequences(spec, "likelihood", self.name)
-        starts = np.asarray(prior.starts[...]) * (conditioning == "causal")
-        self.starts = tuple(np.asarray(prior.starts[...]).tolist())
-        dims, used = prior().event_shape[-1], starts.tolist() if use_latents else None
-        self.network = ConditionalSequence(sequences, used, dims, trunk, hidden=hidden, rngs=rngs)
+        self.told = Told(spec, prior, conditioning, use_latents=use_latents, rngs=rngs)
+        self.network = ConditionalSequence(sequences, self.told.seen, self.told.dims, trunk, hidden=hidden, rngs=rngs)
 
-    def __call__(self, z: Array, lengths: Any = None, mask: Any = None) -> AutoregressiveSequence:
+    def __call__(
+        self, z: Array, lengths: Any = None, mask: Any = None, condition: Any = None
+    ) -> AutoregressiveSequence:
         """p(x | z) for latents (..., n, d), of sequences of so many positions (...), known as masked."""
-        if lengths is not None:
-            z = jnp.where(inside(self.starts, lengths)[..., None], z, 0)
         kind = AutoregressiveTokens if self.network.units is None else AutoregressiveNumbers
-        return kind(self.network, z, lengths, mask)
+        return kind(self.network, self.told(z, lengths, condition), lengths, mask)

@@ -8,7 +8,8 @@ from flax import nnx
 
 from pyro_delta.data.series.spec import require_sequences
 from pyro_delta.protocol import Spec
-from pyro_delta.twin.sequences.autoregressive import Conditioning, SequenceLikelihood
+from pyro_delta.twin.conditioning import Conditioning
+from pyro_delta.twin.sequences.autoregressive import SequenceLikelihood
 from pyro_delta.twin.sequences.layers import PositionReader, Recurrence
 from pyro_delta.twin.sequences.sequence_guide import SequenceGuide
 
@@ -42,4 +43,4 @@ class GRUGuide(SequenceGuide):
         """See the class."""
         reader = PositionReader(require_sequences(spec, "guide", "gru"), hidden, rngs=rngs)
         trunk = Recurrence(hidden, rngs=rngs)
-        super().__init__(prior, reader, trunk, hidden=hidden, rngs=rngs)
+        super().__init__(spec, prior, reader, trunk, hidden=hidden, rngs=rngs)

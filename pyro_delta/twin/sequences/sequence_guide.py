@@ -16,6 +16,9 @@ from flax import nnx
 from jax import Array
 from numpyro.distributions import Independent, Normal
 
+from pyro_delta.data.condition import Condition, condition_of
+from pyro_delta.protocol import Spec
+from pyro_delta.twin.conditioning import ConditionFeatures, check_told, inside
 from pyro_delta.twin.layers import linear, positive
 from pyro_delta.twin.rate import minimising_factor
 from pyro_delta.twin.variables import Buffer
@@ -31,21 +34,35 @@ class Backward(nnx.Module):
         outputs: numbers for each step.
         hidden: h.
         rngs: of the initial values.
+        condition: of the data.
     """
 
     def __init__(
-        self, reader: Any, trunk: Any, starts: Sequence[int], outputs: int, *, hidden: int, rngs: nnx.Rngs
+        self,
+        reader: Any,
+        trunk: Any,
+        starts: Sequence[int],
+        outputs: int,
+        *,
+        hidden: int,
+        rngs: nnx.Rngs,
+        condition: Condition | None,
     ) -> None:
         """See the class."""
         self.starts = tuple(int(position) for position in starts)
         self.reader, self.trunk, self.out = reader, trunk, linear(hidden, outputs, rngs=rngs)
+        if condition is not None:
+            self.condition = ConditionFeatures(condition, hidden, rngs=rngs, scale=0.0)
 
-    def __call__(self, x: Array, lengths: Any = None) -> Array:
-        """Data (B, T, ...), of which so many positions (B,) count, → (B, n, outputs).
+    def __call__(self, x: Array, lengths: Any = None, condition: Any = None) -> Array:
+        """Data (B, T, ...), of which so many positions (B,) count, and their condition, → (B, n, outputs).
 
         Each is turned round within its length: reading starts at its own end.
         """
         read_bth = self.reader(x)
+        check_told(hasattr(self, "condition"), condition)
+        if condition is not None:
+            read_bth = read_bth + self.condition(condition)[:, None]
         positions = read_bth.shape[1]
         last_b1 = (jnp.full(len(x), positions) if lengths is None else jnp.asarray(lengths))[:, None] - 1
         seen_bth = self.trunk(_at(read_bth, last_b1 - jnp.arange(positions)))
@@ -57,15 +74,11 @@ def _at(values_bth: Array, places_bs: Array) -> Array:
     return jnp.take_along_axis(values_bth, jnp.maximum(places_bs, 0)[..., None], axis=1)
 
 
-def inside(starts: Sequence[int], lengths: Any) -> Array:
-    """Which steps belong to a datum of so many positions (...): (..., n)."""
-    return np.asarray(starts) < jnp.asarray(lengths)[..., None]
-
-
 class SequenceGuide(nnx.Module):
     """Independent over steps and dimensions; z_t hears positions ≥ starts[t], and is N(0, 1) behind the end.
 
     Args:
+        spec: of the data.
         prior: the twin of the prior; `starts`, the event shape and the density are read.
         reader: of positions, see `Backward`.
         trunk: causal.
@@ -75,22 +88,23 @@ class SequenceGuide(nnx.Module):
 
     causality: ClassVar[str] = "anti_causal"
 
-    def __init__(self, prior: Any, reader: Any, trunk: Any, *, hidden: int, rngs: nnx.Rngs) -> None:
+    def __init__(self, spec: Spec, prior: Any, reader: Any, trunk: Any, *, hidden: int, rngs: nnx.Rngs) -> None:
         """See the class."""
         self.dims = prior().event_shape[-1]
         starts = np.asarray(prior.starts[...]).tolist()
-        self.encoder = Backward(reader, trunk, starts, 2 * self.dims, hidden=hidden, rngs=rngs)
+        condition = condition_of(spec)
+        self.encoder = Backward(reader, trunk, starts, 2 * self.dims, hidden=hidden, rngs=rngs, condition=condition)
         scale_dt = np.diagonal(minimising_factor(prior(), 1), axis1=-2, axis2=-1)
         self.scale = Buffer(jnp.asarray(scale_dt.T))
 
-    def __call__(self, x: Array, lengths: Any = None, mask: Any = None) -> Array:
+    def __call__(self, x: Array, lengths: Any = None, mask: Any = None, condition: Any = None) -> Array:
         """Writes the site `z` for data x (B, *shape)."""
         with numpyro.plate("data", x.shape[0]):
-            return numpyro.sample("z", self.posterior(x, lengths, mask))
+            return numpyro.sample("z", self.posterior(x, lengths, mask, condition))
 
-    def posterior(self, x: Array, lengths: Any = None, mask: Any = None) -> Independent:
+    def posterior(self, x: Array, lengths: Any = None, mask: Any = None, condition: Any = None) -> Independent:
         """q(z | x) for data (B, *shape) of so many positions (B,), known as masked, event shape (n, d)."""
-        mean, ratio = jnp.split(self.encoder(self._known(x, lengths, mask), lengths), 2, axis=-1)
+        mean, ratio = jnp.split(self.encoder(self._known(x, lengths, mask), lengths, condition), 2, axis=-1)
         scale = self.scale[...] * positive(ratio) + 1e-6
         if lengths is not None:
             counted = inside(self.encoder.starts, lengths)[..., None]
@@ -105,10 +119,10 @@ class SequenceGuide(nnx.Module):
             mask = counted if mask is None else mask & counted
         return x if mask is None else jnp.where(mask, x, self.encoder.reader.blank)
 
-    def start_from(self, x: Array, lengths: Any = None, mask: Any = None) -> None:
+    def start_from(self, x: Array, lengths: Any = None, mask: Any = None, condition: Any = None) -> None:
         """Initialises by data (B, *shape): means of mean 0 and deviation 1 over them, all else 0."""
         out, d = self.encoder.out, self.dims
-        mean_bnd = self.encoder(self._known(x, lengths, mask), lengths)[..., :d]
+        mean_bnd = self.encoder(self._known(x, lengths, mask), lengths, condition)[..., :d]
         mean_kd = mean_bnd.reshape(-1, d) if lengths is None else mean_bnd[inside(self.encoder.starts, lengths)]
         deviation_d = jnp.maximum(mean_kd.std(0), 1e-6)
         kernel, bias = out.kernel[...], out.bias[...]

@@ -62,4 +62,4 @@ class SpectralGuide(SequenceGuide):
         """See the class."""
         sounds = require_sounds(spec, "guide", "spectral")
         reader = SpectrumReader(sounds.levels, sounds.samples, hidden, rngs=rngs)
-        super().__init__(prior, reader, Recurrence(hidden, rngs=rngs), hidden=hidden, rngs=rngs)
+        super().__init__(spec, prior, reader, Recurrence(hidden, rngs=rngs), hidden=hidden, rngs=rngs)

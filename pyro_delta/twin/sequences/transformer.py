@@ -12,8 +12,9 @@ from jax import Array
 
 from pyro_delta.data.series.spec import require_sequences
 from pyro_delta.protocol import Spec
+from pyro_delta.twin.conditioning import Conditioning
 from pyro_delta.twin.layers import linear, masked_softmax
-from pyro_delta.twin.sequences.autoregressive import Conditioning, SequenceLikelihood
+from pyro_delta.twin.sequences.autoregressive import SequenceLikelihood
 from pyro_delta.twin.sequences.layers import LayerNorm, PositionReader
 from pyro_delta.twin.sequences.sequence_guide import SequenceGuide
 
@@ -136,4 +137,4 @@ class TransformerGuide(SequenceGuide):
         """See the class."""
         reader = PositionReader(require_sequences(spec, "guide", "transformer"), hidden, rngs=rngs)
         trunk = CausalTransformer(hidden, layers=layers, heads=heads, positions=spec.positions, rngs=rngs)
-        super().__init__(prior, reader, trunk, hidden=hidden, rngs=rngs)
+        super().__init__(spec, prior, reader, trunk, hidden=hidden, rngs=rngs)

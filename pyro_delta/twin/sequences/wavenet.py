@@ -7,22 +7,21 @@ from position starts[t] on; C channels, K logistics of a sample. Weights have to
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from jax import Array
 from numpyro.distributions import constraints
 
 from pyro_delta.data.audio.spec import require_sounds
 from pyro_delta.protocol import Spec
+from pyro_delta.twin.conditioning import Conditioning, Told
 from pyro_delta.twin.latents import LatentMap
 from pyro_delta.twin.layers import linear
 from pyro_delta.twin.logistic_mixture import DiscretizedLogisticMixture
 from pyro_delta.twin.sequences.distributions import AutoregressiveSequence
-from pyro_delta.twin.sequences.sequence_guide import inside
 
 
 class AutoregressiveSound(AutoregressiveSequence):
@@ -192,28 +191,25 @@ class WaveNetLikelihood(nnx.Module):
         *,
         rngs: nnx.Rngs,
         use_latents: bool = True,
-        conditioning: Literal["causal", "full"] = "causal",
+        conditioning: Conditioning = "causal",
         channels: int = 32,
         blocks: int = 9,
         mixtures: int = 5,
     ) -> None:
         """See the class."""
         sounds = require_sounds(spec, "likelihood", "wavenet")
-        starts = np.asarray(prior.starts[...]) * (conditioning == "causal")
-        self.starts = tuple(np.asarray(prior.starts[...]).tolist())
+        self.told = Told(spec, prior, conditioning, use_latents=use_latents, rngs=rngs)
         self.network = ConditionalWaveNet(
             sounds.levels,
             sounds.shape,
-            starts.tolist() if use_latents else None,
-            prior().event_shape[-1],
+            self.told.seen,
+            self.told.dims,
             channels=channels,
             blocks=blocks,
             mixtures=mixtures,
             rngs=rngs,
         )
 
-    def __call__(self, z: Array, lengths: Any = None) -> AutoregressiveSound:
+    def __call__(self, z: Array, lengths: Any = None, condition: Any = None) -> AutoregressiveSound:
         """p(x | z) for latents (..., n, d), of sounds of so many positions (...)."""
-        if lengths is not None:
-            z = jnp.where(inside(self.starts, lengths)[..., None], z, 0)
-        return AutoregressiveSound(self.network, z, lengths)
+        return AutoregressiveSound(self.network, self.told(z, lengths, condition), lengths)

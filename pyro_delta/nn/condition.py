@@ -1,0 +1,51 @@
+"""A condition, a class or a few numbers, as features of a network."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from pyro_delta.data.condition import Condition
+from pyro_delta.errors import UserError
+
+
+class ConditionFeatures(nn.Module):
+    """A vector for each class, or a linear map of standardised numbers.
+
+    Args:
+        condition: K classes or C numbers.
+        outputs: features.
+        scale: deviation of the initial weights; 0 for features that say nothing at first.
+    """
+
+    location: Tensor
+    scale: Tensor
+
+    def __init__(self, condition: Condition, outputs: int, *, scale: float = 1.0) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(scale * torch.randn(condition.width, outputs))
+        self.of_classes = bool(condition.classes)
+        if not self.of_classes:
+            self.register_buffer("location", torch.tensor(condition.location), persistent=False)
+            self.register_buffer("scale", torch.tensor(condition.scale), persistent=False)
+
+    def forward(self, condition: Tensor) -> Tensor:
+        """Whole numbers (…) of classes, or real ones (…, C), → (…, outputs)."""
+        if self.of_classes:
+            return self.weight[condition]
+        return (condition.to(self.weight.dtype) - self.location) / self.scale @ self.weight
+
+
+def check_told(features: nn.Module | None, condition: Tensor | None) -> None:
+    """Refuses a condition that programs were not made for, and none where they were.
+
+    Raises:
+        UserError: in either case.
+    """
+    if features is None and condition is not None:
+        raise UserError(
+            "data have the key 'condition', but their spec says nothing of it; set data.condition=condition, or give "
+            "the spec its `condition`."
+        )
+    if features is not None and condition is None:
+        raise UserError("the programs are conditioned, and are given no condition; give 'condition' beside x.")
