@@ -35,7 +35,7 @@ Formula = Callable[[Distribution], Any]
 EXACTLY: Guarantee = "every datum, exactly"
 AT_LEAST: Guarantee = "every datum, at least"
 BY_LENGTH: Guarantee = "every datum, by its length"
-BY_CONDITION: Guarantee = "every datum, by its condition"
+BY_PRIOR: Guarantee = "every datum, by its own prior"
 IN_THE_MEAN: Guarantee = "mean over the data"
 
 
@@ -43,8 +43,8 @@ IN_THE_MEAN: Guarantee = "mean over the data"
 class Commitment:
     """The least KL(q ‖ p) of any datum, for every posterior of a family; or the least mean of them.
 
-    Where data have lengths, and a prior with them, it is that of a datum of all steps; where data are conditioned, and
-    the prior with them, the least of some. `committed_by_datum` says what the others commit.
+    Where data have lengths, and a prior with them, it is that of a datum of all steps; where they have priors of their
+    own, by what they are conditioned on, the least of some. `committed_by_datum` says what the others commit.
 
     Attributes:
         nats: for the prior as it is now; None if no formula says it.
@@ -83,9 +83,9 @@ class Commitment:
         if self.guarantee == BY_LENGTH:
             whole = f"{self.throughout:.6g} nats for one of all steps"
             return f"δ of a datum is that of its own length, {whole}, {self.way}: {self.known_by}"
-        if self.guarantee == BY_CONDITION:
+        if self.guarantee == BY_PRIOR:
             least = f"{self.throughout:.6g} nats the least that was found"
-            return f"δ of a datum is that of its own condition, {least}, {self.way}: {self.known_by}"
+            return f"δ of a datum is that of its own prior, {least}, {self.way}: {self.known_by}"
         return f"δ = {self.throughout:.6g} nats{of} {self.way}: {self.known_by}"
 
     @property
@@ -174,7 +174,7 @@ def _is_sequence(p: Distribution) -> bool:
 
 
 def _guarantee(of_sites: list[Guarantee]) -> Guarantee:
-    for by_datum in (BY_LENGTH, BY_CONDITION):
+    for by_datum in (BY_LENGTH, BY_PRIOR):
         if by_datum in of_sites:
             return by_datum
     return EXACTLY if all(one == EXACTLY for one in of_sites) else AT_LEAST
@@ -234,7 +234,7 @@ def _of_each(
             f"the prior of {name!r} differs from datum to datum, and commits {first.nats:.6g} nats for one and "
             f"{other:.6g} for another"
         )
-    return first._replace(nats=min(first.nats, *rates), guarantee=BY_CONDITION)
+    return first._replace(nats=min(first.nats, *rates), guarantee=BY_PRIOR)
 
 
 def _by_length(name: str, q: Distribution, p: Any) -> _Site:

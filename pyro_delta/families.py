@@ -29,12 +29,12 @@ Guarantee = Literal[
     "every datum, exactly",
     "every datum, at least",
     "every datum, by its length",
-    "every datum, by its condition",
+    "every datum, by its own prior",
     "mean over the data",
 ]
 """What a committed rate bounds: the KL of each datum, which it may be equal to; that of a datum of full length, where
-shorter ones commit less, each what its own length says; the least of some data, where each commits what the prior that
-its condition gives says; or the mean KL alone."""
+shorter ones commit less, each what its own length says; the least of some data, where each has a prior of its own, by
+its condition, say, and commits what that says; or the mean KL alone."""
 CertifiedBy = Literal["formula", "type", "probing"]
 
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 import pyro_delta
 from pyro_delta.build import build
-from pyro_delta.commitment import BY_CONDITION, IN_THE_MEAN
+from pyro_delta.commitment import BY_PRIOR, IN_THE_MEAN
 from pyro_delta.config import Config, validate
 from pyro_delta.data import ArraySpec, Split, Splits, from_tensors
 from pyro_delta.data.audio import SoundSpec
@@ -328,9 +328,9 @@ def test_a_prior_of_its_own_for_every_class() -> None:
     split = Split(random_images(GREY, (7,)), None, {"condition": classes})
     delta = ar1_committed_rate(vae.model.prior.alpha.double(), 4)
     known = committed(vae, split)
-    assert known.guarantee == BY_CONDITION
+    assert known.guarantee == BY_PRIOR
     assert known.nats == pytest.approx(delta.min().item(), rel=1e-6)
-    assert "δ of a datum is that of its own condition" in known.sentence
+    assert "δ of a datum is that of its own prior" in known.sentence
     for batch in (3, 1):  # the last one of a single datum
         encoding = encode(vae, split, batch=batch)
         assert encoding.delta is not None
@@ -341,7 +341,7 @@ def test_a_prior_of_its_own_for_every_class() -> None:
     low = replace(encoding, rate=torch.full((7,), (delta.min() + delta.max()).item() / 2))
     assert floor_holds(low, known.nats, known.guarantee) is False
     certificate = verify(vae, replace(GREY, condition=OF_CLASSES), extras={"condition": CLASSES})
-    assert certificate.guarantee == BY_CONDITION
+    assert certificate.guarantee == BY_PRIOR
     assert certificate.delta_nats == pytest.approx(delta.min().item(), rel=1e-6)
 
 

@@ -219,11 +219,17 @@ def pair(name: str) -> tuple[VAE, twins.VAE]:
     return made, twin
 
 
+def conditions(spec: Spec) -> dict[str, torch.Tensor]:
+    """What three data are conditioned on, if they are."""
+    condition = getattr(spec, "condition", None)
+    if condition is None:
+        return {}
+    told = torch.tensor([2, 0, 2]) if condition.classes else torch.tensor([[1.0, 2.0], [0, -9], [3, 0]])
+    return {"condition": told}
+
+
 def compared(case: Case, made: VAE, twin: twins.VAE, seed: int = 0, **options: Any) -> Crosscheck:
-    images: Any = random_images(case.spec, (3,), seed).to(torch.uint8)
-    if case.spec.condition is not None:
-        told = torch.tensor([2, 0, 2]) if case.spec.condition.classes else torch.tensor([[1.0, 2.0], [0, -9], [3, 0]])
-        images = {"x": images, "condition": told}
+    images = {"x": random_images(case.spec, (3,), seed).to(torch.uint8), **conditions(case.spec)}
     return crosscheck(randomise(made, seed), twin, images, elbo=case.elbo, seed=seed, **options)
 
 
@@ -519,7 +525,8 @@ def test_the_same_noise_gives_the_same_images(name: str, decodings: int | None) 
     randomise(made, 1)
     load_weights(twin, made.state_dict())
     counted: list[int] = []
-    options: dict[str, Any] = {"decodings": decodings, "seed": 3, "batch": 2}
+    told = conditions(CASES[name].spec)
+    options: dict[str, Any] = {"decodings": decodings, "seed": 3, "batch": 2, "extras": told}
     found = sampling.draw(twin, 3, **options, advance=counted.append)
     assert torch.equal(found, drawing.draw(made, 3, **options))
     assert sum(counted) == len(found) == 3 * (decodings or 1)

@@ -11,6 +11,7 @@ from torch.distributions import Distribution
 from pyro_delta.distributions.contour import MOST_NATS, gaussian_beyond_contour
 from pyro_delta.errors import UserError
 from pyro_delta.guides.images.image_guide import ImageGuide
+from pyro_delta.nn.condition import given
 from pyro_delta.protocol import Prior, Spec
 from pyro_delta.rate import committed_rate
 
@@ -58,7 +59,7 @@ class ContourGuide(ImageGuide):
 
     def posterior(self, x: Tensor, condition: Tensor | None = None) -> dist.Independent:
         """q(z | x) for images (…, C, H, W), and what they are conditioned on, event shape (n, d)."""
-        mean, log_variance = self.encode(x, condition)
+        mean, log_variance = self.encode(x, **given(condition))
         return dist.Normal(*gaussian_beyond_contour(mean, log_variance, self.delta)).to_event(2)
 
     def committed_rate(self, prior: Distribution) -> float:

@@ -12,7 +12,7 @@ from torch.distributions import Distribution
 from pyro_delta.data.images.spec import require_image
 from pyro_delta.errors import UserError
 from pyro_delta.guides.images.encoder import ImageEncoder, deviation, regions
-from pyro_delta.nn.condition import check_told
+from pyro_delta.nn.condition import check_told, given
 from pyro_delta.protocol import Prior, Spec
 from pyro_delta.svi import offer_parameters
 from pyro_delta.validation import Count
@@ -93,8 +93,7 @@ class ImageGuide(nn.Module):
                 f"x has shape {tuple(x.shape)}, that of one image; give it a batch axis, as x[None] has one."
             )
         with pyro.plate("data", x.shape[0]):
-            given = {} if condition is None else {"condition": condition}
-            return pyro.sample("z", self.posterior(x, **given))
+            return pyro.sample("z", self.posterior(x, **given(condition)))
 
     def encode(self, x: Tensor, condition: Tensor | None = None) -> tuple[Tensor, ...]:
         """The mean and the extra numbers of each coordinate, each (…, n, d), for images (…, C, H, W).
@@ -102,11 +101,11 @@ class ImageGuide(nn.Module):
         Raises:
             UserError: if there is a condition that the spec says nothing of, or none where it does.
         """
-        check_told(self.encoder.condition, condition)
+        check_told(getattr(self.encoder, "condition", None), condition)
         if condition is not None:
             own = condition.shape[x.dim() - 3 :]
             condition = condition.reshape((-1, *own))
-        raw = self.encoder(x.reshape((-1, *x.shape[-3:])), condition)
+        raw = self.encoder(x.reshape((-1, *x.shape[-3:])), **given(condition))
         return raw.reshape((*x.shape[:-3], *raw.shape[-2:])).split(self.dims, dim=-1)
 
     @torch.no_grad()
@@ -122,7 +121,7 @@ class ImageGuide(nn.Module):
         encoder.standardise(x)
         out, o = encoder.out, self.from_data * self.dims
         out.weight[o:], out.bias[o:] = 0.0, 0.0
-        numbers_ko = encoder(x, condition)[..., :o].flatten(0, 1)
+        numbers_ko = encoder(x, **given(condition))[..., :o].flatten(0, 1)
         deviation_o = deviation(numbers_ko)
         out.weight[:o] /= deviation_o.unsqueeze(1)
         out.bias[:o] = (out.bias[:o] - numbers_ko.mean(0)) / deviation_o

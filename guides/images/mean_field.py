@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pyro_delta.guides.images.image_guide import ImageGuide
+from pyro_delta.nn.condition import given
 from pyro_delta.protocol import Prior, Spec
 from pyro_delta.rate import minimising_posterior
 
@@ -42,7 +43,7 @@ class AntiCausalGuide(ImageGuide):
 
     def posterior(self, x: Tensor, condition: Tensor | None = None) -> dist.Independent:
         """q(z | x) for images (…, C, H, W), and what they are conditioned on, event shape (n, d)."""
-        mean, ratio = self.encode(x, condition)
+        mean, ratio = self.encode(x, **given(condition))
         # σ = scale·softplus(r)/softplus(0): positive, equal to `scale` where the network gives 0, linear for large r
         return dist.Normal(mean, self.scale * (F.softplus(ratio) / math.log(2.0)) + 1e-6).to_event(2)
 

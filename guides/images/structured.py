@@ -13,6 +13,7 @@ from torch.distributions import Distribution
 from pyro_delta.distributions import GaussianSequence
 from pyro_delta.errors import UserError
 from pyro_delta.guides.images.image_guide import ImageGuide
+from pyro_delta.nn.condition import given
 from pyro_delta.protocol import Prior, Spec
 from pyro_delta.rate import committed_rate, minimising_posterior
 
@@ -54,7 +55,7 @@ class StructuredGuide(ImageGuide):
 
     def posterior(self, x: Tensor, condition: Tensor | None = None) -> GaussianSequence:
         """q(z | x) for images (…, C, H, W), and what they are conditioned on, event shape (n, d)."""
-        mean, ratio, *below = self.encode(x, condition)
+        mean, ratio, *below = self.encode(x, **given(condition))
         steps = torch.arange(mean.shape[-2], device=mean.device)
         matrix = torch.diag_embed((F.softplus(ratio) / math.log(2.0) + 1e-6).mT)
         for back, value in enumerate(below, start=1):

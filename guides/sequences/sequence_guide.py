@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from pyro_delta.data.condition import Condition, condition_of
 from pyro_delta.errors import UserError
-from pyro_delta.nn.condition import ConditionFeatures, check_told
+from pyro_delta.nn.condition import ConditionFeatures, check_told, given
 from pyro_delta.nn.precision import Network, autocast_inside
 from pyro_delta.protocol import Prior, Spec
 from pyro_delta.rate import minimising_posterior
@@ -61,7 +61,7 @@ class Backward(Network):
 
         What steps at and after the end of a datum get is of no account.
         """
-        return self.out(self.features(x, lengths_b, condition))
+        return self.out(self.features(x, lengths_b, **given(condition)))
 
     def features(self, x: Tensor, lengths_b: Tensor | None = None, condition: Tensor | None = None) -> Tensor:
         """(B, n, hidden), before the last layer."""
@@ -128,12 +128,12 @@ class SequenceGuide(nn.Module):
         Raises:
             UserError: if there is a condition that the spec says nothing of, or none where it does.
         """
-        check_told(self.encoder.condition, condition)
+        check_told(getattr(self.encoder, "condition", None), condition)
         batch, x = x.shape[: -len(self.shape)], self._known(x, lengths, mask)
         flat = x.reshape((-1, *self.shape))
         if condition is not None:
             condition = condition.reshape((-1, *condition.shape[len(batch) :]))
-        raw = self.encoder(flat, None if lengths is None else lengths.reshape(-1), condition)
+        raw = self.encoder(flat, *(() if lengths is None else (lengths.reshape(-1),)), **given(condition))
         mean, ratio = raw.reshape((*batch, *raw.shape[-2:])).split(self.dims, dim=-1)
         scale = self.scale * (F.softplus(ratio) / math.log(2.0)) + 1e-6
         if lengths is not None:
@@ -168,7 +168,7 @@ class SequenceGuide(nn.Module):
                 f"x has shape {tuple(x.shape)}, that of one {self.datum}; give it a batch axis, as x[None] has."
             )
         with pyro.plate("data", x.shape[0]):
-            return pyro.sample("z", self.posterior(x, lengths, mask, condition))
+            return pyro.sample("z", self.posterior(x, lengths, mask, **given(condition)))
 
     @torch.no_grad()
     def start_from(
@@ -180,7 +180,7 @@ class SequenceGuide(nn.Module):
         """
         out, d = self.encoder.out, self.dims
         out.weight[d:], out.bias[d:] = 0.0, 0.0
-        mean_bnd = self.encoder(self._known(x, lengths, mask), lengths, condition)[..., :d]
+        mean_bnd = self.encoder(self._known(x, lengths, mask), lengths, **given(condition))[..., :d]
         mean_kd = mean_bnd.flatten(0, 1) if lengths is None else mean_bnd[self._inside(lengths)]
         deviation_d = mean_kd.std(0, correction=0).clamp_min(1e-6)
         out.weight[:d] /= deviation_d.unsqueeze(1)

@@ -72,8 +72,8 @@ def sample(
     pyro-delta sample runs/first --num 8 --same-z 4 --out same_z.png
     pyro-delta sample runs/first --num 16 --backend numpyro --out twin.png
     """  # noqa: D301 (click wants the backspace itself)
-    from pyro_delta.data.condition import KEY
-    from pyro_delta.diagnostics.drawing import classes_in_turn, draw, extras_of, is_told
+    from pyro_delta.data.condition import KEY, some_conditions
+    from pyro_delta.diagnostics.drawing import draw, extras_of, is_told
     from pyro_delta.report.progress import counting
 
     if backend == "numpyro":
@@ -89,8 +89,8 @@ def sample(
     extras = dict(extras_of(loaded.data(data_root, other=other_data).test, num)) if told else {}
     if condition is not None:
         extras[KEY] = condition_given(loaded, condition, num)
-    elif not told and (in_turn := classes_in_turn(loaded.spec, num)) is not None:
-        extras[KEY] = in_turn
+    elif not told:
+        extras = some_conditions(loaded.spec, num)
     if backend == "numpyro":
         draw_from_run = partial(draw_by_twin, twin_of_run(loaded), extras=extras)
     else:

@@ -59,13 +59,14 @@ def verify(
     from pyro_delta.build import build, load_data
     from pyro_delta.call import required
     from pyro_delta.config import choose
+    from pyro_delta.data.condition import KEY
     from pyro_delta.data.named import spec_before_data
     from pyro_delta.diagnostics.verify import COUNT
     from pyro_delta.diagnostics.verify import verify as certify
 
     config, _ = choose(settings, preset)
     extras, example = None, None
-    spec = None if "condition" in config.data.options else spec_before_data(config.data.program)
+    spec = None if KEY in config.data.options else spec_before_data(config.data.program)
     if spec is not None:
         plain = build(config, spec, check=False)
         more = required(plain.guide, 1) + required(plain.model.likelihood, 1)  # what only data can give

@@ -67,6 +67,24 @@ def condition_of(spec: Spec | None) -> Condition | None:
     return found
 
 
+def some_conditions(spec: Spec, count: int) -> dict[str, Tensor]:
+    """What goes with data that are made up: classes in turn, or numbers around their mean; nothing without a condition.
+
+    Args:
+        spec: of the data.
+        count: of them.
+    """
+    import torch
+
+    condition = condition_of(spec)
+    if condition is None:
+        return {}
+    turns = torch.arange(count)
+    if condition.classes:
+        return {KEY: turns % len(condition.classes)}
+    return {KEY: torch.tensor(condition.location) + torch.tensor(condition.scale) * (turns % 3 - 1.0).unsqueeze(1)}
+
+
 def classes_given(split: Any) -> Tensor | None:
     """The class (N,) that each datum of a split is conditioned on; None where it is on none, or on real numbers.
 

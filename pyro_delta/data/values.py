@@ -10,8 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pyro_delta.data.condition import some_conditions
 from pyro_delta.errors import UserError
-from pyro_delta.protocol import Spec
+from pyro_delta.protocol import Batch, Spec
 
 
 def dtype_of(spec: Spec) -> torch.dtype:
@@ -25,9 +26,10 @@ def dtype_of(spec: Spec) -> torch.dtype:
     return dtype
 
 
-def blank(spec: Spec, count: int) -> Tensor:
-    """`count` data of zeros."""
-    return torch.zeros(count, *spec.shape, dtype=dtype_of(spec))
+def blank(spec: Spec, count: int) -> Batch:
+    """`count` data of zeros, with what they are conditioned on, if they are."""
+    x, told = torch.zeros(count, *spec.shape, dtype=dtype_of(spec)), some_conditions(spec, count)
+    return {"x": x, **told} if told else x
 
 
 def random_values(spec: Spec, count: int) -> Tensor:

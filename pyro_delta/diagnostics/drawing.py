@@ -132,12 +132,6 @@ def is_told(vae: VAE, spec: Spec) -> bool:
     return bool(required(vae.model.likelihood, 1)) or hasattr(spec, "beside") or of_numbers
 
 
-def classes_in_turn(spec: Spec, count: int) -> Tensor | None:
-    """Classes that `count` data are conditioned on, one after the other; None where they are on none."""
-    condition = condition_of(spec)
-    return torch.arange(count) % len(condition.classes) if condition is not None and condition.classes else None
-
-
 def extras_of(split: Split, count: int) -> Extras:
     """What goes with the first `count` data of a split, over and over if it has fewer."""
     return split.take(torch.arange(count) % len(split)).extras if split.extras else {}

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from pyro_delta import ranks
-from pyro_delta.commitment import BY_CONDITION, BY_LENGTH
+from pyro_delta.commitment import BY_LENGTH, BY_PRIOR
 from pyro_delta.config import Config
 from pyro_delta.diagnostics.bounds import Unit, encode, summarise
 from pyro_delta.diagnostics.trace import batches, committed, evaluating, prior, trace
@@ -79,7 +79,7 @@ class Training(ABC):
         self.config, self.data, self.vae, self.log = config, data, vae, log
         self.committed = committed(vae, data.train)
         self.delta, self.unit = self.committed.throughout, Unit.of(data.spec)
-        if self.committed.guarantee in (BY_LENGTH, BY_CONDITION) and self.delta is not None:
+        if self.committed.guarantee in (BY_LENGTH, BY_PRIOR) and self.delta is not None:
             self.delta = _mean_delta(vae, data.train)
         if data.train.extras:
             self.unit = Unit.of(data.spec, _mean_scored(vae, data))
@@ -227,7 +227,7 @@ class Training(ABC):
 
 
 def _mean_delta(vae: VAE, split: Split) -> float:
-    """What data commit in the mean, each by its length or its condition, in nats."""
+    """What data commit in the mean, each by its length or its own prior, in nats."""
     with parameters_of(vae), torch.no_grad():
         return committed_rate(prior(vae, len(split), split.extras)).mean().item()
 

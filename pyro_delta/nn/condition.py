@@ -36,6 +36,11 @@ class ConditionFeatures(nn.Module):
         return (condition.to(self.weight.dtype) - self.location) / self.scale @ self.weight
 
 
+def given(condition: Tensor | None) -> dict[str, Tensor]:
+    """The condition as a keyword, for what may know of none; nothing if there is none."""
+    return {} if condition is None else {"condition": condition}
+
+
 def check_told(features: nn.Module | None, condition: Tensor | None) -> None:
     """Refuses a condition that programs were not made for, and none where they were.
 

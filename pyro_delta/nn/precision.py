@@ -28,11 +28,11 @@ def autocast_inside(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """
 
     @wraps(forward)
-    def inside(self: Network, x: Tensor, *rest: Tensor) -> Tensor:
+    def inside(self: Network, x: Tensor, *rest: Tensor, **named: Tensor) -> Tensor:
         if not self.bf16:
-            return forward(self, x, *rest)
+            return forward(self, x, *rest, **named)
         with torch.autocast(x.device.type, dtype=torch.bfloat16):
-            out = forward(self, x, *rest)
+            out = forward(self, x, *rest, **named)
         return out.to(torch.promote_types(out.dtype, torch.float32))
 
     return inside

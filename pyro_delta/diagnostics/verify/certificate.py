@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
+from pyro_delta.data.condition import some_conditions
 from pyro_delta.data.spec import check_answers
 from pyro_delta.diagnostics import table
 from pyro_delta.diagnostics.trace import trace
@@ -106,13 +107,15 @@ def verify(
         vae: model and guide; they are copied, not changed.
         spec: of the data.
         seed: of weights, data and noise.
-        extras: what goes with `COUNT` data in a batch, by name, for programs that take it.
+        extras: what goes with `COUNT` data in a batch, by name, for programs that take it; without it, what data of
+            the spec are conditioned on is made up.
         batch: data in a batch of the training to come; the programs are tried with 1, `COUNT` and so many.
 
     Raises:
         UserError: for a malformed spec, or programs that cannot be copied or cannot be run on data of it.
     """
     check_answers(spec, "the data")
+    extras = extras or some_conditions(spec, COUNT)
     for name, program in (("model", vae.model), ("guide", vae.guide)):
         if not isinstance(program, nn.Module) and owner_of(program) is None:
             raise UserError(

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution, kl_divergence
 
-from pyro_delta.commitment import BY_CONDITION, BY_LENGTH, EXACTLY, IN_THE_MEAN, Commitment, committed_by_datum
+from pyro_delta.commitment import BY_LENGTH, BY_PRIOR, EXACTLY, IN_THE_MEAN, Commitment, committed_by_datum
 from pyro_delta.data.values import random_values
 from pyro_delta.diagnostics.trace import (
     ClosedForm,
@@ -53,7 +53,7 @@ def check_rate(title: str, case: Case) -> tuple[Finding, Commitment | None]:
     known = committed(case.vae, _data(case))
     case.in_the_mean, case.by_length = known.guarantee == IN_THE_MEAN, known.guarantee == BY_LENGTH
     own_priors = bool(case.extras) and not (known.claimed or known.fixed) and _known_of_each(case)
-    case.by_datum = own_priors or known.guarantee in (BY_LENGTH, BY_CONDITION)
+    case.by_datum = own_priors or known.guarantee in (BY_LENGTH, BY_PRIOR)
     if known.nats is not None and known.throughout is None:
         return Finding(title, None, known.sentence), None
     if known.throughout is not None and not known.claimed:
