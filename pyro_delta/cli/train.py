@@ -59,6 +59,9 @@ if TYPE_CHECKING:
 @trust_option
 @config_option
 @set_option
+@click.option(
+    "--tracker", type=click.Choice(["wandb", "trackio", "mlflow"]), help="Send metrics and settings there, too."
+)
 @click.option("--report", is_flag=True, help="Then check the run, and write its page, OUT/report.html.")
 @click.option("--dry-run", is_flag=True, help="Make a few steps, say what the training takes, and write nothing.")
 @json_option
@@ -84,6 +87,7 @@ def train(
     trust: bool,
     config_file: Path | None,
     pairs: tuple[str, ...],
+    tracker: str | None,
     report: bool,
     dry_run: bool,
     as_json: bool,
@@ -96,6 +100,7 @@ def train(
     pyro-delta train --config runs/first/config.json --seed 1
     pyro-delta train --out runs/first --resume --steps 4000
     pyro-delta train --dataset digits --control --out runs/second
+    pyro-delta train --dataset digits --tracker wandb --out runs/tracked
     pyro-delta check runs/second --control runs/second-control
     torchrun --nproc-per-node=2 -m pyro_delta train --dataset digits --out runs/third
     """  # noqa: D301 (click wants the backspace itself)
@@ -117,6 +122,10 @@ def train(
         },
         config_file,
     )
+    if tracker is not None:
+        from pyro_delta.inference.trackers import check_tracker
+
+        check_tracker(tracker)
     if resume and out is None:
         raise UserError("--resume needs --out RUN, the folder of the run to go on with.")
     if dry_run and (resume or control or out or report):
@@ -153,12 +162,12 @@ def train(
                 check_free(control_folder(folder))
         folder = ranks.of_first(folder)
         trainer = begin(config, folder, preset, device)
-    result = _run(trainer, folder, preset, resume, as_json)
+    result = _run(trainer, folder, preset, resume, as_json, tracker)
     out = folder
     if control:
         folder = control_folder(folder)
         trainer = begin(control_config(trainer.config, trainer.step), folder, preset, device)
-        result["control"] = _run(trainer, folder, preset, False, as_json)
+        result["control"] = _run(trainer, folder, preset, False, as_json, tracker)
     if not ranks.first():
         return
     if report:
@@ -197,7 +206,9 @@ def _say_finished(folder: Path, as_json: bool) -> None:
     next_command("check", folder)
 
 
-def _run(trainer: Training, folder: Path, preset: str, resumed: bool, as_json: bool) -> dict[str, Any]:
+def _run(
+    trainer: Training, folder: Path, preset: str, resumed: bool, as_json: bool, tracker: str | None
+) -> dict[str, Any]:
     """Trains to the end, and returns the newest judgement; a table of it is printed, but with `as_json`.
 
     Of several ranks, the first one speaks.
@@ -205,6 +216,7 @@ def _run(trainer: Training, folder: Path, preset: str, resumed: bool, as_json: b
     from pyro_delta import ranks
     from pyro_delta.api.train import carry_out
     from pyro_delta.diagnostics.trace import device_of
+    from pyro_delta.inference.trackers import tracking
     from pyro_delta.report.progress import following
     from pyro_delta.report.tables import print_table
 
@@ -217,8 +229,20 @@ def _run(trainer: Training, folder: Path, preset: str, resumed: bool, as_json: b
         click.echo(f"committed rate: {trainer.committed.sentence} (pyro-delta verify checks that the programs keep it)")
     for notice in trainer.notices:
         click.echo(f"pyro-delta: {notice}", err=True)
-    with following(trainer.config, trainer.data.spec.unit, device_of(trainer.vae)) as show:
-        summary = carry_out(trainer, folder, show, resumed=resumed)
+
+    def warn(words: str) -> None:
+        click.echo(f"pyro-delta: {words}", err=True)
+
+    with (
+        following(trainer.config, trainer.data.spec.unit, device_of(trainer.vae)) as show,
+        tracking(tracker, folder, trainer.config, resumed=resumed, warn=warn) as track,
+    ):
+
+        def note(line: dict[str, Any]) -> None:
+            show(line)
+            track(line)
+
+        summary = carry_out(trainer, folder, note, resumed=resumed)
     if trainer.interrupted and not trainer.over:
         click.echo(
             f"pyro-delta: stopped at step {trainer.step}; go on with: "
