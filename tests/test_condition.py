@@ -132,7 +132,7 @@ def test_labels_and_numbers_as_conditions() -> None:
     condition = data.spec.condition
     assert condition.location == pytest.approx((data.train.extras["condition"].double().mean().item(),))
     assert condition.scale == pytest.approx((data.train.extras["condition"].double().std(correction=0).item(),))
-    assert from_tensors({"x": torch.zeros(20, 3), "condition": torch.arange(20) % 3}).spec.condition.width == 3
+    assert from_tensors({"x": torch.zeros(20, 3), "condition": torch.arange(20) % 3}).spec.condition.size == 3
     one = from_tensors({"x": torch.zeros(20, 3), "condition": torch.ones(20)})
     assert (one.spec.condition.location, one.spec.condition.scale) == ((1.0,), (1.0,))  # no division by 0
     assert one.train.extras["condition"].shape[1:] == (1,)

@@ -34,7 +34,7 @@ class Condition:
     scale: tuple[float, ...] = ()
 
     @property
-    def width(self) -> int:
+    def size(self) -> int:
         """Numbers by which programs are told of it: K, of which one is 1, or C."""
         return len(self.classes) or len(self.location)
 
@@ -56,8 +56,8 @@ class Condition:
             numbers = [float(part) for part in text.split(",")]
         except ValueError:
             numbers = []
-        if len(numbers) != self.width or not all(map(math.isfinite, numbers)):
-            raise UserError(f"the condition {text!r} is none of these data; give {self.width} numbers with commas.")
+        if len(numbers) != self.size or not all(map(math.isfinite, numbers)):
+            raise UserError(f"the condition {text!r} is none of these data; give {self.size} numbers with commas.")
         return torch.tensor([numbers])
 
 
@@ -131,7 +131,7 @@ def in_words(condition: Condition) -> str:
     """What data are conditioned on, such as `10 classes`."""
     if condition.classes:
         return f"{len(condition.classes)} classes"
-    return "a number" if condition.width == 1 else f"{condition.width} numbers"
+    return "a number" if condition.size == 1 else f"{condition.size} numbers"
 
 
 def _values(split: Any, on: str, name: str) -> Tensor:

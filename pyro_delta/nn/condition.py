@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor, nn
 
-from pyro_delta.data.condition import Condition
 from pyro_delta.errors import UserError
+
+if TYPE_CHECKING:
+    from pyro_delta.data.condition import Condition
 
 
 class ConditionFeatures(nn.Module):
@@ -23,7 +27,7 @@ class ConditionFeatures(nn.Module):
 
     def __init__(self, condition: Condition, outputs: int, *, scale: float = 1.0) -> None:
         super().__init__()
-        self.weight = nn.Parameter(scale * torch.randn(condition.width, outputs))
+        self.weight = nn.Parameter(scale * torch.randn(condition.size, outputs))
         self.of_classes = bool(condition.classes)
         if not self.of_classes:
             self.register_buffer("location", torch.tensor(condition.location), persistent=False)

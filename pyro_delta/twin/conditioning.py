@@ -34,7 +34,7 @@ class ConditionFeatures(nnx.Module):
     def __init__(self, condition: Condition, outputs: int, *, rngs: nnx.Rngs, scale: float = 1.0) -> None:
         """See the class."""
         self.condition = condition
-        self.weight = nnx.Param(scale * jax.random.normal(rngs.params(), (condition.width, outputs), float))
+        self.weight = nnx.Param(scale * jax.random.normal(rngs.params(), (condition.size, outputs), float))
 
     def __call__(self, condition: Array) -> Array:
         """Whole numbers (...) or real ones (..., C) → (..., outputs)."""
