@@ -162,9 +162,9 @@ class _Latents:
     conditioned on, by name.
     """
 
-    def __init__(self, vae: VAE, end: int, length: int, given: dict[str, Tensor]) -> None:
-        device, starts, self.given = device_of(vae), vae.model.prior.starts, given
-        p = prior(vae, 1, {"lengths": torch.tensor([length], device=device), **given})
+    def __init__(self, vae: VAE, end: int, length: int, given: dict[str, Tensor] | None = None) -> None:
+        device, starts, self.given = device_of(vae), vae.model.prior.starts, given or {}
+        p = prior(vae, 1, {"lengths": torch.tensor([length], device=device), **self.given})
         gaussian = as_gaussian(p)
         self.end, self.shape = end, p.event_shape
         self.mean = gaussian.mean.reshape(-1)
