@@ -32,9 +32,9 @@ from importlib.metadata import entry_points, packages_distributions
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, create_model
 
 from pyro_delta.errors import UserError, in_a_line, is_out_of_memory, unknown_name
 from pyro_delta.validation import Section, first_mistake
@@ -386,7 +386,7 @@ def _sentence(name: str, file: str, line: int | None, error: Exception) -> UserE
 OF_ALL: dict[str, dict[str, tuple[Any, str]]] = {
     "data": {
         "condition": (
-            str | None,
+            Annotated[str | None, BeforeValidator(lambda name: None if name == "none" else name)],
             "what data are conditioned on, a batch's key `condition`: labels, or the name of what goes with x",
         )
     }
