@@ -12,8 +12,9 @@ from pyro_delta import config as configuration
 from pyro_delta import ranks
 from pyro_delta.build import build, load_data
 from pyro_delta.config import Config, DataConfig
-from pyro_delta.data.named import checked_data, data_of
+from pyro_delta.data.named import data_of
 from pyro_delta.data.splits import fingerprints
+from pyro_delta.data.tensors import Given
 from pyro_delta.errors import ALONE, UserError, in_a_line
 from pyro_delta.files import sweep_parts
 from pyro_delta.inference import manifest as manifests
@@ -56,7 +57,7 @@ Settings = Mapping[str, Any]
 def train(
     settings: Config | Settings | None = None,
     *,
-    data: str | Path | Data | None = None,
+    data: str | Path | Data | Given | None = None,
     preset: str | None = None,
     out: str | Path | None = None,
     device: str = "auto",
@@ -68,8 +69,9 @@ def train(
 
     Args:
         settings: dotted names and values, laid over the preset; or a whole configuration.
-        data: by name, such as digits or folder:PATH; or data themselves (`pyro_delta.data.from_tensors`), which are not
-            kept with the run.
+        data: by name, such as digits or folder:PATH; or data themselves, which are not kept with the run: an array or
+            tensor of bytes, images (N, H, W), (N, C, H, W) or (N, H, W, C), or of tokens (N, T); such a one with its
+            labels, by name; or what `pyro_delta.data.from_tensors` makes of any others.
         preset: by name; by default the one that the data ask for.
         out: a new folder for the run; None to keep nothing on disk.
         device: auto, cpu or cuda.
@@ -85,7 +87,7 @@ def train(
     """
     ranks.join(device)
     data = str(data) if isinstance(data, Path) else data
-    given = None if data is None or isinstance(data, str) else checked_data(data, "given")
+    given = None if data is None or isinstance(data, str) else data_of(data)
     if isinstance(settings, Config):
         if preset is not None or isinstance(data, str):
             raise UserError("a whole configuration names its own data and has no preset; leave data and preset out.")

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from torch import Tensor
+from torch.utils.data import Dataset
 
 from pyro_delta.data.condition import KEY, conditioned
 from pyro_delta.data.spec import check_answers, is_spec
-from pyro_delta.data.splits import SPLITS
+from pyro_delta.data.splits import SPLITS, Split, Splits
 from pyro_delta.data.stored import Stored
-from pyro_delta.data.tensors import labels_of
+from pyro_delta.data.tensors import Given, as_split, from_tensors, labels_of
 from pyro_delta.data.values import checked, finite
 from pyro_delta.errors import UserError
 from pyro_delta.programs import blamed, checked_options, data_name, find, has_option
@@ -59,13 +63,47 @@ def build_data(program: str, options: dict[str, Any], folder: Path | None = None
     return checked if on is None else conditioned(checked, on)
 
 
-def data_of(given: str | Path | Data, root: str | None = None) -> Data:
-    """Data themselves, in Python: loaded if they are given by name, else checked.
+ARRAYS = ("pyro_delta.data.images.arrays:images_of", "pyro_delta.data.sequences.arrays:sequences_of")
+"""Functions of a split that give spec, data and preset of what they know of, in the order that they are asked."""
+
+
+def data_of(given: str | Path | Data | Given, root: str | None = None) -> Data:
+    """Data themselves, in Python: loaded if they are given by name, told by their shape if they are arrays, checked.
 
     Raises:
-        UserError: as `load` and `checked_data`.
+        UserError: as `load`, `of_arrays` and `checked_data`.
     """
-    return load(str(given), root=root) if isinstance(given, str | Path) else checked_data(given, "given")
+    if isinstance(given, str | Path):
+        return load(str(given), root=root)
+    plain = isinstance(given, Tensor | np.ndarray | Mapping | Split | Dataset) and not hasattr(given, "spec")
+    return checked_data(of_arrays(given) if plain else given, "given")  # type: ignore[arg-type]
+
+
+def of_arrays(given: Given) -> Data:
+    """Data of arrays, of a kind that their shape tells: images (bytes), or sequences of tokens.
+
+    A tenth of them is held out for validation, and a tenth to test; `from_tensors` takes splits, and data of any kind.
+
+    Args:
+        given: an array or tensor (N, …); one with labels or whatever else goes with it, by name; or a torch data set.
+
+    Raises:
+        UserError: if they are neither, or too few.
+    """
+    split = as_split(given)
+    for place in ARRAYS:
+        module, _, name = place.partition(":")
+        if found := getattr(import_module(module), name)(split):
+            spec, known, preset = found
+            made = from_tensors(known, spec=spec)
+            return type("OfArrays", (Splits,), {"preset": preset})(
+                made.spec, made.train, made.validation, made.test, made.classes
+            )
+    kind, shape = str(split.x.dtype).removeprefix("torch."), tuple(split.x.shape)
+    raise UserError(
+        f"an array of {kind} of shape {shape} is neither images, bytes (N, H, W), (N, C, H, W) or (N, H, W, C), nor "
+        "tokens, whole numbers (N, T); say of what kind it is by pyro_delta.data.from_tensors(…, spec=…)."
+    )
 
 
 def checked_data(data: Any, name: str) -> Data:

@@ -1,0 +1,19 @@
+"""Arrays of a user's own as sequences of tokens: whole numbers (N, T) from 0 up."""
+
+from __future__ import annotations
+
+from pyro_delta.data.sequences.spec import TokenSpec
+from pyro_delta.data.spec import Spec
+from pyro_delta.data.splits import Split
+
+PRESET = "descriptions"
+LARGEST = 65536
+"""Tokens of a vocabulary that is taken for one: above it, whole numbers are something else."""
+
+
+def sequences_of(split: Split) -> tuple[Spec, Split, str] | None:
+    """Spec, data and preset of arrays that are sequences of tokens; None of others."""
+    x = split.x
+    if x.dim() != 2 or 0 in x.shape or x.is_floating_point() or x.min() < 0 or x.max() >= LARGEST:
+        return None
+    return TokenSpec(x.shape[1], max(2, int(x.max()) + 1)), split, PRESET
