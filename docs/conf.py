@@ -13,6 +13,7 @@ project = "pyro-delta"
 author = "The authors of pyro-delta"
 release = version = pyro_delta.__version__
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.mathjax", "sphinx.ext.viewcode"]
+suppress_warnings = ["ref.python"]  # an attribute `mean` of several classes
 exclude_patterns = ["_build", "_cache"]
 html_theme = "furo"
 html_title = "pyro-delta"
@@ -30,6 +31,8 @@ nb_execution_raise_on_error = True
 nb_execution_in_temp = True
 nb_execution_show_tb = True
 nb_output_stderr = "remove"
+if nb_execution_mode == "off":
+    suppress_warnings.append("myst-nb.lexer")  # the kernel would say it
 
 # Docstrings: a name in single backticks is code.
 default_role = "literal"
