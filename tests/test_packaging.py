@@ -24,7 +24,7 @@ sys.path.insert(0, sys.argv[1])
 import pyro_delta
 from pyro_delta.cli import main
 assert pyro_delta.__file__.startswith(sys.argv[1])
-main(["train", "--dataset", "digits", "--steps", "2", "--set", "training.validations=0", "--device", "cpu", "--out", sys.argv[2]])
+main("train --dataset digits --steps 2 --set training.validations=0 --device cpu --out".split() + [sys.argv[2]])
 """
 
 
