@@ -5,6 +5,9 @@ import re
 from pathlib import Path
 from typing import Any
 
+from docutils import nodes
+from docutils.utils.math.latex2mathml import tex2mathml
+
 import pyro_delta
 
 ROOT = Path(__file__).parents[1]
@@ -12,12 +15,14 @@ ROOT = Path(__file__).parents[1]
 project = "pyro-delta"
 author = "The authors of pyro-delta"
 release = version = pyro_delta.__version__
-extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.mathjax", "sphinx.ext.viewcode"]
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode"]
 suppress_warnings = ["ref.python"]  # an attribute `mean` of several classes
 exclude_patterns = ["_build", "_cache"]
 html_theme = "furo"
 html_title = "pyro-delta"
 html_show_sourcelink = False
+html_show_copyright = False
+html_math_renderer = "mathml"  # see below: pages need no network to show an equation
 
 # Pages are Markdown. Headings are named in links as they are where the repository is shown.
 myst_enable_extensions = ["dollarmath", "amsmath", "colon_fence"]
@@ -63,11 +68,18 @@ def plain(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[st
             line = f"{inside}  {line.strip()}"
         else:
             inside = ""
-        lines[at] = line
-    if what in ("attribute", "data", "property"):
-        lines.insert(0, "")  # or what comes before a colon would be taken for a type
+        lines[at] = re.sub(r"(?<=: )(\w\.)$", r"\\\1", line)  # "length: n." begins no list
+    if what in UNTYPED and lines:
+        lines[0] = lines[0].replace(":", "::")
 
 
+def untyped(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
+    """After napoleon, which would take what is before a colon for a type."""
+    if what in UNTYPED and lines:
+        lines[0] = lines[0].replace("::", ":")
+
+
+UNTYPED = ("attribute", "data", "property")
 PAGES = {"CHANGELOG.md": "changelog.md", "CONTRIBUTING.md": "contributing.md", "SECURITY.md": "security.md"}
 """Files of the repository that a page of the site shows."""
 
@@ -91,6 +103,15 @@ def within(app: Any, docname: str, source: list[str]) -> None:
     source[0] = re.sub(r"(?<!!)\[([^]]+)\]\((\.\./[^)#]+)\)", lead, source[0])
 
 
+def mathml(writer: Any, node: nodes.math | nodes.math_block) -> None:
+    """An equation as MathML, which browsers show by themselves."""
+    block = isinstance(node, nodes.math_block)
+    writer.body.append(tex2mathml(node.astext(), as_block=block))
+    raise nodes.SkipNode
+
+
 def setup(app: Any) -> None:
+    app.add_html_math_renderer("mathml", (mathml, None), (mathml, None))
     app.connect("autodoc-process-docstring", plain, priority=400)
+    app.connect("autodoc-process-docstring", untyped, priority=600)
     app.connect("source-read", within)
