@@ -22,6 +22,8 @@ html_theme = "furo"
 html_title = "pyro-delta"
 html_show_sourcelink = False
 html_show_copyright = False
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
 html_math_renderer = "mathml"  # see below: pages need no network to show an equation
 
 # Pages are Markdown. Headings are named in links as they are where the repository is shown.
@@ -36,6 +38,7 @@ nb_execution_raise_on_error = True
 nb_execution_in_temp = True
 nb_execution_show_tb = True
 nb_output_stderr = "remove"
+nb_merge_streams = True
 if nb_execution_mode == "off":
     suppress_warnings.append("myst-nb.lexer")  # the kernel would say it
 
