@@ -2,11 +2,13 @@
 
 import os
 import re
+from functools import partialmethod
 from pathlib import Path
 from typing import Any
 
 from docutils import nodes
 from docutils.utils.math.latex2mathml import tex2mathml
+from nbclient import NotebookClient
 
 import pyro_delta
 
@@ -17,7 +19,7 @@ author = "The authors of pyro-delta"
 release = version = pyro_delta.__version__
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode"]
 suppress_warnings = ["ref.python"]  # an attribute `mean` of several classes
-exclude_patterns = ["_build", "_cache"]
+exclude_patterns = ["_build"]
 html_theme = "furo"
 html_title = "pyro-delta"
 html_show_sourcelink = False
@@ -38,7 +40,9 @@ nb_execution_raise_on_error = True
 nb_execution_in_temp = True
 nb_execution_show_tb = True
 nb_output_stderr = "remove"
-nb_merge_streams = True
+# What a shell prints comes in pieces of a hundred bytes, which are put together; and in lines that fit the page.
+NotebookClient.__init__ = partialmethod(NotebookClient.__init__, coalesce_streams=True)
+os.environ["COLUMNS"] = "104"
 if nb_execution_mode == "off":
     suppress_warnings.append("myst-nb.lexer")  # the kernel would say it
 
