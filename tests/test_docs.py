@@ -28,6 +28,9 @@ FEWER = (
     (r"test\.x\[:\d{2,}\]", "test.x[:24]"),
 )
 """By which what is shown takes seconds here."""
+TARGETS = sorted(
+    {target for text in PAGES.values() for target in re.findall(r"(?:^|`)make ([a-z-]+)", text, re.MULTILINE)}
+)
 ENTRY_POINTS = {"pyro_delta.priors", "pyro_delta.likelihoods", "pyro_delta.objectives"}
 RUN = {"train", "sample"}
 """Commands of notebooks that later cells need; the others are understood, see below, and run as the site is built."""
@@ -54,6 +57,19 @@ def test_python_runs(code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     """As it stands there, but for the number of steps."""
     monkeypatch.chdir(tmp_path)
     exec(compile(fewer(code), SNIPPETS[code], "exec"), a_readers_own())
+
+
+def test_programs_are_certified(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The prior of the README with the guide of its page."""
+    monkeypatch.chdir(tmp_path)
+    for page, name, file in (("README.md", "Mine", "prior.py"), ("docs/howto/own_guide.md", "SuffixGuide", "guide.py")):
+        (code,) = [code for code in blocks("python", PAGES[page]) if f"class {name}(" in code]
+        (tmp_path / file).write_text(code)
+    code, out, err = call(
+        "verify", "--dataset", "digits", "--prior", "prior.py:Mine", "--guide", "guide.py:SuffixGuide"
+    )
+    assert code == 0, err
+    assert "by formula" in out
 
 
 @pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")  # pictures, which a notebook shows
@@ -101,6 +117,11 @@ def test_commands_are_understood(command: str) -> None:
 def test_names_exist(name: str) -> None:
     """But for groups of entry points, which are called like the rooms of the package."""
     assert name in ENTRY_POINTS or resolve_name(name) is not None
+
+
+def test_makefile_has_what_pages_ask_for() -> None:
+    (phony,) = re.findall(r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert set(TARGETS) <= set(phony.split())
 
 
 @pytest.mark.parametrize(("page", "link"), LINKS)
