@@ -63,6 +63,8 @@ CASES = {
     "binary": Case(ImageSpec(1, 4, 4, 2)),
     "five_levels_odd": Case(ImageSpec(1, 5, 7, 5), (6, 4), (1, 1), length=5),
     "colour_256": Case(ImageSpec(3, 4, 6, 256), (6, 4), (1, 1), length=4, pixel_blocks=2),
+    "grey_alpha": Case(ImageSpec(2, 3, 4, 4), length=3),
+    "colour_alpha": Case(ImageSpec(4, 3, 4, 256), length=3),
     "colour_odd_3_levels": Case(ImageSpec(3, 7, 5, 5), (6, 4, 5), (1, 2, 1), length=7),
     "4_levels": Case(ImageSpec(1, 9, 8, 256), (6, 4, 5, 4), (1, 1, 1, 2), length=3),
     "wide_kernels": Case(ImageSpec(1, 6, 6, 17), (6, 4), (2, 1), length=3, row_kernel=(3, 5), pixel_kernel=4),

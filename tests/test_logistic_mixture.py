@@ -40,8 +40,11 @@ def extreme_parameters(channels, dtype=torch.float64):
             means[i, c, k], log_scales[i, c, k] = corners[(i + 7 * c + 11 * k) % n]
     logits = torch.tensor([0.0, 100.0], dtype=dtype) * torch.linspace(-1, 1, n, dtype=dtype).unsqueeze(-1)
     coefficients = None
-    if channels == 3:
-        coefficients = torch.tensor([[1.0, -1.0], [0.5, 1.0], [-1.0, 0.0]], dtype=dtype).repeat(n, 1, 1)
+    if channels > 1:
+        pairs = [[1.0, -1.0], [0.5, 1.0], [-1.0, 0.0], [1.0, 1.0], [0.3, -0.5], [-1.0, 1.0]][
+            : channels * (channels - 1) // 2
+        ]
+        coefficients = torch.tensor(pairs, dtype=dtype).repeat(n, 1, 1)
     leaves = [logits, means, log_scales, coefficients]
     return [None if leaf is None else leaf.requires_grad_() for leaf in leaves]
 
@@ -76,6 +79,8 @@ def decimal_log_prob(pixel, logits, means, log_scales, coefficients, levels):
                     mean += Decimal(coefficients[0][k]) * y[0]
                 if c == 2:
                     mean += Decimal(coefficients[1][k]) * y[0] + Decimal(coefficients[2][k]) * y[1]
+                if c == 3:
+                    mean += sum(Decimal(coefficients[3 + before][k]) * y[before] for before in range(3))
                 scale = Decimal(min(max(log_scales[c][k], -7.0), 7.0)).exp()
                 below = (y[c] - Decimal(1) / (levels - 1) - mean) / scale
                 above = (y[c] + Decimal(1) / (levels - 1) - mean) / scale
@@ -118,6 +123,8 @@ def naive_sample(mixture, index, uniforms):
             mean += mixture.coefficients[index][0][k].item() * y[0]
         if c == 2:
             mean += mixture.coefficients[index][1][k].item() * y[0] + mixture.coefficients[index][2][k].item() * y[1]
+        if c == 3:
+            mean += sum(mixture.coefficients[index][3 + before][k].item() * y[before] for before in range(3))
         u = uniforms[1 + c]
         position = mean + math.exp(mixture.log_scales[index][c][k].item()) * math.log(u / (1 - u))
         pixel.append(min(max(math.floor((position + 1) / 2 * (levels - 1) + 0.5), 0), levels - 1))
@@ -129,13 +136,15 @@ def naive_sample(mixture, index, uniforms):
 
 
 @pytest.mark.parametrize("spread", [0.3, 1.0, 3.0, 10.0])
-@pytest.mark.parametrize(("channels", "levels"), [(1, 2), (1, 3), (1, 17), (1, 256), (3, 2), (3, 3), (3, 5)])
+@pytest.mark.parametrize(
+    ("channels", "levels"), [(1, 2), (1, 3), (1, 17), (1, 256), (2, 5), (3, 2), (3, 3), (3, 5), (4, 3)]
+)
 def test_probabilities_sum_to_one(channels, levels, spread):
     total = probabilities(random_mixture(0, 50, channels, 4, levels, spread)).sum(0)
     torch.testing.assert_close(total, torch.ones_like(total), rtol=0, atol=1e-10)
 
 
-@pytest.mark.parametrize(("channels", "levels"), [(1, 2), (1, 17), (1, 256), (3, 2), (3, 3), (3, 5)])
+@pytest.mark.parametrize(("channels", "levels"), [(1, 2), (1, 17), (1, 256), (2, 5), (3, 2), (3, 3), (3, 5), (4, 2)])
 def test_probabilities_sum_to_one_at_extremes(channels, levels):
     mixture = DiscretizedLogisticMixture(*extreme_parameters(channels), levels=levels)
     total = probabilities(mixture).sum(0)
@@ -143,7 +152,7 @@ def test_probabilities_sum_to_one_at_extremes(channels, levels):
 
 
 @pytest.mark.parametrize("levels", [2, 3, 256, 1000])
-@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
 def test_log_prob_is_that_of_sixty_digits(channels, levels):
     mixture = random_mixture(1, 40, channels, 3, levels, spread=2.0)
     generator = torch.Generator().manual_seed(2)
@@ -153,7 +162,7 @@ def test_log_prob_is_that_of_sixty_digits(channels, levels):
     torch.testing.assert_close(mixture.log_prob(values), decimal_log_probs(mixture, values), rtol=1e-9, atol=1e-11)
 
 
-@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
 @pytest.mark.parametrize("level", [0, 1, 128, 254, 255])
 def test_log_prob_at_extremes_is_that_of_sixty_digits(channels, level):
     mixture = DiscretizedLogisticMixture(*extreme_parameters(channels), levels=256)
@@ -210,7 +219,7 @@ def test_values_with_sample_dimensions_and_broadcast_parameters():
 
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("levels", [2, 256, 65536])
-@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
 def test_gradients_are_finite_at_extremes(channels, levels, dtype):
     leaves = extreme_parameters(channels, dtype)
     for level in (0, 1, levels // 2, levels - 1):
@@ -223,7 +232,7 @@ def test_gradients_are_finite_at_extremes(channels, levels, dtype):
 
 
 @pytest.mark.parametrize("levels", [2, 5, 256])
-@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
 def test_gradients_are_those_of_finite_differences(channels, levels):
     raw = random_raw(7, 6, channels, 3).requires_grad_()
     values = torch.randint(0, levels, (6, channels), generator=torch.Generator().manual_seed(8))
@@ -297,7 +306,7 @@ def test_grey_samples_fit_the_probabilities():
 
 
 @pytest.mark.parametrize("spread", [0.5, 2.0, 8.0])
-@pytest.mark.parametrize(("channels", "levels"), [(1, 2), (1, 256), (3, 2), (3, 5), (3, 256)])
+@pytest.mark.parametrize(("channels", "levels"), [(1, 2), (1, 256), (2, 17), (3, 2), (3, 5), (3, 256), (4, 256)])
 def test_sample_with_is_the_naive_loop(channels, levels, spread):
     mixture = random_mixture(13, 60, channels, 5, levels, spread)
     generator = torch.Generator().manual_seed(14)
@@ -354,7 +363,9 @@ def test_from_parameters_layout():
     torch.testing.assert_close(colour.coefficients, torch.tensor([[1.4, 1.5], [1.6, 1.7], [1.8, 1.9]]).tanh())
 
 
-@pytest.mark.parametrize(("channels", "mixtures", "count"), [(1, 1, 3), (1, 10, 30), (3, 1, 10), (3, 10, 100)])
+@pytest.mark.parametrize(
+    ("channels", "mixtures", "count"), [(1, 1, 3), (1, 10, 30), (2, 3, 18), (3, 1, 10), (3, 10, 100), (4, 2, 30)]
+)
 def test_parameter_count(channels, mixtures, count):
     assert DiscretizedLogisticMixture.parameter_count(channels, mixtures) == count
     mixture = DiscretizedLogisticMixture.from_parameters(torch.zeros(2, count), channels=channels, levels=256)
@@ -362,7 +373,7 @@ def test_parameter_count(channels, mixtures, count):
     assert (mixture.batch_shape, mixture.event_shape) == ((2,), (channels,))
 
 
-@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
 def test_expand_keeps_the_class_and_the_numbers(channels):
     mixture = random_mixture(17, 4, channels, 3, 8)
     wide = mixture.expand((5, 4))
@@ -419,7 +430,7 @@ GREY = {"means": torch.zeros(7, 1, 2), "log_scales": torch.zeros(7, 1, 2)}
         ({"levels": -3}, r"levels is -3"),
         ({"levels": 256.0}, r"levels is 256\.0"),
         ({"levels": True}, r"levels is True"),
-        ({"means": torch.zeros(7, 2, 2)}, r"2 channels are not supported: give 1 .* or 3"),
+        ({"means": torch.zeros(7, 5, 2)}, r"5 channels are not supported: give 1 .*, 3 .*, or one more of alpha"),
         ({"means": torch.zeros(7)}, r"means of shape \(7,\) do not fit"),
         ({"coefficients": None}, r"coefficients are missing for 3 channels: give .* \(\.\.\., 3, 2\)"),
         (GREY, r"coefficients were given for 1 channel.*give None"),
@@ -443,7 +454,7 @@ def test_wrong_constructor_arguments(changes, message):
         ((4, 99), 3, 256, r"99 parameters per pixel fit no mixture over 3 channel.* multiple of 10"),
         ((4, 0), 3, 256, r"0 parameters per pixel"),
         ((), 3, 256, r"0 parameters per pixel"),
-        ((4, 100), 2, 256, r"2 channels are not supported"),
+        ((4, 100), 5, 256, r"5 channels are not supported"),
         ((4, 100), 3, 0, r"levels is 0"),
     ],
 )
@@ -452,7 +463,7 @@ def test_wrong_network_output(shape, channels, levels, message):
         DiscretizedLogisticMixture.from_parameters(torch.zeros(shape), channels=channels, levels=levels)
 
 
-@pytest.mark.parametrize(("channels", "mixtures"), [(2, 5), (0, 5), (3, 0)])
+@pytest.mark.parametrize(("channels", "mixtures"), [(5, 5), (0, 5), (3, 0)])
 def test_wrong_parameter_count_arguments(channels, mixtures):
     with pytest.raises(UserError, match=r"channels are not supported|at least one component"):
         DiscretizedLogisticMixture.parameter_count(channels, mixtures)

@@ -496,7 +496,7 @@ def test_the_kl_of_other_posteriors_is_not_claimed() -> None:
 # --- Images ---
 
 
-@pytest.mark.parametrize(("channels", "levels"), [(1, 2), (1, 17), (3, 2), (3, 5)])
+@pytest.mark.parametrize(("channels", "levels"), [(1, 2), (1, 17), (2, 5), (3, 2), (3, 5), (4, 2)])
 def test_probabilities_sum_to_one_at_extremes(channels: int, levels: int) -> None:
     groups = 1 + 2 * channels + channels * (channels - 1) // 2
     parameters = 20 * normal(0, 4, 3 * groups, 1, 1)
@@ -808,7 +808,7 @@ def test_the_auxiliary_prior_starts_as_pyro_s_does(mixtures: int) -> None:
         LSTMPrior(twin_of("ar1")(SPEC, alpha=0.5), hidden=0, rngs=nnx.Rngs(0))
 
 
-@pytest.mark.parametrize(("channels", "levels", "k"), [(1, 2, 1), (1, 17, 3), (3, 256, 4)])
+@pytest.mark.parametrize(("channels", "levels", "k"), [(1, 2, 1), (1, 17, 3), (2, 17, 3), (3, 256, 4), (4, 256, 2)])
 def test_the_mixture_is_pyro_s(channels: int, levels: int, k: int) -> None:
     groups = 1 + 2 * channels + channels * (channels - 1) // 2
     options = {"channels": channels, "levels": levels}

@@ -1,4 +1,4 @@
-"""A mixture of discretised logistics over the channels of a pixel, blue depending on green and both on red.
+"""A mixture of discretised logistics over the channels of a pixel, each depending on those before it.
 
 References:
     [1] T. Salimans, A. Karpathy, X. Chen, D. P. Kingma, "PixelCNN++: Improving the PixelCNN with Discretized Logistic
@@ -21,11 +21,11 @@ from pyro_delta.errors import UserError
 # takes the logarithm of an underflow. In between, all terms and their gradients are finite, in float32 too.
 LOG_SCALE_BOUND = 7.0
 
-COLOUR_COEFFICIENTS = 3  # red to green, red to blue, green to blue
+MOST_CHANNELS = 4  # red, green, blue, alpha
 
 
 class DiscretizedLogisticMixture(TorchDistribution):
-    r"""Mixture of discretised logistics over the C channels of a pixel, C = 1 or 3 [1, eqs. 1-3].
+    r"""Mixture of discretised logistics over the C channels of a pixel, C = 1 to 4 [1, eqs. 1-3].
 
     A level x in 0..levels-1 stands at y = 2x/(levels-1) - 1 and owns the bin y ± h, h = 1/(levels-1); the lowest bin
     reaches to -∞ and the highest to +∞. One component k is shared by all channels, and the channels form a chain:
@@ -34,6 +34,8 @@ class DiscretizedLogisticMixture(TorchDistribution):
         P(x) = \sum_k \pi_k \prod_c
             [σ((y_c + h - m_{ck}) / s_{ck}) - σ((y_c - h - m_{ck}) / s_{ck})],
         \quad m_g = μ_g + c_0 y_r, \quad m_b = μ_b + c_1 y_r + c_2 y_g.
+
+    Two channels end the chain at the second, and a fourth one hears the three before it, by c_3, c_4 and c_5.
 
     Batch shape (...), event shape (C,). Values are integers 0..levels-1 of any integer or floating dtype; samples are
     int64. Log-probabilities are in nats per pixel (the channels summed).
@@ -52,7 +54,7 @@ class DiscretizedLogisticMixture(TorchDistribution):
         means: μ, in units of y, (..., C, K).
         log_scales: log s, in units of y, (..., C, K); clamped to [-7, 7].
         coefficients: (c_0, c_1, c_2) = red to green, red to blue, green to blue, already squashed by tanh, (..., 3, K);
-            None for one channel.
+            one for each pair of channels, by the later one first, (..., C(C-1)/2, K); None for one channel.
         levels: number of levels of a channel, at least 2.
         validate_args: whether parameters and values are checked; Pyro's default if None.
 
@@ -60,7 +62,7 @@ class DiscretizedLogisticMixture(TorchDistribution):
     precision, 256 levels would come out wrong by tenths of a bit.
 
     Raises:
-        UserError: for fewer than two levels, channels other than 1 or 3, coefficients missing or superfluous, or shapes
+        UserError: for fewer than two levels, channels other than 1 to 4, coefficients missing or superfluous, or shapes
             that do not fit.
     """
 
@@ -87,15 +89,15 @@ class DiscretizedLogisticMixture(TorchDistribution):
         self.coefficients = None
         if coefficients is not None:
             coefficients = _at_least_float32(coefficients)
-            self.coefficients = coefficients.expand(*batch_shape, COLOUR_COEFFICIENTS, mixtures)
+            self.coefficients = coefficients.expand(*batch_shape, _pairs(channels), mixtures)
         super().__init__(batch_shape, torch.Size([channels]), validate_args=validate_args)
 
     @staticmethod
     def parameter_count(channels: int, mixtures: int) -> int:
-        """Number of parameters of a pixel, K(1 + 2C), and 3K more for the coefficients of three channels.
+        """Number of parameters of a pixel, K(1 + 2C + C(C-1)/2): the last are the coefficients of pairs of channels.
 
         Raises:
-            UserError: for channels other than 1 or 3, or fewer than one mixture component.
+            UserError: for channels other than 1 to 4, or fewer than one mixture component.
         """
         _check_channels(channels)
         if mixtures < 1:
@@ -109,11 +111,11 @@ class DiscretizedLogisticMixture(TorchDistribution):
         """The mixture whose parameters a network gives in one tensor (..., P), P = `parameter_count(channels, K)`.
 
         Layout of the last dimension: K logits; C·K means, channel-major (all K of the first channel, then the next);
-        C·K log-scales, channel-major; for three channels 3·K raw coefficients (all K of red to green, then red to blue,
-        then green to blue), which are squashed by tanh here.
+        C·K log-scales, channel-major; a raw coefficient for each pair of channels (all K of red to green, then red to
+        blue, then green to blue), which are squashed by tanh here.
 
         Raises:
-            UserError: for channels other than 1 or 3, fewer than two levels, or a P that fits no number of components.
+            UserError: for channels other than 1 to 4, fewer than two levels, or a P that fits no number of components.
         """
         _check_channels(channels)
         per_component = _parameters_per_component(channels)
@@ -131,7 +133,7 @@ class DiscretizedLogisticMixture(TorchDistribution):
 
     @property
     def arg_constraints(self) -> dict[str, constraints.Constraint]:
-        """Constraints of the parameters; the coefficients are among them in colour only."""
+        """Constraints of the parameters; the coefficients are among them where there are several channels."""
         matrix = constraints.independent(constraints.real, 2)
         found: dict[str, constraints.Constraint] = {
             "logits": constraints.real_vector,
@@ -244,11 +246,9 @@ class DiscretizedLogisticMixture(TorchDistribution):
         deviation = y.unsqueeze(-1) - self.means
         if self.coefficients is None:
             return deviation
-        red_to_green, red_to_blue, green_to_blue = self.coefficients.unbind(-2)
-        y_red, y_green = y[..., 0:1], y[..., 1:2]
-        shift_green = red_to_green * y_red
-        shift_blue = red_to_blue * y_red + green_to_blue * y_green
-        return deviation - torch.stack([torch.zeros_like(shift_green), shift_green, shift_blue], dim=-2)
+        coefficients, before = self.coefficients.unbind(-2), y.split(1, dim=-1)
+        shifts = [sum(coefficients[_pairs(c) + b] * before[b] for b in range(c)) for c in range(1, self.channels)]
+        return deviation - torch.stack([torch.zeros_like(shifts[0]), *shifts], dim=-2)
 
     @staticmethod
     def _of_component(parameters: Tensor, component: Tensor) -> Tensor:
@@ -274,8 +274,13 @@ def _parameters_per_component(channels: int) -> int:
 
 
 def _sizes(channels: int) -> list[int]:
-    """Parameters of a component: its logit, the means, the log-scales and, in colour, the coefficients."""
-    return [1, channels, channels, *([COLOUR_COEFFICIENTS] if channels == 3 else [])]
+    """Parameters of a component: its logit, the means, the log-scales and, of several channels, the coefficients."""
+    return [1, channels, channels, *([_pairs(channels)] if channels > 1 else [])]
+
+
+def _pairs(channels: int) -> int:
+    """Pairs of so many channels, and the place of the first coefficient of the channel that follows them."""
+    return channels * (channels - 1) // 2
 
 
 def _picked_component(logits: Tensor, u: Tensor) -> Tensor:
@@ -297,13 +302,12 @@ def _picked_levels(
     place = (torch.addcmul(mean, log_scale.exp(), torch.logit(uniforms)) + 1) * half
     if coefficients is None:
         return place.round().clamp(0, levels - 1).long()
-    red_to_green, red_to_blue, green_to_blue = (coefficients * half).unbind(-1)
-    red, green, blue = place.unbind(-1)
-    red = red.round().clamp(0, levels - 1)
-    y_red = red / half - 1
-    green = torch.addcmul(green, red_to_green, y_red).round().clamp(0, levels - 1)
-    blue = torch.addcmul(torch.addcmul(blue, red_to_blue, y_red), green_to_blue, green / half - 1)
-    return torch.stack((red, green, blue.round().clamp(0, levels - 1)), dim=-1).long()
+    pair, found = (coefficients * half).unbind(-1), list[Tensor]()
+    for c, level in enumerate(place.unbind(-1)):
+        for before, earlier in enumerate(found):
+            level = torch.addcmul(level, pair[_pairs(c) + before], earlier / half - 1)
+        found.append(level.round().clamp(0, levels - 1))
+    return torch.stack(found, dim=-1).long()
 
 
 def _at_least_float32(parameter: Tensor) -> Tensor:
@@ -316,8 +320,10 @@ def _check_levels(levels: int) -> None:
 
 
 def _check_channels(channels: int) -> None:
-    if channels not in (1, 3):
-        raise UserError(f"{channels} channels are not supported: give 1 (grey) or 3 (red, green, blue).")
+    if not 1 <= channels <= MOST_CHANNELS:
+        raise UserError(
+            f"{channels} channels are not supported: give 1 (grey), 3 (red, green, blue), or one more of alpha."
+        )
 
 
 def _checked_batch_shape(logits: Tensor, means: Tensor, log_scales: Tensor, coefficients: Tensor | None) -> torch.Size:
@@ -328,11 +334,14 @@ def _checked_batch_shape(logits: Tensor, means: Tensor, log_scales: Tensor, coef
     _check_channels(channels)
     if channels == 1 and coefficients is not None:
         raise UserError("coefficients were given for 1 channel, which depends on no other: give None.")
-    if channels == 3 and coefficients is None:
-        raise UserError(f"coefficients are missing for 3 channels: give a tensor of shape (..., 3, {mixtures}).")
+    if channels > 1 and coefficients is None:
+        raise UserError(
+            f"coefficients are missing for {channels} channels: give a tensor of shape "
+            f"(..., {_pairs(channels)}, {mixtures})."
+        )
     expected = [("logits", logits, (mixtures,)), ("log_scales", log_scales, (channels, mixtures))]
     if coefficients is not None:
-        expected.append(("coefficients", coefficients, (COLOUR_COEFFICIENTS, mixtures)))
+        expected.append(("coefficients", coefficients, (_pairs(channels), mixtures)))
     batch_shapes = [means.shape[:-2]]
     for name, parameter, tail in expected:
         split = parameter.ndim - len(tail)

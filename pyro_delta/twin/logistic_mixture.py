@@ -23,15 +23,15 @@ from pyro_delta.twin.distributions import Shape, floating
 
 
 class DiscretizedLogisticMixture(Distribution):
-    """Pixels of L levels from mixtures of logistics; green's mean hears red, blue's hears red and green [1].
+    """Pixels of L levels from mixtures of logistics; a channel's mean hears those before it [1].
 
     Level x stands at y = 2x/(L−1) − 1. One component k speaks for all channels of a pixel.
 
     Args:
         logits: (..., H, W, K).
-        means: μ (..., C, H, W, K), C = 1 or 3.
+        means: μ (..., C, H, W, K), C = 1 to 4.
         log_scales: (..., C, H, W, K).
-        coefficients: for C = 3: (..., 3, H, W, K), red to green, red to blue, green to blue.
+        coefficients: for C > 1: (..., C(C−1)/2, H, W, K); of three, red to green, red to blue, green to blue.
         levels: L ≥ 2.
     """
 
@@ -56,8 +56,8 @@ class DiscretizedLogisticMixture(Distribution):
     ) -> None:
         self.logits, self.means, self.log_scales = floating(logits), floating(means), floating(log_scales)
         channels, *image, mixtures = self.means.shape[-4:]
-        if channels not in (1, 3) or levels < 2:
-            raise ValueError(f"{channels} channels of {levels} levels: there are 1 or 3 of at least 2")
+        if channels not in range(1, 5) or levels < 2:
+            raise ValueError(f"{channels} channels of {levels} levels: there are 1 to 4 of at least 2")
         if coefficients is None:
             coefficients = jnp.zeros((0, *image, mixtures), self.means.dtype)
         self.coefficients, self.levels = floating(coefficients), levels
