@@ -45,6 +45,8 @@ SHIPPED: dict[str, dict[str, str]] = {
         "photos": "pyro_delta.data.images.datasets:Photos",
         "cifar10": "pyro_delta.data.images.datasets:CIFAR10",
         "mnist": "pyro_delta.data.images.datasets:MNIST",
+        "fashion_mnist": "pyro_delta.data.images.datasets:FashionMNIST",
+        "binarised_mnist": "pyro_delta.data.images.datasets:BinarisedMNIST",
         "imagenet32": "pyro_delta.data.images.imagenet:ImageNet32",
         "folder": "pyro_delta.data.images.datasets:Folder",
         "descriptions": "pyro_delta.data.sequences.text:Descriptions",

@@ -112,6 +112,8 @@ SPECS = {
     "photos": ImageSpec(3, 32, 32, 256),
     "cifar10": ImageSpec(3, 32, 32, 256),
     "mnist": ImageSpec(1, 28, 28, 256),
+    "fashion_mnist": ImageSpec(1, 28, 28, 256),
+    "binarised_mnist": ImageSpec(1, 28, 28, 2),
     "imagenet32": ImageSpec(3, 32, 32, 256),
     "folder": None,
     "descriptions": TokenSpec(32, 70, ALPHABET),

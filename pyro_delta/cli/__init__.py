@@ -12,7 +12,7 @@ from typing import NoReturn
 import click
 
 from pyro_delta import __version__
-from pyro_delta.cli.streams import is_plain, lost_output, plain, steady
+from pyro_delta.cli.streams import is_plain, lost_output, plain, steady, telling
 from pyro_delta.errors import CheckFailed, NothingCertified, RankLost, UserError, is_out_of_memory, unknown_name
 
 COMMANDS = {
@@ -88,7 +88,8 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
     try:
         check_plain(sys.argv[1:] if args is None else args)
         check_alone(sys.argv[1:] if args is None else args)
-        code = cli.main(args, prog_name="pyro-delta", standalone_mode=False)
+        with telling():
+            code = cli.main(args, prog_name="pyro-delta", standalone_mode=False)
         sys.stdout.flush()
     except click.ClickException as error:
         code = _complain(error.format_message(), 2)

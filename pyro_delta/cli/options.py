@@ -224,7 +224,7 @@ condition_option = click.option(
 
 
 class Given(NamedTuple):
-    """Data for a run, a name for each, and the names of their labels, if they have any."""
+    """Data for a run, the names of each, of its file if there is one, and of their labels, if they have any."""
 
     split: Split
     names: list[str]
@@ -273,7 +273,8 @@ def read_given(
             raise UserError(f"data of the split {given} have their own conditions; leave out --condition {condition}.")
         data = run.data(root, other=other_data)
         split = getattr(data, given).take(slice(count))
-        return Given(split, [f"{given}/{i}" for i in range(len(split))], data.classes)
+        known = getattr(split, "names", None)
+        return Given(split, [f"{given}/{i}" for i in range(len(split))] if known is None else [*known], data.classes)
     beside = getattr(run.spec, "beside", None)
     if beside is None and (more := required(run.vae.guide, 1) + required(run.vae.model.likelihood, 1)):
         raise UserError(f"the run's programs take {more[0]!r} beside x, which no file holds; name a split: test.")

@@ -8,10 +8,15 @@ from __future__ import annotations
 
 import codecs
 import io
+import logging
 import os
 import sys
 import unicodedata
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, TextIO
+
+import click
 
 SPELLED = {
     "δ": "delta", "α": "alpha", "β": "beta", "σ": "sigma", "τ": "tau", "κ": "kappa", "μ": "mu", "λ": "lambda",
@@ -99,3 +104,28 @@ def plain(text: str) -> str:
     """A text in a line, with such characters as they are written in Python."""
     line = " ".join(text.split())
     return "".join(character if is_plain(character) else f"\\x{ord(character):02x}" for character in line)
+
+
+class Told(logging.Handler):
+    """What the library tells of data, a line each on standard error."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Writes a line."""
+        click.echo(f"pyro-delta: {plain(record.getMessage())}", err=True)
+
+
+@contextmanager
+def telling() -> Iterator[None]:
+    """While a command runs, what is told of its data is printed; of several processes, the first one does."""
+    log = logging.getLogger("pyro_delta.data")
+    handler = Told() if os.environ.get("RANK", "0") == "0" else logging.NullHandler()
+    level, propagates = log.level, log.propagate
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    log.propagate = False
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+        log.setLevel(level)
+        log.propagate = propagates

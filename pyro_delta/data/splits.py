@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from pyro_delta.data.folders import readable
 from pyro_delta.data.stored import Stored
 from pyro_delta.errors import UserError
 from pyro_delta.protocol import Batch, Spec
@@ -30,12 +32,14 @@ class Split:
         labels: int64 of shape (N,), or None for data without classes.
         extras: what goes with x in every batch, by name, each of N entries: lengths, masks, covariates.
         key: the name of x itself in a batch that is a dict.
+        names: of the data, text of shape (N,), where they have some, such as those of files; programs do not see them.
     """
 
     x: Tensor
     labels: Tensor | None = None
     extras: Mapping[str, Tensor] = field(default_factory=dict)
     key: str = "x"
+    names: np.ndarray | None = None
 
     def __len__(self) -> int:
         """The number of data, N."""
@@ -45,7 +49,8 @@ class Split:
         """The data at the indices `order`, a slice or int64 of shape (M,), in that order."""
         extras = {name: values[order] for name, values in self.extras.items()}
         x = self.x.part(order) if isinstance(self.x, Stored) else self.x[order]
-        return Split(x, None if self.labels is None else self.labels[order], extras, self.key)
+        names = None if self.names is None else self.names[order.cpu().numpy() if isinstance(order, Tensor) else order]
+        return Split(x, None if self.labels is None else self.labels[order], extras, self.key, names)
 
     def batch(self, order: Tensor | slice = slice(None)) -> Batch:
         """The data at the indices as programs take them: x, or a dict of x and the extras."""
@@ -57,7 +62,7 @@ class Split:
         """The same data on a device."""
         labels = None if self.labels is None else self.labels.to(device)
         extras = {name: values.to(device) for name, values in self.extras.items()}
-        return Split(self.x.to(device), labels, extras, self.key)
+        return Split(self.x.to(device), labels, extras, self.key, self.names)
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,6 +126,38 @@ def assembled(spec: Spec, train: Split, test: Split, validation: int, seed: int)
     return spec, left, held_out, reordered(test, TEST_SEED)
 
 
+def with_validation(
+    spec: Spec, train: Split, held_out: Split, test: Split, count: int | None, seed: int
+) -> tuple[Spec, Split, Split, Split]:
+    """What `Splits` is made of, from three splits as they were read.
+
+    Args:
+        spec: of the data.
+        train: in an order of the seed.
+        held_out: of which the validation data are so many.
+        test: reordered alike for every seed.
+        count: of validation data; all if None.
+        seed: of their choice.
+
+    Raises:
+        UserError: if there are not so many.
+    """
+    chosen = reordered(held_out, seed).take(slice(chosen_count(held_out, count)))
+    return spec, reordered(train, seed), chosen, reordered(test, TEST_SEED)
+
+
+def chosen_count(held_out: Split, count: int | None) -> int:
+    """So many of the data of a validation split, all of them if None.
+
+    Raises:
+        UserError: if there are fewer.
+    """
+    count = len(held_out) if count is None else count
+    if not 1 <= count <= len(held_out):
+        raise UserError(f"there are {len(held_out)} validation data, not {count}; ask for 1 to {len(held_out)}.")
+    return count
+
+
 def reordered(split: Split, seed: int) -> Split:
     """The data in a `balanced_order`."""
     return split.take(balanced_order(split, seed))
@@ -179,6 +216,28 @@ def hold_out(split: Split, count: int, seed: int) -> tuple[Split, Split]:
         )
     order = balanced_order(split, seed)
     return split.take(order[count:]), split.take(order[:count])
+
+
+def with_test(train: Split, test: Split | None, folder: Path, what: str) -> tuple[Split, Split]:
+    """Training and test data of a folder; where it has no test data a tenth of all, the same for every seed.
+
+    Args:
+        train: data of the folder, or those of its training split.
+        test: those of its test split, or None.
+        folder: in messages.
+        what: they are, such as images.
+
+    Raises:
+        UserError: if there are too few.
+    """
+    if test is not None:
+        return train, test
+    if len(train) < len(SPLITS):
+        raise UserError(
+            f"{readable(folder)} holds {len(train)} {what}; training, validation and test take one each at least, so "
+            "put more there."
+        )
+    return hold_out(train, max(1, len(train) // 10), TEST_SEED)
 
 
 def split_digest(split: Any) -> str:

@@ -69,14 +69,15 @@ class Stored:
         file: that holds the rows.
         rows: their numbers in it, int64 (N,).
         target: the device that what is read is moved to.
+        step: that bytes in the file are multiples of: what is read is how many.
     """
 
     dtype = torch.uint8
     device = torch.device("cpu")
     """Where indices live: what is read goes to `target`."""
 
-    def __init__(self, file: StoredFile, rows: Tensor, target: torch.device | str = "cpu") -> None:
-        self.file, self.rows, self.target = file, rows, torch.device(target)
+    def __init__(self, file: StoredFile, rows: Tensor, target: torch.device | str = "cpu", step: int = 1) -> None:
+        self.file, self.rows, self.target, self.step = file, rows, torch.device(target), step
 
     @property
     def shape(self) -> torch.Size:
@@ -91,18 +92,24 @@ class Stored:
         """The rows at an index, as a tensor's: read, and moved to the target."""
         chosen = self.rows[index.cpu() if isinstance(index, Tensor) else index]
         found = self.file.read(chosen.reshape(-1)).reshape(*chosen.shape, *self.shape[1:])
+        if self.step > 1:
+            found //= self.step
         if self.target.type != "cuda":
             return found.to(self.target)
         return found.pin_memory().to(self.target, non_blocking=True)  # the host need not wait for the steps under way
 
     def part(self, order: Tensor | slice) -> Tensor | Stored:
         """The rows at the indices, as stored data, or read if they are few."""
-        made = Stored(self.file, self.rows[order], self.target)
+        made = Stored(self.file, self.rows[order], self.target, self.step)
         return made[:] if made.shape.numel() <= HELD else made
 
     def to(self, device: torch.device | str) -> Stored:
         """The same, read to a device."""
-        return Stored(self.file, self.rows, device)
+        return Stored(self.file, self.rows, device, self.step)
+
+    def in_steps(self, step: int) -> Stored:
+        """The same, as multiples of a step."""
+        return Stored(self.file, self.rows, self.target, step)
 
     def sums(self) -> np.ndarray:
         """CRC-32 of every row, (N,) uint32: what tells them from others without a look at them."""

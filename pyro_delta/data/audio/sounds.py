@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pyro_delta.data.audio.companding import compressed, expanded
 from pyro_delta.data.audio.spec import SoundSpec
-from pyro_delta.data.folders import list_files
+from pyro_delta.data.folders import list_files, names_of
 from pyro_delta.errors import UserError, in_a_line
 from pyro_delta.files import written_whole
 
@@ -69,8 +69,10 @@ def read_sounds(spec: SoundSpec, path: Path, count: int | None) -> tuple[Tensor,
         UserError: if there is none, or one cannot be read, is too long or has several channels.
     """
     if path.is_dir():
-        files = [path / name for name in list_files(path, "sounds", SUFFIXES)[:count]]
-        return torch.cat([filled(spec, read_levels(spec, file)) for file in files]), [file.name for file in files]
+        files, account = list_files(path, "sounds", SUFFIXES)
+        found = torch.cat([filled(spec, read_levels(spec, path / name)) for name in files[:count]])
+        account.tell(path)
+        return found, names_of(files[:count]).tolist()
     amplitude = read_amplitudes(spec, path)
     parts = _shown(spec, amplitude) or [amplitude]
     x = torch.cat([filled(spec, _levels(spec, path, part)) for part in parts[:count]])

@@ -6,13 +6,14 @@ from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from pyro_delta.data.audio.sounds import SUFFIXES, filled, lengths_of, read_levels
 from pyro_delta.data.audio.spec import SoundSpec
-from pyro_delta.data.folders import labels_of, list_files, list_splits
-from pyro_delta.data.splits import TEST_SEED, Split, Splits, hold_out, reordered
+from pyro_delta.data.folders import labels_of, list_files, list_splits, names_of
+from pyro_delta.data.splits import TEST_SEED, Split, Splits, chosen_count, hold_out, reordered, with_test
 from pyro_delta.errors import UserError
 from pyro_delta.validation import Count, Seed
 
@@ -56,25 +57,30 @@ class Speech(Splits):
                 f"there is no folder {home / missing[0]}; put the folders {', '.join(FOLDERS)} of Asterisk's core "
                 "sounds there (asterisk-core-sounds-en-wav of https://downloads.asterisk.org/pub/telephony/sounds)."
             )
-        listed = [[f"{name}/{file}" for file in list_files(home / name, "sounds", SUFFIXES)] for name in FOLDERS]
+        found = {name: list_files(home / name, "sounds", SUFFIXES) for name in FOLDERS}
+        listed = [[f"{name}/{file}" for file in files] for name, (files, _) in found.items()]
         spec = SoundSpec(length)
-        count = VALIDATION if validation is None else validation
         train, test = hold_out(_numbered(listed), TEST, TEST_SEED)
-        super().__init__(*_read(spec, home, [*chain(*listed)], train, test, count, seed, cut), FOLDERS)
+        left, held_out = hold_out(train, VALIDATION if validation is None else validation, seed)
+        super().__init__(*_read(spec, home, (left, held_out, test), seed, cut), FOLDERS)
+        for name, (_, account) in found.items():
+            account.tell(home / name)
 
 
 class Audio(Splits):
     """your own sounds, audio:FOLDER: wav, flac or ogg in FOLDER/train and FOLDER/test, with or without class folders
 
-    They are brought to 8 kHz and 256 μ-law levels. A position is 20 ms; the last one of a sound is filled up with
-    silence.
+    FOLDER/val validates if it is there. Where FOLDER holds sounds or classes themselves, a tenth of the files, the same
+    for every seed, is for test. They are brought to 8 kHz and 256 μ-law levels. A position is 20 ms; the last one of a
+    sound is filled up with silence.
 
     Args:
         root: FOLDER itself.
         length: positions of 20 ms that the longest sound may have.
         cut: longer sounds are cut into pieces of `length` positions, one after the other, rather than refused.
         mono: the channels of a file are averaged; without it, a file of several is refused.
-        validation: number of training files whose sounds validate; a tenth if None.
+        validation: number of files whose sounds validate, of FOLDER/val; without that folder a tenth of the training
+            files if None.
         seed: of their choice.
     """
 
@@ -91,43 +97,47 @@ class Audio(Splits):
         seed: Seed = 0,
     ) -> None:
         home = Path(root).expanduser()
-        train, test, classes = list_splits(home, "sounds", SUFFIXES)
-        files = [*chain(*train, *test)]
-        learned = _numbered(train, classes is not None)
-        tested = _numbered(test, classes is not None, first=len(learned))
-        count = max(1, len(learned) // 10) if validation is None else validation
+        listed = list_splits(home, "sounds", SUFFIXES)
+        parts = (listed.train, listed.validation, listed.test)
+        train, held_out, test = (
+            None if part is None else _numbered(part, listed.classes is not None) for part in parts
+        )
+        assert train is not None
+        train, tested = with_test(train, test, home, "sounds")
+        if held_out is None:
+            train, held_out = hold_out(train, max(1, len(train) // 10) if validation is None else validation, seed)
+        else:
+            held_out = reordered(held_out, seed).take(slice(chosen_count(held_out, validation)))
         spec = SoundSpec(length, mono=mono)
-        super().__init__(*_read(spec, home, files, learned, tested, count, seed, cut), classes)
+        super().__init__(*_read(spec, home, (train, held_out, tested), seed, cut), listed.classes)
+        listed.account.tell(home, len(tested) if test is None else None)
 
 
-def _numbered(listed: Sequence[Sequence[str]], labelled: bool = True, first: int = 0) -> Split:
-    """The numbers of files as data, with their classes: a file is in one split, whatever it is cut into."""
+def _numbered(listed: Sequence[Sequence[str]], labelled: bool = True) -> Split:
+    """Files as data, with their classes: a file is in one split, whatever it is cut into."""
+    files = np.array([*chain(*listed)], dtype=object)
     labels = torch.from_numpy(labels_of(listed)) if labelled else None
-    return Split(torch.arange(first, first + sum(map(len, listed))), labels)
+    return Split(torch.arange(len(files)), labels, names=files)
 
 
 def _read(
-    spec: SoundSpec,
-    home: Path,
-    files: Sequence[str],
-    train: Split,
-    test: Split,
-    validation: int,
-    seed: int,
-    cut: bool,
+    spec: SoundSpec, home: Path, parts: Sequence[Split], seed: int, cut: bool
 ) -> tuple[SoundSpec, Split, Split, Split]:
-    """The spec and the three splits, from the numbers of the files of two."""
-    left, held_out = hold_out(train, validation, seed)
-    read = [_sounds(spec, home, files, part, cut) for part in (left, held_out, test)]
+    """The spec and the sounds of three splits, from those of the files."""
+    read = [_sounds(spec, home, part, cut) for part in parts]
     return spec, reordered(read[0], seed), reordered(read[1], seed), reordered(read[2], TEST_SEED)
 
 
-def _sounds(spec: SoundSpec, home: Path, files: Sequence[str], part: Split, cut: bool) -> Split:
-    """The sounds of files, each with its length."""
+def _sounds(spec: SoundSpec, home: Path, part: Split, cut: bool) -> Split:
+    """The sounds of files, each with its length and the name of its file."""
+    assert part.names is not None
     found: list[Tensor] = []
-    for number in part.x.tolist():
-        found.append(filled(spec, read_levels(spec, home / files[number], cut=cut)))
+    names: list[str] = []
+    for file in part.names:
+        sounds = filled(spec, read_levels(spec, home / file, cut=cut))
+        found.append(sounds)
+        names += [file] if len(sounds) == 1 else [f"{file}/{number}" for number in range(len(sounds))]
     x = torch.cat(found)
     counts = torch.tensor([len(sounds) for sounds in found])
     labels = None if part.labels is None else part.labels.repeat_interleave(counts)
-    return Split(x, labels, {"lengths": lengths_of(x)})
+    return Split(x, labels, {"lengths": lengths_of(x)}, names=names_of(names))

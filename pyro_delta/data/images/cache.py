@@ -27,13 +27,14 @@ import numpy as np
 from rich.console import Console
 from rich.progress import Progress
 
+from pyro_delta.data.folders import CACHE as NAME
+from pyro_delta.data.folders import readable
 from pyro_delta.data.stored import StoredFile
 from pyro_delta.errors import UserError
 from pyro_delta.files import written_whole
 from pyro_delta.lock import awaited
 
 FORMAT = "pyro-delta images 2"
-NAME = ".pyro-delta-cache"
 SAVED_EVERY = 2.0  # seconds of converting that a kill may cost
 TOLD_EVERY = 10.0  # seconds between lines of progress where there is no terminal
 
@@ -67,26 +68,36 @@ class Kept:
 
 
 def digest(folder: Path, files: Sequence[str]) -> str:
-    """Fingerprint of files, in the given order: their names below `folder`, sizes and modification times."""
+    """Fingerprint of files, in the given order: their names below `folder`, sizes and modification times.
+
+    Raises:
+        UserError: if one is not there or cannot be looked at.
+    """
     fingerprint = hashlib.sha256(FORMAT.encode())
     for file in files:
-        status = os.stat(folder / file)
+        try:
+            status = os.stat(folder / file)
+        except OSError as error:
+            path = readable(folder / file)
+            raise UserError(f"cannot read {path} ({error.strerror}); restore or remove it.") from None
         fingerprint.update(f"\0{status.st_size} {status.st_mtime_ns} ".encode() + os.fsencode(file))
     return fingerprint.hexdigest()[:16]
 
 
-def converted(folder: Path, parts: Sequence[Part], *, in_memory: bool) -> Kept:
+def converted(folder: Path, parts: Sequence[Part], *, in_memory: bool, way: str = "") -> Kept:
     """The images of all parts, converted unless they were before.
 
     Args:
         folder: where the data are.
         parts: of the set, in order.
         in_memory: whether the images are few enough to be read; else they stay in the file.
+        way: in which files become images, where there are several: each has a place of its own.
 
     Raises:
         UserError: if a part cannot be read, or there is no place for the images.
     """
     key = hashlib.sha256(" ".join((FORMAT, *(part.key for part in parts))).encode()).hexdigest()[:16]
+    key = f"{way}-{key}" if way else key
     places = _places(folder)
     for place in places:
         if (kept := _opened(place / key, parts, in_memory)) is not None:
@@ -96,7 +107,7 @@ def converted(folder: Path, parts: Sequence[Part], *, in_memory: bool) -> Kept:
         try:
             with _alone(place):
                 for other in place.iterdir():  # of the files as they were before
-                    if other.is_dir() and other.name != key:
+                    if other.is_dir() and other.name != key and other.name.rpartition("-")[0] in ("", way):
                         shutil.rmtree(other, ignore_errors=True)
                 # Another process may have made it in the meantime.
                 if (kept := _opened(place / key, parts, in_memory)) is None:

@@ -6,17 +6,36 @@ import tempfile
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
+from pydantic import Field
 
-from pyro_delta.data.images.folder import read_folder
+from pyro_delta.data.folders import LOG, readable
+from pyro_delta.data.images.conversion import Conversion, Crop, Mode
+from pyro_delta.data.images.folder import FEW_LEVELS, in_words, levelled, read_folder
 from pyro_delta.data.images.spec import ImageSpec
-from pyro_delta.data.splits import TEST_SEED, Split, Splits, assembled, hold_out, reordered, split_of
+from pyro_delta.data.splits import (
+    TEST_SEED,
+    Split,
+    Splits,
+    assembled,
+    hold_out,
+    reordered,
+    split_of,
+    with_test,
+    with_validation,
+)
 from pyro_delta.errors import UserError
-from pyro_delta.validation import Seed
+from pyro_delta.validation import Count, Seed
 
 TEN_DIGITS = tuple("0123456789")
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+FASHION_CLASSES = (
+    "t-shirt_top", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle_boot",
+)  # fmt: skip
+BINARISED = tuple(f"binarized_mnist_{part}.amat" for part in ("train", "valid", "test"))
+Levels = Annotated[int, Field(ge=2, le=256)]
 
 PHOTOS = ("china", "flower")
 SIDE, STRIDE = 32, 8
@@ -111,23 +130,97 @@ class MNIST(Splits):
         super().__init__(*assembled(self.spec, train, test, _or(validation, 5000), seed), TEN_DIGITS)
 
 
+class FashionMNIST(Splits):
+    """Fashion-MNIST, 28×28 grey, 70 000 images of clothes (downloaded unless there)
+
+    Args:
+        root: the folder that holds `fashion_mnist`, and to which it is downloaded.
+        validation: number of validation images.
+        seed: of their choice.
+    """
+
+    preset = "mnist"
+    spec = ImageSpec(1, 28, 28, 256)
+
+    def __init__(self, *, root: str = "data", validation: int | None = None, seed: Seed = 0) -> None:
+        train, test = _mnist(Path(root).expanduser(), "FashionMNIST", "fashion_mnist", "Fashion-MNIST")
+        super().__init__(*assembled(self.spec, train, test, _or(validation, 5000), seed), FASHION_CLASSES)
+
+
+class BinarisedMNIST(Splits):
+    """MNIST as black and white pixels, drawn once, 70 000 images (not downloaded; three .amat files)
+
+    Larochelle and Murray's files, by which likelihoods are compared: pixels are 1 with a probability of their grey.
+
+    Args:
+        root: the folder that holds `binarised_mnist`, or its files themselves.
+        validation: number of validation images, of the 10 000 of the release.
+        seed: of their choice.
+    """
+
+    preset = "mnist"
+    spec = ImageSpec(1, 28, 28, 2)
+
+    def __init__(self, *, root: str = "data", validation: int | None = None, seed: Seed = 0) -> None:
+        splits = read_binarised(Path(root).expanduser())
+        super().__init__(*with_validation(self.spec, *splits, validation, seed))
+
+
 class Folder(Splits):
-    """your own images, folder:PATH: PATH/train and PATH/test, with or without class folders
+    """your own images, folder:PATH: PATH/train, PATH/test and maybe PATH/val, with or without class folders
+
+    Every format that Pillow reads. Pictures are turned as their orientation says, and brought to sRGB. What else is to
+    be done to them must be said: without a word, all are grey or colour of 8 bits and of one size. Where PATH holds
+    pictures or classes themselves, a tenth of them, the same for every seed, is for test.
 
     Args:
         root: PATH itself.
-        validation: number of validation images; a tenth of the training images if None.
+        size: rows and columns that pictures are brought to, or one number for both.
+        crop: centre, to cut pictures to that shape, or to squares without a size; none, to refuse other shapes.
+        mode: grey, grey_alpha, rgb or rgba, that all pictures are converted to; those that are neither grey nor colour
+            are refused without it.
+        scale: values of black and white in pictures of more than 8 bits, which are refused without it.
+        first_frame: the first picture of animations and of files of several pages, which are refused without it.
+        levels: that bytes are rounded to; if the training images have no more than 2, 4 or 16, these if None, else 256.
+        validation: number of validation images, of PATH/val; without that folder a tenth of the training images if
+            None.
         seed: of their choice.
     """
 
     preset = "photos"
 
-    def __init__(self, *, root: str, validation: int | None = None, seed: Seed = 0) -> None:
-        train, test, classes = read_folder(Path(root).expanduser())
-        _, channels, height, width = train.x.shape
-        spec = ImageSpec(channels, height, width, 256)
-        count = _or(validation, max(1, len(train) // 10))
-        super().__init__(*assembled(spec, train, test, count, seed), classes)
+    def __init__(
+        self,
+        *,
+        root: str,
+        size: Count | tuple[Count, Count] | None = None,
+        crop: Crop = "none",
+        mode: Mode | None = None,
+        scale: tuple[float, float] | None = None,
+        first_frame: bool = False,
+        levels: Levels | None = None,
+        validation: int | None = None,
+        seed: Seed = 0,
+    ) -> None:
+        home = Path(root).expanduser()
+        how = Conversion((size, size) if isinstance(size, int) else size, crop, mode, scale, first_frame, levels)
+        found = read_folder(home, how)
+        train, test = with_test(found.train, found.test, home, "images")
+        if levels is None:
+            levels, [train, *held_out, test] = levelled(train, (found.validation, test), home)
+        else:
+            held_out = [] if found.validation is None else [found.validation]
+        channels, height, width = train.x.shape[1:]
+        spec = ImageSpec(channels, height, width, levels, how)
+        if held_out:
+            parts = with_validation(spec, train, held_out[0], test, validation, seed)
+        else:
+            parts = assembled(spec, train, test, _or(validation, max(1, len(train) // 10)), seed)
+        super().__init__(*parts, found.classes)
+        found.account.tell(home, len(test) if found.test is None else None)
+        if levels in FEW_LEVELS and how.levels is None:
+            words = "%s: the training images have %s; data.levels=256 takes every byte for one"
+            LOG.info(words, readable(home), in_words(levels))
 
 
 def _or(count: int | None, default: int) -> int:
@@ -156,14 +249,14 @@ def _cifar10_folder(root: Path) -> tuple[Split, Split] | None:
         folder = root
     else:
         return None
-    train, test, classes = read_folder(folder)
-    shape = tuple(train.x.shape[1:])
-    if classes != CIFAR10_CLASSES or shape != (3, 32, 32):
+    found = read_folder(folder)
+    shape = tuple(found.train.x.shape[1:])
+    if found.classes != CIFAR10_CLASSES or shape != (3, 32, 32) or found.test is None:
         raise UserError(
             f"{folder} does not hold CIFAR-10, which has 32×32 RGB images in the class folders "
             f"{', '.join(CIFAR10_CLASSES)}; load other images as folder:{folder}."
         )
-    return train, test
+    return found.train, found.test
 
 
 def _cifar10_archive(root: Path) -> tuple[Split, Split]:
@@ -181,16 +274,54 @@ def _cifar10_archive(root: Path) -> tuple[Split, Split]:
     return _torchvision(split, "CIFAR-10", home, is_there, mend)
 
 
-def _mnist(root: Path) -> tuple[Split, Split]:
-    from torchvision.datasets import MNIST
+def _mnist(root: Path, kind: str = "MNIST", name: str = "mnist", title: str = "MNIST") -> tuple[Split, Split]:
+    """A data set of MNIST's files: torchvision's class and folder of it, our folder, and what people call it."""
+    from torchvision import datasets
 
     def split(home: Path, train: bool) -> Split:
-        data = MNIST(home, train=train, download=True)
+        data = getattr(datasets, kind)(home, train=train, download=True)
         return split_of(data.data.unsqueeze(1).numpy(), data.targets.numpy())
 
-    home, is_there = _home(root, "mnist", "MNIST")
-    mend = f"put the four *-ubyte.gz files of MNIST, and nothing else, into {home / 'MNIST' / 'raw'}"
-    return _torchvision(split, "MNIST", home, is_there, mend)
+    home, is_there = _home(root, name, kind)
+    mend = f"put the four *-ubyte.gz files of {title}, and nothing else, into {home / kind / 'raw'}"
+    return _torchvision(split, title, home, is_there, mend)
+
+
+def read_binarised(root: Path) -> tuple[Split, Split, Split]:
+    """Training, validation and test split of the binarised MNIST.
+
+    Raises:
+        UserError: if a file is missing, damaged or another.
+    """
+    home, is_there = _home(root, "binarised_mnist", *BINARISED)
+    if not is_there or (missing := [name for name in BINARISED if not (home / name).is_file()]):
+        missing = list(BINARISED) if not is_there else missing
+        raise UserError(
+            f"there is no {missing[0]} in {home}; put {', '.join(BINARISED)} of "
+            "http://www.cs.toronto.edu/~larocheh/public/datasets/binarized_mnist/ there."
+        )
+    train, held_out, test = (split_of(read_amat(home / name), None) for name in BINARISED)
+    return train, held_out, test
+
+
+def read_amat(path: Path) -> np.ndarray:
+    """Images uint8 (N, 1, 28, 28) of a text file: a line of 784 times 0 or 1 for each.
+
+    Raises:
+        UserError: if it is no such file.
+    """
+    try:
+        content = np.fromfile(path, np.uint8)
+    except OSError as error:
+        raise UserError(f"cannot read {path} ({error.strerror}); fetch it again.") from None
+    is_digit = (content == ord("0")) | (content == ord("1"))
+    is_end = content == ord("\n")
+    between = is_end | (content == ord(" ")) | (content == ord("\r")) | (content == ord("\t"))
+    apart = not (is_digit[1:] & is_digit[:-1]).any()  # 10 is no pixel
+    counts = np.diff(np.concatenate(([0], np.cumsum(is_digit)[is_end], [is_digit.sum()])))
+    if not (is_digit | between).all() or not apart or not set(counts[counts > 0].tolist()) == {28 * 28}:
+        raise UserError(f"{path} does not hold lines of 784 times 0 or 1; fetch it again.")
+    return (content[is_digit] - ord("0")).reshape(-1, 1, 28, 28)
 
 
 def _home(root: Path, name: str, *signs: str) -> tuple[Path, bool]:

@@ -1,67 +1,96 @@
-"""Folders of image files: `train/<class>/*.png` and `test/<class>/*.png`, or `train/*.png` and `test/*.png`."""
+"""Folders of image files, as `pyro_delta.data.folders` lists them."""
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
-from PIL import Image
+from torch import Tensor
 
-from pyro_delta.data.folders import labels_of, list_files, list_splits
+from pyro_delta.data.folders import Account, labels_of, list_files, list_splits, names_of, readable
 from pyro_delta.data.images import cache
+from pyro_delta.data.images.conversion import Conversion, step_of
+from pyro_delta.data.images.decoding import DECODER, SUFFIXES, decoded, quiet
 from pyro_delta.data.splits import Split, split_of
 from pyro_delta.data.stored import Stored, StoredFile
 from pyro_delta.errors import UserError
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
-CHANNELS = {"L": 1, "RGB": 3}
 CHUNK = 128  # files per task: enough to make the hand-over between threads cheap
 PART = 1024
 """Files that are decoded, and written to the cache, together."""
 IN_MEMORY = 100_000
 """Images of a folder that are held in memory."""
+FEW_LEVELS = (2, 4, 16)
+"""Of 1, 2 and 4 bits: looked for where nothing is said."""
+AT_ONCE = 4096
+"""Images whose bytes are looked at together."""
 
 
 class First(NamedTuple):
-    """The first image of a set: its file, pixels (H, W) or (H, W, 3), and mode."""
+    """The first image of a set: its file, pixels (C, H, W), and mode."""
 
     file: Path
     pixels: np.ndarray
     mode: str
 
 
-def read_folder(folder: Path) -> tuple[Split, Split, tuple[str, ...] | None]:
-    """Training split, test split and classes of a folder; both splits in the order of the class and file names.
+class Read(NamedTuple):
+    """A folder as it was read: its splits, of which all but the first may be missing, and an account of its files."""
 
-    The decoded images are cached, and the cache serves as long as no file changes its name, size or time. More than
-    `IN_MEMORY` images are not held in memory: they are read from the cache as they are asked for.
+    train: Split
+    validation: Split | None
+    test: Split | None
+    classes: tuple[str, ...] | None
+    account: Account
+
+
+def read_folder(folder: Path, how: Conversion = Conversion()) -> Read:  # noqa: B008 - it is frozen
+    """Splits and classes of a folder, in the order of the class and file names, with the names of the files.
+
+    The decoded images are cached, and the cache serves as long as no file changes its name, size or time, for these
+    conversions and this decoder. More than `IN_MEMORY` images are not held in memory: they are read from the cache as
+    they are asked for.
+
+    Args:
+        folder: that `list_splits` takes.
+        how: pictures become images.
 
     Raises:
-        UserError: if the folder or a split is missing, empty or mixes class folders with images, if the two splits have
-            different classes, or if an image is damaged, neither grey nor RGB, or unlike the first in size or mode.
+        UserError: as `list_splits` and `decoded`, or if an image is unlike the first in size or mode.
     """
-    train, test, classes = list_splits(folder, "images", SUFFIXES)
-    count, in_all = sum(map(len, train)), sum(map(len, train + test))
-    files = [name for names in train + test for name in names]
-    images = cache.converted(folder, parts_of(folder, files), in_memory=in_all <= IN_MEMORY).images
-    train_labels, test_labels = (None if classes is None else labels_of(listed) for listed in (train, test))
-    return part_of(images, 0, count, train_labels), part_of(images, count, in_all, test_labels), classes
+    listed = list_splits(folder, "images", SUFFIXES)
+    files = listed.files
+    way = how.digest()
+    images = cache.converted(folder, parts_of(folder, files, how), in_memory=len(files) <= IN_MEMORY, way=way).images
+
+    def split(files_by_class: Sequence[Sequence[str]] | None, place: range | None) -> Split | None:
+        if files_by_class is None or place is None:
+            return None
+        labels = None if listed.classes is None else labels_of(files_by_class)
+        part = part_of(images, place.start, place.stop, labels)
+        return replace(part, names=names_of(files[place.start : place.stop]))
+
+    places = listed.ranges()
+    train, validation, test = map(split, (listed.train, listed.validation, listed.test), places)
+    assert train is not None
+    return Read(train, validation, test, listed.classes, listed.account)
 
 
-def parts_of(folder: Path, files: Sequence[str]) -> list[cache.Part]:
+def parts_of(folder: Path, files: Sequence[str], how: Conversion = Conversion()) -> list[cache.Part]:  # noqa: B008
     """Image files as parts of a set, by their names below a folder."""
-    first = lru_cache(1)(lambda: First(folder / files[0], *_read_image(folder / files[0])))
+    first = lru_cache(1)(lambda: _first(folder / files[0], how))
 
     def part(names: Sequence[str]) -> cache.Part:
-        return cache.Part(
-            cache.digest(folder, names), lambda: (_decode([folder / name for name in names], first()), None)
-        )
+        key = hashlib.sha256(f"{DECODER} {how.digest()} {cache.digest(folder, names)}".encode()).hexdigest()[:16]
+        return cache.Part(key, lambda: (_decode([folder / name for name in names], first(), how), None))
 
     return [part(files[start : start + PART]) for start in range(0, len(files), PART)]
 
@@ -74,57 +103,121 @@ def part_of(images: np.ndarray | StoredFile, begin: int, end: int, labels: np.nd
     return Split(cast("torch.Tensor", Stored(images, torch.arange(begin, end))), labels_b)
 
 
-def read_pictures(path: Path, count: int | None = None) -> tuple[torch.Tensor, list[str]]:
-    """A picture, or the first `count` of a folder in the order of their names: uint8 (N, C, H, W), and the names.
+def levelled(train: Split, others: Sequence[Split | None], folder: Path) -> tuple[int, list[Split]]:
+    """How many levels the bytes of the training images stand on, 2, 4, 16 or 256, and all splits on these levels.
+
+    Args:
+        train: images of bytes.
+        others: splits that must keep to them; those that are None are left out.
+        folder: that they are of.
 
     Raises:
-        UserError: if there is none, or one is damaged, neither grey nor RGB, or unlike the first in size or mode.
+        UserError: if an image of another split does not.
+    """
+    given = [train, *(split for split in others if split is not None)]
+    step = _step(train.x)
+    if step == 1:
+        return 256, given
+    levels = 255 // step + 1
+    for split in given:
+        for start in range(0, len(split), AT_ONCE):
+            wrong = (split.x[start : start + AT_ONCE] % step).flatten(1).any(1).nonzero()
+            if len(wrong):
+                assert split.names is not None
+                raise UserError(
+                    f"{readable(folder)}/{split.names[start + int(wrong[0])]} has other values than the training "
+                    f"images, {in_words(levels)}; data.levels=256 takes every byte for a level, data.levels={levels} "
+                    "rounds to the nearest."
+                )
+    return levels, [replace(split, x=_in_steps(split.x, step)) for split in given]
+
+
+def _step(x_bchw: Tensor) -> int:
+    """The largest distance of levels, of few, on which all bytes stand; 1 if it is none, or they are all the same."""
+    steps = [cast(int, step_of(levels)) for levels in FEW_LEVELS]
+    least, most = 255, 0
+    for start in range(0, len(x_bchw), AT_ONCE):
+        part = x_bchw[start : start + AT_ONCE]
+        steps = [step for step in steps if not (part % step).any()]
+        least, most = min(least, int(part.min())), max(most, int(part.max()))
+        if not steps:
+            return 1
+    return steps[0] if least < most else 1
+
+
+def _in_steps(x: Any, step: int) -> Tensor:
+    """Bytes that stand on levels as these: of stored images, whenever they are read."""
+    return cast("Tensor", x.in_steps(step)) if isinstance(x, Stored) else x // step
+
+
+def in_words(levels: int) -> str:
+    """Few levels, and the bytes that stand for them."""
+    step = 255 // (levels - 1)
+    return f"{levels} levels, " + ("0 and 255" if levels == 2 else f"0, {step}, {2 * step}, … 255")
+
+
+def read_pictures(
+    path: Path,
+    count: int | None = None,
+    how: Conversion = Conversion(),  # noqa: B008
+) -> tuple[torch.Tensor, list[str]]:
+    """A picture, or the first `count` of a folder in the order of their names: uint8 (N, C, H, W), and the names.
+
+    Args:
+        path: of the picture or folder.
+        count: all if None.
+        how: pictures become images.
+
+    Raises:
+        UserError: if there is none, or as `decoded`, or if one is unlike the first in size or mode.
     """
     if path.is_file():
-        files = [path]
+        files, account = [path.name], None
+        folder = path.parent
     elif path.is_dir():
-        files = [path / name for name in list_files(path, "images", SUFFIXES)[:count]]
+        folder, (files, account) = path, list_files(path, "images", SUFFIXES)
     else:
-        raise UserError(f"there is no picture or folder {path}; give one, or train, validation or test.")
-    return torch.from_numpy(_decode(files, First(files[0], *_read_image(files[0])))), [file.name for file in files]
+        raise UserError(f"there is no picture or folder {readable(path)}; give one, or train, validation or test.")
+    paths = [folder / name for name in files[:count]]
+    with quiet():
+        images = _decode(paths, _first(paths[0], how, settable=False), how, settable=False)
+    if account is not None:
+        account.tell(path)
+    return torch.from_numpy(images), names_of(files[:count]).tolist()
 
 
-def _decode(files: list[Path], like: First) -> np.ndarray:
+def _first(file: Path, how: Conversion, settable: bool = True) -> First:
+    with quiet():
+        return First(file, *decoded(file, how, settable))
+
+
+def _decode(files: list[Path], like: First, how: Conversion, settable: bool = True) -> np.ndarray:
     """uint8 of shape (N, C, H, W), filled by a few threads (decoders release the interpreter lock).
 
     Args:
         files: images.
         like: the first image of their set, in whose size and mode all must be.
+        how: they become images.
+        settable: as for `decoded`.
     """
     file, first, mode = like
-    height, width = first.shape[:2]
-    images = np.empty((len(files), CHANNELS[mode], height, width), dtype=np.uint8)
+    images = np.empty((len(files), *first.shape), dtype=np.uint8)
 
     def decode_chunk(start: int) -> None:
         for index in range(start, min(start + CHUNK, len(files))):
-            image, image_mode = _read_image(files[index])
-            if image.shape[:2] != (height, width):
-                raise UserError(
-                    f"{files[index]} is {image.shape[1]}×{image.shape[0]} but {file} is {width}×{height} "
-                    "(width×height); bring all images to one size."
-                )
+            image, image_mode = decoded(files[index], how, settable)
             if image_mode != mode:
-                raise UserError(f"{files[index]} is {image_mode} but {file} is {mode}; convert all images to one.")
-            images[index] = image.reshape(height, width, -1).transpose(2, 0, 1)
+                mend = "convert all images to one" + (" by data.mode=rgb or grey" if settable else "")
+                raise UserError(f"{readable(files[index])} is {image_mode} but {readable(file)} is {mode}; {mend}.")
+            if image.shape != first.shape:
+                mend = ", as data.size=32 data.crop=centre does" if settable else ""
+                raise UserError(
+                    f"{readable(files[index])} is {image.shape[2]}×{image.shape[1]} but {readable(file)} is "
+                    f"{first.shape[2]}×{first.shape[1]} (width×height); bring all images to one size{mend}."
+                )
+            images[index] = image
 
-    with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
+    with quiet(), ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
         for _ in pool.map(decode_chunk, range(0, len(files), CHUNK)):
             pass
     return images
-
-
-def _read_image(file: Path) -> tuple[np.ndarray, str]:
-    """One decoded image, uint8 of shape (H, W) or (H, W, 3), and its mode."""
-    try:
-        with Image.open(file) as image:
-            mode, pixels = image.mode, np.asarray(image)
-    except Exception as error:  # each decoder has its own ways to fail on a damaged file
-        raise UserError(f"{file} is not a readable image ({type(error).__name__}); replace or remove it.") from error
-    if mode not in CHANNELS:
-        raise UserError(f"{file} has mode {mode}, which is neither grey (L) nor RGB; convert it to one of them.")
-    return pixels, mode

@@ -15,7 +15,8 @@ import numpy as np
 
 from pyro_delta.data.folders import list_folder
 from pyro_delta.data.images import cache
-from pyro_delta.data.images.folder import SUFFIXES, part_of, parts_of
+from pyro_delta.data.images.decoding import SUFFIXES
+from pyro_delta.data.images.folder import part_of, parts_of
 from pyro_delta.data.images.pickles import unpickled
 from pyro_delta.data.images.spec import ImageSpec
 from pyro_delta.data.splits import Splits, assembled
@@ -78,7 +79,10 @@ def _files(folder: Path) -> tuple[list[cache.Part], int] | None:
         return None
     if missing:
         raise UserError(f"{folder} lacks the folder {missing[0]} of ImageNet 32×32; put it there.")
-    listed = [[f"{name}/{image}" for image in list_folder(folder / name, SUFFIXES)[0]] for name in FOLDERS]
+    listed = [
+        [f"{name}/{image}" for image in list_folder(folder / name)[0] if image.lower().endswith(SUFFIXES)]
+        for name in FOLDERS
+    ]
     for name, images in zip(FOLDERS, listed, strict=True):
         if not images:
             raise UserError(f"{folder / name} holds no images; put those of ImageNet 32×32 there.")

@@ -1,4 +1,4 @@
-"""Grids of images as PNG files, written whole."""
+"""Grids of images as PNG files, written whole. Transparent ones lie on white, as in most viewers."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def grid(images_bchw: Tensor, levels: int, columns: int, hidden_bhw: Tensor | No
     """One picture (3, H', W') uint8 of images, enlarged without smoothing where they are small.
 
     Args:
-        images_bchw: integers 0 … levels − 1.
+        images_bchw: integers 0 … levels − 1; of 1 to 4 channels, see `ImageSpec`.
         levels: of them.
         columns: images side by side.
         hidden_bhw: pixels that are painted in a colour of their own instead.
@@ -34,7 +34,11 @@ def grid(images_bchw: Tensor, levels: int, columns: int, hidden_bhw: Tensor | No
     from torchvision.utils import make_grid  # here, because it takes seconds to import
 
     scale = max(1, -(-LEAST_SIDE // max(images_bchw.shape[-2:])))
-    bytes_bchw = (images_bchw.double() * (255 / (levels - 1))).round().to(torch.uint8)
+    shown_bchw = images_bchw.double() * (255 / (levels - 1))
+    if images_bchw.shape[1] in (2, 4):
+        colour_bchw, alpha_b1hw = shown_bchw[:, :-1], shown_bchw[:, -1:] / 255
+        shown_bchw = colour_bchw * alpha_b1hw + 255 * (1 - alpha_b1hw)
+    bytes_bchw = shown_bchw.round().to(torch.uint8)
     if hidden_bhw is not None:
         colour_c11 = torch.tensor(HIDDEN, dtype=torch.uint8)[:, None, None]
         bytes_bchw = torch.where(hidden_bhw[:, None], colour_c11, bytes_bchw)
