@@ -179,8 +179,14 @@ def _list_split(
     return listed, tuple(map(readable, folders))
 
 
-def list_files(folder: Path, what: str, suffixes: Sequence[str]) -> tuple[list[str], Account]:
+def list_files(folder: Path, what: str, suffixes: Sequence[str], count: int | None = None) -> tuple[list[str], Account]:
     """Names of files at any depth below a folder, those of the folder first, and an account of all.
+
+    Args:
+        folder: to be looked into.
+        what: the files are, such as images.
+        suffixes: of their names.
+        count: the first so many; all if None.
 
     Raises:
         UserError: if there is none, or as `list_splits`.
@@ -188,7 +194,9 @@ def list_files(folder: Path, what: str, suffixes: Sequence[str]) -> tuple[list[s
     account = Account()
     files = _below(folder, suffixes, account)
     _check_some(folder, files, what, suffixes, account.left)
-    return files, account
+    account.read = len(files[:count])
+    account.left += Counter({"not asked for": len(files) - account.read})
+    return files[:count], account
 
 
 def list_folder(folder: Path, account: Account | None = None) -> tuple[list[str], list[str]]:
@@ -253,7 +261,7 @@ def _check_some(folder: Path, files: Sequence[str], what: str, suffixes: Sequenc
 
 def told(left: Counter[str]) -> str:
     """Numbers and kinds of files in words, the most frequent first."""
-    kinds = [f"{number} {kind}" for kind, number in left.most_common()]
+    kinds = [f"{number} {kind}" for kind, number in sorted(left.items(), key=lambda item: (-item[1], item[0]))]
     return ", ".join(kinds[:KINDS_TOLD] if len(kinds) <= KINDS_TOLD else [*kinds[:KINDS_TOLD], "and others"])
 
 

@@ -69,10 +69,10 @@ def read_sounds(spec: SoundSpec, path: Path, count: int | None) -> tuple[Tensor,
         UserError: if there is none, or one cannot be read, is too long or has several channels.
     """
     if path.is_dir():
-        files, account = list_files(path, "sounds", SUFFIXES)
-        found = torch.cat([filled(spec, read_levels(spec, path / name)) for name in files[:count]])
+        files, account = list_files(path, "sounds", SUFFIXES, count)
+        found = torch.cat([filled(spec, read_levels(spec, path / name)) for name in files])
         account.tell(path)
-        return found, names_of(files[:count]).tolist()
+        return found, names_of(files).tolist()
     amplitude = read_amplitudes(spec, path)
     parts = _shown(spec, amplitude) or [amplitude]
     x = torch.cat([filled(spec, _levels(spec, path, part)) for part in parts[:count]])

@@ -159,7 +159,7 @@ def _upright(image: Image.Image) -> Image.Image:
 
 def _in_8_bits(image: Image.Image, deep: bool, file: Path, how: Conversion, settable: bool) -> Image.Image:
     """A picture of bytes: deep ones scaled, if a scale is given."""
-    if not deep:
+    if not deep and image.mode not in NUMBERS:  # icons show their mode when they are loaded
         return image
     numbers = np.asarray(image) if image.mode in NUMBERS else None
     if how.scale is None:

@@ -175,15 +175,15 @@ def read_pictures(
         files, account = [path.name], None
         folder = path.parent
     elif path.is_dir():
-        folder, (files, account) = path, list_files(path, "images", SUFFIXES)
+        folder, (files, account) = path, list_files(path, "images", SUFFIXES, count)
     else:
         raise UserError(f"there is no picture or folder {readable(path)}; give one, or train, validation or test.")
-    paths = [folder / name for name in files[:count]]
+    paths = [folder / name for name in files]
     with quiet():
         images = _decode(paths, _first(paths[0], how, settable=False), how, settable=False)
     if account is not None:
         account.tell(path)
-    return torch.from_numpy(images), names_of(files[:count]).tolist()
+    return torch.from_numpy(images), names_of(files).tolist()
 
 
 def _first(file: Path, how: Conversion, settable: bool = True) -> First:
