@@ -548,6 +548,7 @@ def make_cifar10_archive(home: Path, monkeypatch: pytest.MonkeyPatch) -> dict[st
 def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torchvision.datasets.CIFAR10, "url", "file:///nowhere/cifar.tar.gz")
     monkeypatch.setattr(torchvision.datasets.MNIST, "mirrors", ["file:///nowhere/"])
+    monkeypatch.setattr(torchvision.datasets.FashionMNIST, "mirrors", ["file:///nowhere/"])
 
 
 @pytest.mark.usefixtures("_no_network")
@@ -593,6 +594,8 @@ def test_damaged_cifar10_archive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
             r"CIFAR-10 .*cifar10 nor downloaded \(.+\); put cifar-10-python.tar.gz, or .*\.png, into \S*cifar10\.",
         ),
         ("mnist", r"MNIST .*mnist nor downloaded \(.+\); put the four \*-ubyte.gz files .* into \S*mnist/MNIST/raw\."),
+        ("fashion_mnist", r"Fashion-MNIST .* put the four \*-ubyte.gz .* into \S*fashion_mnist/FashionMNIST/raw\."),
+        ("binarised_mnist", r"there is no binarized_mnist_train.amat in \S+; put .*_test.amat of http:\S+ there\."),
     ],
 )
 @pytest.mark.parametrize("root", [".", "not/there"])
@@ -602,10 +605,12 @@ def test_no_files_and_no_network(tmp_path: Path, name: str, message: str, root: 
     assert list(tmp_path.iterdir()) == []
 
 
-def make_mnist(home: Path, *, compressed: bool, monkeypatch: pytest.MonkeyPatch) -> dict[str, Counter]:
+def make_mnist(
+    home: Path, *, compressed: bool, monkeypatch: pytest.MonkeyPatch, kind: str = "MNIST"
+) -> dict[str, Counter]:
     """The four IDX files of MNIST: big-endian header, then bytes."""
     rng = np.random.default_rng(0)
-    raw = home / "MNIST" / "raw"
+    raw = home / kind / "raw"
     raw.mkdir(parents=True)
     written, checksums = {}, []
     for split, stem, count in (("train", "train", 12), ("test", "t10k", 4)):
@@ -619,20 +624,87 @@ def make_mnist(home: Path, *, compressed: bool, monkeypatch: pytest.MonkeyPatch)
                 checksums.append((name, hashlib.md5(content).hexdigest()))
             (raw / name).write_bytes(content)
     if compressed:
-        monkeypatch.setattr(torchvision.datasets.MNIST, "resources", checksums)
+        monkeypatch.setattr(getattr(torchvision.datasets, kind), "resources", checksums)
     return written
 
 
 @pytest.mark.usefixtures("_no_network")
-@pytest.mark.parametrize("below", ["mnist", "."])
+@pytest.mark.parametrize(
+    ("name", "kind", "first", "last"),
+    [("mnist", "MNIST", "0", "9"), ("fashion_mnist", "FashionMNIST", "t-shirt_top", "ankle_boot")],
+)
+@pytest.mark.parametrize("below", [True, False])
 @pytest.mark.parametrize("compressed", [False, True])
-def test_mnist(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, below: str, compressed: bool) -> None:
-    written = make_mnist(tmp_path / below, compressed=compressed, monkeypatch=monkeypatch)
-    data = load("mnist", root=tmp_path, validation=4)
+def test_mnist(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    kind: str,
+    first: str,
+    last: str,
+    below: bool,
+    compressed: bool,
+) -> None:
+    home = tmp_path / name if below else tmp_path
+    written = make_mnist(home, compressed=compressed, monkeypatch=monkeypatch, kind=kind)
+    data = load(name, root=tmp_path, validation=4)
     assert data.spec == ImageSpec(1, 28, 28, 256)
-    assert data.classes == tuple("0123456789")
+    assert data.classes is not None
+    assert (len(data.classes), data.classes[0], data.classes[-1]) == (10, first, last)
     assert contents(data.train) + contents(data.validation) == written["train"]
     assert contents(data.test) == written["test"]
+
+
+def write_amat(path: Path, count: int, seed: int, end: str = " \n") -> Counter:
+    """A file of the binarised MNIST: lines of 784 times 0 or 1, a space behind each."""
+    rows = np.random.default_rng(seed).integers(0, 2, (count, 784), np.uint8)
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("".join(" ".join(map(str, row)) + end for row in rows))
+    return Counter((row.tobytes(), None) for row in rows)
+
+
+@pytest.mark.parametrize("below", ["binarised_mnist", "."])
+@pytest.mark.parametrize("end", [" \n", "\n", "\r\n"])
+def test_binarised_mnist(tmp_path: Path, below: str, end: str) -> None:
+    sizes = {"train": 8, "valid": 4, "test": 5}
+    written = {
+        part: write_amat(tmp_path / below / f"binarized_mnist_{part}.amat", count, count, end)
+        for part, count in sizes.items()
+    }
+    data, other = load("binarised_mnist", root=tmp_path), load("binarised_mnist", root=tmp_path, validation=3, seed=1)
+    assert data.spec == ImageSpec(1, 28, 28, 2)
+    for part, name in zip(PARTS, sizes, strict=True):
+        assert contents(getattr(data, part)) == written[name]
+    assert same(data.test, other.test)
+    assert len(other.validation) == 3
+    with pytest.raises(UserError, match=r"there are 4 validation data, not 9; ask for 1 to 4"):
+        load("binarised_mnist", root=tmp_path, validation=9)
+
+
+# what becomes of the lines of a file
+NO_AMAT: dict[str, Callable[[str], str]] = {
+    "empty": lambda text: "",
+    "a number too few": lambda text: text[2:],
+    "cut off": lambda text: text[:-300],
+    "a 2": lambda text: text.replace("1", "2", 1),
+    "two digits": lambda text: text.replace("0 ", "0", 1),
+    "real numbers": lambda text: text.replace("1", "1.0"),
+    "one long line": lambda text: text.replace("\n", ""),
+    "a web page": lambda text: "<html>404</html>",
+}
+
+
+@pytest.mark.parametrize("name", NO_AMAT)
+def test_no_binarised_mnist(tmp_path: Path, name: str) -> None:
+    for part in ("train", "valid", "test"):
+        write_amat(tmp_path / f"binarized_mnist_{part}.amat", 4, 0)
+    path = tmp_path / "binarized_mnist_valid.amat"
+    path.write_text(NO_AMAT[name](path.read_text()))
+    with pytest.raises(UserError, match=r"^\S+valid.amat does not hold lines of 784 times 0 or 1; fetch it again\.$"):
+        load("binarised_mnist", root=tmp_path)
+    path.unlink()
+    with pytest.raises(UserError, match=r"^there is no binarized_mnist_valid.amat in "):
+        load("binarised_mnist", root=tmp_path)
 
 
 @pytest.mark.usefixtures("_no_network")
