@@ -259,6 +259,13 @@ CONVERTED: dict[str, tuple[str, Callable[[Path], object], dict[str, Any], np.nda
     ),
     "the first page": ("tif", of_frames, {"first_frame": True}, noise(H, W, seed=10)[..., None], 0),
     "the first of an APNG": ("png", of_frames, {"first_frame": True}, noise(H, W, seed=10)[..., None], 0),
+    "previews behind a photograph": (
+        "mpo",
+        lambda f: of_frames(f, quality=100, subsampling=0),
+        {"mode": "grey"},
+        noise(H, W, seed=10)[..., None],
+        4,
+    ),
     "profile of sRGB": ("png", lambda f: with_profile(f, SRGB), {}, COLOUR, 0),
     "damaged profile": ("png", lambda f: with_profile(f, b"no profile"), {}, COLOUR, 0),
     "profile of colours in grey": ("png", lambda f: with_profile(f, SRGB, GREY), {}, GREY[..., None], 0),
@@ -430,6 +437,12 @@ REFUSED: dict[str, tuple[Write, list[str], str]] = {
     "a pipe": (lambda f: os.mkfifo(f / "z.png"), [], "z.png is not a file; remove it"),
     "a bomb": (lambda f: (f / "z.pbm").write_bytes(b"P4 60000 60000\n"), [], "z.pbm has more than 179 million pixels"),
     "folders beside files": (lambda f: save(f / "more" / "1.png"), [], "holds both images (0.png) and folders (more)"),
+    "a photograph": (
+        lambda f: save(f / "z.png", noise(1025, 1025)),
+        [],
+        "z.png is 1025×1025, and an image has 1048576 pixels at most; make it smaller by data.size=32",
+    ),
+    "a size of no image": (lambda f: None, ["size=1025"], "data.size=[1025, 1025] is more than the 1048576 pixels"),
     "a scale that falls": (lambda f: None, ["scale=[9,0]"], "data.scale=[9, 0] does not rise"),
     "one level": (lambda f: None, ["levels=1"], "data.levels"),
     "too many levels": (lambda f: None, ["levels=257"], "data.levels"),
@@ -853,3 +866,21 @@ def test_what_was_loaded_is_data(tmp_path: Path) -> None:
     buffer = io.BytesIO()
     torch.save(data.train.x, buffer)
     assert data.train.names.dtype == object
+
+
+def test_large_images_are_decoded_piece_by_piece_and_stay_in_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(tmp_path, count=7)
+    known, made = load(f"folder:{tmp_path}"), []
+    monkeypatch.setattr(folder, "BYTES", 2 * H * W * 3)
+    monkeypatch.setattr(folder, "DECODER", "another Pillow")
+    monkeypatch.setattr(cache, "MOST_IN_MEMORY", 14 * H * W * 3 - 1)
+    monkeypatch.setattr("pyro_delta.data.stored.HELD", 0)
+    whole = folder._decode
+    monkeypatch.setattr(folder, "_decode", lambda files, *given: made.append(len(files)) or whole(files, *given))
+    data = load(f"folder:{tmp_path}")
+    assert made == [2] * 7
+    for part in PARTS:
+        assert not isinstance(getattr(data, part).x, torch.Tensor)
+        assert torch.equal(getattr(data, part).x[:], getattr(known, part).x)

@@ -104,8 +104,7 @@ class Listed:
 def list_splits(folder: Path, what: str, suffixes: Sequence[str]) -> Listed:
     """Files of `folder/train`, `folder/test` and, if it is there, `folder/val`; else those of the folder itself.
 
-    Where each of them holds folders, these are the classes, and files at any depth below are theirs, as torchvision's
-    `ImageFolder` has it.
+    Where each of them holds folders, these are the classes, and files at any depth below are theirs.
 
     Args:
         folder: that holds the splits, or files or classes that are not divided.

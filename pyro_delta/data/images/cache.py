@@ -17,7 +17,7 @@ import sys
 import tempfile
 import time
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +35,7 @@ from pyro_delta.files import written_whole
 from pyro_delta.lock import awaited
 
 FORMAT = "pyro-delta images 2"
+MOST_IN_MEMORY = 4 << 30  # bytes of images
 SAVED_EVERY = 2.0  # seconds of converting that a kill may cost
 TOLD_EVERY = 10.0  # seconds between lines of progress where there is no terminal
 
@@ -45,11 +46,11 @@ class Part:
 
     Attributes:
         key: fingerprint of the files that they are read from.
-        read: gives the images, uint8 (M, C, H, W), and their labels, integers (M,), or None.
+        read: gives the images piece by piece, uint8 (M, C, H, W), and their labels, integers (M,), or None.
     """
 
     key: str
-    read: Callable[[], tuple[np.ndarray, np.ndarray | None]]
+    read: Callable[[], Iterable[tuple[np.ndarray, np.ndarray | None]]]
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,7 @@ def converted(folder: Path, parts: Sequence[Part], *, in_memory: bool, way: str 
     Args:
         folder: where the data are.
         parts: of the set, in order.
-        in_memory: whether the images are few enough to be read; else they stay in the file.
+        in_memory: whether the images are few enough to be read, if they are small; else they stay in the file.
         way: in which files become images, where there are several: each has a place of its own.
 
     Raises:
@@ -160,7 +161,7 @@ def _opened(home: Path, parts: Sequence[Part], in_memory: bool) -> Kept | None:
             offset, size = file.tell(), os.fstat(file.fileno()).st_size
             if size != offset + count * int(np.prod(shape)):
                 return None
-            if not in_memory:
+            if not in_memory or size > MOST_IN_MEMORY:
                 return Kept(StoredFile(home / "images.npy", offset, sums, shape), labels, tuple(state["counts"]))
             images = np.fromfile(file, np.uint8).reshape(count, *shape)
         if any(zlib.crc32(image) != known for image, known in zip(images, sums.tolist(), strict=True)):
@@ -230,15 +231,17 @@ def _write(home: Path, parts: Sequence[Part], title: str, state: dict[str, Any] 
         saved = time.monotonic()
         with _told(title, len(parts), len(counts)) as tell:
             for part in parts[len(counts) :]:
-                images, found = part.read()
-                if shape is None:
-                    shape, labelled = images.shape[1:], found is not None
-                    _write_header(file, 0, shape)
-                file.write(np.ascontiguousarray(images).data)
-                sums.append(np.fromiter((zlib.crc32(image) for image in images), np.uint32, len(images)))
-                if found is not None:
-                    labels.append(found.astype(np.int64))
-                counts.append(len(images))
+                counts.append(0)
+                for images, found in part.read():
+                    if shape is None:
+                        shape, labelled = images.shape[1:], found is not None
+                        _write_header(file, 0, shape)
+                    file.write(np.ascontiguousarray(images).data)
+                    sums.append(np.fromiter((zlib.crc32(image) for image in images), np.uint32, len(images)))
+                    if found is not None:
+                        labels.append(found.astype(np.int64))
+                    counts[-1] += len(images)
+                assert shape is not None
                 tell(len(counts), sum(counts))
                 if len(counts) == len(parts) or time.monotonic() - saved > SAVED_EVERY:
                     if len(counts) == len(parts):

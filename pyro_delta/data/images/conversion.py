@@ -14,6 +14,9 @@ MODES: dict[str, str] = {"grey": "L", "grey_alpha": "LA", "rgb": "RGB", "rgba": 
 """Pillow's names."""
 CHANNELS = {"L": 1, "LA": 2, "RGB": 3, "RGBA": 4}
 
+LARGEST = 1 << 20
+"""Pixels of an image: more are not modelled one by one, and a folder of photographs would not fit into memory."""
+
 
 @dataclass(frozen=True)
 class Conversion:
@@ -29,7 +32,7 @@ class Conversion:
         levels: that the bytes of pictures are rounded to; None to find out how many there are.
 
     Raises:
-        UserError: if the scale goes from a value to itself, or the levels are out of range.
+        UserError: if the size is too large, the scale does not rise, or the levels are out of range.
     """
 
     size: tuple[int, int] | None = None
@@ -44,6 +47,9 @@ class Conversion:
         for name in ("size", "scale"):
             if (value := getattr(self, name)) is not None:
                 object.__setattr__(self, name, tuple(value))
+        if self.size is not None and self.size[0] * self.size[1] > LARGEST:
+            sizes = f"[{self.size[0]}, {self.size[1]}]"
+            raise UserError(f"data.size={sizes} is more than the {LARGEST} pixels that an image may have; give less.")
         if self.scale is not None and not self.scale[0] < self.scale[1]:
             raise UserError(
                 f"data.scale=[{self.scale[0]:g}, {self.scale[1]:g}] does not rise; give the value of black, and the "

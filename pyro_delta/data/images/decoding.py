@@ -16,7 +16,7 @@ import PIL
 from PIL import Image, ImageCms, ImageFile, ImageOps
 
 from pyro_delta.data.folders import readable
-from pyro_delta.data.images.conversion import MODES, Conversion
+from pyro_delta.data.images.conversion import LARGEST, MODES, Conversion
 from pyro_delta.errors import UserError
 
 DECODER = f"decoding 1, Pillow {PIL.__version__}"
@@ -50,7 +50,9 @@ ENDINGS = Image.registered_extensions()  # which makes all formats known, so it 
 FORMATS = tuple(name for name in Image.OPEN if name not in PASSED_OVER and not _asks_others(name))
 """That are read, whatever a file is called: no other program is ever started."""
 SUFFIXES = tuple(
-    sorted((ending for ending, name in ENDINGS.items() if name in FORMATS), key=lambda e: (e not in COMMON, e))
+    sorted(
+        (ending for ending, name in ENDINGS.items() if name in (*FORMATS, "MPO")), key=lambda e: (e not in COMMON, e)
+    )
 )
 """Endings of the files that Pillow itself reads here, the common ones first."""
 
@@ -112,6 +114,13 @@ def decoded(file: Path, how: Conversion, settable: bool = True) -> tuple[np.ndar
             f"{readable(file)} has mode {upright.mode}, which cannot be converted to {how.mode}; save it as RGB."
         ) from None
     sized = _in_size(converted, file, how, settable)
+    if sized.width * sized.height > LARGEST:
+        raise _refused(
+            file,
+            f"is {sized.width}×{sized.height}, and an image has {LARGEST} pixels at most",
+            "make it smaller by data.size=32 data.crop=centre",
+            settable,
+        )
     pixels = np.asarray(sized).reshape(sized.height, sized.width, -1).transpose(2, 0, 1)
     if how.levels is not None and how.levels < 256:
         pixels = np.rint(np.arange(256) * ((how.levels - 1) / 255)).astype(np.uint8)[pixels]

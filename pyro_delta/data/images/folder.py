@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import lru_cache
@@ -25,7 +25,9 @@ from pyro_delta.errors import UserError
 
 CHUNK = 128  # files per task: enough to make the hand-over between threads cheap
 PART = 1024
-"""Files that are decoded, and written to the cache, together."""
+"""Files that are one part of the cache: what a kill may cost."""
+BYTES = 64 << 20
+"""Of images that are decoded together."""
 IN_MEMORY = 100_000
 """Images of a folder that are held in memory."""
 FEW_LEVELS = (2, 4, 16)
@@ -88,9 +90,14 @@ def parts_of(folder: Path, files: Sequence[str], how: Conversion = Conversion())
     """Image files as parts of a set, by their names below a folder."""
     first = lru_cache(1)(lambda: _first(folder / files[0], how))
 
+    def read(names: Sequence[str]) -> Iterator[tuple[np.ndarray, None]]:
+        at_once = max(1, BYTES // first().pixels.size)
+        for start in range(0, len(names), at_once):
+            yield _decode([folder / name for name in names[start : start + at_once]], first(), how), None
+
     def part(names: Sequence[str]) -> cache.Part:
         key = hashlib.sha256(f"{DECODER} {how.digest()} {cache.digest(folder, names)}".encode()).hexdigest()[:16]
-        return cache.Part(key, lambda: (_decode([folder / name for name in names], first(), how), None))
+        return cache.Part(key, lambda: read(names))
 
     return [part(files[start : start + PART]) for start in range(0, len(files), PART)]
 

@@ -7,6 +7,7 @@ References:
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -67,7 +68,7 @@ def _batches(folder: Path) -> tuple[list[cache.Part], int] | None:
             continue
         if missing:
             raise UserError(f"{folder} lacks {', '.join(missing)} of ImageNet 32×32; put all {len(names)} files there.")
-        parts = [cache.Part(cache.digest(folder, [name]), partial(read_batch, folder / name)) for name in names]
+        parts = [cache.Part(cache.digest(folder, [name]), partial(_pieces, folder / name)) for name in names]
         return parts, len(names) - 1
     return None
 
@@ -95,6 +96,10 @@ def _nothing(folder: Path) -> tuple[list[cache.Part], int]:
         f"there is no ImageNet 32×32 in {folder}; put {BATCHES[0]} … {BATCHES[-2]} and {BATCHES[-1]} there, as they "
         f"come or as .npz, or the folders {' and '.join(FOLDERS)}."
     )
+
+
+def _pieces(path: Path) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    yield read_batch(path)
 
 
 def read_batch(path: Path) -> tuple[np.ndarray, np.ndarray]:
