@@ -55,11 +55,11 @@ def encode(
     trust: bool,
     as_json: bool,
 ) -> None:
-    """Latents of DATA under the guide of RUN, with names and labels: means, scales and samples, by the ending of FILE.
+    """Latents of DATA under the guide of RUN: means, scales and samples, in the form that the ending of FILE says.
 
-    NetCDF for ArviZ and xarray; NPZ, arrays for NumPy; CSV or Parquet, a table of means and scales, a row for each
-    datum, for pandas. DATA: train, validation or test, or a file or folder of the same kind, such as a folder of
-    pictures.
+    With labels, and with the names of the files that data came from. NetCDF for ArviZ and xarray; NPZ, arrays for NumPy;
+    CSV or Parquet, a table of means and scales, a row for each datum, for pandas. DATA: train, validation or test, or a
+    file or folder of the same kind, such as a folder of pictures.
 
     \b
     pyro-delta encode runs/first test --draws 10 --out z.nc

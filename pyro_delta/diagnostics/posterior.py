@@ -40,7 +40,7 @@ def posterior_data(
         vae: of which the guide is used.
         data: a split, or a tensor (N, …).
         draws: samples of each posterior.
-        names: of the data, as a coordinate.
+        names: of the data, as a coordinate; those of the split where None, or else their numbers.
         classes: names of their labels; numbers stand for those that have none.
         starts: (n,) of the prior, kept beside the latents.
         batch: data at a time.
@@ -83,7 +83,8 @@ def posterior_data(
         labels = split.labels.tolist()
         constant["label"] = np.array([str(label) if classes is None else classes[label] for label in labels])
         dims["label"] = ["datum"]
-    coords = {"datum": list(names or [str(i) for i in range(len(split))])}
+    known = getattr(split, "names", None) if names is None else names
+    coords = {"datum": [str(i) for i in range(len(split))] if known is None else list(known)}
     return as_arviz({"posterior": posterior, "constant_data": constant}, coords, dims)
 
 

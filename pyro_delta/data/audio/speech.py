@@ -64,7 +64,8 @@ class Speech(Splits):
         left, held_out = hold_out(train, VALIDATION if validation is None else validation, seed)
         super().__init__(*_read(spec, home, (left, held_out, test), seed, cut), FOLDERS)
         for name, (_, account) in found.items():
-            account.tell(home / name)
+            if account.left:
+                account.tell(home / name)
 
 
 class Audio(Splits):

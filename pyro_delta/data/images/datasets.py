@@ -256,6 +256,8 @@ def _cifar10_folder(root: Path) -> tuple[Split, Split] | None:
             f"{folder} does not hold CIFAR-10, which has 32×32 RGB images in the class folders "
             f"{', '.join(CIFAR10_CLASSES)}; load other images as folder:{folder}."
         )
+    if found.account.left:
+        found.account.tell(folder)
     return found.train, found.test
 
 

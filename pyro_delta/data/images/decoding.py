@@ -149,6 +149,8 @@ def _is_deep(image: Image.Image, head: bytes) -> bool:
     if image.format == "AVIF":  # the flag high_bitdepth of the AV1 configuration
         place = head.find(b"av1C")
         return place >= 0 and bool(head[place + 6] & 64)
+    if image.format == "SGI":  # bytes of a value
+        return head[3] > 1
     raw: list[Any] = []
     for tile in getattr(image, "tile", ()):
         raw += tile[3] if isinstance(tile[3], tuple) else [tile[3]]
