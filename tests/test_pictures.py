@@ -336,7 +336,7 @@ def test_every_ending_that_pillow_reads_alone() -> None:
 def test_no_other_program_is_started(tmp_path: Path) -> None:
     """PostScript by the name of a picture: Pillow would hand it to Ghostscript."""
     (tmp_path / "a.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\nshowpage\n")
-    with pytest.raises(UserError, match=r"a.png is not a readable image"):
+    with pytest.raises(UserError, match=r"a.png is not a readable image \(UnidentifiedImageError\)"):
         decoded(tmp_path / "a.png", Conversion())
 
 

@@ -55,7 +55,7 @@ class ConditionalNetwork(nnx.Module):
             )
         self.trunk = self.Trunk(
             spec.channels + 1,
-            mixtures * {1: 3, 3: 10}[spec.channels],
+            mixtures * (1 + 2 * spec.channels + spec.channels * (spec.channels - 1) // 2),
             height=spec.height,
             width=spec.width,
             context_channels=0 if starts is None else latent_channels,
