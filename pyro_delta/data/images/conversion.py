@@ -44,9 +44,9 @@ class Conversion:
 
     def __post_init__(self) -> None:
         """Refuse what has no meaning; lists, as JSON has them, become tuples."""
-        for name in ("size", "scale"):
+        for name, kind in (("size", int), ("scale", float)):
             if (value := getattr(self, name)) is not None:
-                object.__setattr__(self, name, tuple(value))
+                object.__setattr__(self, name, tuple(map(kind, value)))
         if self.size is not None and self.size[0] * self.size[1] > LARGEST:
             sizes = f"[{self.size[0]}, {self.size[1]}]"
             raise UserError(f"data.size={sizes} is more than the {LARGEST} pixels that an image may have; give less.")

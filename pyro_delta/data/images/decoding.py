@@ -173,13 +173,15 @@ def _in_8_bits(image: Image.Image, deep: bool, file: Path, how: Conversion, sett
     if not deep and image.mode not in NUMBERS:  # icons show their mode when they are loaded
         return image
     numbers = np.asarray(image) if image.mode in NUMBERS else None
+    least, most = (0.0, 65535.0) if numbers is None else (float(numbers.min()), float(numbers.max()))
     if how.scale is None:
-        found = "16 bits a channel" if numbers is None else f"values from {numbers.min():g} to {numbers.max():g}"
-        low, high = (0, 65535) if numbers is None or image.mode != "F" else (numbers.min(), numbers.max())
+        found = "16 bits a channel" if numbers is None else f"values from {_number(least)} to {_number(most)}"
+        if image.mode != "F" and least >= 0 and most <= FULL[1]:
+            least, most = FULL
         raise _refused(
             file,
             f"has mode {image.mode}, with {found}, and images have 8 bits",
-            f"convert it by data.scale=[{low:g}, {high:g}], the values of black and white",
+            f"convert it by data.scale=[{_number(least)}, {_number(most)}], the values of black and white",
             settable,
         )
     low, high = how.scale
@@ -190,13 +192,18 @@ def _in_8_bits(image: Image.Image, deep: bool, file: Path, how: Conversion, sett
                 "data.scale=[0, 65535], or save it in 8 bits."
             )
         return image  # of which Pillow has kept the upper 8 bits
-    if not np.isfinite(numbers).all() or numbers.min() < low or numbers.max() > high:
+    if not (low <= least and most <= high):  # neither is NaN
         raise UserError(
-            f"{readable(file)} has values from {numbers.min():g} to {numbers.max():g}, outside of "
-            f"data.scale=[{low:g}, {high:g}]; widen that, or mend the picture."
+            f"{readable(file)} has values from {_number(least)} to {_number(most)}, outside of "
+            f"data.scale=[{_number(low)}, {_number(high)}]; widen that, or mend the picture."
         )
     scaled = np.rint((numbers.astype(np.float64) - low) * (255 / (high - low))).astype(np.uint8)
     return Image.fromarray(scaled)
+
+
+def _number(value: float) -> str:
+    """A number with as many digits as it takes to give it back."""
+    return str(int(value)) if value.is_integer() else repr(value)
 
 
 def _in_mode(image: Image.Image, file: Path, how: Conversion, settable: bool) -> Image.Image:
