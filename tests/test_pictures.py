@@ -128,14 +128,15 @@ def palette(file: Path, **options: Any) -> None:
     picture.save(file, **options)
 
 
-def png_of_16_bits(file: Path, values: np.ndarray) -> None:
-    """An RGB picture that Pillow does not write: (H, W, 3) of 16 bits."""
+def png_of_16_bits(file: Path, values: np.ndarray, transparent: np.ndarray | None = None) -> None:
+    """An RGB picture that Pillow does not write: (H, W, 3) of 16 bits, maybe with a transparent colour."""
 
     def chunk(tag: bytes, body: bytes) -> bytes:
         return struct.pack(">I", len(body)) + tag + body + struct.pack(">I", zlib.crc32(tag + body))
 
     height, width, _ = values.shape
     head = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 16, 2, 0, 0, 0))
+    head += b"" if transparent is None else chunk(b"tRNS", transparent.astype(">u2").tobytes())
     rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
     file.write_bytes(b"\x89PNG\r\n\x1a\n" + head + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b""))
 
@@ -220,7 +221,7 @@ CONVERTED: dict[str, tuple[str, Callable[[Path], object], dict[str, Any], np.nda
     ),
     "CMYK": (
         "tif",
-        lambda f: Image.fromarray(SEE, "CMYK").save(f),
+        lambda f: Image.frombytes("CMYK", (W, H), SEE.tobytes()).save(f),
         {"mode": "rgb"},
         (255 - SEE[..., :3].astype(int)) * (255 - SEE[..., 3:].astype(int)) / 255,
         1,
@@ -247,6 +248,13 @@ CONVERTED: dict[str, tuple[str, Callable[[Path], object], dict[str, Any], np.nda
         lambda f: png_of_16_bits(f, COLOUR.astype(np.uint16) * 257),
         {"scale": (0, 65535)},
         COLOUR,
+        0,
+    ),
+    "a transparent colour of 16 bits": (
+        "png",
+        lambda f: png_of_16_bits(f, COLOUR.astype(np.uint16) * 257, COLOUR[1, 1].astype(np.uint16) * 257),
+        {"scale": (0, 65535), "mode": "rgba"},
+        np.dstack([COLOUR, np.where((COLOUR[1, 1] == COLOUR).all(-1), 0, 255)]),
         0,
     ),
     "8 bits beside a scale": ("png", lambda f: save(f, GREY), {"scale": (0, 65535)}, GREY[..., None], 0),

@@ -107,7 +107,7 @@ def decoded(file: Path, how: Conversion, settable: bool = True) -> tuple[np.ndar
         ) from error
     try:
         converted = _in_mode(_in_8_bits(upright, deep, file, how, settable), file, how, settable)
-    except (ValueError, OSError) as error:  # Pillow has no way from one mode to the other
+    except (ValueError, OSError, ImageCms.PyCMSError) as error:  # Pillow has no way from one mode to the other
         if isinstance(error, UserError):
             raise
         raise UserError(
@@ -191,6 +191,8 @@ def _in_8_bits(image: Image.Image, deep: bool, file: Path, how: Conversion, sett
                 f"{readable(file)} has colours of 16 bits, which are read in their full range alone; give "
                 "data.scale=[0, 65535], or save it in 8 bits."
             )
+        if isinstance(see_through := image.info.get("transparency"), tuple):  # in 16 bits, too
+            image.info["transparency"] = tuple(value >> 8 for value in see_through)
         return image  # of which Pillow has kept the upper 8 bits
     if not (low <= least and most <= high):  # neither is NaN
         raise UserError(
