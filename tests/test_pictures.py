@@ -22,7 +22,7 @@ from test_cli import TINY, call, contents
 from pyro_delta.data import Splits, load
 from pyro_delta.data.images import ImageSpec, cache, decoding, folder
 from pyro_delta.data.images.conversion import Conversion
-from pyro_delta.data.images.decoding import SUFFIXES, decoded
+from pyro_delta.data.images.decoding import SUFFIXES, decoded, quiet
 from pyro_delta.data.images.pictures import grid
 from pyro_delta.data.spec import spec_as_dict, spec_of_dict
 from pyro_delta.errors import UserError
@@ -141,8 +141,8 @@ def png_of_16_bits(file: Path, values: np.ndarray, transparent: np.ndarray | Non
     file.write_bytes(b"\x89PNG\r\n\x1a\n" + head + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b""))
 
 
-def of_frames(file: Path, **options: Any) -> None:
-    first, *others = (Image.fromarray(noise(H, W, seed=seed)) for seed in range(10, 13))
+def of_frames(file: Path, count: int = 3, **options: Any) -> None:
+    first, *others = (Image.fromarray(noise(H, W, seed=seed)) for seed in range(10, 10 + count))
     first.save(file, save_all=True, append_images=others, **options)
 
 
@@ -269,10 +269,10 @@ CONVERTED: dict[str, tuple[str, Callable[[Path], object], dict[str, Any], np.nda
     "the first of an APNG": ("png", of_frames, {"first_frame": True}, noise(H, W, seed=10)[..., None], 0),
     "previews behind a photograph": (
         "mpo",
-        lambda f: of_frames(f, quality=100, subsampling=0),
+        lambda f: of_frames(f, 2, quality=95),
         {"mode": "grey"},
         noise(H, W, seed=10)[..., None],
-        4,
+        40,
     ),
     "profile of sRGB": ("png", lambda f: with_profile(f, SRGB), {}, COLOUR, 0),
     "damaged profile": ("png", lambda f: with_profile(f, b"no profile"), {}, COLOUR, 0),
@@ -312,7 +312,8 @@ def test_what_is_read(tmp_path: Path, name: str) -> None:
     """Against the arrays that were written, by formulas of NumPy."""
     suffix, write, options, expected, off = CONVERTED[name]
     write(tmp_path / f"a.{suffix}")
-    found, mode = decoded(tmp_path / f"a.{suffix}", Conversion(**options))
+    with quiet():
+        found, mode = decoded(tmp_path / f"a.{suffix}", Conversion(**options))
     if expected is None:
         assert found.shape == (3, 2, 1)
         return
@@ -390,7 +391,6 @@ REFUSED: dict[str, tuple[Write, list[str], str]] = {
         "mode RGB, with transparency",
     ),
     "CMYK": (lambda f: save(f / "z.jpg", mode="CMYK"), [], "z.jpg has mode CMYK … data.mode=rgb"),
-    "YCbCr": (lambda f: save(f / "z.tif", mode="YCbCr"), [], "z.tif has mode YCbCr … data.mode=rgb"),
     "LAB": (lambda f: Image.new("LAB", (W, H)).save(f / "z.tif"), [], "z.tif has mode LAB … data.mode=rgb"),
     "16 bits": (lambda f: save(f / "z.png", DEEP), [], "z.png has mode I;16, with values … data.scale=[0, 65535]"),
     "16 bits in TIFF": (lambda f: save(f / "z.tif", DEEP), [], "z.tif has mode I;16 … data.scale=[0, 65535]"),
