@@ -360,6 +360,13 @@ BAD: dict[str, tuple[list[str], str, Prepare]] = {
 TYPED = """
 train --dataset photo --out new => unknown data 'photo'; did you mean 'photos'?
 train --dataset folder:file --out new => there is no data folder file
+train --dataset folder:empty --out new => empty holds no images; put files ending in
+train --dataset folder:empty --out new --set data.size=0 => data.size: Input should be greater than or equal to 1
+train --dataset folder:empty --out new --set data.sise=32 => unknown setting … did you mean 'data.size'
+train --dataset folder:empty --out new --set data.mode=RGB => data.mode: Input should be 'grey', 'grey_alpha', 'rgb' or
+train --dataset digits --out new --set data.size=32 => unknown setting … 'data.size'
+train --out new --dataset binarised_mnist --data-root empty => there is no binarized_mnist_train.amat in … put binarized
+train --out new --dataset binarized_mnist => unknown data 'binarized_mnist'; did you mean 'binarised_mnist'?
 train --dataset '' --out new => the argument after '--dataset' is empty
 train --out '' --steps 1 => the argument after '--out' is empty
 train --out new --preset cifar => unknown preset 'cifar'
