@@ -790,7 +790,7 @@ def test_the_cache_serves_what_was_decoded_in_the_same_way(tmp_path: Path, monke
 
 def test_specs_keep_how_pictures_were_converted(tmp_path: Path) -> None:
     how = Conversion((4, 6), "centre", "grey_alpha", (0, 4095), True, 16)
-    spec = ImageSpec(2, 4, 6, 16, how)
+    spec = ImageSpec(2, 4, 6, 16, conversion=how)
     assert spec_of_dict(json.loads(json.dumps(spec_as_dict(spec)))) == spec
     before = {"kind": "pyro_delta.data.images.spec:ImageSpec", "channels": 1, "height": 4, "width": 5, "levels": 17}
     assert spec_of_dict(before) == ImageSpec(1, 4, 5, 17)

@@ -211,7 +211,7 @@ class Folder(Splits):
         else:
             held_out = [] if found.validation is None else [found.validation]
         channels, height, width = train.x.shape[1:]
-        spec = ImageSpec(channels, height, width, levels, how)
+        spec = ImageSpec(channels, height, width, levels, conversion=how)
         if held_out:
             parts = with_validation(spec, train, held_out[0], test, validation, seed)
         else:
