@@ -24,6 +24,7 @@ def test_every_example_has_a_test() -> None:
         "own_guide.py",
         "own_prior.py",
         "plain_svi.py",
+        "regression_on_latents.py",
         "two_backends.py",
     ]
 
@@ -47,6 +48,14 @@ def test_own_prior(capsys: pytest.CaptureFixture[str]) -> None:
     assert attained == pytest.approx(delta, abs=1e-4)
     assert least > delta
     assert of_ar1 != pytest.approx(delta, rel=0.01)
+
+
+def test_regression_on_latents(capsys: pytest.CaptureFixture[str]) -> None:
+    run("regression_on_latents.py", steps=2, count=300)
+    shown = capsys.readouterr().out
+    assert "216 pictures to fit 48 means of z, 60 to judge" in shown
+    (r2,) = re.findall(r"R² (-?[\d.]+)", shown)
+    assert float(r2) > 0.3, "names and latents are not of one picture"
 
 
 @pytest.mark.parametrize("name", ["own_guide", "lattice_prior", "latent_free", "two_backends"])

@@ -12,7 +12,7 @@ from pyro_delta.data.spec import Spec
 from pyro_delta.data.splits import Split
 
 PRESET = "photos"
-CHANNELS = (1, 3)
+CHANNELS = (1, 2, 3, 4)
 """That images have; where both ends of a shape could be them, they come first, as torch has it."""
 
 
