@@ -278,6 +278,11 @@ def _reread(
     lock = Lock(out) if ranks.first() else None
     try:
         state, path, notes = read_state(out)
+        if state.get("exported"):
+            raise UserError(
+                f"{out} was exported, without the state of its optimiser, and cannot be gone on with; resume the run "
+                "that it was made from, or start a new one: pyro-delta train --config config.json."
+            )
         check_made_with(state, config, out)
         metrics = read_metrics(out)
         _check_extension(config, state["step"], state["train_s"], given=dict(settings))

@@ -59,6 +59,7 @@ from pyro_delta.inference.checkpoint import (
     pack,
     required,
     unpack,
+    unpack_run,
 )
 from pyro_delta.inference.manifest import MANIFEST, METRICS, Typed
 from pyro_delta.inference.optim import MAX_STREAK
@@ -473,6 +474,8 @@ def read_config(folder: Path, trust: bool = False) -> Config:
         UserError: if the folder is not a run, a program is missing or has changed, or it is a stranger's.
     """
     if folder.is_file():
+        if folder.suffix == ".zip":
+            raise UserError(f"{folder} is packed; unpack it, and give the folder that comes out.")
         raise UserError(f"{folder} is a file, not a run; give a folder that `pyro-delta train` wrote.")
     path = folder / CONFIG
     if not path.exists():
@@ -507,9 +510,9 @@ def read_state(folder: Path) -> tuple[dict[str, Any], Path, tuple[str, ...]]:
     Raises:
         UserError: if there is none.
     """
-    manifest, keys = manifests.read(folder), required(TrainingState)
+    manifest = manifests.read(folder)
     if manifest is None:
-        path = folder / FORMER_CHECKPOINT
+        path, keys = folder / FORMER_CHECKPOINT, required(TrainingState)
         note = f"{folder} was written by an older pyro-delta, without checksums: damage may go unseen."
         return check_types(load_former(path, keys=keys), TrainingState, path), path, (note,)
     saved, content = manifests.whole_checkpoint(folder, manifest)
@@ -520,7 +523,7 @@ def read_state(folder: Path) -> tuple[dict[str, Any], Path, tuple[str, ...]]:
         f"checkpoint before, of step {saved.step}."
         for step in damaged
     )
-    return check_types(unpack(content, path, keys), TrainingState, path), path, notes
+    return unpack_run(content, path), path, notes
 
 
 def load(
@@ -559,6 +562,10 @@ def load(
     with torch.random.fork_rng(devices=[]):
         vae = build(config, spec, folder / PROGRAMS, check=False).to(device)
     kept = state["best"] if weights == "best" else None
+    if state.get("exported") and weights == "last" and state["best"]:
+        raise UserError(
+            f"{folder} was exported with its best weights alone; ask for those, or export the run with --weights last."
+        )
     chosen = kept or last_weights(state)
     load_weights(vae, chosen["vae"], path)
     if config.training.channels_last:  # as it was trained: up to three times as fast
