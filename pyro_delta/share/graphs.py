@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from pyro_delta.call import call, required
-from pyro_delta.data.splits import Split
 from pyro_delta.errors import UserError, in_a_line
 from pyro_delta.inference.run import Run
+from pyro_delta.protocol import Split
 from pyro_delta.vae import VAE, parameters_of
 
 GUIDE, DECODER = "guide.pt2", "decoder.pt2"
