@@ -107,5 +107,7 @@ def _told(what: str, mend: str) -> Iterator[None]:
     """Whatever the hub, the network or the package fails at, in a sentence."""
     try:
         yield
+    except UserError:
+        raise
     except Exception as error:
         raise UserError(f"{what} ({in_a_line(error)}); {mend}.") from error

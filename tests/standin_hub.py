@@ -66,7 +66,9 @@ class Hub:
             return self._file("/".join(parts[:2]), parts[3], "/".join(parts[4:]), token)
         return self._json({"error": path}, 404)
 
-    def _of_model(self, name: str, parts: list[str], body: bytes, token: str | None) -> tuple[int, dict[str, str], bytes]:
+    def _of_model(
+        self, name: str, parts: list[str], body: bytes, token: str | None
+    ) -> tuple[int, dict[str, str], bytes]:
         known = self._seen(name, token)
         if known is None:
             return 404, {"X-Error-Code": "RepoNotFound"}, b"{}"
@@ -89,7 +91,9 @@ class Hub:
             revision = known.named(parts[1]) or revision
             return self._json([_entry(name, content) for name, content in known.revisions[revision].items()])
         siblings = [{"rfilename": file} for file in files]
-        return self._json({"id": name, "modelId": name, "sha": revision, "siblings": siblings, "private": known.private})
+        return self._json(
+            {"id": name, "modelId": name, "sha": revision, "siblings": siblings, "private": known.private}
+        )
 
     def _file(self, name: str, revision: str, file: str, token: str | None) -> tuple[int, dict[str, str], bytes]:
         known = self._seen(name, token)

@@ -9,7 +9,7 @@ import shutil
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -37,6 +37,7 @@ from pyro_delta.inference.run import (
     read_info,
     read_state,
 )
+from pyro_delta.programs import find, options_model
 from pyro_delta.share.card import card
 from pyro_delta.share.graphs import graphs
 
@@ -100,10 +101,11 @@ def export(
         UserError: as `load`; if the target is taken, the run has no folder or is of a former format, or its programs
             cannot be exported by torch. Nothing is left half-written.
     """
+    given = None
     if isinstance(run, Run):
         if run.folder is None:
             raise UserError("the run is in memory alone; give train a folder by out=, and export that.")
-        run = run.folder
+        run, given = run.folder, run.given
     if path is None and to is None:
         raise UserError("there is no place to export to; give a folder, a FILE.zip or --to hf:USER/NAME.")
     if license is not None and not LICENCE.fullmatch(license):
@@ -114,7 +116,7 @@ def export(
     target = None if path is None else Path(path)
     if target is not None:
         _check_free(target)
-    loaded = load(run, "cpu", weights=weights, trust=trust)
+    loaded = replace(load(run, "cpu", weights=weights, trust=trust), given=given)
     assert loaded.folder is not None
     name = _bare(str(loaded.folder.absolute())) if target is None else target.stem if _packed(target) else target.name
     place = target.absolute() if target is not None else loaded.folder.absolute()
@@ -186,7 +188,7 @@ def _write(run: Run, folder: Path, to: str | None, license: str | None, made: tu
         raise UserError(f"{source} is being written; wait until its training ends, or export it again.")
     sections = json.loads(manifests.verified(source, CONFIG))
     info = json.loads(manifests.verified(source, INFO))
-    settings, notes = _without_paths(sections), []
+    settings, notes = _travelling(sections, source), []
     digest = configuration.digest_of(settings)
     info = {key: info[key] for key in OF_INFO if key in info} | {"config_digest": digest, "exported": True}
     info["data"]["folder"] = None
@@ -210,7 +212,7 @@ def _write(run: Run, folder: Path, to: str | None, license: str | None, made: tu
             contents[AUXILIARY] = pack({**auxiliary, "optimizer": {}, "prior": {}})
         else:
             notes.append("The auxiliary prior was trained for other weights, and stays behind.")
-    state = exported({**state, "config": _without_paths(state["config"])}, run.weights)
+    state = exported({**state, "config": _travelling(state["config"], source)}, run.weights)
     manifests.write(folder, manifests.Manifest())
     manifests.put(folder, contents)
     (folder / METRICS).write_bytes(manifests.verified_metrics(source))
@@ -236,6 +238,16 @@ def _write(run: Run, folder: Path, to: str | None, license: str | None, made: tu
 
 def _json(values: dict[str, Any]) -> bytes:
     return (json.dumps(values, indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def _travelling(sections: dict[str, Any], source: Path) -> dict[str, Any]:
+    """Settings without paths of this machine; data that are found without being told where have their default again."""
+    found, data = _without_paths(sections), sections["data"]
+    if "root" in data:
+        root = options_model("data", find("data", data["program"], source / PROGRAMS)).model_fields["root"]
+        if not root.is_required():
+            found["data"]["root"] = root.default
+    return found
 
 
 def _without_paths(value: Any) -> Any:

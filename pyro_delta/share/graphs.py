@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import io
+import logging
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from typing import Any
 
 import pyro
@@ -101,8 +104,7 @@ def _exported(program: nn.Module, given: tuple[Any, ...], name: str) -> bytes:
     batch = torch.export.Dim("batch", min=1)
     free = tuple({key: {0: batch} for key in part} if isinstance(part, dict) else {0: batch} for part in given)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of how torch traces and packs
+        with _quiet():
             made = torch.export.export(program.eval(), _first(given, TRACED), dynamic_shapes=free, strict=False)
             file = io.BytesIO()
             torch.export.save(made, file)
@@ -119,6 +121,19 @@ def _exported(program: nn.Module, given: tuple[Any, ...], name: str) -> bytes:
                 apart = (found - expected).abs().max().item()
                 raise UserError(f"{name} differs from the run by {apart:.2g} on a batch of {count}; leave --torch out.")
     return file.getvalue()
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without what torch warns, logs and prints of how it traces: what comes of it is said by an error."""
+    before = logging.root.manager.disable
+    logging.disable(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), redirect_stderr(io.StringIO()), redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
 
 
 def _first(given: tuple[Any, ...], count: int) -> tuple[Any, ...]:
