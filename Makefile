@@ -8,7 +8,7 @@ DEMO := runs/demo
 EVIDENCE := runs/evidence
 SWEEPS := collapse rate-distortion independent-against-temporal anti-causal
 
-.PHONY: demo test test-oldest test-newest evidence format clean
+.PHONY: demo test test-oldest test-newest evidence docs format clean
 
 .venv/installed: constraints.txt
 .venv-oldest/installed: constraints-oldest.txt
@@ -44,9 +44,19 @@ evidence: .venv/installed
 			--figure $(EVIDENCE)/$$sweep.png || exit 1; \
 	done
 
+# The site, every notebook run (minutes; what did not change comes from a cache), warnings as errors: docs/_build/html.
+.venv/docs: .venv/installed
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
+	touch $@
+
+docs: .venv/docs
+	PATH="$(CURDIR)/$(BIN):$$PATH" OMP_NUM_THREADS=1 XDG_DATA_HOME="$(CURDIR)/docs/_build/user" \
+		$(BIN)/python -m sphinx -W --keep-going -n -b html docs docs/_build/html
+	@echo "the site: docs/_build/html/index.html"
+
 format: .venv/installed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf .venv .venv-oldest .venv-newest build dist *.egg-info
+	rm -rf .venv .venv-oldest .venv-newest build dist docs/_build *.egg-info

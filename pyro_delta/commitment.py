@@ -170,7 +170,8 @@ def committed_by_datum(pairs: Pairs) -> Tensor | None:
 
 def _is_sequence(p: Distribution) -> bool:
     """Whether what a prior commits is known for each datum: its batch is that of the data."""
-    return type(p) in (GaussianAR1, GaussianSequence) and len(p.batch_shape) == 1
+    of_each = type(p) in (GaussianAR1, GaussianSequence) or getattr(p, "lengths", None) is not None
+    return of_each and len(p.batch_shape) == 1
 
 
 def _guarantee(of_sites: list[Guarantee]) -> Guarantee:

@@ -15,17 +15,59 @@ import pyro_delta
 ROOT = Path(__file__).parents[1]
 
 
-def test_the_wheel_is_whole(tmp_path: Path) -> None:
+EXTRAS = ("numpyro", "jax", "flax", "optax", "pyarrow", "submitit", "optuna", "hypothesis", "pytest")
+"""What extras alone install."""
+WITHOUT_EXTRAS = f"""
+import sys
+sys.modules.update(dict.fromkeys({EXTRAS}))  # importing them fails
+sys.path.insert(0, sys.argv[1])
+import pyro_delta
+from pyro_delta.cli import main
+assert pyro_delta.__file__.startswith(sys.argv[1])
+main("train --dataset digits --steps 2 --set training.validations=0 --device cpu --out".split() + [sys.argv[2]])
+"""
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with what is uploaded: the source, and the wheel that is made of it."""
+    pytest.importorskip("build", reason="needs build, of pyro-delta[dev]")
     pytest.importorskip("setuptools", minversion="77")
-    source = tmp_path / "source"
-    source.mkdir()
+    source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("dist")
     for part in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / part, source)
     for folder in ("pyro_delta", "models", "guides"):
         shutil.copytree(ROOT / folder, source / folder, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
-    command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "-w", tmp_path, source]
-    subprocess.run(command, check=True, capture_output=True)
-    (wheel,) = tmp_path.glob("*.whl")
+    command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", out, source]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return out
+
+
+def test_what_is_uploaded_is_well_described(built: Path) -> None:
+    pytest.importorskip("twine", reason="needs twine, of pyro-delta[dev]")
+    files = sorted(built.iterdir())
+    assert [file.name.removeprefix(f"pyro_delta-{pyro_delta.__version__}") for file in files] == [
+        "-py3-none-any.whl",
+        ".tar.gz",
+    ]
+    done = subprocess.run(
+        [sys.executable, "-m", "twine", "check", "--strict", *files], capture_output=True, text=True, cwd=built
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_wheel_works_without_extras(built: Path, tmp_path: Path) -> None:
+    (wheel,) = built.glob("*.whl")
+    zipfile.ZipFile(wheel).extractall(tmp_path / "installed")
+    command = [sys.executable, "-c", WITHOUT_EXTRAS, tmp_path / "installed", tmp_path / "run"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "run" / "manifest.json").exists()
+
+
+def test_the_wheel_is_whole(built: Path) -> None:
+    (wheel,) = built.glob("*.whl")
     names = set(zipfile.ZipFile(wheel).namelist())
     for folder in ("models", "guides"):
         files = [file.relative_to(ROOT) for file in (ROOT / folder).rglob("*.py")]

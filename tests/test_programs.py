@@ -372,7 +372,9 @@ def test_networks_of_presets_have_their_shapes_on_the_meta_device(name: str) -> 
     dims, length = settings.prior.options["dims"], settings.prior.options["length"] or spec.height
     with torch.device("meta"):
         starts = even_starts(spec.height, length)
-        decoder = DECODERS[settings.likelihood.program](spec, starts, dims, **settings.likelihood.options)
+        options = dict(settings.likelihood.options)
+        assert (options.pop("use_latents"), options.pop("conditioning")) == (True, "causal")
+        decoder = DECODERS[settings.likelihood.program](spec, starts, dims, **options)
         encoder = ImageEncoder(spec, regions(starts, 1, spec.height, spec.width), 2 * dims, **settings.guide.options)
         x = torch.zeros(batch, *spec.shape, dtype=torch.int64)
         z = torch.zeros(batch, length, dims)

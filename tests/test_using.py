@@ -20,9 +20,12 @@ from test_cli import TINY, call
 import pyro_delta
 from pyro_delta.build import build
 from pyro_delta.config import load_preset
+from pyro_delta.data import Split
 from pyro_delta.data import load as load_data
+from pyro_delta.data.condition import Condition
 from pyro_delta.data.images import ImageSpec
 from pyro_delta.data.images.pictures import HIDDEN
+from pyro_delta.data.sequences import TokenSpec
 from pyro_delta.diagnostics.drawing import decode
 from pyro_delta.diagnostics.images.inpainting import inpaint
 from pyro_delta.diagnostics.latents import save
@@ -253,6 +256,34 @@ def test_encode_writes_files_for_other_tools(run: Path, tmp_path: Path) -> None:
         for step, dim in np.ndindex(8, 2):
             np.testing.assert_allclose(table[f"{name}_{step}_{dim}"], values[:, step, dim], rtol=1e-5)
     assert len(table.columns) == 2 + 2 * 16
+
+
+@pytest.mark.parametrize("ending", [".nc", ".npz", ".csv"])
+def test_latents_behind_the_end_of_a_datum_are_left_out(ending: str, tmp_path: Path) -> None:
+    spec, lengths = TokenSpec(6, 5, condition=Condition(classes=("a", "b"))), torch.tensor([6, 2, 3])
+    config = load_preset("descriptions", [("prior.length", 3), ("likelihood.hidden", 4), ("guide.hidden", 4)])
+    vae = build(config, spec, check=False)
+    extras = {"lengths": lengths, "condition": torch.tensor([1, 0, 1])}
+    split = Split(torch.zeros(3, 6, dtype=torch.uint8), torch.tensor([0, 1, 1]), extras)
+    path, starts = tmp_path / f"z{ending}", vae.model.prior.starts
+    save(posterior_data(vae, split, starts=starts), path)
+    inside = (starts < lengths[:, None]).numpy()
+    with torch.no_grad():
+        mean = vae.guide.posterior(split.x, **extras).mean.numpy()
+    if ending == ".csv":
+        found = pandas.read_csv(path)
+        z = np.stack([[found[f"z_mean_{t}_{k}"] for k in range(2)] for t in range(3)]).transpose(2, 0, 1)
+        told = found["length"], found["condition"]
+    elif ending == ".npz":
+        arrays = np.load(path)
+        z, told = arrays["z_mean"], (arrays["length"], arrays["condition"])
+        assert (np.isfinite(arrays["z"]) == inside[None, ..., None]).all()
+    else:
+        constant = arviz.from_netcdf(path).constant_data
+        z, told = constant["z_mean"].values, (constant["length"].values, constant["condition"].values)
+    assert [list(values) for values in told] == [[6, 2, 3], [1, 0, 1]]
+    assert (np.isfinite(z) == inside[..., None]).all()
+    np.testing.assert_allclose(z[inside], mean[inside], rtol=1e-5)
 
 
 def test_parquet_is_written_where_it_can_be(run: Path, tmp_path: Path) -> None:

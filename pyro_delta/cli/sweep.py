@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from pyro_delta.cli.options import json_option, print_json, set_option, settings_of, trust_option
+from pyro_delta.cli.options import json_option, new_root_option, print_json, set_option, settings_of, trust_option
 from pyro_delta.errors import CheckFailed, UserError
 
 if TYPE_CHECKING:
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     help="A parameter of submitit, such as timeout_min=60 or slurm_partition=gpu.",
 )
 @click.option("--search", type=click.IntRange(min=1), metavar="TRIALS", help="Search the file's [search] by Optuna.")
+@new_root_option
 @trust_option
 @json_option
 def sweep(
@@ -46,6 +47,7 @@ def sweep(
     launcher: str,
     parameters: tuple[str, ...],
     search: int | None,
+    data_root: str | None,
     trust: bool,
     as_json: bool,
 ) -> None:
@@ -66,7 +68,7 @@ def sweep(
         raise UserError(f"--launch {parameters[0]} is for submitit; add --launcher submitit.")
     if search and launcher == "submitit":
         raise UserError("a search runs on this machine; leave --launcher submitit out.")
-    found = read(given, settings_of(pairs, {}), seeds)
+    found = read(given, settings_of(pairs, {"data.root": data_root}), seeds)
     folder = out or Path("runs") / found.name
     if search:
         _search(found, folder, search, jobs, as_json)

@@ -40,9 +40,9 @@ def save(data: Any, path: Path) -> None:
 
     - `.nc`: NetCDF, which `arviz.from_netcdf` and `xarray.open_datatree` read.
     - `.npz`: arrays of each site, such as `z` (draws, N, n, d), `z_mean` and `z_scale` (N, n, d); `datum`, the names;
-      `starts` and `label`, if there are any.
-    - `.csv`, `.parquet`: a row for each datum; `datum`, `label`, and means and scales by step and dimension, such as
-      `z_mean_3_0`.
+      `starts`, `label`, `length` and `condition`, if there are any.
+    - `.csv`, `.parquet`: a row for each datum; `datum`, the latter three, and means and scales by step and dimension,
+      such as `z_mean_3_0`; nothing at steps behind the end of a datum.
     """
     content = SAVERS[path.suffix](as_tree(data))
     with written_whole(path) as file:
@@ -81,10 +81,10 @@ def table(tree: Any) -> pandas.DataFrame:
 
     constant = tree["constant_data"]
     columns = {"datum": constant["datum"].values}
-    if "label" in constant:
-        columns["label"] = constant["label"].values
+    first = [name for name in ("label", "length") if name in constant]
+    columns |= {name: constant[name].values for name in first}
     for name, values in constant.data_vars.items():
-        if name not in ("label", "starts"):
+        if name not in (*first, "starts"):
             for place in np.ndindex(values.shape[1:]):
                 columns["_".join(map(str, (name, *place)))] = values.values[(slice(None), *place)]
     return pandas.DataFrame(columns)

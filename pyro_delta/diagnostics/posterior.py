@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
+from pyro_delta.data.condition import KEY
 from pyro_delta.data.splits import size_of
 from pyro_delta.data.tensors import as_split
 from pyro_delta.diagnostics.bounds import ignore
@@ -49,7 +50,8 @@ def posterior_data(
     Returns:
         an `arviz.InferenceData`, or with ArviZ 1 an `xarray.DataTree`: group `posterior` with each latent site, such as
         `z` (chain 1, draw, datum, step, dim); group `constant_data` with its `z_mean` and `z_scale` (datum, step, dim),
-        `starts` (step) and, of data that have some, `label` (datum).
+        `starts` (step) and, of data that have some, `label`, `length` and `condition` (datum). Where data have lengths,
+        steps that begin behind the end of one are NaN: they are padding, and say nothing.
     """
     split = as_split(data)
     parts: dict[str, list[tuple[Tensor, Tensor, Tensor]]] = {}
@@ -67,6 +69,14 @@ def posterior_data(
         for number, what in enumerate(("mean", "scale"), 1):
             constant[f"{name}_{what}"] = torch.cat([values[number] for values in part]).numpy()
             dims[f"{name}_{what}"] = axes
+    lengths = split.extras.get("lengths")
+    if lengths is not None and lengths.dim() == 1:
+        constant["length"], dims["length"] = lengths.cpu().numpy(), ["datum"]
+        if starts is not None:
+            _blank_padding([*posterior.values(), *constant.values()], starts.cpu().numpy(), constant["length"])
+    if KEY in split.extras:
+        constant[KEY] = split.extras[KEY].cpu().numpy()
+        dims[KEY] = ["datum", *_axes(KEY, constant[KEY].ndim - 1)]
     if starts is not None:
         constant["starts"], dims["starts"] = starts.cpu().numpy(), ["step"]
     if split.labels is not None:
@@ -75,6 +85,14 @@ def posterior_data(
         dims["label"] = ["datum"]
     coords = {"datum": list(names or [str(i) for i in range(len(split))])}
     return as_arviz({"posterior": posterior, "constant_data": constant}, coords, dims)
+
+
+def _blank_padding(arrays: list[np.ndarray], starts: np.ndarray, lengths: np.ndarray) -> None:
+    """NaN, in place, at steps that begin behind the end of their datum, of arrays (…, N, n, d)."""
+    outside_bn = starts >= lengths[:, None]
+    for values in arrays:
+        if values.ndim >= 3 and values.shape[-3:-1] == outside_bn.shape:
+            values[..., outside_bn, :] = np.nan
 
 
 def _axes(name: str, count: int) -> list[str]:

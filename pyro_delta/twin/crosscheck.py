@@ -22,7 +22,8 @@ from torch import Tensor
 from torch.distributions import Independent, Normal, kl_divergence
 
 from pyro_delta import vae as in_pyro
-from pyro_delta.call import run
+from pyro_delta.call import call, run
+from pyro_delta.commitment import committed_by_datum
 from pyro_delta.data.splits import Split, mapped
 from pyro_delta.data.tensors import as_split
 from pyro_delta.diagnostics.trace import committed, posterior, trace
@@ -143,8 +144,11 @@ def crosscheck(
         if known.nats is None:
             terms.append(Agreement("δ", None, None, 0.0))
         else:
-            of_twin = np.minimum(_delta_of(twin), math.inf if known.cap_nats is None else known.cap_nats)
-            terms.append(_agreement("δ", np.array([known.nats]), np.array([of_twin], np.float64)))
+            deltas, extras = np.array([known.nats]), {}
+            if (of_data := _deltas_of(vae, split)) is not None:
+                deltas, extras = of_data, {name: _array(values) for name, values in split.extras.items()}
+            of_twin = np.minimum(_deltas_of_twin(twin, extras), np.inf if known.cap_nats is None else known.cap_nats)
+            terms.append(_agreement("δ", deltas, np.broadcast_to(of_twin, deltas.shape).astype(np.float64)))
     precision = str(dtype).removeprefix("torch.")
     return Crosscheck(tuple(terms), gradients, buffers, TOLERANCE[dtype], len(split), precision)
 
@@ -249,16 +253,26 @@ def _event_shape(vae: in_pyro.VAE, batch: Batch) -> tuple[int, ...]:
         return tuple(posterior(vae, batch).q.event_shape)
 
 
-def _delta_of(twin: VAE) -> float:
-    """δ of a guide's family in nats, not a number if there is none.
+def _deltas_of(vae: in_pyro.VAE, split: Split) -> Array | None:
+    """δ of each datum in nats (N,), where each has a prior of its own, by its length, say; None where all have one."""
+    if not split.extras or hasattr(vae.guide, "committed_rate"):
+        return None
+    with parameters_of(vae), torch.no_grad():
+        latents = trace(vae, split.batch()).latents.items()
+        found = committed_by_datum({name: (latent.q, latent.p) for name, latent in latents})
+    return None if found is None or bool((found == found[0]).all()) else _array(found)
+
+
+def _deltas_of_twin(twin: VAE, extras: Mapping[str, Any]) -> Array:
+    """δ of a guide's family in nats, (N,) with priors of N data, else (); not a number if there is none.
 
     A guide without a formula of its own is independent over steps and dimensions.
     """
     rate_of: Any = getattr(twin.guide, "committed_rate", committed_rate)
     try:
-        return float(rate_of(twin.model.prior()))
+        return np.asarray(rate_of(call(twin.model.prior, extras)))
     except (UserError, NotImplementedError):
-        return math.nan
+        return np.array(np.nan)
 
 
 def _terms(*values: Any) -> dict[str, Array | None]:
