@@ -105,7 +105,7 @@ def export(
     if isinstance(run, Run):
         if run.folder is None:
             raise UserError("the run is in memory alone; give train a folder by out=, and export that.")
-        run, given = run.folder, run.given
+        given, run = run.given, run.folder
     if path is None and to is None:
         raise UserError("there is no place to export to; give a folder, a FILE.zip or --to hf:USER/NAME.")
     if license is not None and not LICENCE.fullmatch(license):
