@@ -81,7 +81,7 @@ def upload(folder: Path, place: str, *, private: bool = False) -> str:
     api = _package().HfApi()
     with _told(f"{place} cannot be written", "log in (hf auth login), and look at the name and at the network"):
         address = api.create_repo(repository, private=private, exist_ok=True)
-        api.upload_folder(repo_id=repository, folder_path=folder, commit_message=f"{folder.name}, by pyro-delta export")
+        api.upload_folder(repo_id=repository, folder_path=folder, commit_message="pyro-delta export")
     return str(address)
 
 

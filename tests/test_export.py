@@ -343,8 +343,9 @@ GRU = {"prior.alpha": 0.7, "likelihood.program": "gru", "guide.program": "gru", 
         ("digits", IMAGES, set()),
         ("digits", {**IMAGES, "data.condition": "labels"}, {"condition"}),
         (tokens(), GRU, set()),
+        ({"x": tokens(), "lengths": 1 + torch.arange(80) % 4}, GRU, {"lengths"}),
     ],
-    ids=["gated_pixelcnn", "conditioned", "gru"],
+    ids=["gated_pixelcnn", "conditioned", "gru", "lengths"],
 )
 def test_torch_programs_compute_what_the_run_does(
     data: Any, settings: dict[str, Any], told: set[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -378,7 +379,8 @@ def log_prob_of(p: Any, parameters: torch.Tensor, x: torch.Tensor) -> torch.Tens
         channels, levels = p.event_shape[0], p.network.spec.levels
         pixels = DiscretizedLogisticMixture.from_parameters(parameters, channels=channels, levels=levels)
         return pixels.log_prob(x.movedim(-3, -1)).sum((-2, -1))
-    return parameters.log_softmax(-1).gather(-1, x.long().unsqueeze(-1)).sum((-2, -1))
+    terms = parameters.log_softmax(-1).gather(-1, x.long().unsqueeze(-1)).squeeze(-1)
+    return (terms if p.counted is None else terms * p.counted).sum(-1)
 
 
 def test_what_torch_cannot_follow_is_refused_and_nothing_is_left(

@@ -76,7 +76,7 @@ def card(
         if license is None
         else f"{license} (SPDX), as said by whoever exported it.",
         "## How to cite",
-        f"The method is that of\n\n```bibtex\n{PAPER}\n```",
+        f"The method is that of the paper below; of pyro-delta, CITATION.cff says how.\n\n```bibtex\n{PAPER}\n```",
     ]
     return "\n\n".join(parts) + "\n"
 

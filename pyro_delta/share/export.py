@@ -6,6 +6,7 @@ import json
 import re
 import secrets
 import shutil
+import tempfile
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -118,10 +119,8 @@ def export(
         _check_free(target)
     loaded = replace(load(run, "cpu", weights=weights, trust=trust), given=given)
     assert loaded.folder is not None
-    name = _bare(str(loaded.folder.absolute())) if target is None else target.stem if _packed(target) else target.name
-    place = target.absolute() if target is not None else loaded.folder.absolute()
-    with _aside(place) as part:
-        folder = part / name
+    with _aside(target) as part:
+        folder = part / ("run" if target is None else target.stem if _packed(target) else target.name)
         folder.mkdir()
         made = graphs(loaded, loaded.data(data_root).test) if torch_programs else {}
         for file, content in made.items():
@@ -155,8 +154,13 @@ def _check_free(target: Path) -> None:
 
 
 @contextmanager
-def _aside(target: Path) -> Iterator[Path]:
-    """A folder beside the target, on the same disk, that is gone in the end."""
+def _aside(target: Path | None) -> Iterator[Path]:
+    """A folder beside the target, on the same disk, that is gone in the end; anywhere if there is none."""
+    if target is None:
+        with tempfile.TemporaryDirectory() as elsewhere:
+            yield Path(elsewhere)
+        return
+    target = target.absolute()
     part = target.with_name(f".{target.name}.{secrets.token_hex(4)}.part")
     try:
         part.mkdir()
