@@ -245,6 +245,25 @@ def test_no_path_of_the_makers_machine_travels_and_programs_need_trust(
     assert (code, err.count("\n")) == (2, 1), err
 
 
+def test_data_are_looked_for_where_the_reader_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    lines = "\n".join(f"line {i} of a few" for i in range(40))
+    Path("mine").mkdir()
+    Path("mine/notes.txt").write_text(lines)
+    sets = [part for pair in ("likelihood.hidden=4", "guide.hidden=4") for part in ("--set", pair)]
+    sets += ["--prior", "ar1", "--likelihood", "gru", "--guide", "gru", "--set", "training.batch=4"]
+    code, _, err = call("train", "--dataset", f"text:{tmp_path}/mine/notes.txt", *sets, "--steps", 1, "--out", "run")
+    assert code == 0, err
+    export("run", "out")
+    assert "--dataset text:notes.txt " in Path("out/README.md").read_text()
+    code, _, err = call("evaluate", "out", "--device", "cpu")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "the data of out are not here" in err
+    assert "say where they are by --data-root." in err
+    mine, theirs = numbers("evaluate", "run"), numbers("evaluate", "out", "--data-root", "mine/notes.txt")
+    assert {key for key in mine if mine[key] != theirs[key]} == {"config_digest"}  # of which the path was a part
+
+
 # --- the card ---
 
 

@@ -244,6 +244,11 @@ def data_of_run(config: Config, record: DataRecord | None, root: str | None, fol
     try:
         data = load_data(config, root, None if folder is None else folder / PROGRAMS)
     except UserError as error:
+        exported = record is not None and was is None and config.data.options.get("root") is not None
+        if root is None and exported:
+            raise UserError(
+                f"the data of {folder} are not here ({str(error).rstrip('.')}); say where they are by --data-root."
+            ) from None
         if root is not None or was is None:
             raise
         raise UserError(
