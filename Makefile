@@ -15,7 +15,7 @@ SWEEPS := collapse rate-distortion independent-against-temporal anti-causal
 .venv-newest/installed: constraints-newest.txt
 .venv/installed .venv-oldest/installed .venv-newest/installed: pyproject.toml
 	$(PYTHON) -m venv $(@D)
-	$(@D)/bin/python -m pip install --quiet --constraint $(filter constraints%,$^) --editable '.[twin,sweep,dev]'
+	$(@D)/bin/python -m pip install --quiet --constraint $(filter constraints%,$^) --editable '.[twin,sweep,hub,dev]'
 	touch $@
 
 demo: .venv/installed

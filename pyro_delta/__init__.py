@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from pyro_delta.inference.run import Run, load
     from pyro_delta.rate import committed_rate
     from pyro_delta.report.comparison import compare
+    from pyro_delta.share.export import export
 
 __version__ = "0.1.0"
 
@@ -33,6 +34,7 @@ __all__ = [
     "compare",
     "diagnose",
     "evaluate",
+    "export",
     "load",
     "load_data",
     "resume",
@@ -50,6 +52,7 @@ _PLACES = {
     "compare": "report.comparison:compare",
     "diagnose": "api.judge:diagnose",
     "evaluate": "api.judge:evaluate",
+    "export": "share.export:export",
     "load": "inference.run:load",
     "load_data": "data.named:load",
     "resume": "api.train:resume",

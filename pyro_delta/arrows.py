@@ -14,6 +14,7 @@ from pathlib import Path
 
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("cli", "arrows", "__main__"),
+    ("share",),
     ("report", "api", "sweep"),
     ("twin",),
     ("inference",),
@@ -24,7 +25,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("commitment", "data", "vae", "svi", "call", "trust"),
     ("rate", "families", "nn", "programs"),
     ("distributions", "validation", "inverse"),
-    ("protocol", "files", "lock", "errors", "limits", "cores", "ranks", "presets", "sweeps", "curves", ""),
+    ("protocol", "files", "hub", "lock", "errors", "limits", "cores", "ranks", "presets", "sweeps", "curves", ""),
 )
 """From the roof to the cellar; the last name is the package itself, which loads everything lazily."""
 

@@ -65,7 +65,8 @@ class Backward(Network):
 
     def features(self, x: Tensor, lengths_b: Tensor | None = None, condition: Tensor | None = None) -> Tensor:
         """(B, n, hidden), before the last layer."""
-        if lengths_b is not None:  # nothing is read behind the end of the longest
+        # Nothing is read behind the end of the longest; a traced program has one width for all.
+        if lengths_b is not None and not torch.compiler.is_compiling():
             x = x[:, : int(lengths_b.max())]
         v_bth = self.reader(x)
         if self.condition is not None:

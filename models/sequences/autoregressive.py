@@ -80,7 +80,7 @@ class ConditionalSequence(Network):
     @autocast_inside
     def forward(self, x: Tensor, z_bnd: Tensor) -> Tensor:
         """Data (B, *shape), or fewer positions of them, and z (B, n, d) → parameters (B, *shape, P)."""
-        x_btk = x.reshape(len(x), -1, self.voices)
+        x_btk = x.reshape(x.shape[0], -1, self.voices)
         here_btk = last_btk = x_btk
         if self.units is not None:
             x_btk = self.units.standardised(x_btk)
@@ -142,7 +142,7 @@ class ConditionalSequence(Network):
     def _context(self, z_bnd: Tensor, positions: int) -> Tensor:
         """What z says to the first positions, (B, T, h)."""
         if self.latents is None:
-            return self.out.weight.new_zeros(len(z_bnd), positions, self.head.in_features // 2)
+            return self.out.weight.new_zeros(z_bnd.shape[0], positions, self.head.in_features // 2)
         return self.latents(z_bnd, positions)
 
     def _heads(self, seen: Tensor, context: Tensor) -> Tensor:

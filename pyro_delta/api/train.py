@@ -275,6 +275,11 @@ def _reread(
         raise UserError(f"{out} was written by an older pyro-delta: it is read, but not gone on with; train it again.")
     if not has_checkpoint(out):
         raise UserError(f"{out} has no checkpoint to go on from; the same command without --resume starts it again.")
+    if info.exported:
+        raise UserError(
+            f"{out} was exported, without the state of its optimiser, and cannot be gone on with; resume the run that "
+            "it was made from, or start a new one: pyro-delta train --config config.json."
+        )
     lock = Lock(out) if ranks.first() else None
     try:
         state, path, notes = read_state(out)

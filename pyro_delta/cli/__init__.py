@@ -23,6 +23,7 @@ COMMANDS = {
     "check": "Does the KL stay above δ, and do the latents carry information?",
     "sweep": "Train and check many runs: a grid, a list or a search.",
     "report": "A run as one page: numbers, curves, pictures, settings.",
+    "export": "A run as a folder that others read, with a model card; to the hub, too.",
     "compare": "Runs, or the arms of a sweep, side by side.",
     "doctor": "What is wrong, or right, with a VAE of your own?",
     "crosscheck": "Does NumPyro find the same numbers for a run?",

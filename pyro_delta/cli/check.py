@@ -88,9 +88,12 @@ def check(
     from pyro_delta.api.judge import check as check_run
     from pyro_delta.api.kept import keep
     from pyro_delta.diagnostics.diagnose import passes
+    from pyro_delta.hub import check_here
     from pyro_delta.report.progress import counting
     from pyro_delta.report.tables import print_table
 
+    if keeping:
+        check_here(run, "check --keep")
     loaded = open_run(run, device, weights=weights, trust=trust)
     other = None if control is None else open_run(control, device, weights=weights, trust=trust)
     data = loaded.data(data_root, other=other_data)

@@ -68,11 +68,14 @@ def report(
     """  # noqa: D301 (click wants the backspace itself)
     from pyro_delta.errors import UserError
     from pyro_delta.files import written_whole
+    from pyro_delta.hub import check_here
 
     if len(runs) > 1 and (out is None or control is not None or images is not None):
         wrong = "--out FILE is missing" if out is None else "--control and --images go with one run"
         raise UserError(f"of {len(runs)} runs {wrong}; pyro-delta report RUN RUN --out FILE.")
-    out = runs[0] / PAGE if out is None else out
+    if out is None:
+        check_here(runs[0], "report without --out FILE")
+        out = runs[0] / PAGE
     if out.parent.is_dir() or out.parent != runs[0]:  # that there is no such run is said below
         check_writable(out)
     if len(runs) > 1:
@@ -111,6 +114,7 @@ def _of_one(
     from pyro_delta.api.judge import check
     from pyro_delta.api.kept import keep, kept
     from pyro_delta.diagnostics.diagnose import passes
+    from pyro_delta.hub import on_hub
     from pyro_delta.report.page import page
     from pyro_delta.report.progress import counting
 
@@ -119,14 +123,15 @@ def _of_one(
     data = loaded.data(data_root, other=other_data)
     words = [str(run), *(() if control is None else ("--control", str(control)))]
     words += () if images is None else ("--images", str(images), "--seed", str(seed))
-    before = None if images is not None or other_data else kept(run)
+    assert loaded.folder is not None
+    before = None if images is not None or other_data else kept(loaded.folder)
     if before is not None and (other is None or "bought_nats" in before.numbers):
         numbers, words = before.numbers, [*words, "--keep"]
     else:
         count = len(data.test) if images is None else images
         with counting("checking", passes(count, control=other is not None)) as advance:
             found = check(loaded, data=data, images=images, control=other, seed=seed, advance=advance)
-        if images is None and loaded.finished and not other_data:
+        if images is None and loaded.finished and not other_data and not on_hub(run):
             keep(loaded, found)
         numbers = found.asdict()
     checked = shlex.join(["pyro-delta", "check", *words])

@@ -6,7 +6,7 @@ import json
 import warnings
 from collections.abc import Collection
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import safetensors.torch
 import torch
@@ -89,6 +89,23 @@ class TrainingState(_Optimised):
     """of a step, over all ranks; checkpoints of before do not say"""
 
 
+class _Averaged(_Loaded):
+    average: Weights
+
+
+class ExportedState(_Averaged):
+    """What `exported` leaves: weights, and how far the training came; there is nothing to go on from."""
+
+    exported: Literal[True]
+    config: dict[str, dict[str, Any]]
+    auxiliary: _Averaged | None
+    step: Count
+    train_s: Seconds
+    stale: Count
+    skipped: Tensor
+    best: _Best | None
+
+
 class AuxiliaryState(_Beside):
     """What is kept of an auxiliary prior that was trained afterwards."""
 
@@ -99,6 +116,20 @@ class AuxiliaryState(_Beside):
 def required(form: type[Section]) -> tuple[str, ...]:
     """Names of what a file must hold."""
     return tuple(name for name, field in form.model_fields.items() if field.is_required())
+
+
+def exported(state: dict[str, Any], weights: str) -> dict[str, Any]:
+    """Of the state of a run its averaged weights, best or last, as `ExportedState`; no optimiser, no random state."""
+    best = state["best"] if weights == "best" else None
+    beside = state["auxiliary"]
+    return {
+        "exported": True,
+        **{key: state[key] for key in ("config", "step", "train_s", "skipped")},
+        "stale": state.get("stale", 0),
+        "best": best,
+        "average": {} if best else state["average"],
+        "auxiliary": None if best or beside is None else {"average": beside["average"]},
+    }
 
 
 def pack(state: dict[str, Any]) -> bytes:
@@ -139,6 +170,17 @@ def unpack(content: bytes, path: Path, keys: Collection[str] = ()) -> dict[str, 
     except (SafetensorError, ValueError, KeyError, TypeError, IndexError, RecursionError, RuntimeError):
         raise UserError(f"{path} is truncated or no checkpoint; restore it or train the run again.") from None
     return _complete(state, path, FORMAT, keys)
+
+
+def unpack_run(content: bytes, path: Path) -> dict[str, Any]:
+    """The state of a run that `pack` packed, a `TrainingState` or an `ExportedState`.
+
+    Raises:
+        UserError: if it is something else, incomplete or damaged.
+    """
+    state = unpack(content, path)
+    form = ExportedState if state.get("exported") else TrainingState
+    return check_types(_complete(state, path, FORMAT, required(form)), form, path)
 
 
 def _joined(value: Any, tensors: dict[str, Tensor]) -> Any:

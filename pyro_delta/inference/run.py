@@ -18,6 +18,8 @@
     events/          the metrics for TensorBoard
     samples/         what the model drew in training
     .lock            held by the one who writes, see `pyro_delta.lock`
+
+One that was exported (`pyro_delta.share`) has one checkpoint, of averaged weights alone, and a model card, README.md.
 """
 
 from __future__ import annotations
@@ -38,6 +40,7 @@ from pydantic import Field, ValidationError
 from torch import nn
 
 from pyro_delta import config as configuration
+from pyro_delta import hub
 from pyro_delta import trust as trusting
 from pyro_delta.build import build, load_data
 from pyro_delta.config import AuxiliaryConfig, Config
@@ -59,6 +62,7 @@ from pyro_delta.inference.checkpoint import (
     pack,
     required,
     unpack,
+    unpack_run,
 )
 from pyro_delta.inference.manifest import MANIFEST, METRICS, Typed
 from pyro_delta.inference.optim import MAX_STREAK
@@ -240,6 +244,11 @@ def data_of_run(config: Config, record: DataRecord | None, root: str | None, fol
     try:
         data = load_data(config, root, None if folder is None else folder / PROGRAMS)
     except UserError as error:
+        exported = record is not None and was is None and config.data.options.get("root") is not None
+        if root is None and exported:
+            raise UserError(
+                f"the data of {folder} are not here ({str(error).rstrip('.')}); say where they are by --data-root."
+            ) from None
         if root is not None or was is None:
             raise
         raise UserError(
@@ -412,6 +421,8 @@ class Info(Typed, extra="ignore"):
     programs: dict[str, Record]
     data: DataRecord | None = None
     """None in the former format"""
+    exported: bool = False
+    """whether there is nothing to go on from, see `pyro_delta.share`"""
 
 
 def read_info(folder: Path) -> Info:
@@ -472,7 +483,10 @@ def read_config(folder: Path, trust: bool = False) -> Config:
     Raises:
         UserError: if the folder is not a run, a program is missing or has changed, or it is a stranger's.
     """
+    hub.check_here(folder, "this command")  # those that only read have fetched it
     if folder.is_file():
+        if folder.suffix == ".zip":
+            raise UserError(f"{folder} is packed; unpack it, and give the folder that comes out.")
         raise UserError(f"{folder} is a file, not a run; give a folder that `pyro-delta train` wrote.")
     path = folder / CONFIG
     if not path.exists():
@@ -507,9 +521,9 @@ def read_state(folder: Path) -> tuple[dict[str, Any], Path, tuple[str, ...]]:
     Raises:
         UserError: if there is none.
     """
-    manifest, keys = manifests.read(folder), required(TrainingState)
+    manifest = manifests.read(folder)
     if manifest is None:
-        path = folder / FORMER_CHECKPOINT
+        path, keys = folder / FORMER_CHECKPOINT, required(TrainingState)
         note = f"{folder} was written by an older pyro-delta, without checksums: damage may go unseen."
         return check_types(load_former(path, keys=keys), TrainingState, path), path, (note,)
     saved, content = manifests.whole_checkpoint(folder, manifest)
@@ -520,7 +534,7 @@ def read_state(folder: Path) -> tuple[dict[str, Any], Path, tuple[str, ...]]:
         f"checkpoint before, of step {saved.step}."
         for step in damaged
     )
-    return check_types(unpack(content, path, keys), TrainingState, path), path, notes
+    return unpack_run(content, path), path, notes
 
 
 def load(
@@ -534,7 +548,7 @@ def load(
     """Reads a run: its averaged weights in its programs. Torch's random state stays as it is.
 
     Args:
-        folder: of the run.
+        folder: of the run; or a place on the Hugging Face hub, hf:USER/NAME or hf:USER/NAME@REVISION.
         device: where the programs go: auto, cpu or cuda.
         prior: model, or auxiliary to put the auxiliary prior in the place of the model's own.
         weights: best, those of the validation with the least −ELBO, or last; where there was no validation, best are
@@ -551,7 +565,7 @@ def load(
     if prior not in PRIORS:
         raise unknown_name("prior of a run", prior, PRIORS)
     device = choose_device(device)
-    folder = Path(folder)
+    folder = hub.here(folder)
     config = read_config(folder, trust)
     spec = read_spec(folder, config)
     state, path, notes = read_state(folder)
@@ -559,6 +573,10 @@ def load(
     with torch.random.fork_rng(devices=[]):
         vae = build(config, spec, folder / PROGRAMS, check=False).to(device)
     kept = state["best"] if weights == "best" else None
+    if state.get("exported") and weights == "last" and state["best"]:
+        raise UserError(
+            f"{folder} was exported with its best weights alone; ask for those, or export the run with --weights last."
+        )
     chosen = kept or last_weights(state)
     load_weights(vae, chosen["vae"], path)
     if config.training.channels_last:  # as it was trained: up to three times as fast
@@ -685,14 +703,24 @@ def auxiliary_file(folder: Path) -> Path | None:
     return next((path for name in (AUXILIARY, FORMER_AUXILIARY) if (path := folder / name).exists()), None)
 
 
+def read_auxiliary(folder: Path) -> dict[str, Any] | None:
+    """The state of an auxiliary prior that was trained for a run afterwards; None if there is none.
+
+    Raises:
+        UserError: if it is damaged.
+    """
+    if (path := auxiliary_file(folder)) is None:
+        return None
+    keys, former = AuxiliaryState.model_fields, path.name == FORMER_AUXILIARY
+    state = load_former(path, keys=keys) if former else unpack(manifests.verified(folder, AUXILIARY), path, keys)
+    return check_types(state, AuxiliaryState, path)
+
+
 def _auxiliary(folder: Path, config: Config, prior: Prior, chosen: dict[str, Any], path: Path) -> nn.Module:
     """The auxiliary prior of a run for the weights chosen: one trained afterwards, or else beside the model."""
-    settings, weights, after = config.auxiliary, chosen["auxiliary"], auxiliary_file(folder)
-    if after is not None:
-        keys, path = AuxiliaryState.model_fields, after
-        former = after.name == FORMER_AUXILIARY
-        state = load_former(path, keys=keys) if former else unpack(manifests.verified(folder, AUXILIARY), path, keys)
-        check_types(state, AuxiliaryState, path)
+    settings, weights, state = config.auxiliary, chosen["auxiliary"], read_auxiliary(folder)
+    if state is not None:
+        path = auxiliary_file(folder) or path
         if state["step"] != chosen["step"]:
             raise UserError(
                 f"{path} was trained for the weights of step {state['step']}, not for those of step {chosen['step']}; "

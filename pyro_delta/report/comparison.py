@@ -25,6 +25,7 @@ from pyro_delta.data.values import random_values
 from pyro_delta.diagnostics.cost import flops_per_datum, parameters
 from pyro_delta.errors import UserError
 from pyro_delta.files import finite
+from pyro_delta.hub import check_here
 from pyro_delta.inference.run import CONFIG, Run, has_checkpoint, load
 from pyro_delta.sweep.file import KEPT, run_folder
 from pyro_delta.sweep.file import kept as kept_sweep
@@ -124,6 +125,7 @@ def compare(
     if not folders:
         raise UserError("there is nothing to compare; give runs, or the folder of a sweep.")
     for folder in folders:
+        check_here(folder, "compare")
         if (folder / KEPT).exists() and len(folders) > 1:
             raise UserError(f"{folder} is a sweep, and compared by itself; give runs, or one sweep.")
         if folders.count(folder) > 1:

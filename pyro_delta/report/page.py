@@ -142,7 +142,7 @@ def page_of_runs(found: Comparison, runs: Mapping[str, Run]) -> str:
     sections = [
         Section("Side by side", found.notes, cells(found), [_figure(comparison_figure(found), plane)], head=True),
         Section("How the trainings went", shown=[_figure(training_figure(metrics, unit, None), caption)]),
-        *(Section(f"What {name} is", _in_words(run)) for name, run in runs.items()),
+        *(Section(f"What {name} is", in_words(run)) for name, run in runs.items()),
     ]
     return rendered(title="Runs side by side", verdict=f"{len(runs)} runs", advice="", sections=sections)
 
@@ -159,15 +159,15 @@ def rendered(*, title: str, verdict: str, advice: str, sections: Sequence[Sectio
 # --- What was trained, and what came of it ---
 
 
-def _in_words(run: Run) -> list[str]:
-    """Programs, objective and steps."""
+def in_words(run: Run, *, caveat: bool = True) -> list[str]:
+    """Programs, objective and steps; and, unless it is said elsewhere, that the training has not come to its end."""
     config = run.config
     return [
         f"Data {config.data.program}, prior {config.prior.program}, likelihood {config.likelihood.program}, guide "
         f"{config.guide.program}. {_count(run.vae.model)} weights in the model, {_count(run.vae.guide)} in the guide.",
         f"Objective {config.objective.program}, {run.trained_steps} steps of batch {config.training.batch}, seed "
         f"{config.training.seed}; here are the {run.weights} weights, of step {run.step}."
-        + ("" if run.caveat is None else f" {run.caveat}"),
+        + ("" if run.caveat is None or not caveat else f" {run.caveat}"),
     ]
 
 
@@ -186,7 +186,7 @@ def _what_was_trained(run: Run, data: Data, numbers: Mapping[str, Any], encoding
         f"{z}.",
         f"Committed rate: {floor}.",
     ]
-    return Section("What was trained", [*_in_words(run), *words])
+    return Section("What was trained", [*in_words(run), *words])
 
 
 def _count(program: torch.nn.Module) -> str:
