@@ -126,8 +126,11 @@ def commitment(
     if unless is not None:
         return Commitment(None, None, unless, learns)
     if formula is not None and len(pairs) == 1:
-        ((_, p),) = pairs.values()
-        return _claim(formula, p, guarantee, learns)
+        ((name, (_, p)),) = pairs.items()
+        claims = [_claim(formula, each, guarantee, learns) for each in (p, *(one[name] for one in priors()))]
+        if any(claim.nats is None for claim in claims):
+            return next(claim for claim in claims if claim.nats is None)
+        return min(claims, key=lambda claim: claim.nats or 0.0)  # of no datum is less claimed
     total, ways, sites = 0.0, set(), []
     for name, (q, p) in pairs.items():
         try:

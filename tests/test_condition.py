@@ -3,6 +3,7 @@
 import json
 import math
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from pyro_delta.commitment import BY_PRIOR, IN_THE_MEAN
 from pyro_delta.config import Config, validate
 from pyro_delta.data import ArraySpec, Split, Splits, from_tensors
 from pyro_delta.data.audio import SoundSpec
-from pyro_delta.data.condition import Condition, conditioned
+from pyro_delta.data.condition import Condition, conditioned, told_alike
 from pyro_delta.data.images import ImageSpec
 from pyro_delta.data.music import ScoreSpec
 from pyro_delta.data.sequences import TextSpec, TokenSpec
@@ -111,6 +112,41 @@ def test_what_data_cannot_be_conditioned_on(name: str) -> None:
         conditioned(data, on)
 
 
+def test_labels_that_have_no_name_are_refused() -> None:
+    split = Split(torch.zeros(4, 3), torch.tensor([0, 1, 1, 3]))
+    with pytest.raises(UserError, match=r"labels go up to 3, but there are names for 2 classes; name all"):
+        conditioned(Splits(ArraySpec((3,)), split, split, split, ("a", "b")), "labels")
+    many = some(kind=torch.tensor([0, 1, 10**9, 1]))
+    with pytest.raises(
+        UserError, match=r"'kind' is 1000000000 in train; classes are numbered 0, 1, 2, …, without large"
+    ):
+        conditioned(many, "kind")
+
+
+def test_numbers_keep_their_digits() -> None:
+    """Seconds since 1970, a minute apart: in single precision, neighbours would be one."""
+    seconds = 1.7e9 + 60 * np.arange(30.0)
+    data = from_tensors({"x": torch.zeros(30, 3), "condition": seconds})
+    found = torch.cat([part.extras["condition"] for part in (data.train, data.validation, data.test)])
+    assert len(found.unique()) == 30
+    back = data.spec.condition.numbers(found).flatten().sort().values
+    np.testing.assert_allclose(back - 1.7e9, 60 * np.arange(30.0), atol=1e-3)
+
+
+def test_new_data_are_told_in_the_terms_of_the_run() -> None:
+    spec = replace(ArraySpec((3,)), condition=OF_NUMBERS)
+    new = from_tensors({"x": torch.zeros(20, 3), "condition": np.random.default_rng(0).normal(5, 2, (20, 2))})
+    told = told_alike(new, spec)
+    assert told.spec == spec
+    own, theirs = new.spec.condition, told.test.extras["condition"]
+    np.testing.assert_allclose(OF_NUMBERS.numbers(theirs), own.numbers(new.test.extras["condition"]), rtol=1e-6)
+    spec = replace(ArraySpec((3,)), condition=Condition(classes=("perhaps", "yes", "no", "never")))
+    told = told_alike(conditioned(some([0, 1, 1, 2]), "labels"), spec)
+    assert told.train.extras["condition"].tolist() == [2, 1, 1, 0]
+    other = replace(ArraySpec((3,)), condition=Condition(classes=("a",)))
+    assert told_alike(told, other) is told
+
+
 def test_a_spec_without_the_field_is_refused() -> None:
     @dataclass(frozen=True)
     class Three(Spec):
@@ -129,9 +165,9 @@ def test_labels_and_numbers_as_conditions() -> None:
         conditioned(data, "labels")
     given = {"x": np.zeros((20, 3), np.float32), "condition": np.arange(20.0)[:, None] % 4}
     data = from_tensors(given)
-    condition = data.spec.condition
-    assert condition.location == pytest.approx((data.train.extras["condition"].double().mean().item(),))
-    assert condition.scale == pytest.approx((data.train.extras["condition"].double().std(correction=0).item(),))
+    condition, told = data.spec.condition, data.train.extras["condition"]
+    assert (told.mean().item(), told.std(correction=0).item()) == pytest.approx((0.0, 1.0), abs=1e-6)
+    assert set(condition.numbers(told).round().flatten().tolist()) == {0.0, 1.0, 2.0, 3.0}
     assert from_tensors({"x": torch.zeros(20, 3), "condition": torch.arange(20) % 3}).spec.condition.size == 3
     one = from_tensors({"x": torch.zeros(20, 3), "condition": torch.ones(20)})
     assert (one.spec.condition.location, one.spec.condition.scale) == ((1.0,), (1.0,))  # no division by 0
@@ -164,7 +200,8 @@ def test_specs_are_kept_with_their_condition(spec: Any, kind: str) -> None:
         (OF_CLASSES, "b", [1]),
         (OF_CLASSES, "2", [2]),
         (Condition(classes=("7", "1")), "1", [1]),  # names come first
-        (OF_NUMBERS, "1,-2.5", [[1.0, -2.5]]),
+        (OF_NUMBERS, "1,-2.5", [[0.0, pytest.approx(-0.5 / 3)]]),
+        (OF_NUMBERS, " 1e0 ,+.5", [[0.0, pytest.approx(2.5 / 3)]]),
     ],
 )
 def test_conditions_as_they_are_typed(condition: Condition, typed: str, found: list[Any]) -> None:
@@ -180,6 +217,11 @@ def test_conditions_as_they_are_typed(condition: Condition, typed: str, found: l
         (OF_CLASSES, "", "unknown condition ''"),
         (OF_NUMBERS, "1", "the condition '1' is none of these data; give 2 numbers with commas"),
         (OF_NUMBERS, "1,nan", "the condition '1,nan' is none"),
+        (OF_NUMBERS, "1,1e999", "the condition '1,1e999' is none"),
+        (OF_NUMBERS, "1,1e300", "the condition '1,1e300' is none"),
+        (OF_NUMBERS, "1,1_0", "the condition '1,1_0' is none"),
+        (OF_NUMBERS, "1,٣", "is none"),
+        (Condition(classes=("1", "2", "5")), "0", "unknown condition '0'; known: 1, 2, 5"),
         (OF_NUMBERS, "1,b", "the condition '1,b' is none"),
     ],
 )
@@ -254,19 +296,29 @@ def test_what_a_guide_says_at_first_it_says_of_x() -> None:
 # --- What is told within a class ---
 
 
-def test_groups_are_of_one_class_each() -> None:
-    classes = torch.tensor([0] * 20 + [1] * 11 + [2] * 2)
-    data = Split(torch.zeros(33, 1), None, {"condition": classes})
-    parts = grouped(data, 8, 256, 0)
-    assert parts.shape[1] <= 8
-    assert parts.flatten().unique().numel() == parts.numel()
-    assert (classes[parts] == classes[parts][:, :1]).all()
-    assert parts.numel() >= 16
-    few = Split(torch.zeros(4, 1), None, {"condition": torch.tensor([0, 0, 1, 2])})
-    with pytest.raises(UserError, match="4 data of 3 classes hold no two groups of a class"):
-        grouped(few, 2, 4, 0)
+def passes(halves: tuple[list[Tensor], list[Tensor]]) -> int:
+    return sum(len(part) ** 2 for half in halves for part in half)
+
+
+def test_groups_are_alike_in_what_is_given_and_every_kind_is_in_both_halves() -> None:
+    classes = torch.tensor([0] * 20 + [1] * 11 + [2] * 2 + [3])
+    data = Split(torch.zeros(34, 1), None, {"condition": classes})
+    halves = grouped(data, 8, 256, 0)
+    all_of_it = torch.cat([part for half in halves for part in half])
+    assert sorted(all_of_it.tolist()) == list(range(34))  # of so few, none is left out
+    for half in halves:
+        assert all(len(part) <= 8 and (classes[part] == classes[part[0]]).all() for part in half)
+        found = classes[torch.cat(half)].bincount(minlength=4)
+        assert ((found - torch.tensor([10, 5.5, 1, 0.5])).abs() <= 0.5).all()
+    large = Split(torch.zeros(5000, 1), None, {"condition": torch.arange(5000) % 10})
+    halves = grouped(large, 64, 256, 0)
+    assert 0.9 * 4 * 64**2 <= passes(halves) <= 4 * 64**2
+    lengths = Split(torch.zeros(33, 1), None, {"lengths": torch.arange(33) % 4 + 1, "condition": torch.arange(33) % 2})
+    for part in (part for half in grouped(lengths, 8, 256, 0) for part in half):
+        assert all((values[part] == values[part[0]]).all() for values in lengths.extras.values())
     numbers = Split(torch.zeros(33, 1), None, {"condition": torch.rand(33, 1)})
-    assert torch.equal(grouped(numbers, 8, 24, 0), grouped(Split(torch.zeros(33, 1)), 8, 24, 0))
+    plain = grouped(Split(torch.zeros(33, 1)), 8, 24, 0)
+    assert all(map(torch.equal, chain(*grouped(numbers, 8, 24, 0)), chain(*plain)))
 
 
 def test_partners_are_of_the_same_class() -> None:
@@ -386,6 +438,89 @@ def test_one_floor_is_not_claimed_for_all_where_it_is_not_known_of_each() -> Non
     p = vae.model.prior(torch.tensor([1]))
     posterior = MultivariateNormal(torch.zeros(8), 0.25 * torch.eye(8))
     assert same.nats == pytest.approx(torch.distributions.kl_divergence(posterior, p).item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("order", ["sorted", "mixed"])
+def test_a_prior_of_other_data_is_not_that_of_all(order: str) -> None:
+    """However the data are ordered: neither its rate nor its δ is taken for that of others."""
+    vae = VAE(DeltaVAE(ByClass("covariance"), Read()), Flat())
+    classes = torch.arange(3).repeat_interleave(40) if order == "sorted" else torch.arange(120) % 3
+    x = torch.randint(2, (120, 1, 4, 3))
+    split = Split(x, None, {"condition": classes})
+    assert committed(vae, split).nats is None
+    encoding = encode(vae, split, batch=20)
+    with torch.no_grad():
+        mean = vae.guide.mean(x.flatten(1).float())
+        q = MultivariateNormal(mean, 0.25 * torch.eye(8))
+        expected = torch.distributions.kl_divergence(q, vae.model.prior(classes))
+    np.testing.assert_allclose(encoding.rate, expected, rtol=1e-4)
+    assert floor_holds(encoding, None) is None
+
+
+def test_every_class_is_asked_what_it_commits() -> None:
+    """Also one that no data of `verify` are of, and one behind the first data of a split that is sorted."""
+    many = Condition(classes=tuple("abcdefghij"))
+    vae = build(configured(GATED, {"program": "anti_causal", **GUIDE}), replace(GREY, condition=many), check=False)
+    vae.model.prior = prior = ByClass()
+    prior.alpha = torch.full((10, 2), 0.9)
+    prior.alpha[9] = 0.0
+    certificate = verify(vae, replace(GREY, condition=many))
+    assert (certificate.delta_nats, certificate.guarantee) == (0.0, BY_PRIOR)
+    classes = torch.arange(10).repeat_interleave(30)
+    split = Split(random_images(GREY, (300,)), None, {"condition": classes})
+    assert committed(vae, split).nats == 0.0
+    structured = build(
+        configured(GATED, {"program": "structured", **GUIDE}), replace(GREY, condition=many), check=False
+    )
+    structured.model.prior = prior
+    assert committed(structured, split).nats == pytest.approx(0.0, abs=1e-6)
+
+
+def test_length_is_no_information_about_x() -> None:
+    spec = TokenSpec(6, 5)
+    config = configured({"program": "gru", "hidden": 4}, {"program": "gru", "hidden": 4}, {**AR1, "length": 6})
+    vae = build(config, spec, check=False)
+    with torch.no_grad():  # the same posterior for all
+        vae.guide.encoder.out.weight.zero_()
+    lengths = torch.arange(60) % 6 + 1
+    split = Split(random_images(spec, (60,)), None, {"lengths": lengths})
+    found = diagnosed(vae, split, spec=spec, particles=1)
+    assert found.numbers["mutual_information_nats"] == pytest.approx(0.0, abs=1e-6)
+    assert found.numbers["mutual_information_cap_nats"] == pytest.approx(math.log(10))
+
+
+def test_what_numbers_tell_is_no_evidence() -> None:
+    """Z is drawn about c, by prior and guide alike, and says nothing of x."""
+
+    class About(nn.Module):
+        causality = "none"
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.none = nn.Parameter(torch.zeros(()))
+
+        def q(self, condition: Tensor) -> Any:
+            return Normal(3 * condition.expand(-1, 8), 1 + 0 * self.none).to_event(1)
+
+        def forward(self, x: Tensor, condition: Tensor) -> Any:
+            with pyro.plate("data", len(x)):
+                return pyro.sample("z", self.q(condition))
+
+    class Model(nn.Module):
+        def __init__(self, guide: About) -> None:
+            super().__init__()
+            self.of = guide
+
+        def forward(self, x: Tensor, condition: Tensor) -> Any:
+            with pyro.plate("data", len(x)):
+                z = pyro.sample("z", self.of.q(condition))
+                return pyro.sample("x", Normal(z[:, :1] / 3, 0.1).to_event(1), obs=x)
+
+    guide, c = About(), random_normal(80, 1).float()
+    found = diagnosed(VAE(Model(guide), guide), Split(c.clone(), None, {"condition": c}), particles=1)
+    assert found.numbers["told_calibrated_nats"] > 0.5
+    assert found.numbers["told_of_condition_too"] is True
+    assert found.numbers["latents_used"] is False
 
 
 # --- By commands ---

@@ -38,6 +38,16 @@ ARRAYS: dict[str, tuple[Any, Any, Any]] = {
     "channels first, and as many columns": (COLOUR[:, :, :3].transpose(0, 3, 1, 2), ImageSpec(3, 6, 3, 256), None),
     "few levels": (GREY // 16, ImageSpec(1, 6, 5, 16), GREY[:, None] // 16),
     "black": (GREY * 0, ImageSpec(1, 6, 5, 2), GREY[:, None] * 0),
+    "black and white": ((GREY > 200) * np.uint8(255), ImageSpec(1, 6, 5, 2), (GREY > 200)[:, None]),
+    "0 and 1": ((GREY > 200) * np.float32(1), ImageSpec(1, 6, 5, 2), (GREY > 200)[:, None]),
+    "bytes as tokens": (GREY[:, 0], TokenSpec(5, 1 + int(GREY[:, 0].max())), GREY[:, 0]),
+    "short tokens": (GREY[:, 0].astype(np.int16), TokenSpec(5, 1 + int(GREY[:, 0].max())), GREY[:, 0]),
+    "big-endian": (GREY[:, 0].astype(">i8"), TokenSpec(5, 1 + int(GREY[:, 0].max())), GREY[:, 0]),
+    "four channels": (
+        COLOUR[..., [0, 1, 2, 0]],
+        ImageSpec(4, 6, 5, 256),
+        COLOUR[..., [0, 1, 2, 0]].transpose(0, 3, 1, 2),
+    ),
     "two levels": (GREY > 200, ImageSpec(1, 6, 5, 2), (GREY > 200)[:, None]),
     "parts of 255": (GREY[:, None] / np.float32(255), ImageSpec(1, 6, 5, 256), GREY[:, None]),
     "a data set": (Listed(), ImageSpec(3, 6, 5, 256), COLOUR.transpose(0, 3, 1, 2)),
@@ -70,6 +80,13 @@ NO_KIND: dict[str, tuple[Any, str]] = {
     "one number each": (np.zeros(40, np.uint8), r"of shape \(40,\) is neither"),
     "a list": ([1, 2], r"the data 'given' are of type list; they must be an object with a spec and splits"),
     "too few": (GREY[:2], r"."),
+    "a mask": (np.ma.masked_equal(GREY, 255), r"data are a masked array, whose mask would be lost"),
+    "sparse": (torch.zeros(4, 6).to_sparse(), r"data are a tensor of layout torch.sparse_coo; give a dense one"),
+    "labels of text": (
+        {"x": GREY, "labels": np.array(["a"] * 40)},
+        r"'labels' holds text or objects; give whole numbers",
+    ),
+    "infinite labels": ({"x": GREY, "labels": np.full(40, np.inf)}, r"labels hold inf; give one whole number for each"),
 }
 
 

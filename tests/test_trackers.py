@@ -90,6 +90,23 @@ def test_a_tracker_that_is_not_installed_is_refused_before_training(
     assert not (tmp_path / "run").exists()
 
 
+def test_a_folder_of_that_name_is_no_tracker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trackers leave their files in folders that are called like them."""
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "trackio", raising=False)
+    (tmp_path / "trackio").mkdir()
+    code, _, err = call("train", *SMALL, "--steps", 2, "--out", tmp_path / "run", "--tracker", "trackio")
+    assert code == 2
+    assert "pip install trackio" in err
+
+
+def test_a_broken_tracker_is_one_that_fails(notes: Path, tmp_path: Path) -> None:
+    (notes.parent / "wandb.py").write_text("raise ImportError('half installed')")
+    code, _, err = call("train", *SMALL, "--steps", 2, "--out", tmp_path / "run", "--tracker", "wandb")
+    assert code == 0, err
+    assert err.count("wandb fails to start (ImportError: half installed); the training goes on without it.") == 1
+
+
 def test_mlflow_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     mlflow = pytest.importorskip("mlflow")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")

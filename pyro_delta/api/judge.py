@@ -13,6 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
+from pyro_delta.data.condition import told_alike
 from pyro_delta.data.named import data_of
 from pyro_delta.data.spec import check_answers
 from pyro_delta.data.splits import SPLITS, Split, split_digest, subset
@@ -388,7 +389,7 @@ def _parts(
     if data is None:
         data = run.data(root, other=other_data)
     else:
-        data = data_of(data, root)
+        data = told_alike(data_of(data, root), run.spec)
         check_spec(data, run.spec, "data")
     whole = getattr(data, split)
     measured = {

@@ -67,6 +67,7 @@ def encode(
     python -c "import arviz; print(arviz.from_netcdf('z.nc').posterior['z'])"
     python -c "import pandas; print(pandas.read_csv('z.csv').groupby('label').mean(numeric_only=True))"
     """  # noqa: D301 (click wants the backspace itself)
+    from pyro_delta.data.condition import condition_of
     from pyro_delta.diagnostics.latents import check_ending, save
     from pyro_delta.diagnostics.posterior import posterior_data
     from pyro_delta.report.progress import counting
@@ -75,10 +76,18 @@ def encode(
     check_writable(out)
     loaded = open_run(run, device, weights=weights, trust=trust)
     found, names, classes = read_given(loaded, given, num, data_root, other_data, condition)
-    starts = loaded.vae.model.prior.starts
+    starts, told = loaded.vae.model.prior.starts, condition_of(loaded.spec)
     with counting("encoding", len(found)) as advance:
         data = posterior_data(
-            loaded.vae, found, draws=draws, names=names, classes=classes, starts=starts, seed=seed, advance=advance
+            loaded.vae,
+            found,
+            draws=draws,
+            names=names,
+            classes=classes,
+            condition=told,
+            starts=starts,
+            seed=seed,
+            advance=advance,
         )
     save(data, out)
     if as_json:

@@ -85,7 +85,7 @@ def sample(
 
         compute_on(device)
     loaded = open_run(run, "cpu" if backend == "numpyro" else device, with_prior, weights, trust=trust)
-    told = is_told(loaded.vae, loaded.spec)
+    told = is_told(loaded.vae, loaded.spec, condition_given=condition is not None)
     extras = dict(extras_of(loaded.data(data_root, other=other_data).test, num)) if told else {}
     if condition is not None:
         extras[KEY] = condition_given(loaded, condition, num)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import re
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -15,8 +15,12 @@ if TYPE_CHECKING:
     from pyro_delta.protocol import Data, Spec
 
 KEY = "condition"
-"""Of a batch: whole numbers (N,), a class for each datum, or real numbers (N, C)."""
+"""Of a batch: whole numbers (N,), a class for each datum, or real numbers (N, C), standardised."""
 LABELS = "labels"
+MOST_CLASSES = 2**16
+NEARLY_CONSTANT = 1e-6
+"""Deviation, in parts of the largest value, below which numbers count as constant."""
+NUMBER = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -26,7 +30,7 @@ class Condition:
     Args:
         classes: a name for each; none for real numbers.
         location: mean of each of the real numbers over the training data, …
-        scale: … and their standard deviation, by which programs see them.
+        scale: … and their standard deviation: programs are told how far from the mean a number is, in these.
     """
 
     classes: tuple[str, ...] = ()
@@ -39,7 +43,8 @@ class Condition:
         return len(self.classes) or len(self.location)
 
     def parsed(self, text: str) -> Tensor:
-        """A condition as it is typed, for one datum: the name or the number of a class (1,), or numbers (1, C).
+        """A condition as it is typed, for one datum: the name of a class, or its number if no name is one, (1,); or
+        numbers with commas, in their own units, (1, C).
 
         Raises:
             UserError: if it is none.
@@ -49,16 +54,30 @@ class Condition:
         if self.classes:
             if text in self.classes:
                 return torch.tensor([self.classes.index(text)])
-            if text.isascii() and text.isdigit() and int(text) < len(self.classes):
+            numbered = re.fullmatch("[0-9]+", text, re.ASCII) and not any(name.isdigit() for name in self.classes)
+            if numbered and int(text) < len(self.classes):
                 return torch.tensor([int(text)])
             raise unknown_name("condition", text, self.classes)
-        try:
-            numbers = [float(part) for part in text.split(",")]
-        except ValueError:
-            numbers = []
-        if len(numbers) != self.size or not all(map(math.isfinite, numbers)):
-            raise UserError(f"the condition {text!r} is none of these data; give {self.size} numbers with commas.")
-        return torch.tensor([numbers])
+        parts = [part.strip() for part in text.split(",")]
+        if len(parts) == self.size and all(map(NUMBER.fullmatch, parts)):
+            found = self.standardised(torch.tensor([list(map(float, parts))], dtype=torch.float64))
+            if found.isfinite().all():
+                return found
+        raise UserError(f"the condition {text!r} is none of these data; give {self.size} numbers with commas.")
+
+    def standardised(self, numbers: Tensor) -> Tensor:
+        """Numbers (N, C) in their own units, in double precision, as programs are told of them."""
+        import torch
+
+        location, scale = (torch.tensor(each, dtype=torch.float64) for each in (self.location, self.scale))
+        return ((numbers - location) / scale).to(torch.get_default_dtype())
+
+    def numbers(self, standardised: Tensor) -> Tensor:
+        """Standardised numbers (N, C) in their own units, in double precision."""
+        import torch
+
+        location, scale = (torch.tensor(each, dtype=torch.float64) for each in (self.location, self.scale))
+        return location + scale * standardised.double()
 
 
 def condition_of(spec: Spec | None) -> Condition | None:
@@ -82,7 +101,7 @@ def some_conditions(spec: Spec, count: int) -> dict[str, Tensor]:
     turns = torch.arange(count)
     if condition.classes:
         return {KEY: turns % len(condition.classes)}
-    return {KEY: torch.tensor(condition.location) + torch.tensor(condition.scale) * (turns % 3 - 1.0).unsqueeze(1)}
+    return {KEY: (turns % 3 - 1.0).unsqueeze(1).expand(-1, condition.size)}
 
 
 def classes_given(split: Any) -> Tensor | None:
@@ -93,6 +112,29 @@ def classes_given(split: Any) -> Tensor | None:
     found: Any = split.extras.get(KEY)
     whole = found is not None and found.dim() == 1 and not found.is_floating_point()
     return found.cpu() if whole else None
+
+
+def given_alike(split: Any) -> Tensor | None:
+    """Which data are alike in what goes with x and is given, a number for each kind (N,); None where nothing is.
+
+    That is the class that they are conditioned on, and their length: z has more steps where there are more positions,
+    and would tell data of different lengths apart by that alone.
+    """
+    import torch
+
+    lengths, classes = split.extras.get("lengths"), classes_given(split)
+    found = [] if classes is None else [classes]
+    if lengths is not None and lengths.dim() == 1 and bool((lengths != lengths[0]).any()):
+        found.append(lengths.cpu())
+    if not found:
+        return None
+    kinds: Tensor = torch.stack(found, 1).unique(dim=0, return_inverse=True)[1]
+    return kinds
+
+
+def of_numbers(split: Any) -> bool:
+    """Whether data are conditioned on real numbers, in which hardly any two are alike."""
+    return KEY in split.extras and classes_given(split) is None
 
 
 def conditioned(data: Data, on: str) -> Splits:
@@ -115,16 +157,46 @@ def conditioned(data: Data, on: str) -> Splits:
     values = {name: _values(getattr(data, name), on, name) for name in SPLITS}
     train = values["train"]
     if train.is_floating_point():
-        wide = train.double()
-        scale = wide.std(0, correction=0)
-        scale = torch.where(scale > 0, scale, 1.0)
-        found = Condition(location=tuple(wide.mean(0).tolist()), scale=tuple(scale.tolist()))
+        scale = train.std(0, correction=0)
+        scale = torch.where(scale > NEARLY_CONSTANT * train.abs().amax(0), scale, 1.0)
+        found = Condition(location=tuple(train.mean(0).tolist()), scale=tuple(scale.tolist()))
+        values = {name: found.standardised(each) for name, each in values.items()}
     else:
         count = 1 + max(int(each.max()) for each in values.values())
         names = data.classes if on == LABELS and data.classes is not None else tuple(map(str, range(count)))
+        if count > len(names):
+            raise UserError(f"labels go up to {count - 1}, but there are names for {len(names)} classes; name all.")
         found = Condition(classes=tuple(names))
     splits = {name: _with(getattr(data, name), values[name]) for name in SPLITS}
     return Splits(_spec_with(data.spec, found), **splits, classes=data.classes)
+
+
+def told_alike(data: Data, spec: Spec) -> Data:
+    """New data as a run's programs are told of them: classes by its numbers for them, numbers in its units.
+
+    Args:
+        data: perhaps conditioned, by their own training split.
+        spec: of the run.
+
+    Returns:
+        The data as they are, if they are not conditioned as the run's, or on a class that it does not know.
+    """
+    import torch
+
+    own, condition = condition_of(data.spec), condition_of(spec)
+    if own is None or condition is None or own == condition or bool(own.classes) != bool(condition.classes):
+        return data
+    if not set(own.classes) <= set(condition.classes) or (not own.classes and own.size != condition.size):
+        return data
+    place = torch.tensor([condition.classes.index(name) for name in own.classes])
+
+    def told(values: Tensor) -> Tensor:
+        return place[values] if own.classes else condition.standardised(own.numbers(values))
+
+    from pyro_delta.data.splits import SPLITS, Splits
+
+    splits = {name: _with(getattr(data, name), told(getattr(data, name).extras[KEY])) for name in SPLITS}
+    return Splits(_spec_with(data.spec, condition), **splits, classes=data.classes)
 
 
 def in_words(condition: Condition) -> str:
@@ -143,12 +215,17 @@ def _values(split: Any, on: str, name: str) -> Tensor:
         told = f"they have {', '.join(map(repr, have))}" if have else "they have no labels, and nothing beside x"
         raise UserError(f"data.condition={on!r} is not there to condition {name} on; {told}.")
     if found.is_floating_point() and found.dim() in (1, 2) and found.shape[1:] != (0,):
-        return found.reshape(len(found), -1).float()
+        return found.reshape(len(found), -1).double()
     if found.dim() != 1 or found.is_floating_point():
         shape = tuple(found.shape)
         raise UserError(f"data.condition={on!r} has shape {shape} in {name}; give a class or a few numbers for each.")
     if int(found.min()) < 0:
         raise UserError(f"data.condition={on!r} is {int(found.min())} in {name}; classes are whole numbers from 0 up.")
+    if int(found.max()) >= MOST_CLASSES:
+        raise UserError(
+            f"data.condition={on!r} is {int(found.max())} in {name}; classes are numbered 0, 1, 2, …, without large "
+            "gaps."
+        )
     return found.long()
 
 

@@ -75,6 +75,8 @@ def data_of(given: str | Path | Data | Given, root: str | None = None) -> Data:
     """
     if isinstance(given, str | Path):
         return load(str(given), root=root)
+    if hasattr(given, "__array__") and hasattr(given, "dtype") and not isinstance(given, Tensor | np.ndarray):
+        given = np.asarray(given)  # JAX's, say
     plain = isinstance(given, Tensor | np.ndarray | Mapping | Split | Dataset) and not hasattr(given, "spec")
     return checked_data(of_arrays(given) if plain else given, "given")  # type: ignore[arg-type]
 

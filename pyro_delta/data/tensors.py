@@ -107,7 +107,7 @@ def as_split(given: Given, *, named: bool = False) -> Split:
     if isinstance(given, Dataset):
         given = _read(given)
     if isinstance(given, Mapping):
-        parts = {name: tensor_of(v) for name, v in given.items()}
+        parts = {name: _named(name, v) for name, v in given.items()}
         labels = parts.pop("labels", None)
         key = next(iter(parts), "x") if named and "x" not in parts else "x"
         if key not in parts:
@@ -123,6 +123,18 @@ def as_split(given: Given, *, named: bool = False) -> Split:
     return split
 
 
+def _named(name: str, values: Any) -> Tensor:
+    """As a tensor; a condition keeps its digits, for it is standardised later; what is text is said to be."""
+    if getattr(getattr(values, "dtype", None), "kind", None) in ("O", "S", "U"):
+        raise UserError(
+            f"{name!r} holds text or objects; give whole numbers, as numpy.unique(values, return_inverse=True) makes "
+            "them."
+        )
+    found = tensor_of(values)
+    wide = name == KEY and getattr(values, "dtype", None) == np.float64 and not isinstance(values, Tensor)
+    return torch.from_numpy(np.array(values)) if wide else found
+
+
 def tensor_of(values: Any) -> Tensor:
     """As a tensor, which shares the values' memory, unless that must not be written to, as that of JAX's arrays.
 
@@ -131,6 +143,14 @@ def tensor_of(values: Any) -> Tensor:
     Raises:
         UserError: if they are no numbers, or complex ones.
     """
+    if isinstance(values, np.ma.MaskedArray) and np.ma.is_masked(values):
+        raise UserError(
+            "data are a masked array, whose mask would be lost; give what is known of them as a key beside x."
+        )
+    if isinstance(values, Tensor) and values.layout != torch.strided:
+        raise UserError(f"data are a tensor of layout {values.layout}; give a dense one, by to_dense().")
+    if isinstance(values, np.ndarray) and values.dtype.byteorder not in ("=", "|"):
+        values = values.astype(values.dtype.newbyteorder("="))
     try:
         # A copy where the memory must not be written to, or runs backwards.
         made = values if isinstance(values, Tensor) else torch.from_numpy(np.require(values, requirements=["C", "W"]))
@@ -155,6 +175,8 @@ def labels_of(values: Any) -> Tensor:
     labels = tensor_of(values)
     if labels.dim() != 1:
         raise UserError(f"labels have shape {tuple(labels.shape)}; give one whole number for each datum.")
+    if labels.is_floating_point() and not labels.isfinite().all():
+        raise UserError(f"labels hold {labels[~labels.isfinite()][0].item():g}; give one whole number for each datum.")
     if labels.is_floating_point() and (wrong := labels[labels != labels.floor()]).numel():
         raise UserError(f"labels hold {wrong[0].item():g}; give one whole number for each datum.")
     return labels.long()

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from pyro_delta import ranks
-from pyro_delta.commitment import Commitment, committed_by_datum
+from pyro_delta.commitment import BY_LENGTH, BY_PRIOR, Commitment, committed_by_datum
 from pyro_delta.data.tensors import as_split
 from pyro_delta.diagnostics.importance import (
     FEWEST_FOR_K_HAT,
@@ -294,13 +294,17 @@ def evaluate(
 
 
 def committed_by_all(known: Commitment, encoding: Encoding) -> Commitment:
-    """What was read off the first datum, unless the posteriors of others are of another family."""
+    """What was read off some data, unless posteriors of others are of another family, or others have other priors."""
     for name, families in encoding.families.items():
         if len(families) > 1:
             which = " and ".join(sorted(families))
             return replace(
                 known, nats=None, throughout=None, known_by=f"posteriors of {name!r} are {which}, by batch: no one rate"
             )
+    own_priors = encoding.delta is not None and known.guarantee not in (None, BY_LENGTH, BY_PRIOR)
+    if own_priors and not known.claimed:
+        assert encoding.delta is not None
+        return replace(known, nats=encoding.delta.min().item(), guarantee=BY_PRIOR)
     return known
 
 

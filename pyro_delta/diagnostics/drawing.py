@@ -113,11 +113,11 @@ def paths(vae: VAE, split: Split, steps: int, *, seed: int = 0, advance: Advance
         (steps + 2) · N / 2 data: of each pair the first datum, its path, and the second datum.
     """
     z_bnd = sample_latents(vae, split, seed=seed)
-    with evaluating(vae, seed):
-        p = prior(vae, 1, split.take(slice(1)).extras)
     rows, x = [], _as_drawn(vae, split, z_bnd)
     for pair in range(len(split) // 2):
         a, b = 2 * pair, 2 * pair + 1
+        with evaluating(vae, seed):
+            p = prior(vae, 1, split.take(slice(a, a + 1)).extras)
         path_snd = interpolate(p, z_bnd[a].to(device_of(vae)), z_bnd[b].to(device_of(vae)), steps)
         extras = _all_again({name: values[a : a + 1] for name, values in split.extras.items()}, steps)
         drawn = decode(vae, path_snd, seed=seed + pair, same_noise=True, advance=advance, extras=extras)
@@ -125,10 +125,10 @@ def paths(vae: VAE, split: Split, steps: int, *, seed: int = 0, advance: Advance
     return torch.cat(rows)
 
 
-def is_told(vae: VAE, spec: Spec) -> bool:
+def is_told(vae: VAE, spec: Spec, *, condition_given: bool = False) -> bool:
     """Whether a likelihood must be told what only data have beside x, such as lengths or numbers, or can be."""
     condition = condition_of(spec)
-    of_numbers = condition is not None and not condition.classes
+    of_numbers = condition is not None and not condition.classes and not condition_given
     return bool(required(vae.model.likelihood, 1)) or hasattr(spec, "beside") or of_numbers
 
 

@@ -81,7 +81,7 @@ def table(tree: Any) -> pandas.DataFrame:
 
     constant = tree["constant_data"]
     columns = {"datum": constant["datum"].values}
-    first = [name for name in ("label", "length") if name in constant]
+    first = [name for name in ("label", "length", "condition") if name in constant and constant[name].ndim == 1]
     columns |= {name: constant[name].values for name in first}
     for name, values in constant.data_vars.items():
         if name not in (*first, "starts"):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
-from pyro_delta.data.condition import KEY
+from pyro_delta.data.condition import KEY, Condition
 from pyro_delta.data.splits import size_of
 from pyro_delta.data.tensors import as_split
 from pyro_delta.diagnostics.bounds import ignore
@@ -29,6 +29,7 @@ def posterior_data(
     draws: int = 1,
     names: Sequence[str] | None = None,
     classes: Sequence[str] | None = None,
+    condition: Condition | None = None,
     starts: Tensor | None = None,
     batch: int = 100,
     seed: int = 0,
@@ -42,6 +43,7 @@ def posterior_data(
         draws: samples of each posterior.
         names: of the data, as a coordinate; those of the split where None, or else their numbers.
         classes: names of their labels; numbers stand for those that have none.
+        condition: of the data's spec, which says what numbers and classes of the key `condition` are.
         starts: (n,) of the prior, kept beside the latents.
         batch: data at a time.
         seed: of the samples.
@@ -75,7 +77,7 @@ def posterior_data(
         if starts is not None:
             _blank_padding([*posterior.values(), *constant.values()], starts.cpu().numpy(), constant["length"])
     if KEY in split.extras:
-        constant[KEY] = split.extras[KEY].cpu().numpy()
+        constant[KEY] = _in_own_terms(split.extras[KEY].cpu(), condition)
         dims[KEY] = ["datum", *_axes(KEY, constant[KEY].ndim - 1)]
     if starts is not None:
         constant["starts"], dims["starts"] = starts.cpu().numpy(), ["step"]
@@ -86,6 +88,13 @@ def posterior_data(
     known = getattr(split, "names", None) if names is None else names
     coords = {"datum": [str(i) for i in range(len(split))] if known is None else list(known)}
     return as_arviz({"posterior": posterior, "constant_data": constant}, coords, dims)
+
+
+def _in_own_terms(values: Tensor, condition: Condition | None) -> np.ndarray:
+    """Classes by their names, numbers in their own units, where a condition says them."""
+    if condition is None:
+        return values.numpy()
+    return np.array(condition.classes)[values] if condition.classes else condition.numbers(values).numpy()
 
 
 def _blank_padding(arrays: list[np.ndarray], starts: np.ndarray, lengths: np.ndarray) -> None:

@@ -40,6 +40,7 @@ LABELS = {
     "told_samples": ("samples z that each datum meets, M", ""),
     "told_images": ("data that are told of, to choose τ or to judge", ""),
     "told_judged": ("data of these that judge", ""),
+    "told_of_condition_too": ("that is told of x and of the condition together", ""),
     "shuffled_gap_nats": ("cost of another datum's z (not information)", "nats"),
     "mutual_information_nats": ("mutual information of z and x", "nats"),
     "mutual_information_cap_nats": ("the most it could show, ln N", "nats"),

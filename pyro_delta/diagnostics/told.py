@@ -11,7 +11,9 @@ it is loses much of it. So there is a second one, with p(x | z)^τ: τ in (0, 1]
 the bound is concave in τ, and the other half judges, so that it is a bound, too. τ itself says how overconfident the
 decoder is: 1 if not at all, near 0 if what it makes of z is worth nothing on these data.
 
-Where data are conditioned on a class c, groups are of one class each, and the bound is one on I(x; z | c).
+Where something is given beside x, a class c that data are conditioned on or their length, all data of a group are alike
+in it, and the bound is one on I(x; z | c). Where they are conditioned on numbers, hardly any two are alike: what is
+told is then of x and of these together, and no evidence of the former.
 
 References:
     1. A. van den Oord et al., "Representation Learning with Contrastive Predictive Coding", 2018, §2.3; B. Poole et
@@ -21,13 +23,14 @@ References:
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_delta.data.condition import classes_given
+from pyro_delta.data.condition import given_alike, of_numbers
 from pyro_delta.data.splits import size_of
 from pyro_delta.diagnostics.bounds import Encoding, ignore, standard_error
 from pyro_delta.diagnostics.trace import batches, device_of, evaluating, score
@@ -59,27 +62,42 @@ def group_sizes(count: int, samples: int = TOLD_SAMPLES, images: int = TOLD_IMAG
     return size, min(count // size, max(2, images // size))
 
 
-def grouped(data: Split, samples: int, images: int, seed: int) -> Tensor:
-    """Random data in groups of M, (G, M): of one class each, where they are conditioned on one.
+def grouped(data: Split, samples: int, images: int, seed: int) -> tuple[list[Tensor], list[Tensor]]:
+    """Random data in groups: those that τ is chosen by, and those that judge. No datum is in two.
 
-    M is then the largest number up to `samples` with which two groups or more are found that hold `images` data, or
-    half of all.
+    All of M data, an equal number to either end; or, where data have something beside x that is given, of data alike in
+    it: each class is halved, and each half cut into as few equal groups of at most `samples` as hold all of it. A datum
+    alone in its half is a group of itself, by which nothing can be told. There are as many data as take no more passes
+    of the decoder than without classes.
 
     Raises:
-        UserError: as `group_sizes`, or if no two classes have two data.
+        UserError: as `group_sizes`.
     """
     size, groups = group_sizes(len(data), samples, images)
     order = torch.from_numpy(np.random.default_rng([seed, STREAM]).permutation(len(data)))
-    if (classes := classes_given(data)) is None:
-        return order[: groups * size].reshape(groups, size)
-    members = [order[classes[order] == of] for of in classes.unique()]
-    enough = min(images, len(data) // 2)
-    for of_size in range(size, 1, -1):
-        found = [part for one in members for part in one[: len(one) // of_size * of_size].reshape(-1, of_size)]
-        if len(found) > 1 and (len(found) * of_size >= enough or of_size == 2):
-            chosen = torch.from_numpy(np.random.default_rng([seed, STREAM, 1]).permutation(len(found)))
-            return torch.stack(found)[chosen[: max(2, images // of_size)]]
-    raise UserError(f"{len(data)} data of {len(members)} classes hold no two groups of a class; give more data.")
+    if (alike := given_alike(data)) is None:
+        parts = list(order[: groups * size].reshape(groups, size))
+        return parts[: groups // 2], parts[groups // 2 :]
+    kinds, few, many = alike[order], 4, len(data) + 1
+    found = _halved(order, kinds, samples)
+    while many - few > 1:  # the most data that take no more passes
+        count = (few + many) // 2
+        tried = _halved(order[:count], kinds[:count], samples)
+        if sum(len(part) ** 2 for half in tried for part in half) <= groups * size * size:
+            few, found = count, tried
+        else:
+            many = count
+    return found if few > 4 else _halved(order[:few], kinds[:few], samples)
+
+
+def _halved(order: Tensor, kinds: Tensor, samples: int) -> tuple[list[Tensor], list[Tensor]]:
+    halves: tuple[list[Tensor], list[Tensor]] = ([], [])
+    for number, kind in enumerate(kinds.unique()):
+        members = order[kinds == kind]
+        middle = (len(members) + number % 2) // 2  # what is left over goes to either half in turn
+        for half, part in zip(halves, (members[:middle], members[middle:]), strict=True):
+            half.extend(part.tensor_split(-(-len(part) // samples)) if len(part) else [])
+    return halves
 
 
 @torch.no_grad()
@@ -110,29 +128,35 @@ def told(
     Raises:
         UserError: as `grouped`.
     """
-    parts = grouped(data, samples, images, seed)
-    groups, size = parts.shape
-    critic_gmm = torch.stack([_log_likelihoods(vae, data, encoding, part, advance) for part in parts])
-    # Against the own sample's, so that a decoder that does not hear z gives exactly 0.
-    critic_gmm = critic_gmm - critic_gmm.diagonal(dim1=1, dim2=2).unsqueeze(2)
-    half = groups // 2
-    tau = calibration(critic_gmm[:half])
-    plain, calibrated = contrast(critic_gmm), contrast(tempered(critic_gmm[half:], tau))
+    halves = grouped(data, samples, images, seed)
+    chosen, judged = ([_log_likelihoods(vae, data, encoding, part, advance) for part in half] for half in halves)
+    tau = calibration(chosen)
+    plain, calibrated = contrast(chosen + judged), contrast([tempered(critic, tau) for critic in judged])
     return {
         "told_nats": plain[0],
         "told_nats_se": plain[1],
         "told_calibrated_nats": calibrated[0],
         "told_calibrated_nats_se": calibrated[1],
         "told_tau": tau,
-        "told_cap_nats": math.log(size),
-        "told_samples": size,
-        "told_images": groups * size,
-        "told_judged": (groups - half) * size,
-    }
+        "told_cap_nats": _cap([len(critic) for critic in judged]),
+        "told_samples": max(map(len, chosen + judged)),
+        "told_images": sum(map(len, chosen + judged)),
+        "told_judged": sum(map(len, judged)),
+    } | ({"told_of_condition_too": True} if of_numbers(data) else {})
+
+
+def _cap(sizes: list[int]) -> float:
+    """The most that groups can show, the mean over data of the ln M of their groups."""
+    if len(set(sizes)) == 1:
+        return math.log(sizes[0])
+    return sum(size * math.log(size) for size in sizes) / sum(sizes)
 
 
 def _log_likelihoods(vae: VAE, data: Split, encoding: Encoding, group: Tensor, advance: Advance) -> Tensor:
-    """Log p(x_i | z_j) of all pairs of a group of M data, (M, M) nats in float64."""
+    """Log p(x_i | z_j) − log p(x_i | z_i) of all pairs of a group of M data, (M, M) nats in float64.
+
+    So a decoder that does not hear z gives exactly 0.
+    """
     size, device = len(group), device_of(vae)
     found, start = torch.empty(size, size, dtype=torch.float64), 0
     with evaluating(vae, 0):
@@ -145,7 +169,7 @@ def _log_likelihoods(vae: VAE, data: Split, encoding: Encoding, group: Tensor, a
                 found[rows, columns] = score(vae, x, z).double().cpu()
                 advance(len(rows))
             start += size_of(x)
-    return found
+    return found - found.diagonal().unsqueeze(1)
 
 
 def tempered(critic: Tensor, tau: float) -> Tensor:
@@ -153,17 +177,18 @@ def tempered(critic: Tensor, tau: float) -> Tensor:
     return tau * critic.clamp(min=-1e30)
 
 
-def contrast(critic: Tensor) -> tuple[float, float]:
-    """The contrastive bound of log-critics (…, M, M), datum i by sample j, and its standard error.
+def contrast(critics: Sequence[Tensor]) -> tuple[float, float]:
+    """The contrastive bound of log-critics (M, M), datum i by sample j, of all groups, and its standard error.
 
     A datum enters as itself and as a partner of the others. Its influence is its own term, less the weight that it has
     in the terms of the others; these are uncorrelated to first order, where the terms are not.
     """
-    own = critic.diagonal(dim1=-2, dim2=-1)
-    terms = own - logmeanexp(critic)
-    weights = critic.softmax(-1)
-    as_partner = weights.sum(-2) - weights.diagonal(dim1=-2, dim2=-1)
-    return terms.mean().item() + 0.0, standard_error((terms - as_partner).flatten())
+    terms, influences = [], []
+    for critic in critics:
+        own, weights = critic.diagonal(), critic.softmax(1)
+        terms.append(own - logmeanexp(critic))
+        influences.append(terms[-1] - (weights.sum(0) - weights.diagonal()))
+    return torch.cat(terms).mean().item() + 0.0, standard_error(torch.cat(influences))
 
 
 def logmeanexp(values: Tensor) -> Tensor:
@@ -172,15 +197,15 @@ def logmeanexp(values: Tensor) -> Tensor:
     return largest.squeeze(-1) + (values - largest).exp().mean(-1).log()
 
 
-def calibration(critic_gmm: Tensor) -> float:
-    """τ in (0, 1] that maximises the bound of log-ratios (G, M, M), whose own ones are 0.
+def calibration(critics: Sequence[Tensor]) -> float:
+    """τ in (0, 1] that maximises the bound of log-ratios (M, M) of groups, whose own ones are 0; 1 without any.
 
     The bound is concave in τ: its slope is that of −log 1/M Σ_j exp(τ c_ij), which falls.
     """
-    finite = critic_gmm.clamp(min=-1e30)
+    finite = [critic.clamp(min=-1e30) for critic in critics if len(critic) > 1]
 
     def slope(tau: float) -> float:
-        return -((tau * finite).softmax(-1) * finite).sum(-1).mean().item()
+        return -sum(((tau * critic).softmax(-1) * critic).sum().item() for critic in finite)
 
     if not slope(1.0) < 0:  # or not finite
         return 1.0

@@ -29,6 +29,7 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 
 from pyro_delta.call import run
 from pyro_delta.commitment import AT_LEAST, Commitment, commitment
+from pyro_delta.data.condition import classes_given
 from pyro_delta.data.splits import Split, mapped, size_of
 from pyro_delta.data.tensors import as_split
 from pyro_delta.distributions.any_gaussian import as_gaussian, gaussian_kl
@@ -49,7 +50,9 @@ SAME = 1e-6
 NOISE = 12
 """Keeps the noise of an evaluation apart from what else its seed decides."""
 COMPARED = 16
-"""Data whose posteriors tell whether a family keeps its shape."""
+"""Data whose posteriors tell whether a family keeps its shape, and whose priors whether all have one; or …"""
+MOST_CLASSES = 64
+"""… one datum of each class that they are conditioned on, up to so many."""
 UNKNOWN_DENSITY = (KeyError, NotImplementedError)
 """Errors of a density that knows what it drew itself alone, such as that of a planar flow."""
 
@@ -408,7 +411,7 @@ def committed(vae: Pair, data: Any) -> Commitment:
                 {name: (latent.q, latent.p) for name, latent in seen.latents.items()},
                 learns=learns,
                 others=partial(_others, vae, first, rest, seen),
-                priors=partial(_priors, vae, rest, seen),
+                priors=partial(priors_of, vae, rest, seen),
                 formula=getattr(vae.guide, "committed_rate", None),
                 guarantee=getattr(vae.guide, "guarantee", AT_LEAST),
                 floor=getattr(model_prior, "floor_nats", None),
@@ -435,9 +438,25 @@ def prior_learns(vae: VAE, batch: Batch, seen: Traced) -> bool:
     return False
 
 
+def _compared(split: Split) -> Tensor | slice:
+    """Which data are compared: the first ones; of those that have something beside x, some from all over the split.
+
+    Where they are conditioned on classes, one of each is among them.
+    """
+    if not split.extras:
+        return slice(COMPARED)
+    chosen = torch.linspace(0, len(split) - 1, min(COMPARED, len(split))).round().long().tolist()
+    if (classes := classes_given(split)) is not None:
+        kinds, place = classes.unique(return_inverse=True)
+        firsts = [int((place == kind).nonzero()[0]) for kind in range(min(len(kinds), MOST_CLASSES))]
+        chosen = sorted({0, *chosen, *firsts})
+    return torch.tensor(chosen)
+
+
 def some_of(data: Any, vae: Pair) -> list[Batch]:
-    """The first of the data, and those of the next ones that are not the same."""
-    first, *others = batches(as_split(data).take(slice(COMPARED)), 1, vae)
+    """The first of the data, and those of `COMPARED` others, or one of each class, that are not the same."""
+    split = as_split(data)
+    first, *others = batches(split.take(_compared(split)), 1, vae)
     return [first, *(other for other in others if not all(map(torch.equal, _tensors(first), _tensors(other))))]
 
 
@@ -461,7 +480,7 @@ def _others(vae: VAE, first: Batch, rest: list[Batch], seen: Traced) -> Iterator
             yield {name: drawn.q for name, drawn in posteriors(vae, first, seen.z).items()}
 
 
-def _priors(vae: VAE, rest: list[Batch], seen: Traced) -> Iterator[dict[str, Distribution]]:
+def priors_of(vae: Pair, rest: list[Batch], seen: Traced) -> Iterator[dict[str, Distribution]]:
     """Priors of other data, where something goes with them that a prior may hear."""
     for batch in rest:
         if isinstance(batch, Mapping) and len(batch) > 1:
@@ -506,11 +525,11 @@ class ClosedForm:
     """KL(q ‖ p) of every datum of a batch in float64, where it has a closed form.
 
     That is a registered KL or, for any Gaussian prior, what its density says. The latter costs O(N³) and is read off
-    once, for the first batch, of a prior that all data share.
+    once, for the first batch, of a prior that all data share: where a datum has another, there is none.
     """
 
     def __init__(self) -> None:
-        self._gaussians: dict[str, Gaussian | None] = {}
+        self._gaussians: dict[str, tuple[Gaussian, Distribution] | None] = {}
 
     def __call__(self, vae: Pair, batch: Batch, seen: Traced) -> Tensor | None:
         """(B,) nats, of sites that do not depend on one another; None if one of them has none."""
@@ -532,10 +551,10 @@ class ClosedForm:
         except NotImplementedError:
             if name not in self._gaussians:
                 self._gaussians[name] = _gaussian_of(vae, batch, name, seen)
-            if (gaussian := self._gaussians[name]) is None:
+            if (known := self._gaussians[name]) is None or not _alike(known[1], latent):
                 return None
             try:
-                kl = gaussian_kl(latent.q, gaussian)
+                kl = gaussian_kl(latent.q, known[0])
             except NotImplementedError:
                 return None
         return per_datum(name, scale_and_mask(kl, 1.0, latent.mask), count, latent.dim)
@@ -545,14 +564,22 @@ def _same_mask(one: Any, other: Any) -> bool:
     return one is other or (isinstance(one, Tensor) and isinstance(other, Tensor) and torch.equal(one, other))
 
 
-def _gaussian_of(vae: Pair, batch: Batch, name: str, seen: Traced) -> Gaussian | None:
-    """The prior of one datum as a Gaussian, if it is one and that of every datum; nothing is drawn for it."""
+def _alike(one: Distribution, latent: Latent) -> bool:
+    """Whether the prior of one datum is that of all data of a batch."""
+    try:
+        found = one.log_prob(latent.placed), latent.p.log_prob(latent.placed)
+    except (RuntimeError, ValueError):
+        return False
+    return torch.allclose(*found, rtol=SAME, atol=SAME)
+
+
+def _gaussian_of(vae: Pair, batch: Batch, name: str, seen: Traced) -> tuple[Gaussian, Distribution] | None:
+    """The prior of one datum, as a Gaussian and as it is, if it is one and that of all; nothing is drawn for it."""
     latent = seen.latents[name]
     given = {site: z[:1] for site, z in seen.z.items()}
     one = sites(vae, "model", mapped(batch, lambda values: values[:1]), given)[name].fn
     try:
-        alike = torch.allclose(one.log_prob(latent.placed), latent.p.log_prob(latent.placed), rtol=SAME, atol=SAME)
-        return as_gaussian(one) if alike else None
+        return (as_gaussian(one), one) if _alike(one, latent) else None
     except (UserError, RuntimeError, ValueError):
         return None
 

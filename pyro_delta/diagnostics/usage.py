@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from pyro_delta.commitment import IN_THE_MEAN
-from pyro_delta.data.condition import classes_given
+from pyro_delta.data.condition import given_alike
 from pyro_delta.data.splits import size_of
 from pyro_delta.data.tensors import as_split
 from pyro_delta.diagnostics.bounds import Encoding, flat, ignore, standard_error
@@ -39,10 +39,13 @@ FEWEST_JUDGED = 6
 
 
 def least_told(numbers: Mapping[str, Any]) -> float:
-    """Lower 99 % bound, by Student's t, of what is told in nats, calibrated; −∞ of fewer than `FEWEST_JUDGED` data."""
+    """Lower 99 % bound, by Student's t, of what is told in nats, calibrated.
+
+    −∞ of fewer than `FEWEST_JUDGED` data, and where it is told of the numbers that data are conditioned on, too.
+    """
     from scipy.stats import t
 
-    if numbers["told_judged"] < FEWEST_JUDGED:
+    if numbers["told_judged"] < FEWEST_JUDGED or numbers.get("told_of_condition_too"):
         return -math.inf
 
     quantile = float(t.ppf(0.99, numbers["told_judged"] - 1))
@@ -74,7 +77,7 @@ def shuffled_gap(
     """−log p(x_i | z_j) + log p(x_i | z_i) of every datum i with the latents of another one j, (N,) nats.
 
     How far a wrong z misleads the decoder, which says whether it hears z at all. It is not information: it may well
-    exceed the KL. Where data are conditioned on a class, the other one is of the same.
+    exceed the KL. Where data have a class or a length that is given, the other one is of the same.
 
     Args:
         vae: model and guide.
@@ -84,7 +87,7 @@ def shuffled_gap(
         seed: of the shuffle.
         advance: called with the number of data just done.
     """
-    order = partners(len(encoding.rate), seed, classes_given(as_split(data)))
+    order = partners(len(encoding.rate), seed, given_alike(as_split(data)))
     parts, start, device = [], 0, device_of(vae)
     with evaluating(vae, seed):
         for x in batches(data, batch, vae):
@@ -114,20 +117,20 @@ def partners(count: int, seed: int, classes: Tensor | None = None) -> Tensor:
 def information(vae: VAE, data: Split, encoding: Encoding) -> dict[str, float | None]:
     """I(z; x) in nats under the aggregate posterior of the data, its standard error, and the most it could show, ln N.
 
-    Where data are conditioned on a class c, I(z; x | c), and at most the mean of the ln N of their classes. Of all data
-    where the posterior is mean-field; of the first `PAIRWISE_DATA`, or `DEPENDENT_DATA`, where it is not.
+    Where data have a class or a length c that is given, I(z; x | c), at most the mean of the ln N of those alike. Of
+    all data where the posterior is mean-field; of the first `PAIRWISE_DATA`, or `DEPENDENT_DATA`, where it is not.
     None where data have different latents, by masks, or a posterior's density is known of its own draws alone.
     """
     found: tuple[float, float] | None = None
     count = len(data)
     if encoding.mean_field and not encoding.masked:
-        found = mutual_information(encoding, classes=classes_given(data))
+        found = mutual_information(encoding, classes=given_alike(data))
     elif not encoding.masked:
         count = min(count, PAIRWISE_DATA if encoding.apart else DEPENDENT_DATA)
         z = {name: value[:count] for name, value in encoding.z.items()}
         with suppress(*UNKNOWN_DENSITY):
             found = pairwise_mutual_information(vae, data.take(slice(count)), z, apart=encoding.apart)
-    cap = _log_counts(classes_given(data.take(slice(count))), count).mean().item()
+    cap = _log_counts(given_alike(data.take(slice(count))), count).mean().item()
     return {
         "mutual_information_nats": None if found is None else found[0],
         "mutual_information_nats_se": None if found is None else found[1],
@@ -203,10 +206,10 @@ def pairwise_mutual_information(
                 ]
                 columns.append(torch.stack(rows).double())  # type: ignore[arg-type]
     critic = torch.cat(columns, 1).cpu()
-    if (classes := classes_given(as_split(data))) is None:
-        return contrast(critic)
+    if (classes := given_alike(as_split(data))) is None:
+        return contrast([critic])
     # The sum over a class in the place of one over all, and its mean by the number of the class.
-    told, error = contrast(critic.masked_fill(classes.unsqueeze(1) != classes, -math.inf))
+    told, error = contrast([critic.masked_fill(classes.unsqueeze(1) != classes, -math.inf)])
     return told + (_log_counts(classes, count).mean().item() - math.log(count)), error
 
 

@@ -30,7 +30,8 @@ def check_tracker(name: str) -> None:
     Raises:
         UserError: with what to install.
     """
-    if find_spec(name) is None:
+    spec = find_spec(name)
+    if spec is None or spec.origin is None:  # a folder of that name, as trackers leave them, is no package
         raise UserError(f"--tracker {name} needs a package that is not installed; pip install {PACKAGES[name]}.")
 
 
@@ -63,10 +64,15 @@ def tracking(
             failed.append(what)
             warn(f"{name} fails {what} ({in_a_line(error)}); the training goes on without it.")
 
-    module = import_module(name)
     settings = {key: value if isinstance(value, int | float) else str(value) for key, value in flat(config)}
-    start, log, finish = (_of_mlflow if name == "mlflow" else _of_wandb)(module, name, folder, settings, resumed)
-    attempt("to start", start)
+    parts: list[Parts] = []
+
+    def begin() -> None:
+        made = (_of_mlflow if name == "mlflow" else _of_wandb)(import_module(name), name, folder, settings, resumed)
+        made[0]()
+        parts.append(made)
+
+    attempt("to start", begin)
 
     def note(line: Line) -> None:
         numbers = {
@@ -74,12 +80,12 @@ def tracking(
             for key, value in line.items()
             if isinstance(value, int | float) and not isinstance(value, bool) and key != "step"
         }
-        attempt("to log", lambda: log(numbers, line["step"]))
+        attempt("to log", lambda: parts[0][1](numbers, line["step"]))
 
     try:
         yield note
     finally:
-        attempt("to finish", finish)
+        attempt("to finish", lambda: parts[0][2]())
 
 
 Parts = tuple[Callable[[], Any], Callable[[dict[str, float], int], Any], Callable[[], Any]]

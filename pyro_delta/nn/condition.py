@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class ConditionFeatures(nn.Module):
-    """A vector for each class, or a linear map of standardised numbers.
+    """A vector for each class, or a linear map of numbers, which are standardised.
 
     Args:
         condition: K classes or C numbers.
@@ -22,22 +22,16 @@ class ConditionFeatures(nn.Module):
         scale: deviation of the initial weights; 0 for features that say nothing at first.
     """
 
-    location: Tensor
-    scale: Tensor
-
     def __init__(self, condition: Condition, outputs: int, *, scale: float = 1.0) -> None:
         super().__init__()
         self.weight = nn.Parameter(scale * torch.randn(condition.size, outputs))
         self.of_classes = bool(condition.classes)
-        if not self.of_classes:
-            self.register_buffer("location", torch.tensor(condition.location), persistent=False)
-            self.register_buffer("scale", torch.tensor(condition.scale), persistent=False)
 
     def forward(self, condition: Tensor) -> Tensor:
         """Whole numbers (…) of classes, or real ones (…, C), → (…, outputs)."""
         if self.of_classes:
             return self.weight[condition]
-        return (condition.to(self.weight.dtype) - self.location) / self.scale @ self.weight
+        return condition.to(self.weight.dtype) @ self.weight
 
 
 def given(condition: Tensor | None) -> dict[str, Tensor]:

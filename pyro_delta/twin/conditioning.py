@@ -41,8 +41,7 @@ class ConditionFeatures(nnx.Module):
         weight = self.weight[...]
         if self.condition.classes:
             return weight[jnp.asarray(condition)]
-        location, scale = (np.asarray(values, np.float32) for values in (self.condition.location, self.condition.scale))
-        return (jnp.asarray(condition, weight.dtype) - location) / scale @ weight
+        return jnp.asarray(condition, weight.dtype) @ weight
 
 
 def inside(starts: Any, lengths: Any) -> Array:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal
 
 import jax
@@ -36,6 +37,7 @@ from pyro_delta.diagnostics.trace import (
     noise_seed,
     per_datum,
     posteriors,
+    priors_of,
     sites,
     some_of,
     trace,
@@ -376,6 +378,7 @@ def _committed(vae: NumPyroVAE, data: Any) -> Commitment:
             {name: (latent.q, latent.p) for name, latent in seen.latents.items()},
             learns=vae.programs["model"].moves_latents(mapped(first, to_jax), given, vae.draw_key()),
             others=others,
+            priors=partial(priors_of, vae, rest, seen),
             formula=None if rate_of is None else formula,
             guarantee=getattr(vae.guide, "guarantee", AT_LEAST),
             floor=getattr(getattr(vae.model, "prior", None), "floor_nats", None),

@@ -33,6 +33,8 @@ def images_of(split: Split) -> tuple[Spec, Split, str] | None:
     if x.shape[1] not in CHANNELS:
         return None
     channels, height, width = x.shape[1:]
+    if bool(((x == 0) | (x == 255)).all()) and bool((x == 255).any()):  # black and white
+        x = x // 255
     return ImageSpec(channels, height, width, max(2, int(x.max()) + 1)), replace(split, x=x), PRESET
 
 

@@ -14,6 +14,6 @@ LARGEST = 65536
 def sequences_of(split: Split) -> tuple[Spec, Split, str] | None:
     """Spec, data and preset of arrays that are sequences of tokens; None of others."""
     x = split.x
-    if x.dim() != 2 or 0 in x.shape or x.is_floating_point() or x.min() < 0 or x.max() >= LARGEST:
+    if x.dim() != 2 or 0 in x.shape or x.is_floating_point() or int(x.min()) < 0 or int(x.max()) >= LARGEST:
         return None
     return TokenSpec(x.shape[1], max(2, int(x.max()) + 1)), split, PRESET
