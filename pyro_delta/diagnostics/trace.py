@@ -483,7 +483,7 @@ def _others(vae: VAE, first: Batch, rest: list[Batch], seen: Traced) -> Iterator
 def priors_of(vae: Pair, rest: list[Batch], seen: Traced) -> Iterator[dict[str, Distribution]]:
     """Priors of other data, where something goes with them that a prior may hear."""
     for batch in rest:
-        if isinstance(batch, Mapping) and len(batch) > 1:
+        if _has_extras(batch):
             yield {name: site.fn for name, site in sites(vae, "model", batch, seen.z).items() if name in seen.latents}
 
 
@@ -551,7 +551,7 @@ class ClosedForm:
         except NotImplementedError:
             if name not in self._gaussians:
                 self._gaussians[name] = _gaussian_of(vae, batch, name, seen)
-            if (known := self._gaussians[name]) is None or not _alike(known[1], latent):
+            if (known := self._gaussians[name]) is None or (_has_extras(batch) and not _alike(known[1], latent)):
                 return None
             try:
                 kl = gaussian_kl(latent.q, known[0])
@@ -562,6 +562,11 @@ class ClosedForm:
 
 def _same_mask(one: Any, other: Any) -> bool:
     return one is other or (isinstance(one, Tensor) and isinstance(other, Tensor) and torch.equal(one, other))
+
+
+def _has_extras(batch: Batch) -> bool:
+    """Whether something goes with x, which a prior may hear."""
+    return isinstance(batch, Mapping) and len(batch) > 1
 
 
 def _alike(one: Distribution, latent: Latent) -> bool:
