@@ -189,7 +189,9 @@ def test_another_datums_latents_are_scored_at_ones_own_length(run: Run) -> None:
     test = run.data().test
     encoding = encode(run.vae, test, batch=4)
     gap = shuffled_gap(run.vae, test, encoding, batch=4, seed=3)
-    other = encoding.z["z"][partners(len(test), 3)]
+    partner = partners(len(test), 3, test.extras["lengths"])
+    assert torch.equal(test.extras["lengths"][partner], test.extras["lengths"])  # length is given, and no information
+    other = encoding.z["z"][partner]
     expected = distortion_by_hand(run, test, other) - distortion_by_hand(run, test, encoding.z["z"])
     torch.testing.assert_close(gap, expected, rtol=1e-4, atol=1e-4)
 

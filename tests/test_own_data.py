@@ -300,7 +300,7 @@ MISTAKES: dict[str, tuple[Any, dict[str, Any], str]] = {
     "one length": ({"x": X, "length": 3}, {}, r"'length' has 1 entries for 40 data; give one for each"),
     "nothing by name": ({"x": X, "mask": None}, {}, r"NoneType is not data"),
     "too few labels": ({"x": X, "labels": np.zeros(39)}, {}, r"'labels' has 39 entries for 40 data"),
-    "labels in words": ({"x": X, "labels": np.array(["cat"] * N)}, {}, r"ndarray is not data"),
+    "labels in words": ({"x": X, "labels": np.array(["cat"] * N)}, {}, r"'labels' holds text or objects; give whole"),
     "labels one-hot": ({"x": X, "labels": np.zeros((N, 4))}, {}, r"labels have shape \(40, 4\); give one whole number"),
     "labels in between": ({"x": X, "labels": X[:, 1]}, {}, r"labels hold 0.25; give one whole number for each datum"),
     "labels without a name": (

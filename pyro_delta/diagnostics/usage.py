@@ -130,7 +130,8 @@ def information(vae: VAE, data: Split, encoding: Encoding) -> dict[str, float | 
         z = {name: value[:count] for name, value in encoding.z.items()}
         with suppress(*UNKNOWN_DENSITY):
             found = pairwise_mutual_information(vae, data.take(slice(count)), z, apart=encoding.apart)
-    cap = _log_counts(given_alike(data.take(slice(count))), count).mean().item()
+    alike = given_alike(data.take(slice(count)))
+    cap = math.log(count) if alike is None else _log_counts(alike, count).mean().item()
     return {
         "mutual_information_nats": None if found is None else found[0],
         "mutual_information_nats_se": None if found is None else found[1],
