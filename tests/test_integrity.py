@@ -409,7 +409,8 @@ def test_other_data_are_refused_or_said(tmp_path: Path, monkeypatch: pytest.Monk
     shutil.copy("moved/test/1.png", "moved/test/2.png")
     for command in (["evaluate", "run"], ["check", "run"], ["train", "--resume", "--out", "run", "--steps", 12]):
         code, _, err = call(*command, "--data-root", "moved")
-        assert (code, err.count("\n")) == (2, 1)
+        assert (code, err.count("\n")) == (2, 2)
+        assert "read 24 of 24 files" in err  # and then the sentence
         assert "the 12 test data are not the 12 that run was made with, though of the same spec" in err
     code, out, err = call("evaluate", "run", "--data-root", "moved", "--other-data")
     assert code == 0, err

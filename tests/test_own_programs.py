@@ -320,7 +320,7 @@ def test_a_path_after_the_colon_is_the_root(images: Path) -> None:
     ):
         code, _, err = call("train", *data, *FOLDER, "--out", run)
         assert code == 0, err
-        assert data_of(run) == expected
+        assert expected.items() <= data_of(run).items()
     first, *others = (state_of(images / run)["vae"] for run in "abcd")
     for other in others:
         torch.testing.assert_close(other, first, rtol=0, atol=0)
@@ -353,7 +353,7 @@ def test_a_folder_that_moved_is_named_by_its_root(images: Path) -> None:
     shutil.move("moved", "again")
     code, _, err = call("train", "--resume", "--out", "run", "--steps", 4, "--dataset", "folder:again")
     assert code == 0, err
-    assert data_of("run") == {"program": "folder", "root": "again", "validation": None, "seed": 0}
+    assert {"program": "folder", "root": "again", "validation": None, "seed": 0}.items() <= data_of("run").items()
 
 
 @pytest.mark.parametrize(
