@@ -101,7 +101,7 @@ def commitment(
     *,
     learns: bool,
     others: Callable[[], Iterable[Posteriors]] = tuple,
-    priors: Callable[[], Iterable[Priors]] = tuple,
+    priors: Iterable[Priors] = (),
     formula: Formula | None = None,
     guarantee: Any = AT_LEAST,
     floor: float | None = None,
@@ -125,16 +125,17 @@ def commitment(
     """
     if unless is not None:
         return Commitment(None, None, unless, learns)
+    of_others = list(priors)
     if formula is not None and len(pairs) == 1:
         ((name, (_, p)),) = pairs.items()
-        claims = [_claim(formula, each, guarantee, learns) for each in (p, *(one[name] for one in priors()))]
+        claims = [_claim(formula, each, guarantee, learns) for each in (p, *(one[name] for one in of_others))]
         if any(claim.nats is None for claim in claims):
             return next(claim for claim in claims if claim.nats is None)
         return min(claims, key=lambda claim: claim.nats or 0.0)  # of no datum is less claimed
     total, ways, sites = 0.0, set(), []
     for name, (q, p) in pairs.items():
         try:
-            site = _of_each(_site(name, q, p, others), name, q, [one[name] for one in priors()], others)
+            site = _of_each(_site(name, q, p, others), name, q, [one[name] for one in of_others], others)
         except UserError as error:
             return Commitment(None, None, str(error), learns)
         total += site.nats if site.cap_nats is None else min(site.nats, site.cap_nats)

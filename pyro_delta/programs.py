@@ -460,7 +460,8 @@ def checked_options(kind: str, name: str, options: Mapping[str, Any], folder: Pa
     Raises:
         UserError: for an option that the program does not have (with the nearest name), lacks, or cannot be.
     """
-    model = options_model(kind, find(kind, name, folder))
+    program = find(kind, name, folder)
+    model = options_model(kind, program)
     try:
         checked = model.model_validate(dict(options))
     except ValidationError as error:
@@ -474,7 +475,7 @@ def checked_options(kind: str, name: str, options: Mapping[str, Any], folder: Pa
         known = [f"{kind}.{option}" for option in ("program", *model.model_fields)]
         raise (mistake or unknown_name(f"setting of the {kind} {name!r}", key, known)) from None
     found = {field: getattr(checked, field) for field in model.model_fields}
-    left_out = {option for option in OF_ALL.get(kind, {}) if not has_option(find(kind, name, folder), option)}
+    left_out = {option for option in OF_ALL.get(kind, {}) if not has_option(program, option)}
     return {field: value for field, value in found.items() if value is not None or field not in left_out}
 
 

@@ -79,7 +79,7 @@ def grouped(data: Split, samples: int, images: int, seed: int) -> tuple[list[Ten
         parts = list(order[: groups * size].reshape(groups, size))
         return parts[: groups // 2], parts[groups // 2 :]
     kinds, few, many = alike[order], 4, len(data) + 1
-    found = _halved(order, kinds, samples)
+    found = _halved(order[:few], kinds[:few], samples)
     while many - few > 1:  # the most data that take no more passes
         count = (few + many) // 2
         tried = _halved(order[:count], kinds[:count], samples)
@@ -87,7 +87,7 @@ def grouped(data: Split, samples: int, images: int, seed: int) -> tuple[list[Ten
             few, found = count, tried
         else:
             many = count
-    return found if few > 4 else _halved(order[:few], kinds[:few], samples)
+    return found
 
 
 def _halved(order: Tensor, kinds: Tensor, samples: int) -> tuple[list[Tensor], list[Tensor]]:

@@ -411,7 +411,7 @@ def committed(vae: Pair, data: Any) -> Commitment:
                 {name: (latent.q, latent.p) for name, latent in seen.latents.items()},
                 learns=learns,
                 others=partial(_others, vae, first, rest, seen),
-                priors=partial(priors_of, vae, rest, seen),
+                priors=priors_of(vae, rest, seen),
                 formula=getattr(vae.guide, "committed_rate", None),
                 guarantee=getattr(vae.guide, "guarantee", AT_LEAST),
                 floor=getattr(model_prior, "floor_nats", None),

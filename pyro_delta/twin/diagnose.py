@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any, Literal
 
 import jax
@@ -378,7 +377,7 @@ def _committed(vae: NumPyroVAE, data: Any) -> Commitment:
             {name: (latent.q, latent.p) for name, latent in seen.latents.items()},
             learns=vae.programs["model"].moves_latents(mapped(first, to_jax), given, vae.draw_key()),
             others=others,
-            priors=partial(priors_of, vae, rest, seen),
+            priors=priors_of(vae, rest, seen),
             formula=None if rate_of is None else formula,
             guarantee=getattr(vae.guide, "guarantee", AT_LEAST),
             floor=getattr(getattr(vae.model, "prior", None), "floor_nats", None),

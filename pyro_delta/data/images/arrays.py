@@ -19,7 +19,8 @@ CHANNELS = (1, 2, 3, 4)
 def images_of(split: Split) -> tuple[Spec, Split, str] | None:
     """Spec, data (N, C, H, W) and preset of arrays that are images; None of others.
 
-    Bytes are, and real numbers k/255, which readers make of bytes. There are as many levels as the largest value says.
+    Bytes are, and real numbers k/255, which readers make of bytes. There are as many levels as the largest value
+    says, two where all are black or white.
     """
     if split.x.dim() not in (3, 4) or 0 in split.x.shape:
         return None
