@@ -1,6 +1,7 @@
-"""What every test starts from: fixed seeds, an empty parameter store, validation on, float32."""
+"""What every test starts from: fixed seeds, an empty parameter store, validation on, float32 in torch and JAX."""
 
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
@@ -33,6 +34,8 @@ def fresh_state() -> Iterator[None]:
     pyro.clear_param_store()
     pyro.set_rng_seed(0)
     torch.set_default_dtype(torch.float32)
+    if jax := sys.modules.get("jax"):  # a page's or an example's own setting is one of the process
+        jax.config.update("jax_enable_x64", False)
     yield
     torch.set_default_dtype(torch.float32)
     pyro.clear_param_store()

@@ -70,11 +70,10 @@ def test_rsample_is_transform_of_noise() -> None:
     assert torch.equal(z, prior.transform(torch.randn(4, 5, 2)))
 
 
-def test_log_prob_is_numpyro_s_state_space_model(request: pytest.FixtureRequest) -> None:
+def test_log_prob_is_numpyro_s_state_space_model() -> None:
     """NumPyro's process starts from z_0 = 0, so it is compared on z_2..z_n with the pull of z_1 taken out."""
     jax = pytest.importorskip("jax")
     state_space = pytest.importorskip("numpyro.distributions").GaussianStateSpace
-    request.addfinalizer(lambda before=jax.config.jax_enable_x64: jax.config.update("jax_enable_x64", before))
     jax.config.update("jax_enable_x64", True)
     alpha, length = np.array([0.5, -0.9, 0.0]), 32
     z = np.random.default_rng(0).normal(size=(length, 3))
