@@ -23,8 +23,9 @@ demo: .venv/installed
 	$(BIN)/pyro-delta train --dataset digits --out $(DEMO)
 	$(BIN)/pyro-delta evaluate $(DEMO)
 	$(BIN)/pyro-delta sample $(DEMO) --num 64 --out $(DEMO)/samples.png
-	@echo "the picture: $(DEMO)/samples.png"
 	$(BIN)/pyro-delta check $(DEMO)
+	$(BIN)/pyro-delta report $(DEMO)
+	@echo "the page: $(DEMO)/report.html"
 
 test: .venv/installed
 	$(BIN)/ruff check .

@@ -20,7 +20,7 @@ from test_cli import SETS, TINY, call
 
 import pyro_delta
 from pyro_delta import trust
-from pyro_delta.api.kept import kept
+from pyro_delta.api.kept import evaluations, kept
 from pyro_delta.call import call as called
 from pyro_delta.distributions import DiscretizedLogisticMixture
 from pyro_delta.errors import UserError
@@ -58,7 +58,7 @@ class Stops(AntiCausalGuide):
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run whose best weights are not its last ones, with a kept check and an auxiliary prior beside the model."""
+    """A run whose best weights are not its last ones, with what was found of it and an auxiliary prior beside it."""
     folder = tmp_path_factory.mktemp("made") / "run"
     sets = ("training.lr=3", "training.log_every=1", "training.ema=0", "training.warmup=0", "training.validations=4")
     sets += ("auxiliary.enabled=true", "auxiliary.hidden=4")
@@ -69,6 +69,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     best = state_of(folder)["best"]
     assert best["step"] < 4
     assert call("check", folder, "--keep", "--images", 60, "--device", "cpu")[0] in (0, 1)
+    for weights in ("best", "last"):
+        assert call("evaluate", folder, "--images", 5, "--particles", 3, "--weights", weights)[0] == 0
     return folder
 
 
@@ -113,7 +115,7 @@ def test_it_is_small_and_holds_no_state_of_training(run: Path) -> None:
     found = export(run, "out")
     assert set(found.files) == {
         "README.md", "auxiliary.safetensors", "check.json", "checkpoint-00000004.safetensors", "config.json",
-        "manifest.json", "metrics.jsonl", "run.json", "terms.npz",
+        "evaluations.json", "manifest.json", "metrics.jsonl", "run.json", "terms.npz",
     } - {"auxiliary.safetensors"}  # fmt: skip
     assert found.files == tuple(sorted(path.name for path in Path("out").iterdir()))
     state = state_of(Path("out"))
@@ -305,6 +307,9 @@ def test_the_card_says_what_was_measured(run: Path) -> None:
     assert f"δ = {found['delta_nats']:.4g} nats, known by {found['delta_known_by']}" in text
     assert f"| −ELBO | {found['neg_elbo_bpd']:.4f} ± {found['neg_elbo_bpd_se']:.2g} | bits/dim |" in text
     assert "On 60 of the 360 data of the test split, seed 0" in text
+    (evaluated,) = (found for found in evaluations(Path("run")) if found["weights"] == "best")
+    assert f"| test | model | best | 5 | 3 | {evaluated['neg_elbo_bpd']:.4f} ± " in text
+    assert "| last |" not in text
     assert 'pyro_delta.load("out")' in text
     assert "--steps" not in text
     (command,) = [line for line in text.splitlines() if line.startswith("pyro-delta train")]

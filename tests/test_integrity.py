@@ -248,6 +248,9 @@ WRONG: dict[str, tuple[str, Callable[[Path], None]]] = {
     "a manifest of something else": ("manifest", text("metrics.jsonl", "")),
     "a check that is a list": ("kept", text("check.json", "[]")),
     "a deep check": ("check.json", text("check.json", DEEP)),
+    "evaluations of no list": ("evaluations", text("evaluations.json", '{"split": "test"}')),
+    "evaluations without a split": ("evaluations", text("evaluations.json", "[{}]")),
+    "deep evaluations": ("evaluations.json", text("evaluations.json", DEEP)),
     "terms of another length": ("kept", terms(np.ones(3))),
     "terms that are NaN": ("kept", terms(np.full(360, np.nan))),
     "terms as objects": ("kept", terms(np.array(["a"] * 360))),
@@ -267,6 +270,8 @@ def test_wrong_contents_are_refused_before_anything_is_rewritten(
         "metrics": ["train", "--resume", "--out", run, "--steps", 12],
         "kept": ["compare", run],
         "check.json": ["compare", run],
+        "evaluations": ["report", run],
+        "evaluations.json": ["report", run],
     }.get(words, ["evaluate", run, "--images", 5])
     code, _, err = call(*command)
     assert code == 2, err

@@ -14,6 +14,7 @@ import torch
 from test_cli import TINY, call
 from torch.distributions import Independent, MultivariateNormal, Normal, kl_divergence
 
+from pyro_delta.api.kept import evaluations
 from pyro_delta.cli.options import settings_of
 from pyro_delta.config import choose
 from pyro_delta.data import load
@@ -62,6 +63,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def page(run: Path) -> str:
     control = run.with_name(f"{run.name}-control")
+    for images in (5, 5, 6):
+        assert call("evaluate", run, "--images", images, "--particles", 2)[0] == 0
     code, out, err = call("report", run, "--control", control, "--images", 40)
     assert code == 0, err
     assert out.strip() == str(run / "report.html")
@@ -121,6 +124,10 @@ def test_the_page_says_what_the_run_is(run: Path, page: str) -> None:
     assert "a &lt;b&gt;run &amp; more" in text
     assert "40 of the 360 data of the test split, seed 0" in " ".join(text.split())
     assert "latents buy" in text
+    assert len(evaluations(run)) == 2  # a second one of the same settings takes the place of the first
+    for found in evaluations(run):
+        assert found["prior"] == "model"
+        assert f"{found['iw_bpd']:.4f} ± {found['iw_bpd_se']:.2g}" in text
     config = runs.load(run).config
     for section in ("training.lr", "prior.program", "guide.channels"):
         assert section in text

@@ -1,10 +1,12 @@
-"""What a check leaves in the folder of its run, for `pyro-delta compare`: its numbers, and two datum by datum."""
+"""What `check` and `evaluate` leave in the folder of their run, for its page, its card and `pyro-delta compare`."""
 
 from __future__ import annotations
 
 import io
 import json
+import os
 import zipfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ from pyro_delta.diagnostics.diagnose import Diagnosis
 from pyro_delta.errors import UserError
 from pyro_delta.files import finite
 from pyro_delta.inference import manifest as manifests
-from pyro_delta.inference.run import CHECK, TERMS, Run, config_digest
+from pyro_delta.inference.run import CHECK, EVALUATIONS, TERMS, Run, config_digest
 from pyro_delta.lock import writing
 
 
@@ -34,6 +36,12 @@ class Kept:
     distortion_b: np.ndarray
 
 
+def keepable(run: Run, numbers: Mapping[str, Any]) -> bool:
+    """Whether numbers may stay with a run unasked: it is finished, of its own data, and its folder can be written."""
+    own = run.finished and numbers["data_as_trained"] is not False
+    return own and run.folder is not None and os.access(run.folder, os.W_OK)
+
+
 def keep(run: Run, found: Diagnosis) -> Kept:
     """Writes a check into the folder of its run.
 
@@ -50,6 +58,55 @@ def keep(run: Run, found: Diagnosis) -> Kept:
         text = json.dumps(kept.numbers, indent=2, ensure_ascii=False) + "\n"
         manifests.put(run.folder, {CHECK: text.encode()})
     return kept
+
+
+SETTINGS = ("split", "n_images", "seed", "particles", "prior", "weights")
+"""Of an evaluation: one of the same takes the place of a former one."""
+
+
+def keep_evaluation(run: Run, numbers: Mapping[str, Any]) -> None:
+    """Writes an evaluation into the folder of its run, beside those of other settings.
+
+    Args:
+        run: with its folder.
+        numbers: as `pyro_delta.evaluate` gives them, and the prior that they are of.
+
+    Raises:
+        UserError: if another process writes there.
+    """
+    assert run.folder is not None
+    with writing(run.folder):
+        others = [
+            found for found in evaluations(run.folder) if any(found.get(key) != numbers.get(key) for key in SETTINGS)
+        ]
+        text = json.dumps(finite([*others, dict(numbers)]), indent=2, ensure_ascii=False) + "\n"
+        manifests.put(run.folder, {EVALUATIONS: text.encode()})
+
+
+def evaluations(folder: Path) -> list[dict[str, Any]]:
+    """The evaluations that were kept with a run and are of what it is now.
+
+    Raises:
+        UserError: if they are damaged.
+    """
+    if not (folder / EVALUATIONS).exists():
+        return []
+    found = manifests.parsed(manifests.verified(folder, EVALUATIONS), folder / EVALUATIONS)
+    if not isinstance(found, list) or not all(map(_is_evaluation, found)):
+        raise UserError(
+            f"the evaluations kept in {folder} are damaged; delete {folder / EVALUATIONS}, and evaluate again."
+        )
+    return [numbers for numbers in found if numbers["finished"] and numbers["config_digest"] == config_digest(folder)]
+
+
+def _is_evaluation(numbers: Any) -> bool:
+    if not isinstance(numbers, dict) or not {*SETTINGS[:3], "finished", "config_digest", "step"} <= numbers.keys():
+        return False
+    return isinstance(numbers["split"], str) and all(
+        value is None or (isinstance(value, int | float) and not isinstance(value, bool))
+        for key, value in numbers.items()
+        if key.rpartition("_")[2] in ("nats", "bpd", "se", "min", "images", "particles", "step")
+    )
 
 
 def kept(folder: Path) -> Kept | None:

@@ -51,7 +51,7 @@ from pyro_delta.errors import CheckFailed
     metavar="RUN",
     help="A run without latents, of the same data: what do the latents buy?",
 )
-@click.option("--keep", "keeping", is_flag=True, help="Leave the numbers in RUN, for `pyro-delta compare`.")
+@click.option("--keep", "keeping", is_flag=True, help="Leave the numbers in RUN, in the place of others.")
 @weights_option
 @seed_option
 @device_option
@@ -78,7 +78,8 @@ def check(
     """Does the KL of RUN keep above δ for every datum, and do its latents carry information?
 
     Exits with 0 only if both hold and the training came to its end, with 1 if not. What counts as information is what
-    z tells the decoder, calibrated: its lower 99 % bound must exceed 0.1 nats.
+    z tells the decoder, calibrated: its lower 99 % bound must exceed 0.1 nats. The first check of a finished run by its
+    whole test split stays with it, for its page and `pyro-delta compare`.
 
     \b
     pyro-delta check runs/first
@@ -86,9 +87,9 @@ def check(
     pyro-delta check runs/first --control runs/first-control
     """  # noqa: D301 (click wants the backspace itself)
     from pyro_delta.api.judge import check as check_run
-    from pyro_delta.api.kept import keep
+    from pyro_delta.api.kept import keep, keepable, kept
     from pyro_delta.diagnostics.diagnose import passes
-    from pyro_delta.hub import check_here
+    from pyro_delta.hub import check_here, on_hub
     from pyro_delta.report.progress import counting
     from pyro_delta.report.tables import print_table
 
@@ -111,7 +112,8 @@ def check(
             told_samples=told_samples,
             told_images=told_images,
         )
-    if keeping:
+    whole = images is None and split == "test" and weights == "best"
+    if keeping or (whole and not on_hub(run) and keepable(loaded, found.numbers) and kept(run) is None):
         keep(loaded, found)
     if as_json:
         print_json(found.asdict())

@@ -53,7 +53,8 @@ def evaluate(
 ) -> None:
     """Bounds on the likelihood, rate and distortion of RUN over a whole split, with standard errors.
 
-    All numbers are of the same data: with --particles, which takes K passes a datum, --images limits them all.
+    All numbers are of the same data: with --particles, which takes K passes a datum, --images limits them all. Those of
+    a finished run stay with it, for its page.
 
     \b
     pyro-delta evaluate runs/first
@@ -64,6 +65,8 @@ def evaluate(
     from pyro_delta import ranks
     from pyro_delta.api.judge import OTHER_DATA
     from pyro_delta.api.judge import evaluate as evaluate_run
+    from pyro_delta.api.kept import keep_evaluation, keepable
+    from pyro_delta.hub import on_hub
     from pyro_delta.report.progress import counting
     from pyro_delta.report.tables import print_table
 
@@ -79,6 +82,8 @@ def evaluate(
         )
     if not ranks.first():
         return
+    if keepable(loaded, numbers) and not on_hub(run):
+        keep_evaluation(loaded, numbers | {"prior": with_prior})
     if as_json:
         print_json({"unit": loaded.spec.unit, **numbers})
     else:

@@ -112,7 +112,7 @@ def _of_one(
 ) -> tuple[str, str]:
     """The page of a run, and the verdict of its check."""
     from pyro_delta.api.judge import check
-    from pyro_delta.api.kept import keep, kept
+    from pyro_delta.api.kept import evaluations, keep, keepable, kept
     from pyro_delta.diagnostics.diagnose import passes
     from pyro_delta.hub import on_hub
     from pyro_delta.report.page import page
@@ -131,11 +131,12 @@ def _of_one(
         count = len(data.test) if images is None else images
         with counting("checking", passes(count, control=other is not None)) as advance:
             found = check(loaded, data=data, images=images, control=other, seed=seed, advance=advance)
-        if images is None and loaded.finished and not other_data and not on_hub(run):
+        if images is None and not on_hub(run) and keepable(loaded, found.numbers):
             keep(loaded, found)
         numbers = found.asdict()
     checked = shlex.join(["pyro-delta", "check", *words])
-    return page(loaded, data, numbers, control=other, checked=checked, seed=seed), numbers["verdict"]
+    text = page(loaded, data, numbers, evaluated=evaluations(loaded.folder), control=other, checked=checked, seed=seed)
+    return text, numbers["verdict"]
 
 
 def _of_several(runs: tuple[Path, ...], device: str, data_root: str | None, trust: bool) -> str:

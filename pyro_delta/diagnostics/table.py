@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
@@ -83,10 +83,23 @@ def rows(numbers: Mapping[str, Any], unit: str = "bits/dim") -> list[Row]:
     rates = {f"rate_{PER}{name}": ("rate KL(q‖p)", f"bits/{name}") for name in measures}
     for key, (words, of) in {"neg_elbo_bpd": LABELS["neg_elbo_bpd"], **bounds, **rates, **LABELS}.items():
         if key in numbers:
-            error = numbers.get(ERRORS.get(key, f"{key}_se"))
-            value = text(numbers[key]) + ("" if error is None or math.isnan(error) else f" ± {error:.2g}")
-            found.append((words, value, unit if of == "bits" else of))
+            found.append((words, _with_error(numbers, key), unit if of == "bits" else of))
     return found
+
+
+def evaluations(found: Sequence[Mapping[str, Any]], unit: str) -> list[list[str]]:
+    """Evaluations of a run side by side, head first; columns that none of them has are left out."""
+    settings = {"split": "split", "prior": "prior", "weights": "weights", "n_images": "data", "particles": "particles"}
+    measured = ("neg_elbo_bpd", "iw_bpd", "k_hat_median", "distortion_bpd", "rate_nats_mean", "rate_nats_min")
+    named = {key: f"{LABELS[key][0]} ({unit if (of := LABELS[key][1]) == 'bits' else of})" for key in measured}
+    columns = {key: words.removesuffix(" ()") for key, words in (settings | named).items()}
+    columns = {key: words for key, words in columns.items() if any(numbers.get(key) is not None for numbers in found)}
+    return [list(columns.values()), *([_with_error(numbers, key) for key in columns] for numbers in found)]
+
+
+def _with_error(numbers: Mapping[str, Any], key: str) -> str:
+    error = numbers.get(ERRORS.get(key, f"{key}_se"))
+    return text(numbers.get(key)) + ("" if error is None or math.isnan(error) else f" ± {error:.2g}")
 
 
 def text(value: Any) -> str:

@@ -72,7 +72,7 @@ from pyro_delta.programs import KINDS, Record, check_copies, copies, find
 from pyro_delta.protocol import Data, Prior, Spec
 from pyro_delta.vae import VAE, with_prior
 
-CONFIG, INFO, EVENTS, SAMPLES, PROGRAMS, AUXILIARY, CHECK, TERMS = (
+CONFIG, INFO, EVENTS, SAMPLES, PROGRAMS, AUXILIARY, CHECK, TERMS, EVALUATIONS = (
     "config.json",
     "run.json",
     "events",
@@ -81,6 +81,7 @@ CONFIG, INFO, EVENTS, SAMPLES, PROGRAMS, AUXILIARY, CHECK, TERMS = (
     "auxiliary.safetensors",
     "check.json",
     "terms.npz",
+    "evaluations.json",
 )
 FORMER_CHECKPOINT, FORMER_AUXILIARY = "checkpoint.pt", "auxiliary.pt"
 PACKAGES = {

@@ -98,7 +98,14 @@ class Section:
 
 
 def page(
-    run: Run, data: Data, numbers: Mapping[str, Any], *, control: Run | None = None, checked: str, seed: int = 0
+    run: Run,
+    data: Data,
+    numbers: Mapping[str, Any],
+    *,
+    evaluated: Sequence[Mapping[str, Any]] = (),
+    control: Run | None = None,
+    checked: str,
+    seed: int = 0,
 ) -> str:
     """The HTML of a run.
 
@@ -106,6 +113,7 @@ def page(
         run: with its folder.
         data: that it was trained on.
         numbers: of a check, as `Diagnosis.asdict` gives them.
+        evaluated: what evaluations found, as they were kept.
         control: the run without latents whose training is drawn beside it.
         checked: the command of that check.
         seed: of what is drawn.
@@ -119,6 +127,7 @@ def page(
     sections = [
         _what_was_trained(run, data, numbers, encoding),
         _what_was_measured(run, numbers, checked),
+        *_evaluations(run, evaluated),
         _how_it_came(run, control),
         *_latents(run, data, part, encoding, seed),
         *_drawn(run, data, encoding, part, seed),
@@ -199,6 +208,12 @@ def _what_was_measured(run: Run, numbers: Mapping[str, Any], checked: str) -> Se
         f"seed {numbers['seed']}. ± is a standard error over the data.",
     )
     return Section("What was measured", words, [list(row) for row in table.rows(numbers, run.spec.unit)])
+
+
+def _evaluations(run: Run, evaluated: Sequence[Mapping[str, Any]]) -> Iterator[Section]:
+    if evaluated:
+        words = "By pyro-delta evaluate, as kept with the run; ± is a standard error over the data."
+        yield Section("Bounds", [words], table.evaluations(evaluated, run.spec.unit), head=True)
 
 
 def _how_it_came(run: Run, control: Run | None) -> Section:

@@ -37,6 +37,7 @@ def card(
     numbers: Mapping[str, Any] | None,
     info: Mapping[str, Any],
     *,
+    evaluated: Sequence[Mapping[str, Any]],
     to: str | None,
     license: str | None,
     own: Sequence[str],
@@ -48,6 +49,7 @@ def card(
         run: as it was exported, read from its new folder.
         numbers: of the check that goes with it, as `Diagnosis.asdict` gives them.
         info: what its run.json says.
+        evaluated: what evaluations found that go with it.
         to: hf:USER/NAME, where it will be.
         license: SPDX expression.
         own: names of programs that go with it as copies.
@@ -67,6 +69,7 @@ def card(
         _of_delta(run, numbers),
         "## What was measured",
         *_measured(run, numbers),
+        *_evaluated(run, evaluated),
         "## How to use it",
         *_used(run, to or name, own, graphs),
         "## How it was made",
@@ -131,9 +134,7 @@ def _measured(run: Run, numbers: Mapping[str, Any] | None) -> Iterator[str]:
             f"On {numbers['n_images']} of the {numbers['split_images']} data of the {numbers['split']} split, seed "
             f"{numbers['seed']}; ± is a standard error over the data."
         )
-        rows = ["| | | |", "|---|---|---|"]
-        rows += [f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |" for row in _rows(run, numbers)]
-        yield "\n".join(rows)
+        yield _markdown(("", "", ""), table.rows(numbers, run.spec.unit))
         return
     yield (
         "No check was kept with this run, so nothing here says whether its latents are used; `pyro-delta check` looks."
@@ -147,8 +148,16 @@ def _measured(run: Run, numbers: Mapping[str, Any] | None) -> Iterator[str]:
         )
 
 
-def _rows(run: Run, numbers: Mapping[str, Any]) -> list[table.Row]:
-    return table.rows(numbers, run.spec.unit)
+def _evaluated(run: Run, evaluated: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    if evaluated:
+        head, *rows = table.evaluations(evaluated, run.spec.unit)
+        yield "Bounds, by `pyro-delta evaluate`:"
+        yield _markdown(head, rows)
+
+
+def _markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [[cell.replace("|", "\\|") for cell in row] for row in (head, ["---"] * len(head), *rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def _used(run: Run, place: str, own: Sequence[str], graphs: Sequence[str]) -> Iterator[str]:

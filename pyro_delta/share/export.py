@@ -18,7 +18,7 @@ import torch
 
 from pyro_delta import config as configuration
 from pyro_delta import hub
-from pyro_delta.api.kept import kept
+from pyro_delta.api.kept import evaluations, kept
 from pyro_delta.errors import UserError
 from pyro_delta.files import written_whole
 from pyro_delta.inference import manifest as manifests
@@ -28,6 +28,7 @@ from pyro_delta.inference.run import (
     AUXILIARY,
     CHECK,
     CONFIG,
+    EVALUATIONS,
     FORMAT,
     INFO,
     PROGRAMS,
@@ -211,6 +212,13 @@ def _write(run: Run, folder: Path, to: str | None, license: str | None, made: tu
             contents |= {TERMS: manifests.verified(source, TERMS), CHECK: _json(numbers)}
         else:
             notes.append("The check that was kept is of other weights, and stays behind.")
+    evaluated = [
+        found | {"config_digest": digest}
+        for found in evaluations(source)
+        if (found["weights"], found["step"]) == (run.weights, run.step)
+    ]
+    if evaluated:
+        contents[EVALUATIONS] = _json(evaluated)
     if (auxiliary := read_auxiliary(source)) is not None:
         if auxiliary["step"] == run.step:
             contents[AUXILIARY] = pack({**auxiliary, "optimizer": {}, "prior": {}})
@@ -231,6 +239,7 @@ def _write(run: Run, folder: Path, to: str | None, license: str | None, made: tu
         again,
         numbers,
         info,
+        evaluated=evaluated,
         to=to,
         license=license,
         own=[record["name"] for record in info["programs"].values()],
@@ -240,7 +249,7 @@ def _write(run: Run, folder: Path, to: str | None, license: str | None, made: tu
     return notes
 
 
-def _json(values: dict[str, Any]) -> bytes:
+def _json(values: Any) -> bytes:
     return (json.dumps(values, indent=2, ensure_ascii=False) + "\n").encode()
 
 
