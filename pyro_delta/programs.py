@@ -24,7 +24,7 @@ import sys
 import sysconfig
 import traceback
 import typing
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import lru_cache
 from importlib import import_module
@@ -143,18 +143,20 @@ def find(kind: str, name: str, folder: Path | None = None) -> Callable[..., Any]
     Raises:
         UserError: if there is no such name, file, module or object, or if importing it fails.
     """
-    place = SHIPPED[kind].get(name) or names(kind).get(name, name)  # to ask what is installed takes milliseconds
+    shipped = name in SHIPPED[kind]
+    place = SHIPPED[kind][name] if shipped else names(kind).get(name, name)  # to ask what is installed takes a while
     source, colon, attribute = place.rpartition(":")
     if not colon or not source or not attribute:
         raise unknown_name(kind, name, names(kind))
     known = source.partition(":")[0]
-    if known in names(kind) and find_spec(known) is None:  # a module of that name, if there is one, is what is meant
+    # A module of that name, if there is one, is what is meant.
+    if not shipped and known in names(kind) and find_spec(known) is None:
         raise UserError(
             f"the {kind} {known!r} takes nothing after a colon, as in {name!r}; write {known}, and its options as "
             f"--set {kind}.NAME=VALUE."
         )
     module = _module_at(source, f"{kind} {name!r}", folder)
-    if place not in SHIPPED[kind].values() and module.__file__:
+    if not shipped and place not in SHIPPED[kind].values() and module.__file__:
         _FILES[module.__file__] = name
     found = getattr(module, attribute, None)
     if not callable(found):
@@ -404,6 +406,12 @@ class _Options(Section):
 
 def options_model(kind: str, program: Callable[..., Any]) -> type[BaseModel]:
     """The settings of a program as a model: the constructor's keyword arguments, their annotations and defaults."""
+    make = _options_model if isinstance(program, Hashable) else _options_model.__wrapped__
+    return make(kind, program)
+
+
+@lru_cache(maxsize=128)  # to make one takes 20 ms
+def _options_model(kind: str, program: Callable[..., Any]) -> type[BaseModel]:
     fields: dict[str, Any] = {}
     for number, made in enumerate(_constructors(program)):
         parameters = list(inspect.signature(made).parameters.values())
