@@ -401,7 +401,7 @@ OF_ALL: dict[str, dict[str, tuple[Any, str]]] = {
 class _Options(Section):
     """Settings of a program, which may be of any type."""
 
-    model_config = ConfigDict(arbitrary_types_allowed=True)
+    model_config = ConfigDict(arbitrary_types_allowed=True, use_attribute_docstrings=False)
 
 
 def options_model(kind: str, program: Callable[..., Any]) -> type[BaseModel]:
