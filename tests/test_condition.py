@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
@@ -29,7 +30,7 @@ from pyro_delta.data.music import ScoreSpec
 from pyro_delta.data.sequences import TextSpec, TokenSpec
 from pyro_delta.data.series import SeriesSpec
 from pyro_delta.data.spec import Spec, spec_as_dict, spec_of_dict
-from pyro_delta.diagnostics.bounds import encode
+from pyro_delta.diagnostics.bounds import encode, evaluate
 from pyro_delta.diagnostics.diagnose import diagnosed
 from pyro_delta.diagnostics.told import grouped
 from pyro_delta.diagnostics.trace import committed
@@ -131,6 +132,16 @@ def test_numbers_keep_their_digits() -> None:
     assert len(found.unique()) == 30
     back = data.spec.condition.numbers(found).flatten().sort().values
     np.testing.assert_allclose(back - 1.7e9, 60 * np.arange(30.0), atol=1e-3)
+
+
+@pytest.mark.parametrize("unit", [1e-300, 1e-200, 1e200, 1e307])
+def test_numbers_of_any_unit_are_told(unit: float) -> None:
+    """As those of another, whose squares and sums double precision holds; the location is theirs to the last digit."""
+    given = torch.from_numpy(np.random.default_rng(0).normal(3, 1, 4))
+    plain, other = (conditioned(some(kind=given * factor), "kind") for factor in (1.0, unit))
+    torch.testing.assert_close(other.train.extras["condition"], plain.train.extras["condition"])
+    assert plain.spec.condition.location == (given.mean().item(),)
+    assert plain.spec.condition.scale == (given.std(correction=0).item(),)
 
 
 def test_new_data_are_told_in_the_terms_of_the_run() -> None:
@@ -589,6 +600,28 @@ def test_a_class_is_drawn_as_it_is_asked_for(run: Path, tmp_path: Path) -> None:
     other = tmp_path / "other.png"
     loaded.spec.show(drawn, other, 2)
     assert png.read_bytes() == other.read_bytes()
+
+
+def test_other_data_are_told_in_the_terms_of_the_run_by_every_command(run: Path, tmp_path: Path) -> None:
+    """Of dogs alone, whose first class is the second one of the run."""
+    for split in ("train", "test"):
+        shutil.copytree(run.parent / "data" / split / "dogs", tmp_path / "new" / split / "dogs")
+    there, png = ("--data-root", tmp_path / "new"), tmp_path / "drawn.png"
+    assert "or say --other-data" in invoke("evaluate", run, *there, code=2)
+    found = json.loads(invoke("evaluate", run, *there, "--other-data", "--json").splitlines()[0])
+    loaded = pyro_delta.load(run)
+    test = loaded.data(str(tmp_path / "new"), other=True).test
+    assert test.extras["condition"].tolist() == [1] * 8
+    expected = evaluate(loaded.vae, Split(test.x, None, {"condition": torch.ones(8, dtype=torch.int64)}))
+    assert found["neg_elbo_bpd"] == pytest.approx(expected["neg_elbo_bpd"])
+    invoke("check", run, *there, "--other-data", "--images", "8", code=1)
+    invoke("sample", run, *there, "--other-data", "--num", "1", "--out", png)
+    invoke("reconstruct", run, "test", *there, "--other-data", "--num", "1", "--out", png)
+    by_name = pyro_delta.evaluate(loaded, data=f"folder:{tmp_path / 'new'}")
+    assert by_name["neg_elbo_bpd"] == pytest.approx(expected["neg_elbo_bpd"])
+    dogs = pyro_delta.data.load(f"folder:{tmp_path / 'new'}", condition="labels", validation=6)
+    one = pyro_delta.diagnose(loaded, data=dogs, particles=1).numbers
+    assert one["neg_elbo_nats"] == pytest.approx(evaluate(loaded.vae, test)["neg_elbo_bpd"] * 64 * math.log(2))
 
 
 def test_runs_that_are_conditioned_on_nothing_say_so(tmp_path: Path) -> None:

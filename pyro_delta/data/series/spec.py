@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
+SMALLEST, LARGEST = 1e-30, 1e30
+"""Scales whose logistics, e⁷ times as narrow or as wide, single precision reckons with."""
+
 
 @dataclass(frozen=True)
 class SeriesSpec(Spec):
@@ -54,7 +57,8 @@ class SeriesSpec(Spec):
         import numpy as np
 
         for name in ("location", "scale"):
-            object.__setattr__(self, name, tuple(float(np.float32(value)) for value in getattr(self, name)))
+            with np.errstate(over="ignore"):
+                object.__setattr__(self, name, tuple(float(np.float32(value)) for value in getattr(self, name)))
         object.__setattr__(self, "names", tuple(self.names))
         check_sizes(self.shape, None)
         if not len(self.names) == len(self.location) == len(self.scale):
@@ -62,8 +66,12 @@ class SeriesSpec(Spec):
                 f"{len(self.names)} variables do not fit {len(self.location)} locations and {len(self.scale)} scales; "
                 "give one of each."
             )
-        if not all(map(math.isfinite, self.location)) or not all(0 < scale < math.inf for scale in self.scale):
-            raise UserError(f"locations {self.location} and scales {self.scale} must be finite, and scales above 0.")
+        for name, location, scale in zip(self.names, self.location, self.scale):
+            if not math.isfinite(location) or not SMALLEST <= scale <= LARGEST:
+                raise UserError(
+                    f"{name!r} has location {location:g} and scale {scale:g} in single precision; multiply it by a "
+                    f"constant, so that they are finite, and the scale lies between {SMALLEST:g} and {LARGEST:g}."
+                )
         if self.resolution is not None and not 0 < self.resolution < math.inf:
             raise UserError(f"resolution {self.resolution!r} is none; give a finite number above 0, or leave it out.")
 
