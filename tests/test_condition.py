@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
@@ -27,6 +28,7 @@ from pyro_delta.data.audio import SoundSpec
 from pyro_delta.data.condition import Condition, conditioned, told_alike
 from pyro_delta.data.images import ImageSpec
 from pyro_delta.data.music import ScoreSpec
+from pyro_delta.data.named import data_of
 from pyro_delta.data.sequences import TextSpec, TokenSpec
 from pyro_delta.data.series import SeriesSpec
 from pyro_delta.data.spec import Spec, spec_as_dict, spec_of_dict
@@ -122,6 +124,22 @@ def test_labels_that_have_no_name_are_refused() -> None:
         UserError, match=r"'kind' is 1000000000 in train; classes are numbered 0, 1, 2, …, without large"
     ):
         conditioned(many, "kind")
+
+
+def test_a_name_means_one_class() -> None:
+    """Who says it would be given the first, whoever made the data."""
+    split = Split(torch.zeros(8, 3), torch.arange(8) % 3)
+    made: list[Callable[[], object]] = [
+        lambda: Condition(classes=("crane", "eel", "crane")),
+        lambda: conditioned(Splits(ArraySpec((3,)), split, split, split, ("crane", "eel", "crane")), "labels"),
+        lambda: from_tensors(split, classes=("crane", "eel", "crane")),
+        lambda: data_of(Splits(ArraySpec((3,)), split, split, split, ("crane", "eel", "crane"))),
+    ]
+    for make in made:
+        with pytest.raises(UserError, match="two classes of the name 'crane'; give each a name of its own"):
+            make()
+    with pytest.raises(UserError, match="series have two variables of the name 'a'; give each a name of its own"):
+        SeriesSpec(3, ("a", "a"), (0.0, 0.0), (1.0, 1.0))
 
 
 def test_numbers_keep_their_digits() -> None:

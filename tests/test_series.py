@@ -361,6 +361,9 @@ def test_numbers_of_tables_are_those_of_plain_text(tmp_path: Path) -> None:
     rows = [f"s, {10**30 + place},{cell},0\n" for place, cell in enumerate(cells)]
     found = read_file(csv_of("series,position,a,b\n" + "".join(rows))(tmp_path))
     assert stripped(found.series[0][:, 0]) == [1, -2.5, 5, 0.6, 7, None, None, None, None]
+    spaced = "series,label,split,a\ns, x, train,1\ns ,x,train,2\nt,x ,test,3\n"
+    found = read_file(csv_of(spaced)(tmp_path))
+    assert (found.titles, found.labels, found.split) == (["s", "t"], ["x", "x"], ["train", "test"])
     assert _by_number("nan") == (True, 0.0, "nan")
     assert sorted(["b", "10", "nan", "9", "1_0"], key=_by_number) == ["9", "10", "1_0", "b", "nan"]
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -31,11 +33,18 @@ class Condition:
         classes: a name for each; none for real numbers.
         location: mean of each of the real numbers over the training data, …
         scale: … and their standard deviation: programs are told how far from the mean a number is, in these.
+
+    Raises:
+        UserError: if two classes have one name.
     """
 
     classes: tuple[str, ...] = ()
     location: tuple[float, ...] = ()
     scale: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Refuse names that mean two things."""
+        check_names(self.classes, "a condition has")
 
     @property
     def size(self) -> int:
@@ -78,6 +87,21 @@ class Condition:
 
         location, scale = (torch.tensor(each, dtype=torch.float64) for each in (self.location, self.scale))
         return location + scale * standardised.double()
+
+
+def check_names(names: Sequence[str], has: str, what: str = "classes") -> None:
+    """Refuses names of which two are the same, for who says it would be given the first.
+
+    Args:
+        names: of classes.
+        has: what has them, and the verb.
+        what: is named, if not classes.
+
+    Raises:
+        UserError: with the name.
+    """
+    if twice := [name for name, count in Counter(names).items() if count > 1]:
+        raise UserError(f"{has} two {what} of the name {twice[0]!r}; give each a name of its own.")
 
 
 def condition_of(spec: Spec | None) -> Condition | None:

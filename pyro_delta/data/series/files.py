@@ -125,7 +125,7 @@ def _read_csv(path: Path, content: bytes) -> Found:
     at = {name: place for place, name in enumerate(header)}
     series: list[np.ndarray] = []
     beside: dict[str, list[str]] = {name: [] for name in (SERIES, LABEL, SPLIT)}
-    for title, group in groupby(rows[1:], lambda row: row[1][at[SERIES]]):
+    for title, group in groupby(rows[1:], lambda row: row[1][at[SERIES]].strip()):
         part = list(group)
         if title in beside[SERIES]:
             raise UserError(f"line {part[0][0]} of {path} goes on with series {title!r}; put its rows together.")
@@ -135,7 +135,7 @@ def _read_csv(path: Path, content: bytes) -> Found:
         series.append(_known_part(values))
         beside[SERIES].append(title)
         for name in {LABEL, SPLIT} & at.keys():
-            if len(said := {line[at[name]] for _, line in part}) > 1:
+            if len(said := {line[at[name]].strip() for _, line in part}) > 1:
                 raise UserError(f"series {title!r} of {path} has {len(said)} values of {name!r}; give it one.")
             beside[name].append(said.pop())
     return Found(series, names, beside[SERIES], beside[LABEL] or None, beside[SPLIT] or None)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-from pyro_delta.data.condition import Condition
+from pyro_delta.data.condition import Condition, check_names
 from pyro_delta.data.sequences.spec import TokenSpec
 from pyro_delta.data.spec import Spec, check_sizes, require
 from pyro_delta.errors import UserError
@@ -66,6 +66,7 @@ class SeriesSpec(Spec):
                 f"{len(self.names)} variables do not fit {len(self.location)} locations and {len(self.scale)} scales; "
                 "give one of each."
             )
+        check_names(self.names, "series have", "variables")
         for name, location, scale in zip(self.names, self.location, self.scale):
             if not math.isfinite(location) or not SMALLEST <= scale <= LARGEST:
                 raise UserError(
