@@ -642,6 +642,36 @@ def test_other_data_are_told_in_the_terms_of_the_run_by_every_command(run: Path,
     assert one["neg_elbo_nats"] == pytest.approx(evaluate(loaded.vae, test)["neg_elbo_bpd"] * 64 * math.log(2))
 
 
+OWN_PRIOR = """
+import torch
+from pyro_delta.distributions import GaussianAR1
+
+class Own(torch.nn.Module):
+    def __init__(self, spec, *, dims: int = 2):
+        super().__init__()
+        self.register_buffer("starts", torch.arange(spec.positions))
+        self.register_buffer("alpha", torch.tensor([[0.9, 0.8], [0.1, 0.2]]))
+
+    def forward(self, condition=None):
+        return GaussianAR1(self.alpha[0 if condition is None else condition], len(self.starts))
+"""
+
+
+def test_a_page_says_whose_prior_the_rates_stand_beside(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text(OWN_PRIOR)
+    sets = ["likelihood.program=gated_pixelcnn", "guide.program=anti_causal", "data.condition=labels"]
+    options = {f"likelihood.{name}": value for name, value in GATED.items() if name != "program"}
+    options |= {f"guide.{name}": value for name, value in GUIDE.items()}
+    sets += [f"{name}={value}" for name, value in options.items()]
+    words = [word for given in [*sets, "data.validation=6", "training.batch=8"] for word in ("--set", given)]
+    mine = ("--prior", f"{tmp_path / 'own.py'}:Own", "--trust", "--steps", 1, "--out", tmp_path / "run")
+    invoke("train", "--dataset", f"folder:{run.parent / 'data'}", *words, *mine)
+    invoke("report", tmp_path / "run", "--images", "8")
+    page = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+    assert "and δ is the mean of what their own priors commit." in page
+    assert "Modes of the prior of the first of the data, which have priors of their own:" in page
+
+
 def test_runs_that_are_conditioned_on_nothing_say_so(tmp_path: Path) -> None:
     run = tmp_path / "run"
     invoke("train", "--dataset", "digits", "--steps", "1", "--set", "training.batch=8", "--out", run)
