@@ -505,6 +505,49 @@ def test_every_class_is_asked_what_it_commits() -> None:
     assert committed(structured, split).nats == pytest.approx(0.0, abs=1e-6)
 
 
+def turned(of: Tensor, condition: Tensor) -> Tensor:
+    """Upside down for the last of five classes alone."""
+    last = (condition == 4).reshape(-1, *[1] * (of.dim() - 1))
+    return torch.where(last, of.flip(-2), of)
+
+
+class LooksAhead(nn.Module):
+    def __init__(self, honest: Any) -> None:
+        super().__init__()
+        self.honest = honest
+
+    def forward(self, z: Tensor, condition: Tensor) -> Any:
+        return self.honest(turned(z, condition), condition=condition)
+
+
+class LooksBack(nn.Module):
+    causality = "anti_causal"
+
+    def __init__(self, honest: Any) -> None:
+        super().__init__()
+        self.honest = honest
+
+    def posterior(self, x: Tensor, condition: Tensor) -> Any:
+        return self.honest.posterior(turned(x, condition), condition=condition)
+
+    def forward(self, x: Tensor, condition: Tensor) -> Any:
+        with pyro.plate("data", len(x)):
+            return pyro.sample("z", self.posterior(x, condition))
+
+
+def test_every_class_is_looked_at() -> None:
+    """What is seen by one class alone, behind those of the first three data, is found."""
+    five = Condition(classes=tuple("abcde"))
+    vae, spec = made("gated, anti-causal", five), replace(GREY, condition=five)
+    assert verify(vae, spec).failure is None
+    back = VAE(vae.model, LooksBack(vae.guide))
+    found = verify(back, spec).failure or ""
+    assert "causality of the guide: z_2 changes with rows before its start" in found
+    vae.model.likelihood = LooksAhead(vae.model.likelihood)
+    found = verify(vae, spec, extras={"condition": CLASSES}).failure or ""
+    assert "causality of the conditioning: row 0 changes with latents of later rows" in found
+
+
 def test_length_is_no_information_about_x() -> None:
     spec = TokenSpec(6, 5)
     config = configured({"program": "gru", "hidden": 4}, {"program": "gru", "hidden": 4}, {**AR1, "length": 6})
