@@ -680,6 +680,9 @@ def test_other_data_are_told_in_the_terms_of_the_run_by_every_command(run: Path,
     invoke("reconstruct", run, "test", *there, "--other-data", "--num", "1", "--out", png)
     by_name = pyro_delta.evaluate(loaded, data=f"folder:{tmp_path / 'new'}")
     assert by_name["neg_elbo_bpd"] == pytest.approx(expected["neg_elbo_bpd"])
+    shutil.copytree(run, tmp_path / "run")
+    invoke("train", "--resume", "--out", tmp_path / "run", "--steps", 4, *there, "--other-data")
+    assert pyro_delta.load(tmp_path / "run").spec == loaded.spec
     dogs = pyro_delta.data.load(f"folder:{tmp_path / 'new'}", condition="labels", validation=6)
     one = pyro_delta.diagnose(loaded, data=dogs, particles=1).numbers
     assert one["neg_elbo_nats"] == pytest.approx(evaluate(loaded.vae, test)["neg_elbo_bpd"] * 64 * math.log(2))

@@ -559,6 +559,8 @@ def test_columns_are_found_by_their_names(tmp_path: Path) -> None:
         ({"location": (math.nan,) * 3}, "'a' has location nan and scale … so that they are finite"),
         ({"location": (0.0, 0.0, 1e300)}, "'c' has location inf and scale"),
         ({"resolution": 0.0}, "resolution 0.0 is none; give a finite number above 0, or leave it out."),
+        ({"resolution": 1e-40}, "resolution 1e-40 is too fine for 'a' of scale"),
+        ({"resolution": 1e40}, "resolution 1e+40 is too coarse for 'a' of scale"),
     ],
 )
 def test_specs_of_nothing(fields: dict[str, Any], sentence: str) -> None:

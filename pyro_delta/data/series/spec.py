@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 SMALLEST, LARGEST = 1e-30, 1e30
-"""Scales whose logistics, e⁷ times as narrow or as wide, single precision reckons with."""
+"""Scales whose logistics, e⁷ times as narrow or as wide, single precision reckons with; and resolutions, in scales."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +75,12 @@ class SeriesSpec(Spec):
                 )
         if self.resolution is not None and not 0 < self.resolution < math.inf:
             raise UserError(f"resolution {self.resolution!r} is none; give a finite number above 0, or leave it out.")
+        for name, scale in zip(self.names, self.scale) if self.resolution is not None else ():
+            if not SMALLEST <= self.resolution / scale <= LARGEST:
+                wrong = "fine" if self.resolution < scale else "coarse"
+                raise UserError(
+                    f"resolution {self.resolution!r} is too {wrong} for {name!r} of scale {scale:g}; give another."
+                )
 
     @property
     def unit(self) -> str:  # type: ignore[override]
