@@ -56,9 +56,8 @@ class Clipped:
         """Says in a line what was clipped of a file or a folder, if anything was."""
         if not self.samples:
             return
-        where = (
-            "" if self.loudest == title else f" of {self.files} files, the loudest of them {readable(self.loudest)},"
-        )
+        of_files = f" of {self.files} files, the loudest of them" if self.files > 1 else " of"
+        where = "" if self.loudest == title else f"{of_files} {readable(self.loudest)},"
         LOG.warning(
             "%s: %d of %d samples%s lie beyond full scale, up to %.3g, and count as ±1; if these are more than a "
             "decoder's overshoot, divide by the largest",
