@@ -75,8 +75,8 @@ class SeriesSpec(Spec):
                 )
         if self.resolution is not None and not 0 < self.resolution < math.inf:
             raise UserError(f"resolution {self.resolution!r} is none; give a finite number above 0, or leave it out.")
-        for name, scale in zip(self.names, self.scale) if self.resolution is not None else ():
-            if not SMALLEST <= self.resolution / scale <= LARGEST:
+        for name, scale in zip(self.names, self.scale):
+            if self.resolution is not None and not SMALLEST <= self.resolution / scale <= LARGEST:
                 wrong = "fine" if self.resolution < scale else "coarse"
                 raise UserError(
                     f"resolution {self.resolution!r} is too {wrong} for {name!r} of scale {scale:g}; give another."
