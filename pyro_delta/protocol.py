@@ -91,6 +91,8 @@ class Spec(Protocol):
 class Split(Protocol):
     """Data of a split in memory; `pyro_delta.data.Split` is one.
 
+    Optional: `surplus`, what `measures` of the spec counts too much of each datum, (N,) by name.
+
     Attributes:
         x: (N, *shape).
         labels: int64 (N,), or None.

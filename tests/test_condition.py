@@ -2,6 +2,8 @@
 
 import json
 import math
+import shutil
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
@@ -26,10 +28,11 @@ from pyro_delta.data.audio import SoundSpec
 from pyro_delta.data.condition import Condition, conditioned, told_alike
 from pyro_delta.data.images import ImageSpec
 from pyro_delta.data.music import ScoreSpec
+from pyro_delta.data.named import data_of
 from pyro_delta.data.sequences import TextSpec, TokenSpec
 from pyro_delta.data.series import SeriesSpec
 from pyro_delta.data.spec import Spec, spec_as_dict, spec_of_dict
-from pyro_delta.diagnostics.bounds import encode
+from pyro_delta.diagnostics.bounds import encode, evaluate
 from pyro_delta.diagnostics.diagnose import diagnosed
 from pyro_delta.diagnostics.told import grouped
 from pyro_delta.diagnostics.trace import committed
@@ -123,6 +126,22 @@ def test_labels_that_have_no_name_are_refused() -> None:
         conditioned(many, "kind")
 
 
+def test_a_name_means_one_class() -> None:
+    """Who says it would be given the first, whoever made the data."""
+    split = Split(torch.zeros(8, 3), torch.arange(8) % 3)
+    made: list[Callable[[], object]] = [
+        lambda: Condition(classes=("crane", "eel", "crane")),
+        lambda: conditioned(Splits(ArraySpec((3,)), split, split, split, ("crane", "eel", "crane")), "labels"),
+        lambda: from_tensors(split, classes=("crane", "eel", "crane")),
+        lambda: data_of(Splits(ArraySpec((3,)), split, split, split, ("crane", "eel", "crane"))),
+    ]
+    for make in made:
+        with pytest.raises(UserError, match="two classes of the name 'crane'; give each a name of its own"):
+            make()
+    with pytest.raises(UserError, match="series have two variables of the name 'a'; give each a name of its own"):
+        SeriesSpec(3, ("a", "a"), (0.0, 0.0), (1.0, 1.0))
+
+
 def test_numbers_keep_their_digits() -> None:
     """Seconds since 1970, a minute apart: in single precision, neighbours would be one."""
     seconds = 1.7e9 + 60 * np.arange(30.0)
@@ -131,6 +150,16 @@ def test_numbers_keep_their_digits() -> None:
     assert len(found.unique()) == 30
     back = data.spec.condition.numbers(found).flatten().sort().values
     np.testing.assert_allclose(back - 1.7e9, 60 * np.arange(30.0), atol=1e-3)
+
+
+@pytest.mark.parametrize("unit", [1e-300, 1e-200, 1e200, 1e307])
+def test_numbers_of_any_unit_are_told(unit: float) -> None:
+    """As those of another, whose squares and sums double precision holds; the location is theirs to the last digit."""
+    given = torch.from_numpy(np.random.default_rng(0).normal(3, 1, 4))
+    plain, other = (conditioned(some(kind=given * factor), "kind") for factor in (1.0, unit))
+    torch.testing.assert_close(other.train.extras["condition"], plain.train.extras["condition"])
+    assert plain.spec.condition.location == (given.mean().item(),)
+    assert plain.spec.condition.scale == (given.std(correction=0).item(),)
 
 
 def test_new_data_are_told_in_the_terms_of_the_run() -> None:
@@ -476,6 +505,49 @@ def test_every_class_is_asked_what_it_commits() -> None:
     assert committed(structured, split).nats == pytest.approx(0.0, abs=1e-6)
 
 
+def turned(of: Tensor, condition: Tensor) -> Tensor:
+    """Upside down for the last of five classes alone."""
+    last = (condition == 4).reshape(-1, *[1] * (of.dim() - 1))
+    return torch.where(last, of.flip(-2), of)
+
+
+class LooksAhead(nn.Module):
+    def __init__(self, honest: Any) -> None:
+        super().__init__()
+        self.honest = honest
+
+    def forward(self, z: Tensor, condition: Tensor) -> Any:
+        return self.honest(turned(z, condition), condition=condition)
+
+
+class LooksBack(nn.Module):
+    causality = "anti_causal"
+
+    def __init__(self, honest: Any) -> None:
+        super().__init__()
+        self.honest = honest
+
+    def posterior(self, x: Tensor, condition: Tensor) -> Any:
+        return self.honest.posterior(turned(x, condition), condition=condition)
+
+    def forward(self, x: Tensor, condition: Tensor) -> Any:
+        with pyro.plate("data", len(x)):
+            return pyro.sample("z", self.posterior(x, condition))
+
+
+def test_every_class_is_looked_at() -> None:
+    """What is seen by one class alone, behind those of the first three data, is found."""
+    five = Condition(classes=tuple("abcde"))
+    vae, spec = made("gated, anti-causal", five), replace(GREY, condition=five)
+    assert verify(vae, spec).failure is None
+    back = VAE(vae.model, LooksBack(vae.guide))
+    found = verify(back, spec).failure or ""
+    assert "causality of the guide: z_2 changes with rows before its start" in found
+    vae.model.likelihood = LooksAhead(vae.model.likelihood)
+    found = verify(vae, spec, extras={"condition": CLASSES}).failure or ""
+    assert "causality of the conditioning: row 0 changes with latents of later rows" in found
+
+
 def test_length_is_no_information_about_x() -> None:
     spec = TokenSpec(6, 5)
     config = configured({"program": "gru", "hidden": 4}, {"program": "gru", "hidden": 4}, {**AR1, "length": 6})
@@ -589,6 +661,61 @@ def test_a_class_is_drawn_as_it_is_asked_for(run: Path, tmp_path: Path) -> None:
     other = tmp_path / "other.png"
     loaded.spec.show(drawn, other, 2)
     assert png.read_bytes() == other.read_bytes()
+
+
+def test_other_data_are_told_in_the_terms_of_the_run_by_every_command(run: Path, tmp_path: Path) -> None:
+    """Of dogs alone, whose first class is the second one of the run."""
+    for split in ("train", "test"):
+        shutil.copytree(run.parent / "data" / split / "dogs", tmp_path / "new" / split / "dogs")
+    there, png = ("--data-root", tmp_path / "new"), tmp_path / "drawn.png"
+    assert "or say --other-data" in invoke("evaluate", run, *there, code=2)
+    found = json.loads(invoke("evaluate", run, *there, "--other-data", "--json").splitlines()[0])
+    loaded = pyro_delta.load(run)
+    test = loaded.data(str(tmp_path / "new"), other=True).test
+    assert test.extras["condition"].tolist() == [1] * 8
+    expected = evaluate(loaded.vae, Split(test.x, None, {"condition": torch.ones(8, dtype=torch.int64)}))
+    assert found["neg_elbo_bpd"] == pytest.approx(expected["neg_elbo_bpd"])
+    invoke("check", run, *there, "--other-data", "--images", "8", code=1)
+    invoke("sample", run, *there, "--other-data", "--num", "1", "--out", png)
+    invoke("reconstruct", run, "test", *there, "--other-data", "--num", "1", "--out", png)
+    by_name = pyro_delta.evaluate(loaded, data=f"folder:{tmp_path / 'new'}")
+    assert by_name["neg_elbo_bpd"] == pytest.approx(expected["neg_elbo_bpd"])
+    shutil.copytree(run, tmp_path / "run")
+    invoke("train", "--resume", "--out", tmp_path / "run", "--steps", 4, *there, "--other-data")
+    assert pyro_delta.load(tmp_path / "run").spec == loaded.spec
+    dogs = pyro_delta.data.load(f"folder:{tmp_path / 'new'}", condition="labels", validation=6)
+    one = pyro_delta.diagnose(loaded, data=dogs, particles=1).numbers
+    assert one["neg_elbo_nats"] == pytest.approx(evaluate(loaded.vae, test)["neg_elbo_bpd"] * 64 * math.log(2))
+
+
+OWN_PRIOR = """
+import torch
+from pyro_delta.distributions import GaussianAR1
+
+class Own(torch.nn.Module):
+    def __init__(self, spec, *, dims: int = 2):
+        super().__init__()
+        self.register_buffer("starts", torch.arange(spec.positions))
+        self.register_buffer("alpha", torch.tensor([[0.9, 0.8], [0.1, 0.2]]))
+
+    def forward(self, condition=None):
+        return GaussianAR1(self.alpha[0 if condition is None else condition], len(self.starts))
+"""
+
+
+def test_a_page_says_whose_prior_the_rates_stand_beside(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text(OWN_PRIOR)
+    sets = ["likelihood.program=gated_pixelcnn", "guide.program=anti_causal", "data.condition=labels"]
+    options = {f"likelihood.{name}": value for name, value in GATED.items() if name != "program"}
+    options |= {f"guide.{name}": value for name, value in GUIDE.items()}
+    sets += [f"{name}={value}" for name, value in options.items()]
+    words = [word for given in [*sets, "data.validation=6", "training.batch=8"] for word in ("--set", given)]
+    mine = ("--prior", f"{tmp_path / 'own.py'}:Own", "--trust", "--steps", 1, "--out", tmp_path / "run")
+    invoke("train", "--dataset", f"folder:{run.parent / 'data'}", *words, *mine)
+    invoke("report", tmp_path / "run", "--images", "8")
+    page = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+    assert "and δ is the mean of what their own priors commit." in page
+    assert "Modes of the prior of the first of the data, which have priors of their own:" in page
 
 
 def test_runs_that_are_conditioned_on_nothing_say_so(tmp_path: Path) -> None:

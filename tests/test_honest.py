@@ -314,7 +314,7 @@ def test_kinks_of_a_network_are_no_wrong_gradient() -> None:
     plain = Plain(wide, 3, chain, normal, numbers, 200)
     plain.encode = nn.Sequential(nn.Linear(200, 2000), nn.ReLU(), nn.Linear(2000, 500), nn.ReLU(), nn.Linear(500, 3))
     plain.encode.weight = plain.encode[0].weight
-    case = Case(VAE(plain.model, plain.guide), wide, {}, (1, 3, 8))
+    case = Case(VAE(plain.model, plain.guide), wide, {}, 8)
     with apart(case.vae):
         for seed in range(8):
             torch.manual_seed(seed)
@@ -333,7 +333,7 @@ def test_a_gradient_that_is_wrong_is_refused_at_every_step() -> None:
 
     torch.manual_seed(0)
     plain = Plain(FIVE, 3, chain, lambda v: normal(Wrong.apply(v)), numbers, 5)
-    case = Case(VAE(plain.model, plain.guide), FIVE, {}, (1, 3, 8))
+    case = Case(VAE(plain.model, plain.guide), FIVE, {}, 8)
     with apart(case.vae):
         assert check_gradient("gradient", case).passed is False
 

@@ -99,6 +99,31 @@ def test_shares_of_steps_are_differences_of_prefixes() -> None:
     assert rate_of_steps(encoding, GaussianSequence(torch.zeros(n, d), torch.eye(n).expand(d, n, n))) is None
 
 
+def test_data_with_priors_of_their_own_are_each_beside_their_own() -> None:
+    """The mean over three data, two of which have one prior, is that of the means of the two groups."""
+    torch.manual_seed(0)
+    alpha, n = torch.tensor([[0.9, -0.4], [0.2, 0.7], [0.9, -0.4]]), 5
+    mean, scale = torch.randn(3, n, 2), torch.rand(3, n, 2) + 0.2
+
+    def encoding(which: torch.Tensor) -> Encoding:
+        nothing = torch.zeros(len(which))
+        return Encoding(
+            nothing, True, nothing, {"z": mean[which]}, {"z": scale[which]}, {}, mean_field=True, apart=True, scored=1.0
+        )
+
+    found = rate_of_steps(encoding(torch.arange(3)), GaussianAR1(alpha, n))
+    alike = rate_of_steps(encoding(torch.tensor([0, 2])), GaussianAR1(alpha[0], n))
+    other = rate_of_steps(encoding(torch.tensor([1])), GaussianAR1(alpha[1], n))
+    assert found is not None
+    assert alike is not None
+    assert other is not None
+    torch.testing.assert_close(found, (2 * alike + other) / 3)
+    floor = floor_of_steps(GaussianAR1(alpha, n))
+    one, two = (floor_of_steps(GaussianAR1(alpha[i], n)) for i in (0, 1))
+    torch.testing.assert_close(floor, (2 * one + two) / 3)
+    assert floor.sum().item() == pytest.approx(committed_rate(GaussianAR1(alpha, n)).mean().item(), rel=1e-6)
+
+
 def test_the_page_is_whole_and_needs_nothing_else(page: str) -> None:
     found = Page(page)
     assert found.open == []

@@ -23,6 +23,7 @@ from pyro_delta.build import build
 from pyro_delta.data import load
 from pyro_delta.data.series import SeriesSpec
 from pyro_delta.data.series.files import read_file
+from pyro_delta.data.series.own import _by_number
 from pyro_delta.diagnostics.bounds import encode
 from pyro_delta.diagnostics.series.completing import (
     Completions,
@@ -354,6 +355,19 @@ def test_a_table_is_read(tmp_path: Path) -> None:
     assert stripped(found.series[1]) == [None, 7, 1, 8]
 
 
+def test_numbers_of_tables_are_those_of_plain_text(tmp_path: Path) -> None:
+    """With blanks around them, in all usual forms; nan is missing as an empty cell is, and positions may be large."""
+    cells = ["1", " -2.5 ", "+.5e1", "6.E-1", "007", "nan", " NaN", "-nan", ""]
+    rows = [f"s, {10**30 + place},{cell},0\n" for place, cell in enumerate(cells)]
+    found = read_file(csv_of("series,position,a,b\n" + "".join(rows))(tmp_path))
+    assert stripped(found.series[0][:, 0]) == [1, -2.5, 5, 0.6, 7, None, None, None, None]
+    spaced = "series,label,split,a\ns, x, train,1\ns ,x,train,2\nt,x ,test,3\n"
+    found = read_file(csv_of(spaced)(tmp_path))
+    assert (found.titles, found.labels, found.split) == (["s", "t"], ["x", "x"], ["train", "test"])
+    assert _by_number("nan") == (True, 0.0, "nan")
+    assert sorted(["b", "10", "nan", "9", "1_0"], key=_by_number) == ["9", "10", "1_0", "b", "nan"]
+
+
 def arrays(**more: Any) -> dict[str, Any]:
     x = np.arange(24.0).reshape(2, 4, 3)
     return {"x": x} | more
@@ -419,7 +433,14 @@ WRONG: dict[str, tuple[Callable[[Path], Path], str]] = {
     "a header alone": (csv_of(HEAD), "x.csv holds no series; give one at least."),
     "ragged": (csv_of(f"{HEAD}s,1,2\ns,1\n"), "line 3 of … x.csv has 2 cells, the first line 3; mend it."),
     "text": (csv_of(f"{HEAD}s,1,two\n"), "line 2 of … has 'two' in the column 'b', which is no number"),
-    "infinite": (csv_of(f"{HEAD}s,inf,2\n"), "line 2 of … has 'inf' in the column 'a'; leave the cell empty."),
+    "infinite": (csv_of(f"{HEAD}s,inf,2\n"), "line 2 of … has 'inf' in the column 'a', which is no number; write it"),
+    "beyond all": (csv_of(f"{HEAD}s,1,2\ns,1,1e400\n"), "line 3 of … has '1e400' in the column 'b', which is no"),
+    "thousands": (csv_of(f"{HEAD}s,1,2\ns,1_000,2\n"), "line 3 of … has '1_000' in the column 'a', which is no number"),
+    "wide digits": (csv_of(f"{HEAD}s,1,\uff12\n"), "line 2 of … has '\uff12' in the column 'b', which is no number"),
+    "a word": (csv_of(f"{HEAD}s,1,-Infinity\n"), "line 2 of … has '-Infinity' in the column 'b', which is no number"),
+    "a decimal comma": (csv_of(f'{HEAD}s,1,"2,5"\n'), "line 2 of … has '2,5' in the column 'b', which is no number"),
+    "a position of thousands": (csv_of("series,position,a\ns,1_0,1\n"), "line 2 of … has the position '1_0'; give a"),
+    "a position in wide digits": (csv_of("series,position,a\ns,\uff11,1\n"), "line 2 of … has the position '\uff11'"),
     "no series": (csv_of("a,b\n1,2\n"), "has no column 'series', which says which series a row is of; add it."),
     "no variable": (csv_of("series,label\ns,1\n"), "has no column of a variable; add one."),
     "a column twice": (csv_of("series,a,a\ns,1,2\n"), "has two columns 'a'; give each a name of its own."),
@@ -532,15 +553,20 @@ def test_columns_are_found_by_their_names(tmp_path: Path) -> None:
         ({"length": 0}, "data of shape (0, 3) hold nothing"),
         ({"names": ()}, "data of shape (5, 0) hold nothing"),
         ({"location": (0.0,)}, "3 variables do not fit 1 locations and 3 scales; give one of each."),
-        ({"scale": (1.0, 0.0, 1.0)}, "must be finite, and scales above 0."),
-        ({"location": (math.nan,) * 3}, "must be finite"),
+        ({"scale": (1.0, 0.0, 1.0)}, "'b' has location … and scale 0 in single precision; multiply it by a constant"),
+        ({"scale": (1.0, 1.0, 1e-40)}, "'c' has location … and scale 9.99995e-41 in single precision; mul"),
+        ({"scale": (1.0, 1e31, 1.0)}, "'b' has location … and scale 1e+31 in single precision"),
+        ({"location": (math.nan,) * 3}, "'a' has location nan and scale … so that they are finite"),
+        ({"location": (0.0, 0.0, 1e300)}, "'c' has location inf and scale"),
         ({"resolution": 0.0}, "resolution 0.0 is none; give a finite number above 0, or leave it out."),
+        ({"resolution": 1e-40}, "resolution 1e-40 is too fine for 'a' of scale"),
+        ({"resolution": 1e40}, "resolution 1e+40 is too coarse for 'a' of scale"),
     ],
 )
 def test_specs_of_nothing(fields: dict[str, Any], sentence: str) -> None:
     with pytest.raises(UserError) as caught:
         SeriesSpec(**{"length": T, "names": NAMES, "location": LOCATION, "scale": SCALE, **fields})
-    assert sentence in str(caught.value)
+    assert re.search(".*".join(map(re.escape, sentence.split("…"))), str(caught.value))
 
 
 # --- Data ---
@@ -604,6 +630,25 @@ def test_series_that_cannot_be_learned_from(given: dict[str, Any], sentence: str
     with pytest.raises(UserError) as caught:
         load(f"series:{npz_of(**given)(tmp_path)}")
     assert sentence in str(caught.value)
+
+
+@pytest.mark.parametrize("unit", [1e-320, 1e-200, 1e-40, 1e-29, 1e29, 1e40, 1e300])
+def test_a_unit_is_reckoned_with_or_refused(unit: float, tmp_path: Path) -> None:
+    """The bound in numbers of the unit is that of the same numbers in another, and nothing warns."""
+    x = np.random.default_rng(0).normal((0, 5), size=(9, 4, 2))
+    plain = load(f"series:{npz_of(x=x)(tmp_path)}")
+    path = npz_of(x=x * [1, unit], names=["a", "b"])(tmp_path)
+    if not 1e-30 < unit < 1e30:
+        with pytest.raises(UserError, match=r"'b' has location \S+ and scale \S+ in single precision; multiply it by"):
+            load(f"series:{path}")
+        return
+    data = load(f"series:{path}")
+    assert data.spec.scale == pytest.approx(tuple(np.array(plain.spec.scale) * [1, unit]), rel=1e-6)
+    found = [pair(each.spec).float().model.likelihood(latents(pair(each.spec), 7).float()) for each in (plain, data)]
+    nats = [p.terms(each.train.x) for p, each in zip(found, (plain, data))]
+    shift = torch.tensor([0.0, math.log(unit)]).repeat(4)
+    torch.testing.assert_close(nats[1] + shift, nats[0], rtol=1e-3, atol=1e-3)
+    assert found[1].sample().isfinite().all()
 
 
 def utterances() -> list[np.ndarray]:

@@ -189,6 +189,32 @@ def test_channels_are_averaged_if_that_is_asked_for(tmp_path: Path) -> None:
     assert torch.equal(found.flatten(), compressed(torch.from_numpy(stereo.mean(1)), 256))
 
 
+def test_samples_that_are_clipped_are_counted_and_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """In a line for a file, and one for all of a folder; what is at full scale is not beyond it."""
+    wave = wave_of(0.05)
+    wave[[3, 7, 11]] = 1.0, -1.0, 0.5
+    quiet = written(tmp_path / "a" / "quiet.wav", wave, subtype="FLOAT")
+    assert len(SoundSpec(3).open(quiet)[0]) == 1
+    assert not caplog.messages
+    wave[[5, 6]] = 1.25, -1.75
+    loud = written(tmp_path / "a" / "loud.wav", wave, subtype="FLOAT")
+    found = SoundSpec(3).open(loud)[0].flatten()
+    assert found[[5, 6]].tolist() == [255, 0]
+    mend = "and count as ±1; if these are more than a decoder's overshoot, divide by the largest"
+    assert caplog.messages == [f"{loud}: 2 of 400 samples lie beyond full scale, up to 1.75, {mend}"]
+    caplog.clear()
+    for name, factor in (("b", 1.01), ("c", 1.005)):
+        written(tmp_path / "a" / f"{name}.wav", wave * factor, subtype="FLOAT")
+    (quiet.parent / "notes.txt").touch()
+    of_files = f"of 3 files, the loudest of them {tmp_path / 'a' / 'b.wav'}, lie beyond full scale, up to 1.77"
+    lines = [f"{tmp_path / 'a'}: 10 of 1200 samples {of_files}, {mend}"]
+    SoundSpec(3).open(tmp_path / "a")
+    assert [line for line in caplog.messages if "beyond" in line] == lines
+    caplog.clear()
+    load(f"audio:{tmp_path / 'a'}", length=3)
+    assert [line for line in caplog.messages if "beyond" in line] == lines
+
+
 def test_files_that_are_not_shown_ones_are_one_sound(tmp_path: Path) -> None:
     """Silence in them is no pause."""
     wave = np.concatenate((wave_of(0.1), np.zeros(2000), wave_of(0.1)))

@@ -17,7 +17,7 @@ from pyro_delta.data import Split, load
 from pyro_delta.data.sequences import TextSpec, TokenSpec
 from pyro_delta.data.sequences import documents as of_text
 from pyro_delta.data.sequences.pieces import learned, size_of_vocabulary
-from pyro_delta.diagnostics.bounds import encode
+from pyro_delta.diagnostics.bounds import Encoding, Unit, encode, per_measure
 from pyro_delta.distributions.sequences import AutoregressiveTokens
 from pyro_delta.errors import UserError
 from pyro_delta.models import AR1Prior, TransformerLikelihood
@@ -90,6 +90,43 @@ def test_bytes_are_counted_within_characters_too(pieces: str) -> None:
         spec = TextSpec(11, 256 if model is None else size_of_vocabulary(model), pieces=model)
         split = documents(spec, [text], cut=True)
         assert sum(spec.measures(split.x)["byte"]) == len(text.encode()) + len(split)
+        assert int(split.surplus["byte"].sum()) == len(split) - 1
+
+
+@pytest.mark.parametrize("length", [7, 11, 400])
+def test_a_document_counts_its_words_and_one_end_however_it_is_cut(spec: TextSpec, length: int) -> None:
+    """Be it cut before words or within them, and in whatever order the parts stand."""
+    texts = [*ODD, *sentences_of(20), "x" * 40, "a\u3000b" * 9, "one " + "y" * 30 + "\nlast", ""]
+    split = documents(TextSpec(length, spec.levels, pieces=spec.pieces), texts, cut=True)
+    split = split.take(torch.randperm(len(split), generator=torch.Generator().manual_seed(0))).to("cpu")
+    silent = Encoding(
+        rate=torch.zeros(len(split), dtype=torch.float64),
+        closed_form=True,
+        distortion=split.extras["lengths"].double() * math.log(2),  # a bit for each token
+        mean={},
+        scale={},
+        z={},
+        mean_field=True,
+        apart=True,
+        scored=1.0,
+    )
+    found = per_measure(TextSpec(length, spec.levels, pieces=spec.pieces), split, silent, Unit(1.0))
+    bits = int(split.extras["lengths"].sum())
+    assert bits / found["bits_per_word"] == pytest.approx(sum(len(text.split()) + 1 for text in texts))
+    assert bits / found["bits_per_byte"] == pytest.approx(sum(len(text.encode()) + 1 for text in texts))
+    assert (len(split) > len(texts)) == (length < 60)
+
+
+def test_a_perplexity_beyond_all_numbers_is_infinite_and_no_word_gives_none() -> None:
+    spec = TextSpec(7, 256)
+    split = documents(spec, ["x" * 18], cut=True)
+    encoding = Encoding(
+        torch.zeros(3), True, torch.full((3,), 2000.0, dtype=torch.float64), {}, {}, {}, True, True, scored=1.0
+    )
+    assert per_measure(spec, split, encoding, Unit(1.0))["perplexity_per_word"] == math.inf
+    middle = per_measure(spec, split.take(slice(1, 2)), encoding.take(torch.tensor([1])), Unit(1.0))
+    assert "bits_per_word" not in middle
+    assert middle["bits_per_byte"] > 0
 
 
 def test_long_documents_are_cut_before_words(spec: TextSpec) -> None:

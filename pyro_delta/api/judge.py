@@ -28,7 +28,7 @@ from pyro_delta.diagnostics.verify import Certificate
 from pyro_delta.diagnostics.verify import verify as certify
 from pyro_delta.errors import UserError, unknown_name
 from pyro_delta.inference.provenance import provenance
-from pyro_delta.inference.run import Run, auxiliary_file, check_spec, load, run_of
+from pyro_delta.inference.run import Run, auxiliary_file, in_terms_of, load, run_of
 from pyro_delta.protocol import Advance, Data, Spec
 from pyro_delta.vae import VAE
 from pyro_delta.validation import at_least
@@ -227,9 +227,10 @@ def diagnose(
     """
     if isinstance(model, Run | str | Path):
         run = run_of(model)
-        model, spec, data = run.vae, spec or run.spec, run.data() if data is None else data
+        model, spec = run.vae, spec or run.spec
+        data = run.data() if data is None else told_alike(data, run.spec) if _has_splits(data) else data
     vae = _pair(model, guide, params)
-    if hasattr(data, "test") and hasattr(data, "train"):
+    if _has_splits(data):
         spec, fit, data = spec or data.spec, data.train if fit is None else fit, data.test
     if data is None:
         raise UserError("diagnose(model, guide, data) needs data; give what both are called with.")
@@ -280,6 +281,10 @@ def verify(
     if spec is None:
         raise UserError("verify(vae) needs to know the data; call verify(vae, spec), or verify(run).")
     return certify(vae, spec, seed, extras, batch=batch)
+
+
+def _has_splits(data: Any) -> bool:
+    return hasattr(data, "test") and hasattr(data, "train")
 
 
 def _pair(model: Any, guide: Any, params: Mapping[str, Any] | None) -> Any:
@@ -389,8 +394,7 @@ def _parts(
     if data is None:
         data = run.data(root, other=other_data)
     else:
-        data = told_alike(data_of(data, root), run.spec)
-        check_spec(data, run.spec, "data")
+        data = in_terms_of(run.spec, run.config, data_of(data, root), "data")
     whole = getattr(data, split)
     measured = {
         "split": split,

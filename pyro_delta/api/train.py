@@ -28,12 +28,12 @@ from pyro_delta.inference.run import (
     check_free,
     check_made_with,
     check_same,
-    check_spec,
     choose_device,
     config_digest,
     create,
     data_of_run,
     has_checkpoint,
+    in_terms_of,
     is_finished,
     load,
     note_configuration,
@@ -293,7 +293,7 @@ def _reread(
         root = config.data.options.get("root")  # if they are said to have moved
         root = None if root == read_config(out).data.options.get("root") else str(root)
         given = data_of_run(config, info.data, root, out) if data is None else data
-        check_spec(given, read_spec(out, config), config.data.program)
+        given = in_terms_of(read_spec(out, config), config, given, config.data.program)
         if not other_data:
             check_same(given, info.data, out)
         training = prepare(config, device, out / PROGRAMS, given)

@@ -38,7 +38,7 @@ def verify(
     if their kind is known before.
 
     Exits with 1 if a check fails, with 3 if none does but nothing is certified. The data give shape and order; what
-    they are filled with is random, blank and full.
+    they are filled with is random, blank and full, of each class where they are conditioned on one.
 
     \b
     pyro-delta verify --prior ar1 --guide anti_causal

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from pyro_delta.data.numerals import NUMBER
 from pyro_delta.errors import UserError, unknown_name
 
 if TYPE_CHECKING:
@@ -20,7 +23,6 @@ LABELS = "labels"
 MOST_CLASSES = 2**16
 NEARLY_CONSTANT = 1e-6
 """Deviation, in parts of the largest value, below which numbers count as constant."""
-NUMBER = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -31,11 +33,18 @@ class Condition:
         classes: a name for each; none for real numbers.
         location: mean of each of the real numbers over the training data, …
         scale: … and their standard deviation: programs are told how far from the mean a number is, in these.
+
+    Raises:
+        UserError: if two classes have one name.
     """
 
     classes: tuple[str, ...] = ()
     location: tuple[float, ...] = ()
     scale: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Refuse names that mean two things."""
+        check_names(self.classes, "a condition has")
 
     @property
     def size(self) -> int:
@@ -54,7 +63,7 @@ class Condition:
         if self.classes:
             if text in self.classes:
                 return torch.tensor([self.classes.index(text)])
-            numbered = re.fullmatch("[0-9]+", text, re.ASCII) and not any(name.isdigit() for name in self.classes)
+            numbered = re.fullmatch("[0-9]{1,9}", text) and not any(name.isdigit() for name in self.classes)
             if numbered and int(text) < len(self.classes):
                 return torch.tensor([int(text)])
             raise unknown_name("condition", text, self.classes)
@@ -78,6 +87,21 @@ class Condition:
 
         location, scale = (torch.tensor(each, dtype=torch.float64) for each in (self.location, self.scale))
         return location + scale * standardised.double()
+
+
+def check_names(names: Sequence[str], has: str, what: str = "classes") -> None:
+    """Refuses names of which two are the same, for who says it would be given the first.
+
+    Args:
+        names: of classes.
+        has: what has them, and the verb.
+        what: is named, if not classes.
+
+    Raises:
+        UserError: with the name.
+    """
+    if twice := [name for name, count in Counter(names).items() if count > 1]:
+        raise UserError(f"{has} two {what} of the name {twice[0]!r}; give each a name of its own.")
 
 
 def condition_of(spec: Spec | None) -> Condition | None:
@@ -148,18 +172,24 @@ def conditioned(data: Data, on: str) -> Splits:
     Raises:
         UserError: if there is no such thing, it is neither, or the spec has no field for it.
     """
+    import numpy as np
     import torch
 
     from pyro_delta.data.splits import SPLITS, Splits
+    from pyro_delta.data.values import in_range
 
     if (already := condition_of(data.spec)) is not None:
         raise UserError(f"the data are conditioned already, on {in_words(already)}; leave data.condition out.")
     values = {name: _values(getattr(data, name), on, name) for name in SPLITS}
     train = values["train"]
     if train.is_floating_point():
-        scale = train.std(0, correction=0)
-        scale = torch.where(scale > NEARLY_CONSTANT * train.abs().amax(0), scale, 1.0)
-        found = Condition(location=tuple(train.mean(0).tolist()), scale=tuple(scale.tolist()))
+        quotients, exponent = in_range(train.numpy())
+        part = torch.from_numpy(quotients)
+        deviation = part.std(0, correction=0)
+        varies = (deviation > NEARLY_CONSTANT * part.abs().amax(0)).numpy()
+        location = np.ldexp(part.mean(0).numpy(), exponent)
+        scale = np.where(varies, np.ldexp(deviation.numpy(), exponent), 1.0)
+        found = Condition(location=tuple(location.tolist()), scale=tuple(scale.tolist()))
         values = {name: found.standardised(each) for name, each in values.items()}
     else:
         count = 1 + max(int(each.max()) for each in values.values())

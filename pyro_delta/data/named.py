@@ -11,7 +11,7 @@ import numpy as np
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from pyro_delta.data.condition import KEY, conditioned
+from pyro_delta.data.condition import KEY, check_names, conditioned
 from pyro_delta.data.spec import check_answers, is_spec
 from pyro_delta.data.splits import SPLITS, Split, Splits
 from pyro_delta.data.stored import Stored
@@ -118,7 +118,7 @@ def checked_data(data: Any, name: str) -> Data:
     Raises:
         UserError: if it is no data, has a malformed spec, or has a split of another shape, without data, with numbers
             that are not finite or that the spec does not admit, or with another number of labels (or of what else goes
-            with x).
+            with x), or if two of its classes have one name.
     """
     if isinstance(data, type) or not hasattr(data, "spec"):
         found = f"the class {data.__name__}" if isinstance(data, type) else f"of type {type(data).__name__}"
@@ -127,6 +127,7 @@ def checked_data(data: Any, name: str) -> Data:
             "pyro_delta.data.from_tensors makes of tensors and arrays."
         )
     check_answers(data.spec, f"the data {name!r}")
+    check_names(getattr(data, "classes", None) or (), f"the data {name!r} have")
     for part in SPLITS:
         split = getattr(data, part, None)
         x: Any = getattr(split, "x", None)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -33,6 +33,8 @@ class Split:
         extras: what goes with x in every batch, by name, each of N entries: lengths, masks, covariates.
         key: the name of x itself in a batch that is a dict.
         names: of the data, text of shape (N,), where they have some, such as those of files; programs do not see them.
+        surplus: what `measures` of the spec counts too much of each datum, by name, (N,): of a part of a document that
+            was cut, an end that the document does not have. Programs do not see it.
     """
 
     x: Tensor
@@ -40,6 +42,7 @@ class Split:
     extras: Mapping[str, Tensor] = field(default_factory=dict)
     key: str = "x"
     names: np.ndarray | None = None
+    surplus: Mapping[str, Tensor] = field(default_factory=dict)
 
     def __len__(self) -> int:
         """The number of data, N."""
@@ -50,7 +53,8 @@ class Split:
         extras = {name: values[order] for name, values in self.extras.items()}
         x = self.x.part(order) if isinstance(self.x, Stored) else self.x[order]
         names = None if self.names is None else self.names[order.cpu().numpy() if isinstance(order, Tensor) else order]
-        return Split(x, None if self.labels is None else self.labels[order], extras, self.key, names)
+        surplus = {name: values[order] for name, values in self.surplus.items()}
+        return Split(x, None if self.labels is None else self.labels[order], extras, self.key, names, surplus)
 
     def batch(self, order: Tensor | slice = slice(None)) -> Batch:
         """The data at the indices as programs take them: x, or a dict of x and the extras."""
@@ -62,7 +66,7 @@ class Split:
         """The same data on a device."""
         labels = None if self.labels is None else self.labels.to(device)
         extras = {name: values.to(device) for name, values in self.extras.items()}
-        return Split(self.x.to(device), labels, extras, self.key, self.names)
+        return replace(self, x=self.x.to(device), labels=labels, extras=extras)
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from pyro_delta.data.condition import KEY, condition_of, conditioned
+from pyro_delta.data.condition import KEY, check_names, condition_of, conditioned
 from pyro_delta.data.spec import ArraySpec, check_answers
 from pyro_delta.data.splits import TEST_SEED, Split, Splits, hold_out, size_of
 from pyro_delta.data.values import checked
@@ -51,10 +51,11 @@ def from_tensors(
         seed: of what is held out of `train`.
 
     Raises:
-        UserError: if shapes or values do not fit, or too few data are given.
+        UserError: if shapes or values do not fit, too few data are given, or two classes have one name.
     """
     if seed < 0:
         raise UserError(f"seed {seed} is negative; give a whole number, 0 or more.")
+    check_names(classes or (), "the data have")
     first = as_split(train)
     if spec is None:
         if levels is None and first.x.numel() and not first.x.is_floating_point():

@@ -84,6 +84,15 @@ def finite(x: Tensor, name: str) -> Tensor:
     return x
 
 
+def in_range(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Numbers (N, …) over the power of two that brings the largest of each column into ½ … 1, and its exponent (…).
+
+    Nothing is rounded, and no square or sum of the quotients is too large, or too small, for double precision.
+    """
+    exponent = np.frexp(np.abs(values).max(0, initial=0.0))[1]
+    return np.ldexp(values, -exponent), exponent
+
+
 def read_numbers(spec: Spec, path: Path, count: int | None) -> tuple[Tensor, list[str]]:
     """Data of a text file, a datum a line, or of a NumPy array (.npy), and their names.
 

@@ -452,19 +452,24 @@ def standard_errors(encoding: Encoding, unit: Unit, counts: Tensor | None = None
 def per_measure(spec: Spec | None, split: Split, encoding: Encoding, unit: Unit) -> dict[str, float]:
     """−ELBO and rate of all data over all that a spec counts in them, such as words, and perplexities.
 
-    Standard errors are those of a ratio of sums over the data.
+    Standard errors are those of a ratio of sums over the data. What a split says is counted too much is taken off.
     """
-    measures = getattr(spec, "measures", None)
+    measures, surplus = getattr(spec, "measures", None), getattr(split, "surplus", {})
     numbers: dict[str, float] = {}
     for name, counts in ({} if measures is None else measures(split.x)).items():
         count_b = torch.as_tensor(counts, dtype=torch.float64)
+        if name in surplus:
+            count_b = count_b - surplus[name].cpu()
+        if not count_b.any():
+            continue  # no word begins in these parts of documents
         loss_b = (encoding.rate + encoding.distortion + unit.shift) / LN2
         bits = (loss_b.sum() / count_b.sum()).item()
         error = standard_error(loss_b - bits * count_b) / count_b.mean().item()
         rate = (encoding.rate.sum() / LN2 / count_b.sum()).item()
         numbers |= {f"bits_per_{name}": bits, f"bits_per_{name}_se": error, f"rate_bits_per_{name}": rate}
         if name == WORD:
-            numbers |= {"perplexity_per_word": 2**bits, "perplexity_per_word_se": 2**bits * LN2 * error}
+            perplexity = torch.tensor(bits, dtype=torch.float64).exp2().item()  # infinite beyond what numbers hold
+            numbers |= {"perplexity_per_word": perplexity, "perplexity_per_word_se": perplexity * LN2 * error}
     return numbers
 
 

@@ -16,8 +16,8 @@ def rate_of_steps(encoding: Encoding, prior: object) -> Tensor | None:
     Step t has E_q KL(q(z_t | x) ‖ p(z_t | z_{t−1})), by the chain rule.
 
     Args:
-        encoding: of data.
-        prior: that its rate is against.
+        encoding: of N data.
+        prior: that its rate is against, of all data or of each, of batch shape () or (N,).
 
     Returns:
         None for other priors than a `GaussianAR1` without lengths, or posteriors that are not independent over steps.
@@ -29,25 +29,25 @@ def rate_of_steps(encoding: Encoding, prior: object) -> Tensor | None:
     (mean_bnd,), (scale_bnd,) = encoding.mean.values(), encoding.scale.values()
     if mean_bnd.shape[1:] != prior.event_shape:
         return None
-    return _shares(mean_bnd.double(), scale_bnd.double(), _alone(prior)).mean(0)
+    return _shares(mean_bnd.double(), scale_bnd.double(), _on_cpu(prior)).mean(0)
 
 
 def floor_of_steps(prior: GaussianAR1) -> Tensor:
-    """The same of the posterior that attains δ, (n, d) nats."""
-    alone = _alone(prior)
-    scale_nd = minimising_posterior(alone).base_dist.scale.double()
-    return _shares(torch.zeros_like(scale_nd), scale_nd, alone)
+    """The same of the posterior that attains δ, of each datum where data have priors of their own, (n, d) nats."""
+    prior = _on_cpu(prior)
+    scale = minimising_posterior(prior).base_dist.scale.double()
+    return _shares(torch.zeros_like(scale), scale, prior).reshape(-1, *prior.event_shape).mean(0)
 
 
-def _alone(prior: GaussianAR1) -> GaussianAR1:
-    """That of the first datum, on the CPU."""
-    return GaussianAR1(prior.alpha.detach().cpu().reshape(-1, prior.event_shape[-1])[0], prior.length)
+def _on_cpu(prior: GaussianAR1) -> GaussianAR1:
+    return GaussianAR1(prior.alpha.detach().cpu(), prior.length)
 
 
 def _shares(mean: Tensor, scale: Tensor, prior: GaussianAR1) -> Tensor:
     """(…, n, d) nats."""
-    alpha_d = prior.alpha.double()
-    innovation = torch.cat((torch.ones_like(alpha_d)[None], (1 - alpha_d**2).expand(prior.length - 1, -1)))
+    alpha_d = prior.alpha.double().unsqueeze(-2)  # of each datum, at all steps
+    first = torch.arange(prior.length).unsqueeze(-1) == 0
+    innovation = torch.where(first, 1.0, 1 - alpha_d**2)
     before_mean, before_scale = (torch.nn.functional.pad(part[..., :-1, :], (0, 0, 1, 0)) for part in (mean, scale))
     square = scale**2 + (mean - alpha_d * before_mean) ** 2 + (alpha_d * before_scale) ** 2
     return 0.5 * (square / innovation - 1 - torch.log(scale**2 / innovation))

@@ -44,6 +44,7 @@ from pyro_delta import hub
 from pyro_delta import trust as trusting
 from pyro_delta.build import build, load_data
 from pyro_delta.config import AuxiliaryConfig, Config
+from pyro_delta.data.condition import KEY, condition_of, conditioned, told_alike
 from pyro_delta.data.named import spec_before_data
 from pyro_delta.data.spec import spec_as_dict, spec_of_dict
 from pyro_delta.data.splits import fingerprints
@@ -198,25 +199,31 @@ class Run:
         if self.given is not None:
             return self.given
         data = data_of_run(self.config, self.data_record, root, self.folder)
-        check_spec(data, self.spec, self.config.data.program)
+        data = in_terms_of(self.spec, self.config, data, self.config.data.program)
         if not other:
             check_same(data, self.data_record, self.folder or Path("the run"))
         return data
 
 
-def check_spec(data: Data, spec: Spec, name: str) -> None:
-    """Refuses data of another spec than a run was made for.
+def in_terms_of(spec: Spec, config: Config, data: Data, name: str) -> Data:
+    """Data as the programs of a run are told of them: conditioned on the same, by its classes, and in its units.
 
     Args:
-        data: that are to be used.
         spec: of the run.
+        config: of the run, which says on what its data are conditioned.
+        data: that are to be used, perhaps others than it was trained on.
         name: of the data.
 
     Raises:
-        UserError: with both specs.
+        UserError: with both specs, if the data are of another.
     """
+    on = config.data.options.get(KEY)
+    if on is not None and condition_of(data.spec) is None:
+        data = conditioned(data, str(on))
+    data = told_alike(data, spec)
     if data.spec != spec:
         raise UserError(f"{name} now holds {data.spec}, but the run was made for {spec}; give data of that spec.")
+    return data
 
 
 def check_same(data: Data, record: DataRecord | None, folder: Path) -> None:

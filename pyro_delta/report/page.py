@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor
+from torch.distributions import Distribution
 
 from pyro_delta.config import Config, load_preset
 from pyro_delta.data.condition import condition_of
@@ -26,6 +27,7 @@ from pyro_delta.diagnostics import table
 from pyro_delta.diagnostics.bounds import Encoding, encode, flat
 from pyro_delta.diagnostics.drawing import decode, draw, extras_of, is_told, paths, reconstructions
 from pyro_delta.diagnostics.steps import floor_of_steps, rate_of_steps
+from pyro_delta.diagnostics.trace import device_of
 from pyro_delta.diagnostics.trace import prior as prior_of
 from pyro_delta.diagnostics.usage import PROBE_DATA, sample_latents, taken_for
 from pyro_delta.errors import UserError
@@ -230,17 +232,20 @@ def _how_it_came(run: Run, control: Run | None) -> Section:
 
 
 def _latents(run: Run, data: Data, part: Split, encoding: Encoding, seed: int) -> Iterator[Section]:
-    extras = part.take(slice(1)).extras
-    prior, shown = prior_of(run.vae, 1, extras), []
-    rate_nd = rate_of_steps(encoding, prior)
+    shown, priors = [], prior_of(run.vae, len(part), part.extras)
+    own = _are_own(priors, encoding, device_of(run.vae))
+    rate_nd = rate_of_steps(encoding, priors)
     if rate_nd is not None:
+        each = ", and δ is the mean of what their own priors commit" if own else ""
         caption = (
             f"Rate of each latent step and dimension, mean over {len(part)} test data, beside the share of δ: a step's "
-            "is that of z_t given the step before it."
+            f"is that of z_t given the step before it{each}."
         )
-        shown.append(_figure(steps_figure(rate_nd, floor_of_steps(prior)), caption))  # type: ignore[arg-type]
+        shown.append(_figure(steps_figure(rate_nd, floor_of_steps(priors)), caption))  # type: ignore[arg-type]
+    prior = prior_of(run.vae, 1, part.take(slice(1)).extras)
     if (spectrum := _spectrum(getattr(prior, "whole", prior))) is not None:
-        caption = "Modes of the prior: in which directions a posterior can speak, and at what price."
+        of = "the prior of the first of the data, which have priors of their own" if own else "the prior"
+        caption = f"Modes of {of}: in which directions a posterior can speak, and at what price."
         shown.append(_figure(spectrum, caption))
     if (confusion := _confusion(run, data, part, encoding, seed)) is not None:
         counts, classes = confusion
@@ -249,6 +254,15 @@ def _latents(run: Run, data: Data, part: Split, encoding: Encoding, seed: int) -
         shown.append(_figure(confusion_figure(counts.numpy(), classes), caption))
     if shown:
         yield Section("What the latents hold", shown=shown)
+
+
+def _are_own(priors: Distribution, encoding: Encoding, device: torch.device) -> bool:
+    """Whether the priors of N data differ in more than their lengths: at the z of the first, to be seen."""
+    if len(encoding.z) != 1 or not priors.batch_shape:
+        return False
+    (z,) = encoding.z.values()
+    log_p: Tensor = getattr(priors, "whole", priors).log_prob(z[:1].to(device))
+    return not torch.allclose(log_p, log_p[:1], equal_nan=True)
 
 
 def _spectrum(prior: Any) -> Figure | None:

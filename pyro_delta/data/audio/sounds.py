@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from pyro_delta.data.audio.companding import compressed, expanded
 from pyro_delta.data.audio.spec import SoundSpec
-from pyro_delta.data.folders import list_files, names_of
+from pyro_delta.data.folders import LOG, list_files, names_of, readable
 from pyro_delta.errors import UserError, in_a_line
 from pyro_delta.files import written_whole
 
@@ -20,9 +21,48 @@ FULL = 2**15
 PAUSE = 4
 """Of a second between sounds: one part of so many, of zeros, which no level stands for."""
 LOUDEST = 2.0
-"""What samples of a file may reach: decoders of lossy formats go a little beyond 1."""
+"""What samples of a file may reach: decoders of lossy formats go a little beyond 1, and what does is counted."""
 UNKNOWN = 2**32 - 1
 """Size of a wav file that was written into a pipe."""
+
+
+@dataclass
+class Clipped:
+    """Of sounds that are read, the samples beyond full scale, which count as ±1.
+
+    Attributes:
+        samples: beyond it.
+        of: samples of the files that have such.
+        files: that have such.
+        peak: the largest, without its sign.
+        loudest: the file that has it.
+    """
+
+    samples: int = 0
+    of: int = 0
+    files: int = 0
+    peak: float = 1.0
+    loudest: Path = Path()
+
+    def note(self, path: Path, amplitude: Tensor) -> None:
+        """Counts those of a file's samples, as they are at the spec's rate, of its channels' mean."""
+        size = amplitude.abs()
+        if beyond := int((size > 1).sum()):
+            self.samples, self.of, self.files = self.samples + beyond, self.of + len(size), self.files + 1
+            if (peak := size.max().item()) > self.peak:
+                self.peak, self.loudest = peak, path
+
+    def tell(self, title: Path) -> None:
+        """Says in a line what was clipped of a file or a folder, if anything was."""
+        if not self.samples:
+            return
+        of_files = f" of {self.files} files, the loudest of them" if self.files > 1 else " of"
+        where = "" if self.loudest == title else f"{of_files} {readable(self.loudest)},"
+        LOG.warning(
+            "%s: %d of %d samples%s lie beyond full scale, up to %.3g, and count as ±1; if these are more than a "
+            "decoder's overshoot, divide by the largest",
+            *(readable(title), self.samples, self.of, where, self.peak),
+        )
 
 
 # --- Writing ---
@@ -68,14 +108,17 @@ def read_sounds(spec: SoundSpec, path: Path, count: int | None) -> tuple[Tensor,
     Raises:
         UserError: if there is none, or one cannot be read, is too long or has several channels.
     """
+    clipped = Clipped()
     if path.is_dir():
         files, account = list_files(path, "sounds", SUFFIXES, count)
-        found = torch.cat([filled(spec, read_levels(spec, path / name)) for name in files])
+        found = torch.cat([filled(spec, read_levels(spec, path / name, clipped)) for name in files])
         account.tell(path)
+        clipped.tell(path)
         return found, names_of(files).tolist()
     amplitude = read_amplitudes(spec, path)
     parts = _shown(spec, amplitude) or [amplitude]
-    x = torch.cat([filled(spec, _levels(spec, path, part)) for part in parts[:count]])
+    x = torch.cat([filled(spec, _levels(spec, path, part, clipped)) for part in parts[:count]])
+    clipped.tell(path)
     return x, [path.name] if len(parts) == 1 else [f"{path.name}/{number}" for number in range(len(x))]
 
 
@@ -94,27 +137,29 @@ def _shown(spec: SoundSpec, amplitude: Tensor) -> list[Tensor]:
     return sounds if written and gaps == [0, *[pause] * (len(sounds) - 1), 0] else []
 
 
-def read_levels(spec: SoundSpec, path: Path, *, cut: bool = False) -> Tensor:
+def read_levels(spec: SoundSpec, path: Path, clipped: Clipped, *, cut: bool = False) -> Tensor:
     """A file as μ-law levels, (samples,).
 
     Args:
         spec: of the sounds: samples a second, levels, channels.
         path: of the file.
+        clipped: where its samples beyond full scale are counted.
         cut: whether it may have more than P positions.
 
     Raises:
         UserError: as `read_amplitudes`, or if it is too long.
     """
-    return _levels(spec, path, read_amplitudes(spec, path), cut)
+    return _levels(spec, path, read_amplitudes(spec, path), clipped, cut)
 
 
-def _levels(spec: SoundSpec, path: Path, amplitude: Tensor, cut: bool = False) -> Tensor:
+def _levels(spec: SoundSpec, path: Path, amplitude: Tensor, clipped: Clipped, cut: bool = False) -> Tensor:
     if (positions := -(-len(amplitude) // spec.samples)) > spec.length and not cut:
         raise UserError(
             f"{path} has {positions} positions of {1000 * spec.samples / spec.rate:g} ms, and a sound here "
             f"{spec.length} at most; give a shorter one, or train with a larger data.length, or with data.cut=true, "
             "which cuts."
         )
+    clipped.note(path, amplitude)
     return compressed(amplitude, spec.levels)
 
 

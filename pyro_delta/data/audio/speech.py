@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_delta.data.audio.sounds import SUFFIXES, filled, lengths_of, read_levels
+from pyro_delta.data.audio.sounds import SUFFIXES, Clipped, filled, lengths_of, read_levels
 from pyro_delta.data.audio.spec import SoundSpec
 from pyro_delta.data.folders import labels_of, list_files, list_splits, names_of
 from pyro_delta.data.splits import TEST_SEED, Split, Splits, chosen_count, hold_out, reordered, with_test
@@ -125,17 +125,19 @@ def _read(
     spec: SoundSpec, home: Path, parts: Sequence[Split], seed: int, cut: bool
 ) -> tuple[SoundSpec, Split, Split, Split]:
     """The spec and the sounds of three splits, from those of the files."""
-    read = [_sounds(spec, home, part, cut) for part in parts]
+    clipped = Clipped()
+    read = [_sounds(spec, home, part, cut, clipped) for part in parts]
+    clipped.tell(home)
     return spec, reordered(read[0], seed), reordered(read[1], seed), reordered(read[2], TEST_SEED)
 
 
-def _sounds(spec: SoundSpec, home: Path, part: Split, cut: bool) -> Split:
+def _sounds(spec: SoundSpec, home: Path, part: Split, cut: bool, clipped: Clipped) -> Split:
     """The sounds of files, each with its length and the name of its file."""
     assert part.names is not None
     found: list[Tensor] = []
     names: list[str] = []
     for file in part.names:
-        sounds = filled(spec, read_levels(spec, home / file, cut=cut))
+        sounds = filled(spec, read_levels(spec, home / file, clipped, cut=cut))
         found.append(sounds)
         names += [file] if len(sounds) == 1 else [f"{file}/{number}" for number in range(len(sounds))]
     x = torch.cat(found)

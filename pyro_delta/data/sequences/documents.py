@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -127,13 +129,59 @@ def documents(
         labels: of the documents; those that one is cut into have its label.
         cut: those that are longer.
     """
-    found = [(part, i) for i, row in enumerate(rows) for part in _parts(spec, row, cut=cut)]
+    parts = [_parts(spec, row, cut=cut) for row in rows]
+    found = [(part, i) for i, of_row in enumerate(parts) for part in of_row]
     x = np.zeros((len(found), spec.length), np.dtype(spec.dtype))
     for row, (part, _) in zip(x, found):
         row[: len(part)] = part
     lengths = torch.tensor([len(part) for part, _ in found])
     label = None if labels is None else torch.tensor([labels[i] for _, i in found])
-    return Split(torch.from_numpy(x), label, {"lengths": lengths})
+    split = Split(torch.from_numpy(x), label, {"lengths": lengths})
+    return replace(split, surplus=_surplus(spec, split.x, rows, parts)) if len(found) > len(rows) else split
+
+
+def _surplus(
+    spec: TextSpec, x: Tensor, rows: Sequence[list[int]], parts: Sequence[Sequence[list[int]]]
+) -> dict[str, Tensor]:
+    """What `TextSpec.measures` counts too much where documents were cut, (N,) by name: see `counted`.
+
+    Args:
+        spec: of the documents.
+        x: the parts (N, T).
+        rows: tokens of the documents, without those that end them.
+        parts: of each document, closed.
+    """
+    surplus = {name: torch.zeros(len(x), dtype=torch.int64) for name in ("byte", "word")}
+    first = 0
+    for row, of_row in zip(rows, parts, strict=True):
+        here = slice(first, first := first + len(of_row))
+        if len(of_row) == 1:
+            continue
+        own = counted(spec, row, [len(part) - 1 for part in of_row])
+        for name, counts in spec.measures(x[here]).items():
+            surplus[name][here] = torch.tensor(counts) - torch.from_numpy(own[name])
+    return surplus
+
+
+def counted(spec: TextSpec, tokens: list[int], sizes: Sequence[int]) -> dict[str, np.ndarray]:
+    """Bytes and words of the parts of a document; of both, its end counts as one more, in the last part.
+
+    A word is of the part in which it begins.
+
+    Args:
+        spec: of the document.
+        tokens: of it, without that which ends it.
+        sizes: of its parts, in tokens of its own.
+    """
+    text = spec.texts(torch.tensor([[*tokens, 0]]))[0]
+    ends = np.concatenate(([0], np.cumsum(spec.sizes(tokens))))[np.cumsum(sizes)]
+    begin, size = np.zeros(len(text) + 1, np.int64), [len(character.encode()) for character in text]
+    np.cumsum(size, out=begin[1:])
+    words = begin[[word.start() for word in re.finditer(r"\S+", text)]]
+    counts = {"byte": np.diff(ends, prepend=0), "word": np.diff(np.searchsorted(words, ends), prepend=0)}
+    for count in counts.values():
+        count[-1] += 1
+    return counts
 
 
 def _parts(spec: TextSpec, tokens: list[int], *, cut: bool) -> list[list[int]]:

@@ -104,13 +104,13 @@ def text_of(pieces: str, tokens: list[int]) -> str:
     return _processor(pieces).decode(tokens)
 
 
-def count_bytes(pieces: str, tokens: list[int]) -> int:
-    """Bytes in UTF-8 that tokens stand for; the space before a text's first word is SentencePiece's own."""
-    processor, sizes = _processor(pieces), 0
+def sizes_of(pieces: str, tokens: list[int]) -> list[int]:
+    """Bytes in UTF-8 that each token stands for; the space before a text's first word is SentencePiece's own."""
+    processor, sizes = _processor(pieces), []
     for place, token in enumerate(tokens):
         piece = processor.id_to_piece(token)
-        sizes += 1 if processor.is_byte(token) else len(piece.replace(SPACE, " ").encode())
-        sizes -= place == 0 and piece.startswith(SPACE)
+        size = 1 if processor.is_byte(token) else len(piece.replace(SPACE, " ").encode())
+        sizes.append(size - (place == 0 and piece.startswith(SPACE)))
     return sizes
 
 

@@ -131,11 +131,15 @@ class TextSpec(TokenSpec):
     def _bytes(self, x: Tensor) -> list[int]:
         """Of each document (N, T), without its end; also of one that was cut within a character."""
         sizes = (self.beside(x)["lengths"] - (x == 0).any(-1).long()).tolist()
-        if self.pieces is None:
-            return sizes
-        from pyro_delta.data.sequences.pieces import count_bytes
+        return [sum(self.sizes(tokens[:size])) for tokens, size in zip(x.tolist(), sizes)]
 
-        return [count_bytes(self.pieces, tokens[:size]) for tokens, size in zip(x.tolist(), sizes)]
+    def sizes(self, tokens: list[int]) -> list[int]:
+        """Bytes in UTF-8 of each token of a document, without that which ends it."""
+        if self.pieces is None:
+            return [1] * len(tokens)
+        from pyro_delta.data.sequences.pieces import sizes_of
+
+        return sizes_of(self.pieces, tokens)
 
     def tokens(self, text: str) -> list[int]:
         """A text as tokens, without that which ends it.
@@ -169,7 +173,10 @@ class TextSpec(TokenSpec):
         return {"lengths": torch.where(x == 0, places, self.length).amin(-1)}
 
     def measures(self, x: Tensor) -> dict[str, list[int]]:
-        """Bytes (in UTF-8) and words (between white space) of each document (N, T); what ends it counts as one more."""
+        """Bytes (in UTF-8) and words (between white space) of each document (N, T); what ends it counts as one more.
+
+        Parts of one that was cut count as documents here; what they count too much is the `surplus` of their split.
+        """
         texts, ends = self.texts(x), (x == 0).any(-1).tolist()
         return {
             "byte": [size + end for size, end in zip(self._bytes(x), ends)],

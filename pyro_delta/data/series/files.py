@@ -2,8 +2,8 @@
 
 **Tables.** The first line names the columns. `series` says which series a row is of; rows of one stand together, in
 their order. Optional: `position`, whole numbers that rise within a series, where those left out are missing; `label`
-and `split` (train, validation or test), the same all through a series. All other columns are variables. An empty cell
-is a number that is missing.
+and `split` (train, validation or test), the same all through a series. All other columns are variables. An empty cell,
+or `nan`, is a number that is missing.
 
 **Arrays.** `x` (N, T, C), NaN where a number is missing, or (rows, C), series after series, with `lengths`. Optional:
 `lengths` (N,), positions of each; `mask` (N, T, C) or (rows, C), true where a number is known; `labels` (N,); `split`
@@ -24,6 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pyro_delta.data.numerals import number_of, whole_of
 from pyro_delta.data.series.spec import SeriesSpec
 from pyro_delta.data.texts import save_text
 from pyro_delta.errors import UserError, unknown_name
@@ -124,7 +125,7 @@ def _read_csv(path: Path, content: bytes) -> Found:
     at = {name: place for place, name in enumerate(header)}
     series: list[np.ndarray] = []
     beside: dict[str, list[str]] = {name: [] for name in (SERIES, LABEL, SPLIT)}
-    for title, group in groupby(rows[1:], lambda row: row[1][at[SERIES]]):
+    for title, group in groupby(rows[1:], lambda row: row[1][at[SERIES]].strip()):
         part = list(group)
         if title in beside[SERIES]:
             raise UserError(f"line {part[0][0]} of {path} goes on with series {title!r}; put its rows together.")
@@ -134,24 +135,21 @@ def _read_csv(path: Path, content: bytes) -> Found:
         series.append(_known_part(values))
         beside[SERIES].append(title)
         for name in {LABEL, SPLIT} & at.keys():
-            if len(said := {line[at[name]] for _, line in part}) > 1:
+            if len(said := {line[at[name]].strip() for _, line in part}) > 1:
                 raise UserError(f"series {title!r} of {path} has {len(said)} values of {name!r}; give it one.")
             beside[name].append(said.pop())
     return Found(series, names, beside[SERIES], beside[LABEL] or None, beside[SPLIT] or None)
 
 
 def _number(path: Path, line: int, name: str, cell: str) -> float:
-    """A cell; NaN where it is empty."""
+    """A cell; NaN where a number is missing."""
     try:
-        value = float(cell) if cell.strip() else np.nan
+        return number_of(cell) if cell.strip() else np.nan
     except ValueError:
         raise UserError(
-            f"line {line} of {path} has {cell!r} in the column {name!r}, which is no number; a cell is empty if its "
-            "number is missing."
+            f"line {line} of {path} has {cell!r} in the column {name!r}, which is no number; write it like -12.5 or "
+            "1e3, or leave the cell empty if it is missing."
         ) from None
-    if np.isinf(value):
-        raise UserError(f"line {line} of {path} has {cell!r} in the column {name!r}; leave the cell empty.")
-    return value
 
 
 def _placed(path: Path, values: np.ndarray, positions: list[tuple[int, str]]) -> np.ndarray:
@@ -159,7 +157,7 @@ def _placed(path: Path, values: np.ndarray, positions: list[tuple[int, str]]) ->
     places: list[int] = []
     for line, cell in positions:
         try:
-            place = int(cell)
+            place = whole_of(cell)
         except ValueError:
             raise UserError(f"line {line} of {path} has the position {cell!r}; give a whole number.") from None
         if places and place <= places[-1]:
@@ -168,7 +166,7 @@ def _placed(path: Path, values: np.ndarray, positions: list[tuple[int, str]]) ->
             raise UserError(f"line {line} of {path} is {place - places[0]} positions behind the first; {LONGEST} do.")
         places.append(place)
     placed = np.full((places[-1] - places[0] + 1, values.shape[1]), np.nan)
-    placed[np.array(places) - places[0]] = values
+    placed[[place - places[0] for place in places]] = values
     return placed
 
 
@@ -305,11 +303,12 @@ def held(spec: SeriesSpec, x: np.ndarray, title: str) -> Tensor:
         UserError: if single precision does not hold them.
     """
     resolution = spec.resolution
-    rounded = x if resolution is None else np.round(x / resolution) * resolution
-    with np.errstate(over="ignore"):
-        single = rounded.astype(np.float32)
     finest = np.array(spec.scale) * FINEST if resolution is None else resolution / 4
-    if (lost := ~np.isnan(x) & ~(np.abs(single - rounded) <= finest)).any():
+    with np.errstate(over="ignore", invalid="ignore"):
+        rounded = x if resolution is None else np.round(x / resolution) * resolution
+        single = rounded.astype(np.float32)
+        lost = ~np.isnan(x) & ~(np.abs(single - rounded) <= finest)
+    if lost.any():
         *_, variable = np.argwhere(lost)[0]
         raise UserError(
             f"{title} has {x[lost][0]:.9g} of {spec.names[variable]!r}, which single precision does not hold finely "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,9 +11,11 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from pyro_delta.data.numerals import number_of
 from pyro_delta.data.series.files import SPLITS, Found, held, padded, read_file
 from pyro_delta.data.series.spec import SeriesSpec
 from pyro_delta.data.splits import TEST_SEED, Split, Splits, hold_out, reordered
+from pyro_delta.data.values import in_range
 from pyro_delta.errors import UserError
 from pyro_delta.validation import Seed
 
@@ -95,16 +98,18 @@ def _units(x_ntc: np.ndarray, names: tuple[str, ...], title: str) -> tuple[Any, 
     units = []
     for name, values in zip(names, x_ntc.reshape(-1, len(names)).T):
         known = values[~np.isnan(values)]
-        if not known.size or not known.std() > 1e-12 * np.abs(known).max():
+        part, exponent = in_range(known)
+        if not known.size or not part.std() > 1e-12 * np.abs(part).max():
             always = f"always {known[0]:g}" if known.size else "never known"
             raise UserError(f"{name!r} is {always} in the training data of {title}; leave it out.")
-        units.append((known.mean(), known.std()))
+        units.append((np.ldexp(part.mean(), exponent), np.ldexp(part.std(), exponent)))
     return zip(*units, strict=True)  # type: ignore[return-value]
 
 
 def _by_number(label: str) -> tuple[bool, float, str]:
     """Labels that are numbers in their order, before the others."""
     try:
-        return False, float(label), label
+        number = number_of(label)
     except ValueError:
-        return True, 0.0, label
+        number = math.nan
+    return (True, 0.0, label) if math.isnan(number) else (False, number, label)

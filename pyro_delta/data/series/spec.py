@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-from pyro_delta.data.condition import Condition
+from pyro_delta.data.condition import Condition, check_names
 from pyro_delta.data.sequences.spec import TokenSpec
 from pyro_delta.data.spec import Spec, check_sizes, require
 from pyro_delta.errors import UserError
@@ -15,6 +15,9 @@ from pyro_delta.errors import UserError
 if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
+
+SMALLEST, LARGEST = 1e-30, 1e30
+"""Scales whose logistics, e⁷ times as narrow or as wide, single precision reckons with; and resolutions, in scales."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +57,8 @@ class SeriesSpec(Spec):
         import numpy as np
 
         for name in ("location", "scale"):
-            object.__setattr__(self, name, tuple(float(np.float32(value)) for value in getattr(self, name)))
+            with np.errstate(over="ignore"):
+                object.__setattr__(self, name, tuple(float(np.float32(value)) for value in getattr(self, name)))
         object.__setattr__(self, "names", tuple(self.names))
         check_sizes(self.shape, None)
         if not len(self.names) == len(self.location) == len(self.scale):
@@ -62,10 +66,21 @@ class SeriesSpec(Spec):
                 f"{len(self.names)} variables do not fit {len(self.location)} locations and {len(self.scale)} scales; "
                 "give one of each."
             )
-        if not all(map(math.isfinite, self.location)) or not all(0 < scale < math.inf for scale in self.scale):
-            raise UserError(f"locations {self.location} and scales {self.scale} must be finite, and scales above 0.")
+        check_names(self.names, "series have", "variables")
+        for name, location, scale in zip(self.names, self.location, self.scale):
+            if not math.isfinite(location) or not SMALLEST <= scale <= LARGEST:
+                raise UserError(
+                    f"{name!r} has location {location:g} and scale {scale:g} in single precision; multiply it by a "
+                    f"constant, so that they are finite, and the scale lies between {SMALLEST:g} and {LARGEST:g}."
+                )
         if self.resolution is not None and not 0 < self.resolution < math.inf:
             raise UserError(f"resolution {self.resolution!r} is none; give a finite number above 0, or leave it out.")
+        for name, scale in zip(self.names, self.scale):
+            if self.resolution is not None and not SMALLEST <= self.resolution / scale <= LARGEST:
+                wrong = "fine" if self.resolution < scale else "coarse"
+                raise UserError(
+                    f"resolution {self.resolution!r} is too {wrong} for {name!r} of scale {scale:g}; give another."
+                )
 
     @property
     def unit(self) -> str:  # type: ignore[override]

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from pyro_delta.data.numerals import number_of, whole_of
 from pyro_delta.data.series.files import Found
 from pyro_delta.data.series.own import Resolution, made_of
 from pyro_delta.data.splits import Splits
@@ -96,7 +97,7 @@ def _read_ts(folder: Path, name: str) -> tuple[list[np.ndarray], list[str]]:
             continue
         *parts, speaker = line.strip().split(":")
         try:
-            series.append(_utterance([list(map(float, part.split(","))) for part in parts]).T)
+            series.append(_utterance([list(map(number_of, part.split(","))) for part in parts]).T)
         except ValueError:
             raise _damaged(folder / name, number) from None
         speakers.append(speaker)
@@ -112,7 +113,7 @@ def _read_ae(folder: Path, name: str) -> tuple[list[np.ndarray], list[str]]:
     for number, line in enumerate([*_lines(folder / name), ""], 1):
         try:
             if line.strip():
-                frames.append(list(map(float, line.split())))
+                frames.append(list(map(number_of, line.split())))
             elif frames:
                 series.append(_utterance(list(zip(*frames, strict=True))).T)
                 frames = []
@@ -121,7 +122,7 @@ def _read_ae(folder: Path, name: str) -> tuple[list[np.ndarray], list[str]]:
     sizes = folder / SIZES[AE.index(name)]
     words = " ".join(_lines(sizes)).split()
     try:
-        counts = [int(word) for word in words]
+        counts = [whole_of(word) for word in words]
     except ValueError:
         raise _damaged(sizes, 1) from None
     if sum(counts) != len(series) or min(counts, default=0) < 0:

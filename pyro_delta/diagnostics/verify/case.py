@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from pyro_delta.data.condition import KEY, condition_of
 from pyro_delta.data.values import dtype_of, random_values
 from pyro_delta.diagnostics.trace import posteriors, sites
 from pyro_delta.errors import UserError, is_out_of_memory
@@ -20,7 +21,9 @@ from pyro_delta.protocol import Batch, Spec
 from pyro_delta.vae import VAE, copied, parameters_of
 
 COUNT = 3
-"""Data in a batch, one random, one blank and one full: with more than one, a leak across the batch shows."""
+"""Data in a batch, one random, one blank and one full: with more than one, a leak across the batch shows, …"""
+CLASSES = 16
+"""… and random ones of other classes, so that there is one of each, up to so many classes."""
 SAME = 1e-9
 """Change, relative to the largest value, that counts as none: sums may be taken in another order."""
 SAME_IN_SINGLE = 1e-5
@@ -44,14 +47,15 @@ class Case:
     Args:
         vae: model and guide, of which the case keeps copies.
         spec: of the data.
-        extras: what goes with `COUNT` data.
-        sizes: data in a batch at which the programs are tried.
+        extras: what goes with the data, `COUNT` or more.
+        batch: data in a batch of training.
         double: whether in double precision.
 
     Attributes:
         vae: in evaluation mode.
         same: change, relative to the largest value, that counts as none.
-        x: `COUNT` data: random, blank and full.
+        x: the data: random, blank, full, and random ones as far as extras go.
+        sizes: data in a batch at which the programs are tried: 1, those of x, and those of training.
         starts: (n,) of the prior, or None if it says none.
         place: position of every number, of the event shape.
         order: rank of every number, of the event shape.
@@ -62,11 +66,10 @@ class Case:
         by_length: … which its length decides.
     """
 
-    def __init__(
-        self, vae: VAE, spec: Spec, extras: Mapping[str, Tensor], sizes: tuple[int, ...], *, double: bool = True
-    ) -> None:
-        self.vae, self.spec, self.sizes = copied(vae).cpu().eval(), spec, sizes
-        self.x, self.extras, self.same = kinds_of_data(spec), dict(extras), SAME_IN_SINGLE
+    def __init__(self, vae: VAE, spec: Spec, extras: Mapping[str, Tensor], batch: int, *, double: bool = True) -> None:
+        self.vae, self.spec = copied(vae).cpu().eval(), spec
+        self.x = kinds_of_data(spec, max([COUNT, *map(len, extras.values())]))
+        self.sizes, self.extras, self.same = (1, self.count, batch), dict(extras), SAME_IN_SINGLE
         if double:
             self.vae, self.x, self.same = self.vae.double(), widened(self.x), SAME
             self.extras = {name: widened(values) for name, values in extras.items()}
@@ -80,20 +83,25 @@ class Case:
         self.group_place = torch.from_numpy(_least_place(self.place, self.order, groups))
 
     @property
+    def count(self) -> int:
+        """Of the data."""
+        return len(self.x)
+
+    @property
     def coupled(self) -> bool:
         """Whether batch statistics of the guide join data in training, by no guarantee that is about their mean."""
         return bool(self.batch_norms) and not self.in_the_mean
 
     def batch(self, x: Tensor, like: int | None = None) -> Batch:
-        """Data as programs take them; what goes with the first `COUNT` is used again for more, or that of `like`."""
+        """Data as programs take them; what goes with those of x is used again for more, or that of `like`."""
         if not self.extras:
             return x
-        again = torch.arange(len(x)) % COUNT if like is None else torch.full((len(x),), like)
+        again = torch.arange(len(x)) % self.count if like is None else torch.full((len(x),), like)
         return {"x": x} | {name: values[again] for name, values in self.extras.items()}
 
     def data(self, size: int) -> Tensor:
         """`size` data, of which the first are those of `x`."""
-        return torch.cat((self.x, random_values(self.spec, max(size - COUNT, 0)).to(self.x.dtype)))[:size]
+        return torch.cat((self.x, random_values(self.spec, max(size - self.count, 0)).to(self.x.dtype)))[:size]
 
     def latents(self, x: Tensor | None = None) -> dict[str, Tensor]:
         """Latents drawn by the guide, with no gradient."""
@@ -122,19 +130,30 @@ class Case:
         return getattr(self.spec, "what", "data")
 
 
-def kinds_of_data(spec: Spec) -> Tensor:
-    """`COUNT` data: random, blank (zeros) and full (the highest level, or 10)."""
-    x = random_values(spec, COUNT)
+def with_every_class(spec: Spec, extras: Mapping[str, Tensor], most: int) -> dict[str, Tensor]:
+    """What goes with data, and with one more of each class that none of them is of, among the first so many classes."""
+    condition, told = condition_of(spec), extras.get(KEY)
+    if condition is None or told is None:
+        return dict(extras)
+    new = [kind for kind in range(min(len(condition.classes), most)) if kind not in told]
+    again = torch.arange(len(new)) % len(told)
+    more = {name: values[again] for name, values in extras.items()} | {KEY: torch.tensor(new).to(told)}
+    return {name: torch.cat((values, more[name])) for name, values in extras.items()}
+
+
+def kinds_of_data(spec: Spec, count: int) -> Tensor:
+    """Data: random, blank (zeros), full (the highest level, or 10), and random again."""
+    x = random_values(spec, count)
     x[1], x[2] = 0, 10 if spec.levels is None else spec.levels - 1
     return x
 
 
 def replacements(case: Case) -> list[Tensor]:
-    """`COUNT` data each to put in the place of what must not be seen: any values, the highest and the lowest."""
+    """Three times data to put in the place of what must not be seen: any values, the highest and the lowest."""
     if case.spec.levels is None:
-        any_values = 3 * torch.randn(COUNT, *case.spec.shape)
+        any_values = 3 * torch.randn(case.count, *case.spec.shape)
         return [any_values, torch.full_like(any_values, 10.0), torch.full_like(any_values, -10.0)]
-    any_values = torch.randint(case.spec.levels, (COUNT, *case.spec.shape)).to(dtype_of(case.spec))
+    any_values = torch.randint(case.spec.levels, (case.count, *case.spec.shape)).to(dtype_of(case.spec))
     return [any_values, torch.full_like(any_values, case.spec.levels - 1), torch.zeros_like(any_values)]
 
 

@@ -17,7 +17,6 @@ from torch.distributions import Distribution, Independent
 
 from pyro_delta.diagnostics.trace import Drawn, observed, posteriors
 from pyro_delta.diagnostics.verify.case import (
-    COUNT,
     Case,
     Finding,
     as_trained,
@@ -61,8 +60,8 @@ def check_network(title: str, case: Case, swept: str | None) -> Finding:
     for mode, vae in in_both_modes(case, lambda vae: look(case, vae, case.x, z)[0]):
         plain, strict = look(case, vae, case.x, z)
         found = _derivatives_of_groups(case, vae, z, strict) or _other_data(case, vae, z, plain)
-        for base in range(COUNT):  # random, blank and full
-            found = found or _cut(case, vae, z, base, _targets(case), strict, fills=1 if base else COUNT)
+        for base in range(case.count):  # random, blank and full, and of other classes
+            found = found or _cut(case, vae, z, base, _targets(case), strict, fills=1 if base else 3)
         if found:
             return Finding(title, False, f"{found} ({mode})")
     if swept is not None:
@@ -116,7 +115,7 @@ def _other_data(case: Case, vae: VAE, z: Mapping[str, Tensor], plain: Tensor) ->
 
 
 def _cut(
-    case: Case, vae: VAE, z: Mapping[str, Tensor], base: int, cuts: list[int], strict: bool, fills: int = COUNT
+    case: Case, vae: VAE, z: Mapping[str, Tensor], base: int, cuts: list[int], strict: bool, fills: int
 ) -> str | None:
     """Replaces all that comes from a group on, for each of the cuts; what is said up to there must not move."""
     groups = torch.arange(len(case.group_place))
@@ -229,7 +228,7 @@ def check_conditioning(title: str, case: Case) -> Finding:
                     t = int(early[0])
                     found = f"{case.where} {place} sees z_{t + 1}, which starts at {case.where} {starts[t]} ({mode})"
                     return Finding(title, passed, found + words)
-        for base in () if full else range(COUNT):  # random, blank and full
+        for base in () if full else range(case.count):  # random, blank and full, and of other classes
             places = derived if base else torch.arange(int(starts.max()))
             if (least := _later(case, vae, name, z_bnd, other, base, places)) is not None:
                 found = f"{case.where} {least} changes with latents of later {case.where}s ({mode})"
@@ -296,7 +295,7 @@ def check_guide(title: str, case: Case) -> Finding:
                 if early.numel() and anti_causal:
                     where = f"{case.where} {int(early.min())}, before its start at {case.where} {starts[t]}"
                     return Finding(title, False, f"z_{t + 1} sees {where} ({mode})")
-            for fill in fills[: COUNT if t in derived else 1] if anti_causal and above.any() else ():
+            for fill in fills[: None if t in derived else 1] if anti_causal and above.any() else ():
                 changed = _moments(case, vae, z, torch.where(above, fill, case.x))
                 off = moved(plain, changed).flatten(2).any(-1).any(0) & (starts >= starts[t])
                 if off.any():

@@ -17,7 +17,16 @@ from pyro_delta.data.condition import some_conditions
 from pyro_delta.data.spec import check_answers
 from pyro_delta.diagnostics import table
 from pyro_delta.diagnostics.trace import trace
-from pyro_delta.diagnostics.verify.case import COUNT, Case, Finding, apart, batch_norms, passes_on
+from pyro_delta.diagnostics.verify.case import (
+    CLASSES,
+    COUNT,
+    Case,
+    Finding,
+    apart,
+    batch_norms,
+    passes_on,
+    with_every_class,
+)
 from pyro_delta.diagnostics.verify.causality import check_conditioning, check_guide, check_network, sweep
 from pyro_delta.diagnostics.verify.distributions import check_normalised, check_posterior, check_prior, check_support
 from pyro_delta.diagnostics.verify.gradient import check_gradient
@@ -108,14 +117,15 @@ def verify(
         spec: of the data.
         seed: of weights, data and noise.
         extras: what goes with `COUNT` data in a batch, by name, for programs that take it; without it, what data of
-            the spec are conditioned on is made up.
-        batch: data in a batch of the training to come; the programs are tried with 1, `COUNT` and so many.
+            the spec are conditioned on is made up. Where that is a class, one datum of each of the first `CLASSES`
+            classes is tried.
+        batch: data in a batch of the training to come; the programs are tried with 1, those data and so many.
 
     Raises:
         UserError: for a malformed spec, or programs that cannot be copied or cannot be run on data of it.
     """
     check_answers(spec, "the data")
-    extras = extras or some_conditions(spec, COUNT)
+    extras = with_every_class(spec, extras or some_conditions(spec, COUNT), CLASSES)
     for name, program in (("model", vae.model), ("guide", vae.guide)):
         if not isinstance(program, nn.Module) and owner_of(program) is None:
             raise UserError(
@@ -127,10 +137,9 @@ def verify(
             raise UserError(
                 f"the weight {name} has no shape yet; call model and guide on a batch once, and verify then."
             )
-    sizes = (1, COUNT, batch)
     with _copied(), apart(vae, double=False):
         torch.manual_seed(seed)
-        single = Case(vae, spec, extras or {}, sizes, double=False)
+        single = Case(vae, spec, extras, batch, double=False)
         single.batch_norms = _tried(single)
         single = _faster(single)
         singles = in_single_precision(single)
@@ -139,7 +148,7 @@ def verify(
         later = _made(partial(after_calls, single), lambda words: None)  # double precision fails, too, and says so
     with _copied(), apart(vae):
         torch.manual_seed(seed)
-        case = Case(vae, spec, extras or {}, sizes)
+        case = Case(vae, spec, extras, batch)
         case.batch_norms = _tried(case)
         title = RESTS_ON[0]
         rate, known = _made(partial(check_rate, title, case), lambda words: (_failed(title, words), None))

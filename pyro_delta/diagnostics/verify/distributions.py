@@ -13,7 +13,7 @@ from torch.distributions import Distribution, Independent, Transform, constraint
 
 from pyro_delta.data.values import random_values
 from pyro_delta.diagnostics.trace import observed, posteriors, trace
-from pyro_delta.diagnostics.verify.case import COUNT, Case, Finding, moved, shake, without_dropout
+from pyro_delta.diagnostics.verify.case import Case, Finding, moved, shake, without_dropout
 from pyro_delta.distributions.any_gaussian import title_of
 from pyro_delta.distributions.float64 import as_float64
 from pyro_delta.distributions.gaussian_types import gaussian_by_type
@@ -354,7 +354,7 @@ def _terms_summed(title: str, name: str, case: Case) -> Finding:
     many = max(1, SUMMED // levels**size)
     changed = _changed(case, groups)
     chosen = sorted({0, groups - 1, *torch.randperm(groups)[:many].tolist(), *changed[:many]})
-    for datum in range(COUNT):
+    for datum in range(case.count):
         for group in chosen:
             here = (case.order == group).reshape(-1).nonzero()[:, 0]
             count = levels ** len(here)
@@ -413,7 +413,7 @@ def _mass_by_chance(case: Case, levels: int, groups: int) -> tuple[str, float] |
     sizes = torch.bincount(case.order.reshape(-1), minlength=groups)
     for start in range(0, TRIED, CHUNK):
         x = random_values(case.spec, CHUNK).to(case.x.dtype)
-        core = unwrapped(_likelihood_of(case, x, start // CHUNK % COUNT))
+        core = unwrapped(_likelihood_of(case, x, start // CHUNK % case.count))
         logs.append(core.terms(x).reshape(CHUNK, groups) + sizes * math.log(levels))
     mass = torch.cat(logs).double().exp()
     off = (mass.mean(0) - 1) / (mass.std(0) / math.sqrt(TRIED)).clamp_min(1e-12)

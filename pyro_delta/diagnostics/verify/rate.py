@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from torch.distributions import Distribution, kl_divergence
 
 from pyro_delta.commitment import BY_LENGTH, BY_PRIOR, EXACTLY, IN_THE_MEAN, Commitment, committed_by_datum
-from pyro_delta.data.condition import KEY, condition_of
 from pyro_delta.data.values import random_values
 from pyro_delta.diagnostics.trace import (
     MOST_CLASSES,
@@ -26,7 +25,7 @@ from pyro_delta.diagnostics.trace import (
     prior,
     trace,
 )
-from pyro_delta.diagnostics.verify.case import COUNT, Case, Finding, is_other_in_training, moved, shake
+from pyro_delta.diagnostics.verify.case import Case, Finding, is_other_in_training, moved, shake, with_every_class
 from pyro_delta.distributions.float64 import as_float64
 from pyro_delta.families import family_of
 from pyro_delta.rate import committed_rate
@@ -92,13 +91,8 @@ def _known_of_each(case: Case) -> bool:
 
 def _data(case: Case) -> Any:
     if case.extras:
-        batch: Any = {"x": case.x, **case.extras}
-        condition = condition_of(case.spec)
-        if condition is not None and condition.classes:  # one datum of each class, for each may have its own prior
-            every = torch.arange(min(condition.size, MOST_CLASSES))
-            batch = {name: torch.cat((values, values[every % COUNT])) for name, values in batch.items()}
-            batch[KEY] = torch.cat((case.extras[KEY], every))
-        return batch
+        # One datum of each class, for each may have its own prior.
+        return with_every_class(case.spec, {"x": case.x, **case.extras}, MOST_CLASSES)
     return torch.cat((case.x, random_values(case.spec, DATA).to(case.x.dtype)))
 
 
@@ -290,7 +284,7 @@ def _priors(case: Case, vae: VAE) -> dict[str, Distribution]:
 
 
 def _rates(case: Case, vae: VAE, priors: dict[str, Distribution] | None = None) -> Tensor | None:
-    """(COUNT,) nats with a gradient by the weights; None for a prior that is known by its density alone."""
+    """(B,) nats of the data, with a gradient by the weights; None for a prior that is known by its density alone."""
     priors = _priors(case, vae) if priors is None else priors
     torch.manual_seed(0)
     drawn = posteriors(vae, case.batch(case.x))

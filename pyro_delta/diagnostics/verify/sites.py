@@ -18,7 +18,6 @@ from torch.distributions import Distribution
 from pyro_delta.call import call
 from pyro_delta.diagnostics.trace import Drawn, Site, data_first, kept, numbers, placed, sites
 from pyro_delta.diagnostics.verify.case import (
-    COUNT,
     DROPOUT,
     Case,
     Finding,
@@ -143,12 +142,12 @@ def check_sites(title: str, case: Case, singles: list[Single], drawn: Mapping[st
 
 def _at_all_sizes(case: Case) -> list[Run]:
     """Runs in both modes on batches of all sizes, which begin with the same data and latents."""
-    x = case.data(max(*case.sizes, COUNT))
+    x = case.data(max(*case.sizes, case.count))
     z = case.latents(x)
     return [
         Run(mode, vae, x[:size], first(z, size), _run(case, vae, x[:size], first(z, size)))
         for mode, vae in _modes(case)
-        for size in sorted({COUNT, *case.sizes})
+        for size in sorted({case.count, *case.sizes})
         if not (case.in_the_mean and size == 1 and mode == MODES[1])  # one datum has no variance to normalise by
     ]
 
@@ -228,7 +227,7 @@ def _one_prior(case: Case) -> Found:
     """All data have the prior that the rate is read off; or all with which the same goes, where each has its own."""
     z = {name: value[:1].expand_as(value) for name, value in case.latents().items()}
     differs = "differs from datum to datum: what it commits is that of the first"
-    for like in range(COUNT) if case.by_datum else (None,):
+    for like in range(case.count) if case.by_datum else (None,):
         for name, site in _run(case, case.vae, case.x, z, like=like)["model"].items():
             if not site.observed and moved(site.log_prob[:1].expand_as(site.log_prob), site.log_prob).any():
                 return None, f"the prior of {name!r} {differs}"
@@ -427,7 +426,7 @@ def _one_by_one(case: Case, runs: list[Run]) -> Found:
             continue
         if alone and all(_unlike(run, alone) is None for run in here):
             continue  # training gives what evaluation gives
-        if mode == MODES[1] and _noisy(case, next(run for run in here if len(run.x) == COUNT)):
+        if mode == MODES[1] and _noisy(case, next(run for run in here if len(run.x) == case.count)):
             continue
         alone = _scores_alone(case, here[-1])
         for run in here:
@@ -435,7 +434,7 @@ def _one_by_one(case: Case, runs: list[Run]) -> Found:
                 part, name, i = off
                 return False, (
                     f"the log-probability of one {case.what} at {name!r} of the {part} is "
-                    f"{alone[part, name][i].item():.6g} nats in a batch of {'few' if i >= COUNT else 1} and "
+                    f"{alone[part, name][i].item():.6g} nats in a batch of {'few' if i >= case.count else 1} and "
                     f"{run.found[part][name].log_prob[i].item():.6g} in a batch of {len(run.x)} ({mode})"
                 )
     return None
@@ -443,15 +442,15 @@ def _one_by_one(case: Case, runs: list[Run]) -> Found:
 
 def _scores_alone(case: Case, run: Run) -> Scores:
     """Log-probabilities of a run's data: of the first each alone, of the others in batches of a few."""
-    few = [slice(i, i + 1) for i in range(COUNT)]
-    few += [slice(start, start + COUNT) for start in range(COUNT, len(run.x), COUNT)]
+    few = [slice(i, i + 1) for i in range(case.count)]
+    few += [slice(start, start + case.count) for start in range(case.count, len(run.x), case.count)]
     found = [
         _run(
             case,
             run.vae,
             run.x[some],
             {name: values[some] for name, values in run.z.items()},
-            like=some.start if some.start < COUNT else None,
+            like=some.start if some.start < case.count else None,
         )
         for some in few
     ]
