@@ -15,7 +15,7 @@ SWEEPS := collapse rate-distortion independent-against-temporal anti-causal
 .venv-newest/installed: constraints-newest.txt
 .venv/installed .venv-oldest/installed .venv-newest/installed: pyproject.toml
 	$(PYTHON) -m venv $(@D)
-	$(@D)/bin/python -m pip install --quiet --constraint $(filter constraints%,$^) --editable '.[twin,sweep,hub,dev]'
+	$(@D)/bin/python -m pip install --quiet --constraint $(filter constraints%,$^) --editable '.[twin,sweep,hub,parquet,dev]'
 	touch $@
 
 demo: .venv/installed
@@ -31,11 +31,11 @@ test: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile --durations 30
 
 # The linter and the types are those of one version of the libraries.
 test-oldest test-newest: test-%: .venv-%/installed
-	OMP_NUM_THREADS=1 .venv-$*/bin/pytest -n 2
+	OMP_NUM_THREADS=1 .venv-$*/bin/pytest -n 2 --dist loadfile
 
 # The digits-sized forms of the paper's experiments, two seeds each, with their tables and figures.
 evidence: .venv/installed

@@ -125,7 +125,7 @@ WAYS = {
     ),
     ("owner of pictures", "before"): Way(
         (
-            "pyro-delta train --dataset folder --data-root pictures --steps {steps} --out runs/mine",
+            "pyro-delta train --dataset folder:pictures --steps {steps} --out runs/mine",
             "pyro-delta encode runs/mine train --out train.nc",
             "pyro-delta encode runs/mine test --out test.nc",
         ),
