@@ -75,10 +75,10 @@ import numpy as np, xarray
 from pathlib import Path
 from sklearn.linear_model import RidgeCV
 def table(split):
-    z = xarray.open_dataset(f"{split}.nc", group="posterior")["z_mean"].values.squeeze(0)
-    names = sorted(path.stem for path in Path("pictures", split).rglob("*.png"))
-    assert len(names) == len(z)
-    return z.reshape(len(z), -1), np.array([float(name.split("_")[1]) for name in names])
+    found = xarray.open_dataset(f"{split}.nc", group="posterior")
+    names = [Path(str(name)).stem for name in found["image"].values]
+    z = found["z"].values[0].mean(0).reshape(len(names), -1)
+    return z, np.array([float(name.split("_")[1]) for name in names])
 x, y = table("train")
 print(RidgeCV().fit(x, y).score(*table("test")))
 """
@@ -126,8 +126,8 @@ WAYS = {
     ("owner of pictures", "before"): Way(
         (
             "pyro-delta train --dataset folder:pictures --steps {steps} --out runs/mine",
-            "pyro-delta encode runs/mine train --out train.nc",
-            "pyro-delta encode runs/mine test --out test.nc",
+            "pyro-delta encode runs/mine pictures/train/all --out train.nc",
+            "pyro-delta encode runs/mine pictures/test/all --out test.nc",
         ),
         NAMES_BY_HAND,
         "a regression on latents",
