@@ -310,6 +310,7 @@ def test_parquet_is_written_where_it_can_be(run: Path, tmp_path: Path) -> None:
         (["inpaint", "run", "test", "--rows", "8", "--out", "a.png"], "leaves nothing to complete"),
         (["inpaint", "run", "test", "--rows", "2", "--mask", "grey.png", "--out", "a.png"], "contradict each other"),
         (["inpaint", "run", "test", "--mask", "grey.png", "--out", "a.png"], "the mask grey.png is (5, 6)"),
+        (["inpaint", "run", "test", "--mask", "clear.png", "--out", "a.png"], "save the mask in black and white"),
         (["inpaint", "run", "test", "--mask", "white.png", "--out", "a.png"], "leaves nothing to complete"),
         (["train-prior", "run", "--lr", "nan"], "--lr nan is not a learning rate"),
     ],
@@ -319,12 +320,13 @@ def test_bad_input(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, a
     Path("run").symlink_to(run)
     Image.fromarray(np.zeros((5, 6), np.uint8)).save("grey.png")
     Image.fromarray(np.full((8, 8), 255, np.uint8)).save("white.png")
+    Image.fromarray(np.zeros((8, 8, 4), np.uint8)).save("clear.png")
     code, out, err = call(*args)
     assert code == 2
     assert words in err
     assert err.count("\n") == 1
     assert out == ""
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["grey.png", "run", "white.png"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["clear.png", "grey.png", "run", "white.png"]
 
 
 PLAIN = """

@@ -36,6 +36,7 @@ from pyro_delta.inference.run import (
     in_terms_of,
     is_finished,
     load,
+    names_of_classes,
     note_configuration,
     read_config,
     read_info,
@@ -407,7 +408,9 @@ def _run(training: Training, folder: Path | None, show: Show, given: Data | None
         folder,
         given or training.data,
         tuple(lines),
-        DataRecord.model_validate({"folder": None, "splits": fingerprints(training.data)}),
+        DataRecord.model_validate(
+            {"folder": None, "splits": fingerprints(training.data), "classes": names_of_classes(training.data)}
+        ),
         int(training.state()["skipped"]),
         digest=None if folder is None else config_digest(folder),
     )

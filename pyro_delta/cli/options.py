@@ -263,8 +263,10 @@ def read_given(
     Raises:
         UserError: if there are none, they are not of the run's kind, or it takes more than a file holds.
     """
+    import torch
+
     from pyro_delta.call import required
-    from pyro_delta.data.condition import KEY, condition_of, in_words
+    from pyro_delta.data.condition import KEY, LABELS, condition_of, in_words
     from pyro_delta.data.splits import SPLITS, Split
     from pyro_delta.errors import UserError
 
@@ -278,14 +280,37 @@ def read_given(
     beside = getattr(run.spec, "beside", None)
     if beside is None and (more := required(run.vae.guide, 1) + required(run.vae.model.likelihood, 1)):
         raise UserError(f"the run's programs take {more[0]!r} beside x, which no file holds; name a split: test.")
-    conditioned = condition_of(run.spec)
-    if conditioned is not None and condition is None:
-        raise UserError(f"the run is conditioned on {in_words(conditioned)}, which {given} lacks; give --condition.")
     x, names = run.spec.open(Path(given), count)
-    extras = {} if beside is None else beside(x)
+    extras, labels = {} if beside is None else beside(x), _labels(run, names)
+    conditioned = condition_of(run.spec)
     if condition is not None:
         extras = {**extras, KEY: condition_given(run, condition, len(x))}
-    return Given(Split(x, extras=extras), names, None)
+    elif conditioned is not None:
+        if labels is None or run.config.data.options.get(KEY) != LABELS:
+            raise UserError(
+                f"the run is conditioned on {in_words(conditioned)}, which {given} lacks; give --condition."
+            )
+        place = torch.tensor([conditioned.classes.index(name) for name in run.classes or ()])
+        extras = {**extras, KEY: place[labels]}
+    return Given(Split(x, labels, extras), names, None if labels is None else run.classes)
+
+
+def _labels(run: Run, names: list[str]) -> Tensor | None:
+    """Classes (N,) of files, where each is in a folder that is called as one of the run's classes."""
+    import torch
+
+    from pyro_delta.data.folders import labels_in
+
+    labels = labels_in(names, run.classes or ())
+    if (without := labels.count(None)) == 0:
+        return torch.tensor(labels)
+    if without < len(labels):
+        click.echo(
+            f"pyro-delta: no labels, for {without} of {len(labels)} files, such as {names[labels.index(None)]}, are in "
+            "no folder of the name of a class of the run.",
+            err=True,
+        )
+    return None
 
 
 def check_out(out: Path, spec: Spec) -> None:

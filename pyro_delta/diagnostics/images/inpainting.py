@@ -100,7 +100,7 @@ def mask_of_picture(path: Path, spec: ImageSpec) -> Tensor:
     Raises:
         UserError: if the picture is of another size, or white all over.
     """
-    picture = read_pictures(path)[0][0]
+    picture = read_pictures(path, mend="save the mask in black and white, without transparency")[0][0]
     if picture.shape[1:] != (spec.height, spec.width):
         size, needed = tuple(picture.shape[1:]), (spec.height, spec.width)
         raise UserError(f"the mask {path} is {size}, the images are {needed}; bring it to their size.")
