@@ -843,6 +843,26 @@ def test_the_cache_serves_what_was_decoded_in_the_same_way(tmp_path: Path, monke
     assert Image.__version__ in decoding.DECODER
 
 
+@pytest.mark.parametrize("in_memory", [100, 2])
+def test_a_dry_run_leaves_nothing_beside_pictures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, in_memory: int
+) -> None:
+    """What it reads is what is read otherwise, in memory and from a file that is gone when it is read."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(folder, "IN_MEMORY", in_memory)
+    before = contents(fill(tmp_path / "pictures", shape=(8, 8)))
+    with cache.keeping_nothing():
+        data = load("folder:pictures")
+    args = [part if part != "digits" else "folder:pictures" for part in TINY]
+    code, out, err = call("train", *args, "--set", "training.batch=2", "--dry-run")
+    assert (code, "committed rate" in out) == (0, True), err
+    assert contents(tmp_path / "pictures") == before
+    assert [path.name for path in tmp_path.iterdir()] == ["pictures"]
+    assert torch.equal(load("folder:pictures").train.x[:], data.train.x[:])
+    assert (tmp_path / "pictures" / cache.NAME).is_dir()
+
+
 # ---------------------------------------------------------------- specs, and pictures for a run
 
 

@@ -18,6 +18,7 @@ from pyro_delta.data.tensors import Given
 from pyro_delta.errors import ALONE, UserError, in_a_line
 from pyro_delta.files import sweep_parts
 from pyro_delta.inference import manifest as manifests
+from pyro_delta.inference.optim import learning_rate
 from pyro_delta.inference.pyro_training import PyroTraining
 from pyro_delta.inference.recorder import Recorder, stopping
 from pyro_delta.inference.run import (
@@ -309,6 +310,9 @@ def _reread(
             f"{lost} line{'s' * (lost > 1)} of metrics, up to step {metrics[-1]['step']}, came after the checkpoint of "
             f"step {training.step}, and those steps are made again."
         )
+    was = state["config"]["training"]
+    if (was["steps"], was["minutes"]) != (config.training.steps, config.training.minutes):
+        training.notices.append(_rate_from_here(training, metrics))
     if other_data and info.data is not None and info.data.first_other(training.data) is not None:
         training.notices.append("The data are not those that the run began with.")
     return config, training, lock, info.preset
@@ -413,6 +417,19 @@ def _run(training: Training, folder: Path | None, show: Show, given: Data | None
         ),
         int(training.state()["skipped"]),
         digest=None if folder is None else config_digest(folder),
+    )
+
+
+def _rate_from_here(training: Training, metrics: list[dict[str, Any]]) -> str:
+    """What the learning rate does in a training that is made longer: it is of the part of the whole that is over."""
+    settings, step = training.config.training, training.step
+    final = settings.warmup if settings.steps is None else settings.steps - 1
+    now, last = learning_rate(settings, step, training.progress), learning_rate(settings, final, 1.0)
+    before = next((f", after {line['lr']:.3g}" for line in reversed(metrics) if line["step"] <= step), "")
+    length = f"{settings.minutes:g} minutes" if settings.steps is None else f"{settings.steps} steps"
+    return (
+        f"The learning rate follows the schedule of all {length} from here: {now:.3g} at step {step + 1}{before}, and "
+        f"{last:.3g} at the end."
     )
 
 
