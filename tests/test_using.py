@@ -30,6 +30,7 @@ from pyro_delta.diagnostics.drawing import decode
 from pyro_delta.diagnostics.images.inpainting import inpaint
 from pyro_delta.diagnostics.latents import save
 from pyro_delta.diagnostics.posterior import interpolate, posterior_data
+from pyro_delta.diagnostics.trace import decoder, evaluating, prior
 from pyro_delta.distributions import GaussianAR1
 from pyro_delta.errors import UserError
 from pyro_delta.vae import VAE
@@ -110,6 +111,20 @@ def test_completions_have_the_exact_conditional_frequencies(vae: VAE, keep: list
     assert 1 <= done.effective_sample_size <= 4000
     naive = torch.where(agrees, torch.ones(16), 0) / agrees.sum()
     assert (exact - naive).abs().max() > 0.1, "the case would pass with any weights"
+
+
+def test_behind_kept_rows_all_is_drawn_given_z(vae: VAE) -> None:
+    """Of one particle, completions have the frequencies of the decoder given its z and the kept row."""
+    image, keep_hw = torch.tensor([[[0, 1], [0, 0]]]), torch.tensor([[True, True], [False, False]])
+    done = inpaint(vae, image, keep_hw, particles=1, completions=4000)
+    with evaluating(vae, 0):  # the noise of the one z
+        z = prior(vae, 1).sample()
+        images = torch.tensor([[[[0, 1], [a, b]]] for a, b in product((0, 1), repeat=2)])
+        exact = torch.softmax(decoder(vae, z.expand(4, -1, -1)).log_prob(images), 0)
+    codes = done.images[:, 0, 1] @ torch.tensor([2, 1])
+    assert (torch.bincount(codes, minlength=4) / 4000 - exact).abs().max() < 0.03
+    assert (done.images[:, 0, 0] == image[0, 0]).all()
+    assert done.effective_sample_size == 1
 
 
 def test_weights_matter(vae: VAE) -> None:
@@ -212,6 +227,7 @@ def test_inpainting_keeps_and_reports(run: Path, tmp_path: Path) -> None:
     out = call("inpaint", run, "test", "--num", 1, "--particles", 8, "--out", tmp_path / "a.png", "--json")[1]
     (size,) = json.loads(out)["effective_sample_size"].values()
     assert 1 <= size <= 8
+    assert (json.loads(out)["warning"] is None) == (size >= 2)
     few = (
         "For 1 of 1 images fewer than 2 particles count"
         in call("inpaint", run, "test", "--num", 1, "--particles", 8, "--out", tmp_path / "a.png")[1]
