@@ -22,6 +22,7 @@ from pyro_delta.build import build
 from pyro_delta.config import load_preset
 from pyro_delta.data import Split
 from pyro_delta.data import load as load_data
+from pyro_delta.data.captions import describe, shown
 from pyro_delta.data.condition import Condition
 from pyro_delta.data.images import ImageSpec
 from pyro_delta.data.images.pictures import HIDDEN
@@ -207,20 +208,52 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("args", "size"),
+    ("args", "size", "caption"),
     [
-        (["reconstruct", "test", "--num", 3, "--decodings", 2], (3 * 66 + 2, 3 * 66 + 2)),
-        (["interpolate", "validation", "--pairs", 2, "--steps", 3], (5 * 66 + 2, 2 * 66 + 2)),
-        (["inpaint", "test", "--num", 2, "--particles", 4, "--completions", 3], (2 * 66 + 2, 5 * 66 + 2)),
+        (["sample", "--num", 5], (3 * 66 + 2, 2 * 66 + 2), "5 samples, 3 to a row."),
+        (["sample", "--num", 2, "--same-z", 3], (2 * 66 + 2, 3 * 66 + 2), "Each column: 3 decodings of one z."),
+        (
+            ["reconstruct", "test", "--num", 3, "--decodings", 2],
+            (3 * 66 + 2, 3 * 66 + 2),
+            "Each column: a datum of test, and below it 2 decodings of one sample of its latents.",
+        ),
+        (
+            ["interpolate", "validation", "--pairs", 2, "--steps", 3],
+            (5 * 66 + 2, 2 * 66 + 2),
+            "Each row: two data of validation, first and last, and between them 3 decodings along the way from the "
+            "latents of one to those of the other.",
+        ),
+        (
+            ["inpaint", "test", "--num", 2, "--particles", 4, "--completions", 3],
+            (2 * 66 + 2, 5 * 66 + 2),
+            "Each column: an image of test, what is kept of it beside magenta, and 3 completions.",
+        ),
     ],
 )
-def test_pictures(run: Path, tmp_path: Path, args: list, size: tuple[int, int]) -> None:
+def test_pictures(run: Path, tmp_path: Path, args: list, size: tuple[int, int], caption: str) -> None:
+    """Their size, and what they show, in words on stdout and in the file."""
     command, *rest = args
     code, out, err = call(command, run, *rest, "--out", tmp_path / "a.png")
     assert code == 0, err
     assert "a.png" in out
     with Image.open(tmp_path / "a.png") as picture:
         assert picture.size == size
+        assert picture.info["Description"] == caption
+    assert caption in out.splitlines()
+
+
+def test_captions_are_for_pictures_that_were_written(tmp_path: Path) -> None:
+    """Of text there is none, and a picture beside it is left alone; what else a picture says stays."""
+    tokens, x = TokenSpec(3, 4), torch.zeros(2, 3, dtype=torch.uint8)
+    Image.new("L", (2, 2), 7).save(tmp_path / "a.png", dpi=(80, 80))
+    before = (tmp_path / "a.png").read_bytes()
+    assert shown(tokens, x, tmp_path / "a.txt", 2, "two") is None
+    assert (tmp_path / "a.png").read_bytes() == before
+    describe(tmp_path / "a.png", "δ")
+    with Image.open(tmp_path / "a.png") as picture:
+        assert picture.text == {"Description": "δ"}
+        assert picture.info["dpi"] == pytest.approx((80, 80), abs=0.1)
+        assert np.asarray(picture).tolist() == [[7, 7], [7, 7]]
 
 
 def test_inpainting_keeps_and_reports(run: Path, tmp_path: Path) -> None:

@@ -125,6 +125,7 @@ def completed(
     """
     import torch
 
+    from pyro_delta.data.captions import describe
     from pyro_delta.data.condition import KEY
     from pyro_delta.data.series.files import save_csv
     from pyro_delta.data.series.picture import save_bands
@@ -145,15 +146,30 @@ def completed(
     titles = [f"{name.rpartition('/')[2]}/{draw}" for name in names for draw in range(draws)]
     save_csv(spec, torch.cat([one.series for one in done]), out, titles)
     drawn = [one.series.double().numpy() for one in done]
-    save_bands(spec, drawn, x, kept, unseen, BAND, out.with_suffix(".png"))
+    picture = out.with_suffix(".png")
+    save_bands(spec, drawn, x, kept, unseen, BAND, picture)
+    caption = (
+        f"Each row a series, each column a variable: median and band of {BAND[1] - BAND[0]:.0%} of {draws} "
+        "completions; dots are kept numbers, crosses hidden ones."
+    )
+    describe(picture, caption)
     sizes = [one.effective_sample_size for one in done]
     alike = "their completions are alike, and far from draws given what is kept: take more --particles."
     warning = too_few(sizes, "series", alike)
     if as_json:
-        facts = {"file": str(out), "warning": warning, "draws": draws, "particles": particles, "seed": seed, **judged}
+        facts = {
+            "file": str(out),
+            "caption": caption,
+            "warning": warning,
+            "draws": draws,
+            "particles": particles,
+            "seed": seed,
+            **judged,
+        }
         print_json({**facts, "effective_sample_size": dict(zip(names, sizes)), **loaded.facts})
         return
     click.echo(f"{out}: effective sample size of {particles}: " + ", ".join(f"{size:.1f}" for size in sizes))
+    click.echo(f"{picture}: {caption}")
     if judged["hidden"]:
         click.echo(
             f"{judged['hidden']} numbers that are known, in scales of their variables: error {judged['rmse']:.4f} "

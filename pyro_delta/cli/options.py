@@ -340,6 +340,13 @@ def check_writable(out: Path) -> None:
         raise UserError(f"cannot write {out}; give a path that can be written.")
 
 
+def print_shown(out: Path, caption: str | None) -> None:
+    """Says which file was written and, if it is a picture, what it shows."""
+    click.echo(str(out))
+    if caption is not None:
+        click.echo(caption)
+
+
 def print_json(numbers: dict[str, Any]) -> None:
     """Prints numbers on a line; one that is not finite becomes null, which every reader of JSON knows."""
     click.echo(json.dumps(finite(numbers), ensure_ascii=False))

@@ -84,8 +84,9 @@ def inpaint(
                 "have diverged; train it again at a lower training.lr."
             )
         chosen = torch.multinomial(weight, completions, replacement=True)
-        of_chosen = {name: values[chosen] for name, values in given.items()}
-        drawn = decoder(vae, z[chosen], of_chosen).sample(keep=(x[chosen], before_hw))
+        of_chosen = decoder(vae, z[chosen], {name: values[chosen] for name, values in given.items()})
+        assert isinstance(of_chosen, AutoregressiveImage)
+        drawn = of_chosen.sample(keep=(x[chosen], before_hw))
         return Completions(drawn.cpu(), 1 / weight.square().sum().item())
 
 
