@@ -47,8 +47,17 @@ device_option = click.option(
 
 
 def _completed(choices: Callable[[click.Context, str], Iterable[str]]) -> Callable[..., list[str]]:
-    """What a shell offers for what was typed so far."""
-    return lambda ctx, parameter, typed: [choice for choice in choices(ctx, typed) if choice.startswith(typed)]
+    """What a shell offers for what was typed so far; nothing where that is wrong already."""
+
+    def offered(ctx: click.Context, parameter: click.Parameter, typed: str) -> list[str]:
+        from pyro_delta.errors import UserError
+
+        try:
+            return [choice for choice in choices(ctx, typed) if choice.startswith(typed)]
+        except UserError:
+            return []
+
+    return offered
 
 
 def _programs(kind: str) -> Callable[..., list[str]]:
@@ -67,20 +76,31 @@ def _presets(ctx: click.Context, typed: str) -> Iterable[str]:
 
 
 def _settings(ctx: click.Context, typed: str) -> Iterable[str]:
-    """Sections; then the settings of one, those of a program as it is named before."""
+    """Sections; then the settings of one, those of a program as what stands before says which it is."""
     from pyro_delta.config import DEFAULT_PROGRAMS, Config
-    from pyro_delta.programs import data_name, option_names
+    from pyro_delta.programs import option_names
 
     section, dot, _ = typed.partition(".")
     if not dot:
         return (f"{name}." for name in Config.model_fields)
     names: Iterable[str] = ()
     if section in DEFAULT_PROGRAMS:
-        named = ctx.params.get("dataset" if section == "data" else section) or DEFAULT_PROGRAMS[section]
-        names = ("program", *option_names(section, data_name(named)[0]))
+        names = ("program", *option_names(section, _program_before(ctx, section)))
     elif section in Config.model_fields:
         names = Config.model_fields[section].annotation.model_fields  # type: ignore[union-attr]
     return (f"{section}.{name}=" for name in names)
+
+
+def _program_before(ctx: click.Context, kind: str) -> str:
+    """The program of a kind by what was typed: by its option or setting, or else the preset, or that of the data."""
+    from pyro_delta.config import DEFAULT_PROGRAMS, preset_of_data, program_in_preset
+    from pyro_delta.programs import data_name
+
+    typed = dict(pair.partition("=")[::2] for pair in ctx.params.get("pairs") or ())
+    data = ctx.params.get("dataset") or typed.get("data.program")
+    named = data if kind == "data" else ctx.params.get(kind) or typed.get(f"{kind}.program")
+    preset = ctx.params.get("preset") or preset_of_data(data or DEFAULT_PROGRAMS["data"])
+    return data_name(named or program_in_preset(kind, preset))[0]
 
 
 new_root_option = click.option("--data-root", metavar="DIR", help="Where data sets live (default: data).")
