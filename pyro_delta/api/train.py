@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 
 from pyro_delta import config as configuration
 from pyro_delta import ranks
+from pyro_delta.api.notebook import following
 from pyro_delta.build import build, load_data
 from pyro_delta.config import Config, DataConfig
 from pyro_delta.data.named import data_of
@@ -63,7 +65,7 @@ def train(
     preset: str | None = None,
     out: str | Path | None = None,
     device: str = "auto",
-    show: Show = lambda line: None,
+    show: Show | None = None,
 ) -> Run:
     """Trains a δ-VAE, as `pyro-delta train` does.
 
@@ -77,7 +79,8 @@ def train(
         preset: by name; by default the one that the data ask for.
         out: a new folder for the run; None to keep nothing on disk.
         device: auto, cpu or cuda.
-        show: called with each line of metrics.
+        show: called with each line of metrics; by default a line in a notebook says how training comes along, and
+            elsewhere nothing does.
 
     Returns:
         The run, with its best averaged weights on the validation split, as `load` gives it; the last ones where
@@ -116,7 +119,7 @@ def resume(
     *,
     data: str | Path | Data | None = None,
     device: str = "auto",
-    show: Show = lambda line: None,
+    show: Show | None = None,
     trust: bool = False,
     other_data: bool = False,
 ) -> Run:
@@ -127,7 +130,8 @@ def resume(
         settings: training.steps or training.minutes to extend it, data.root if the data have moved.
         data: again, or their name, if the run was given data rather than their name.
         device: auto, cpu or cuda.
-        show: called with each line of metrics.
+        show: called with each line of metrics; by default a line in a notebook says how training comes along, and
+            elsewhere nothing does.
         trust: as for `load`.
         other_data: whether the data may be others than the run began with.
 
@@ -150,7 +154,7 @@ def train_control(
     *,
     out: str | Path | None = None,
     device: str = "auto",
-    show: Show = lambda line: None,
+    show: Show | None = None,
 ) -> Run:
     """Trains the same decoder without latents: the control for `check(run, control=…)`.
 
@@ -160,7 +164,8 @@ def train_control(
         run: with latents, or its folder.
         out: a new folder; by default that of the run, with `-control` behind it; none if the run has none.
         device: auto, cpu or cuda.
-        show: called with each line of metrics.
+        show: called with each line of metrics; by default a line in a notebook says how training comes along, and
+            elsewhere nothing does.
 
     Raises:
         UserError: if its likelihood has no option `use_latents`, or as `train`.
@@ -380,20 +385,21 @@ def carry_out(training: Training, folder: Path, show: Show, *, resumed: bool) ->
     return {} if recorder is None else recorder.summary()
 
 
-def _run(training: Training, folder: Path | None, show: Show, given: Data | None, *, resumed: bool) -> Run:
+def _run(training: Training, folder: Path | None, show: Show | None, given: Data | None, *, resumed: bool) -> Run:
     lines: list[dict[str, Any]] = []
     try:
-        if folder is None:
+        with following(training) if show is None else nullcontext(show) as told:
+            if folder is None:
 
-            def log(line: dict[str, Any]) -> None:
-                lines.append(line)
-                if ranks.first():
-                    show(line)
+                def log(line: dict[str, Any]) -> None:
+                    lines.append(line)
+                    if ranks.first():
+                        told(line)
 
-            training.log = log
-            training.run()
-        else:
-            carry_out(training, folder, show, resumed=resumed)
+                training.log = log
+                training.run()
+            else:
+                carry_out(training, folder, told, resumed=resumed)
     except ValueError as error:
         if ALONE not in str(error):
             raise
