@@ -656,6 +656,9 @@ def test_without_splits_some_are_for_test(tmp_path: Path, caplog: pytest.LogCapt
     (flat / "0.png").unlink()
     with pytest.raises(UserError, match=r"flat holds 2 images; training, validation and test take one each"):
         load(f"folder:{flat}")
+    (flat / "1.png").unlink()
+    with pytest.raises(UserError, match=r"flat holds 1 image; training"):
+        load(f"folder:{flat}")
 
 
 # what is done to a folder with train, val and test of two classes, and what is said
