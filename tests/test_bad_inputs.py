@@ -270,7 +270,7 @@ BAD: dict[str, tuple[list[str], str, Prepare]] = {
         nothing,
     ),
     "no data folder": (FOLDER, "there is no data folder images", nothing),
-    "one image": (FOLDER, "to be divided there is 1; add data", one_image),
+    "one image": (FOLDER, "1 is left to divide; add data", one_image),
     "empty data folder": (FOLDER, "holds no images", empty_folder),
     "damaged image": (FOLDER, "1.png is not a readable image", damaged_image),
     "mixed sizes": (FOLDER, "bring all images to one size", odd_images(9, "L")),

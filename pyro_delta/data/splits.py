@@ -211,8 +211,8 @@ def hold_out(split: Split, count: int, seed: int) -> tuple[Split, Split]:
     """
     if len(split) < 2:
         raise UserError(
-            "too few data for training, validation and test, which take one each at least: to be divided there "
-            f"{'is' if len(split) == 1 else 'are'} {len(split)}; add data."
+            "too few data for training, validation and test, which take one each at least: "
+            f"{len(split)} {'is' if len(split) == 1 else 'are'} left to divide; add data."
         )
     if not 1 <= count < len(split):
         raise UserError(
