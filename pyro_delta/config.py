@@ -214,6 +214,24 @@ def load_preset(name: str, settings: Sequence[tuple[str, Any]] = ()) -> Config:
     return overlaid(tomllib.loads(preset_text(name)), settings)
 
 
+def preset_of_data(name: str) -> str:
+    """The preset that data of a name ask for.
+
+    Raises:
+        UserError: if there are no such data.
+    """
+    return str(getattr(programs.find("data", programs.data_name(name)[0]), "preset", "default"))
+
+
+def program_in_preset(kind: str, preset: str) -> str:
+    """The program of a kind that a shipped preset names, or else the default.
+
+    Raises:
+        UserError: if there is no such preset.
+    """
+    return str(tomllib.loads(preset_text(preset)).get(kind, {}).get("program", DEFAULT_PROGRAMS[kind]))
+
+
 def choose(settings: Sequence[tuple[str, Any]], preset: str | None = None) -> tuple[Config, str]:
     """A preset with settings laid over it, and its name; without one, the preset that the data ask for.
 
@@ -221,8 +239,7 @@ def choose(settings: Sequence[tuple[str, Any]], preset: str | None = None) -> tu
         UserError: as `load_preset`, or if there are no such data.
     """
     if preset is None:
-        name, _ = programs.data_name(str(dict(settings).get("data.program", DEFAULT_PROGRAMS["data"])))
-        preset = getattr(programs.find("data", name), "preset", "default")
+        preset = preset_of_data(str(dict(settings).get("data.program", DEFAULT_PROGRAMS["data"])))
     return load_preset(preset, settings), preset
 
 

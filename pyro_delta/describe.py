@@ -72,8 +72,8 @@ def kind_of(program: Callable[..., Any]) -> str:
 
 
 def about(program: Callable[..., Any]) -> str:
-    """What a program says of itself, before its arguments and whatever comes with them."""
-    text = inspect.getdoc(program) or ""
+    """What a program says of itself, not what it is derived from, before its arguments and what comes with them."""
+    text = inspect.cleandoc(program.__doc__ or "")
     return re.split(r"\n\s*\n?(?:Args|Attributes|Raises|References|Returns):\n", f"\n{text}")[0].strip()
 
 

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -124,6 +125,34 @@ def test_without_a_folder_nothing_is_kept(digits: Run, tmp_path: Path, monkeypat
     assert torch.equal(weights(run), weights(digits))
     assert pyro_delta.evaluate(run) == pyro_delta.evaluate(digits)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_notebook_shows_one_line(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    """In a kernel alone (of which a stand-in has what is asked for), and not where lines are shown otherwise."""
+    shown: list[str] = []
+
+    def display(data: dict[str, str], *, raw: bool, display_id: bool = False) -> Any:
+        assert raw
+        assert data["text/html"].startswith('<progress value="')
+        shown.append(data["text/plain"])
+        return SimpleNamespace(update=display) if display_id else None
+
+    shell = SimpleNamespace()
+    monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=lambda: shell))
+    monkeypatch.setitem(sys.modules, "IPython.display", SimpleNamespace(display=display))
+    train("digits")
+    assert shown == []  # IPython on a terminal
+    shell.kernel = "of a notebook"
+    lines: list[dict[str, Any]] = []
+    train("digits", show=lines.append)
+    assert shown == []
+    train("digits")
+    assert len(shown) == 1 + len(lines)
+    assert shown[0] == "starting"
+    last = {line["split"]: f"{line['split']} {line['neg_elbo_bpd']:.4g} bits/dim" for line in lines}
+    assert shown[-1].split(" · ")[:3] == ["step 4", last["train"], last["validation"]]
+    assert [line.endswith(" left") for line in shown] == [0 < step < 4 for step in (0, *(x["step"] for x in lines))]
+    assert capfd.readouterr() == ("", "")
 
 
 def test_nothing_said_is_the_digits() -> None:

@@ -226,7 +226,7 @@ BAD: dict[str, tuple[list[str], str, Prepare]] = {
     "no such preset": (["train", "--preset", "cifar10-smal"], "did you mean 'cifar10-small'?", nothing),
     "no such elbo": (training("--elbo", "renyi"), "'renyi' is not one of 'trace', 'mean_field'", nothing),
     "no such device": (training("--device", "gpu"), "'gpu' is not one of", nothing),
-    "no such kind": (["list", "guide"], "did you mean 'guides'?", nothing),
+    "no such kind": (["list", "guids"], "did you mean 'guides'?", nothing),
     "no such split": (["check", "run", "--split", "tst"], "'tst' is not one of", a_run),
     "typo in --set": (setting("training.lrr=1"), "did you mean 'training.lr'?", nothing),
     "--set without value": (training("--set", "training.lr"), "not of the form key=value", nothing),
@@ -270,7 +270,7 @@ BAD: dict[str, tuple[list[str], str, Prepare]] = {
         nothing,
     ),
     "no data folder": (FOLDER, "there is no data folder images", nothing),
-    "one image": (FOLDER, "1 training datum cannot be divided", one_image),
+    "one image": (FOLDER, "1 is left to divide; add data", one_image),
     "empty data folder": (FOLDER, "holds no images", empty_folder),
     "damaged image": (FOLDER, "1.png is not a readable image", damaged_image),
     "mixed sizes": (FOLDER, "bring all images to one size", odd_images(9, "L")),
@@ -663,13 +663,13 @@ doctor os:getcwd --particles 0 => '--particles': 0 is not in the range
 list everything => unknown name 'everything'
 list trainig => unknown name 'trainig'; did you mean 'training'?
 list nowhere.py:Prior => nowhere.py
-list settings training => unexpected extra argument (training)
+list datasets training => what 'training' is of 'datasets' is not clear; give one name
 train --config => requires an argument
 train --config nowhere.toml => cannot read nowhere.toml
 train --config empty => cannot read empty
 train --config text => cannot read text
 train --config file => file is not TOML
-list guides priors => unexpected extra argument (priors)
+list guides priors => what 'priors' is of 'guides' is not clear
 """
 MADE = {"file", "empty", "run", "text"}
 """Of a row, what is there when it is named: a file, an empty folder, a run, and one of another kind of data."""

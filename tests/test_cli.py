@@ -3,7 +3,9 @@
 import contextlib
 import io
 import json
+import math
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -265,7 +267,16 @@ def test_resume_extends_a_run(trained: Path, tmp_path: Path) -> None:
     assert [line["step"] for line in lines if line["split"] == "train"] == [5, 10, 15, 20, 25, 30]
     assert lines[-1]["split"] == "validation"
     assert lines[-1]["step"] == 30
-    assert json.loads((folder / "config.json").read_text())["training"]["steps"] == 30
+    settings = json.loads((folder / "config.json").read_text())["training"]
+    assert settings["steps"] == 30
+    rate = re.search(
+        r"the schedule of all 30 steps from here: (\S+) at step 21, after (\S+), and (\S+) at the end", err
+    )
+    left = settings["final"] + (1 - settings["final"]) * math.cos(math.pi * 20 / 30 / 2) ** 2
+    warm = [min(1, step / (settings["warmup"] + 1)) for step in (21, 30)]
+    before = next(line["lr"] for line in lines if line["step"] == 20)
+    expected = settings["lr"] * left * warm[0], before, settings["lr"] * settings["final"] * warm[1]
+    assert [*map(float, rate.groups())] == pytest.approx(expected, rel=5e-3)
     assert scalars_of(folder)["train/rate_nats_mean"] == [5, 10, 15, 20, 25, 30]
 
 

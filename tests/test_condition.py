@@ -648,6 +648,9 @@ def test_a_conditional_run_from_train_to_inpaint(run: Path, tmp_path: Path) -> N
         assert "lacks; give --condition" in out
         out = invoke(command, run, "test", "--condition", "dogs", *options, code=2)
         assert "data of the split test have their own conditions; leave out --condition dogs" in out
+    invoke("encode", run, run.parent / "data" / "test", "--out", tmp_path / "z.npz")  # folders say the classes
+    arrays = np.load(tmp_path / "z.npz")
+    assert arrays["condition"].tolist() == arrays["label"].tolist() == ["cats"] * 8 + ["dogs"] * 8
     assert "unknown condition 'cat'; did you mean 'cats'" in invoke("sample", run, "--condition", "cat", *one, code=2)
 
 

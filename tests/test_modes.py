@@ -6,6 +6,7 @@ import numpy as np
 import pyro.distributions as dist
 import pytest
 import torch
+from PIL import Image
 from test_cli import call
 from torch import Tensor
 from torch.distributions import Distribution, kl_divergence
@@ -104,7 +105,8 @@ def test_command(tmp_path) -> None:
     )
     assert code == 0, err
     assert "tells ideally" in out
-    assert figure.read_bytes().startswith(b"\x89PNG")
+    with Image.open(figure) as picture:
+        assert f"{figure}: {picture.info['Description']}" in out
     code, _, err = call("delta", "--length", "5000", "--dims", "2", "--alpha", "0.5", "--modes")
     assert code == 2
     assert err == "pyro-delta: the modes of 5000 steps take minutes; give at most 4096 steps.\n"

@@ -258,8 +258,8 @@ MISTAKES: dict[str, tuple[Any, dict[str, Any], str]] = {
     "complex numbers": (X.to(torch.complex64), {}, r"data are complex numbers; give real ones"),
     "no data": (torch.zeros(0, 3), {}, r"train holds no data; give some"),
     "no whole numbers": (torch.zeros(0, 3, dtype=torch.int64), {}, r"train holds no data; give some"),
-    "one datum": (X[:1], {}, r"1 training datum cannot be divided"),
-    "two data": (X[:2], {}, r"1 training datum cannot be divided"),
+    "one datum": (X[:1], {}, r"too few data for training, .*: 1 is left to divide; add data"),
+    "two data": (X[:2], {}, r"too few data for training, .*: 1 is left to divide; add data"),
     "an empty datum": (torch.zeros(N, 0), {}, r"data of shape \(0,\) hold nothing"),
     "nan": (
         X.clone().fill_(torch.nan),

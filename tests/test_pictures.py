@@ -5,6 +5,7 @@ import itertools
 import json
 import logging
 import os
+import shutil
 import struct
 import zlib
 from collections.abc import Callable
@@ -141,6 +142,29 @@ def png_of_16_bits(file: Path, values: np.ndarray, transparent: np.ndarray | Non
     file.write_bytes(b"\x89PNG\r\n\x1a\n" + head + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b""))
 
 
+def white_is_0(file: Path, values: np.ndarray, bits: int) -> None:
+    """A TIFF of one strip whose 0 is white, as some scanners write it."""
+    real, data = values.dtype.kind == "f", values.tobytes() if bits > 1 else np.packbits(values, axis=1).tobytes()
+    data += bytes(len(data) % 2)
+    tags = {256: W, 257: H, 258: bits, 259: 1, 262: 0, 273: 8, 277: 1, 278: H, 279: len(data), 339: 3 if real else 1}
+    entries = b"".join(struct.pack("<HHIHH", tag, 3, 1, value, 0) for tag, value in tags.items())
+    head = struct.pack("<2sHI", b"II", 42, 8 + len(data))
+    file.write_bytes(head + data + struct.pack("<H", len(tags)) + entries + bytes(4))
+
+
+def with_gamma(file: Path, pixels: np.ndarray, gamma: float, srgb: bool = False) -> None:
+    """A PNG that says a gamma behind its head, and maybe that it is in sRGB."""
+    save(file, pixels)
+    content, parts = file.read_bytes(), [b"gAMA" + struct.pack(">I", round(gamma * 1e5)), *[b"sRGB\0"] * srgb]
+    chunks = (struct.pack(">I", len(part) - 4) + part + struct.pack(">I", zlib.crc32(part)) for part in parts)
+    file.write_bytes(content[:33] + b"".join(chunks) + content[33:])
+
+
+def of_gamma(pixels: np.ndarray, gamma: float) -> np.ndarray:
+    """As a screen of the exponent 2.2 shows it."""
+    return 255 * (pixels / 255) ** (1 / (2.2 * gamma))
+
+
 def of_frames(file: Path, count: int = 3, **options: Any) -> None:
     first, *others = (Image.fromarray(noise(H, W, seed=seed)) for seed in range(10, 10 + count))
     first.save(file, save_all=True, append_images=others, **options)
@@ -257,6 +281,39 @@ CONVERTED: dict[str, tuple[str, Callable[[Path], object], dict[str, Any], np.nda
         np.dstack([COLOUR, np.where((COLOUR[1, 1] == COLOUR).all(-1), 0, 255)]),
         0,
     ),
+    "white is 0, 1 bit": ("tif", lambda f: white_is_0(f, GREY > 99, 1), {}, (GREY[..., None] <= 99) * 255, 0),
+    "white is 0, 8 bits": ("tif", lambda f: white_is_0(f, GREY, 8), {}, 255 - GREY[..., None], 0),
+    "white is 0, 16 bits": (
+        "tif",
+        lambda f: white_is_0(f, DEEP, 16),
+        {"scale": (0, 65535)},
+        255 - np.rint(DEEP / 257)[..., None],
+        0,
+    ),
+    "white is 0, real numbers": (
+        "tif",
+        lambda f: white_is_0(f, REAL, 32),
+        {"scale": (0, 1)},
+        255 - np.rint(REAL * 255)[..., None],
+        0,
+    ),
+    "gamma of light": ("png", lambda f: with_gamma(f, COLOUR, 1.0), {}, of_gamma(COLOUR, 1), 0.5),
+    "gamma of light, in 16 bits": (
+        "png",
+        lambda f: with_gamma(f, DEEP, 1.0),
+        {"scale": (0, 65535)},
+        of_gamma(np.rint(DEEP / 257), 1)[..., None],
+        0.5,
+    ),
+    "gamma beside alpha": (
+        "png",
+        lambda f: with_gamma(f, SEE, 1 / 1.8),
+        {"mode": "rgba"},
+        np.dstack([of_gamma(SEE[..., :3], 1 / 1.8), SEE[..., 3]]),
+        0.5,
+    ),
+    "gamma beside sRGB": ("png", lambda f: with_gamma(f, GREY, 1.0, srgb=True), {}, GREY[..., None], 0),
+    "gamma of sRGB": ("png", lambda f: with_gamma(f, GREY, 0.45455), {}, GREY[..., None], 0),
     "8 bits beside a scale": ("png", lambda f: save(f, GREY), {"scale": (0, 65535)}, GREY[..., None], 0),
     "the first frame": (
         "gif",
@@ -411,7 +468,8 @@ REFUSED: dict[str, tuple[Write, list[str], str]] = {
     ),
     "real numbers": (lambda f: save(f / "z.tif", REAL), [], "z.tif has mode F, with values from 0"),
     "beyond the scale": (lambda f: save(f / "z.tif", REAL), ["scale=[0,0.5]"], "outside of data.scale=[0, 0.5]; widen"),
-    "NaN": (lambda f: save(f / "z.tif", np.where(REAL > 0.5, np.nan, REAL)), ["scale=[0,1]"], "values from nan"),
+    "NaN": (lambda f: save(f / "z.tif", np.where(REAL > 0.5, np.nan, REAL)), ["scale=[0,1]"], "z.tif has NaN or"),
+    "infinity": (lambda f: save(f / "z.tif", np.where(REAL > 0.5, np.inf, REAL)), [], "z.tif has NaN or infinity in"),
     "an animation": (
         lambda f: of_frames(f / "z.gif"),
         ["mode=grey"],
@@ -597,6 +655,9 @@ def test_without_splits_some_are_for_test(tmp_path: Path, caplog: pytest.LogCapt
     assert [len(getattr(load(f"folder:{flat}"), part)) for part in PARTS] == [1, 1, 1]
     (flat / "0.png").unlink()
     with pytest.raises(UserError, match=r"flat holds 2 images; training, validation and test take one each"):
+        load(f"folder:{flat}")
+    (flat / "1.png").unlink()
+    with pytest.raises(UserError, match=r"flat holds 1 image; training"):
         load(f"folder:{flat}")
 
 
@@ -785,6 +846,26 @@ def test_the_cache_serves_what_was_decoded_in_the_same_way(tmp_path: Path, monke
     assert Image.__version__ in decoding.DECODER
 
 
+@pytest.mark.parametrize("in_memory", [100, 2])
+def test_a_dry_run_leaves_nothing_beside_pictures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, in_memory: int
+) -> None:
+    """What it reads is what is read otherwise, in memory and from a file that is gone when it is read."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(folder, "IN_MEMORY", in_memory)
+    before = contents(fill(tmp_path / "pictures", shape=(8, 8)))
+    with cache.keeping_nothing():
+        data = load("folder:pictures")
+    args = [part if part != "digits" else "folder:pictures" for part in TINY]
+    code, out, err = call("train", *args, "--set", "training.batch=2", "--dry-run")
+    assert (code, "committed rate" in out) == (0, True), err
+    assert contents(tmp_path / "pictures") == before
+    assert [path.name for path in tmp_path.iterdir()] == ["pictures"]
+    assert torch.equal(load("folder:pictures").train.x[:], data.train.x[:])
+    assert (tmp_path / "pictures" / cache.NAME).is_dir()
+
+
 # ---------------------------------------------------------------- specs, and pictures for a run
 
 
@@ -853,6 +934,15 @@ def test_from_pictures_to_latents_with_the_names_of_files(
     assert line in err
     assert call("encode", "run", "pictures/test/dog/3.png", "--out", "one.csv")[0] == 0
     table, one = pandas.read_csv("z.csv", index_col="datum"), pandas.read_csv("one.csv", index_col="datum")
+    assert call("encode", "run", "pictures/test", "--out", "again.csv")[0] == 0
+    again = pandas.read_csv("again.csv", index_col="datum")
+    assert [*again.index] == [f"{label}/{i}.png" for label in ("cat", "dog") for i in range(6)]
+    assert again["label"].tolist() == ["cat"] * 6 + ["dog"] * 6
+    save(Path("pictures/test/bird/0.png"), noise(20, 30, 4))
+    code, _, err = call("encode", "run", "pictures/test", "--out", "birds.csv")
+    assert "no labels, for 1 of 13 files, such as bird/0.png" in err
+    assert "label" not in pandas.read_csv("birds.csv")
+    shutil.rmtree("pictures/test/bird")
     assert sorted(table.index) == [f"test/{label}/{i}.png" for label in ("cat", "dog") for i in range(6)]
     assert [name.split("/")[1] for name in table.index] == table["label"].tolist()
     np.testing.assert_allclose(

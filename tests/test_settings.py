@@ -79,6 +79,8 @@ def test_what_a_name_is() -> None:
     ]
     assert "training.guide_lr" in call("list", "settings")[1]
     assert "auxiliary.hidden" not in call("list", "training")[1]
+    assert call("list", "settings", "training") == call("list", "training")
+    assert "pyro-delta list priors" in call("list", "prior")[1]
     assert call("list", "contuor")[::2] == (2, "pyro-delta: unknown name 'contuor'; did you mean 'contour'?\n")
 
 
@@ -87,7 +89,9 @@ def test_a_program_of_ones_own_is_listed(tmp_path: Path) -> None:
         'import torch\n\n\nclass Mine(torch.nn.Module):\n    """Mine.\n\n    Args:\n        spec: of the data.\n'
         '        width: how wide it is.\n    """\n\n    def __init__(self, spec, *, width: int = 3):\n'
         "        super().__init__()\n\n    def forward(self):\n        return None\n"
+        "\n\nclass Silent(Mine):\n    pass\n"
     )
+    assert call("list", f"{tmp_path / 'mine.py'}:Silent")[1].splitlines()[1].split()[0] == "prior.width"
     found = json.loads(call("list", f"{tmp_path / 'mine.py'}:Mine", "--json")[1])
     assert found[0]["settings"] == [{"name": "prior.width", "type": "int", "default": "3", "words": "how wide it is."}]
 
@@ -101,6 +105,14 @@ def test_a_program_of_ones_own_is_listed(tmp_path: Path) -> None:
         ("verify --set tr", {"training."}),
         ("train --set training.l", {"training.lr=", "training.log_every="}),
         ("train --prior matern --set prior.length", {"prior.length=", "prior.length_scale="}),
+        ("train --preset text --set likelihood.h", {"likelihood.hidden=", "likelihood.heads="}),
+        ("train --dataset chorales --set likelihood.h", {"likelihood.hidden="}),
+        ("train --set likelihood.program=gru --set likelihood.h", {"likelihood.hidden="}),
+        ("train --preset nope --set likelihood.h", set()),
+        ("list digi", {"digits"}),
+        ("list settings tra", {"training"}),
+        ("sweep digits-b", {"digits-by-class"}),
+        ("sweep digits-b.", {"file,digits-b."}),
     ],
 )
 def test_a_shell_is_told_what_may_follow(typed: str, offered: set[str]) -> None:

@@ -308,7 +308,7 @@ FOLDERS: dict[str, tuple[Callable[[Path], object], str]] = {
     "no sounds": (lambda root: [(root / part).mkdir(parents=True) for part in ("train", "test")], "holds no sounds"),
     "one file": (
         lambda root: [written(root / part / "x.wav", wave_of(0.1)) for part in ("train", "test")],
-        "1 training datum cannot be divided",
+        "1 is left to divide; add data",
     ),
     "a long one": (
         lambda root: [written(root / part / f"{n}.wav", wave_of(2)) for part in ("train", "test") for n in range(3)],

@@ -574,6 +574,9 @@ def test_bounds_of_others_stand_below_beside_what_ours_have_cost(sweep_file: Pat
         found, lines = compare(done), call("compare", done, "--format", "markdown")[1].splitlines()
     finally:
         (done / "sweep.json").write_text(before)
+    page = found._repr_html_()
+    assert page.count("<tr>") == 1 + len(found.rows) + len(found.cited)
+    assert f"<caption>{found.title}</caption>" in page
     assert found.rows[0]["data_seen"] == 30 * 32
     assert 0 < found.rows[0]["parameters"] < found.rows[1]["parameters"]
     assert found.rows[1]["training_flops"] % (30 * 32) == 0

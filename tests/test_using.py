@@ -22,6 +22,7 @@ from pyro_delta.build import build
 from pyro_delta.config import load_preset
 from pyro_delta.data import Split
 from pyro_delta.data import load as load_data
+from pyro_delta.data.captions import describe, shown
 from pyro_delta.data.condition import Condition
 from pyro_delta.data.images import ImageSpec
 from pyro_delta.data.images.pictures import HIDDEN
@@ -30,6 +31,7 @@ from pyro_delta.diagnostics.drawing import decode
 from pyro_delta.diagnostics.images.inpainting import inpaint
 from pyro_delta.diagnostics.latents import save
 from pyro_delta.diagnostics.posterior import interpolate, posterior_data
+from pyro_delta.diagnostics.trace import decoder, evaluating, prior
 from pyro_delta.distributions import GaussianAR1
 from pyro_delta.errors import UserError
 from pyro_delta.vae import VAE
@@ -112,6 +114,20 @@ def test_completions_have_the_exact_conditional_frequencies(vae: VAE, keep: list
     assert (exact - naive).abs().max() > 0.1, "the case would pass with any weights"
 
 
+def test_behind_kept_rows_all_is_drawn_given_z(vae: VAE) -> None:
+    """Of one particle, completions have the frequencies of the decoder given its z and the kept row."""
+    image, keep_hw = torch.tensor([[[0, 1], [0, 0]]]), torch.tensor([[True, True], [False, False]])
+    done = inpaint(vae, image, keep_hw, particles=1, completions=4000)
+    with evaluating(vae, 0):  # the noise of the one z
+        z = prior(vae, 1).sample()
+        images = torch.tensor([[[[0, 1], [a, b]]] for a, b in product((0, 1), repeat=2)])
+        exact = torch.softmax(decoder(vae, z.expand(4, -1, -1)).log_prob(images), 0)
+    codes = done.images[:, 0, 1] @ torch.tensor([2, 1])
+    assert (torch.bincount(codes, minlength=4) / 4000 - exact).abs().max() < 0.03
+    assert (done.images[:, 0, 0] == image[0, 0]).all()
+    assert done.effective_sample_size == 1
+
+
 def test_weights_matter(vae: VAE) -> None:
     """Kept pixels below the missing ones pull them: without weights the completion would be the decoder's own guess."""
     keep_hw = torch.tensor([[False, False], [True, True]])
@@ -192,26 +208,59 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("args", "size"),
+    ("args", "size", "caption"),
     [
-        (["reconstruct", "test", "--num", 3, "--decodings", 2], (3 * 66 + 2, 3 * 66 + 2)),
-        (["interpolate", "validation", "--pairs", 2, "--steps", 3], (5 * 66 + 2, 2 * 66 + 2)),
-        (["inpaint", "test", "--num", 2, "--particles", 4, "--completions", 3], (2 * 66 + 2, 5 * 66 + 2)),
+        (["sample", "--num", 5], (3 * 66 + 2, 2 * 66 + 2), "5 samples, 3 to a row."),
+        (["sample", "--num", 2, "--same-z", 3], (2 * 66 + 2, 3 * 66 + 2), "Each column: 3 decodings of one z."),
+        (
+            ["reconstruct", "test", "--num", 3, "--decodings", 2],
+            (3 * 66 + 2, 3 * 66 + 2),
+            "Each column: a datum of test, and below it 2 decodings of one sample of its latents.",
+        ),
+        (
+            ["interpolate", "validation", "--pairs", 2, "--steps", 3],
+            (5 * 66 + 2, 2 * 66 + 2),
+            "Each row: two data of validation, first and last, and between them 3 decodings along the way from the "
+            "latents of one to those of the other.",
+        ),
+        (
+            ["inpaint", "test", "--num", 2, "--particles", 4, "--completions", 3],
+            (2 * 66 + 2, 5 * 66 + 2),
+            "Each column: an image of test, what is kept of it beside magenta, and 3 completions.",
+        ),
     ],
 )
-def test_pictures(run: Path, tmp_path: Path, args: list, size: tuple[int, int]) -> None:
+def test_pictures(run: Path, tmp_path: Path, args: list, size: tuple[int, int], caption: str) -> None:
+    """Their size, and what they show, in words on stdout and in the file."""
     command, *rest = args
     code, out, err = call(command, run, *rest, "--out", tmp_path / "a.png")
     assert code == 0, err
     assert "a.png" in out
     with Image.open(tmp_path / "a.png") as picture:
         assert picture.size == size
+        assert picture.info["Description"] == caption
+    assert caption in out.splitlines()
+
+
+def test_captions_are_for_pictures_that_were_written(tmp_path: Path) -> None:
+    """Of text there is none, and a picture beside it is left alone; what else a picture says stays."""
+    tokens, x = TokenSpec(3, 4), torch.zeros(2, 3, dtype=torch.uint8)
+    Image.new("L", (2, 2), 7).save(tmp_path / "a.png", dpi=(80, 80))
+    before = (tmp_path / "a.png").read_bytes()
+    assert shown(tokens, x, tmp_path / "a.txt", 2, "two") is None
+    assert (tmp_path / "a.png").read_bytes() == before
+    describe(tmp_path / "a.png", "δ")
+    with Image.open(tmp_path / "a.png") as picture:
+        assert picture.text == {"Description": "δ"}
+        assert picture.info["dpi"] == pytest.approx((80, 80), abs=0.1)
+        assert np.asarray(picture).tolist() == [[7, 7], [7, 7]]
 
 
 def test_inpainting_keeps_and_reports(run: Path, tmp_path: Path) -> None:
     out = call("inpaint", run, "test", "--num", 1, "--particles", 8, "--out", tmp_path / "a.png", "--json")[1]
     (size,) = json.loads(out)["effective_sample_size"].values()
     assert 1 <= size <= 8
+    assert (json.loads(out)["warning"] is None) == (size >= 2)
     few = (
         "For 1 of 1 images fewer than 2 particles count"
         in call("inpaint", run, "test", "--num", 1, "--particles", 8, "--out", tmp_path / "a.png")[1]
@@ -310,6 +359,7 @@ def test_parquet_is_written_where_it_can_be(run: Path, tmp_path: Path) -> None:
         (["inpaint", "run", "test", "--rows", "8", "--out", "a.png"], "leaves nothing to complete"),
         (["inpaint", "run", "test", "--rows", "2", "--mask", "grey.png", "--out", "a.png"], "contradict each other"),
         (["inpaint", "run", "test", "--mask", "grey.png", "--out", "a.png"], "the mask grey.png is (5, 6)"),
+        (["inpaint", "run", "test", "--mask", "clear.png", "--out", "a.png"], "save the mask in black and white"),
         (["inpaint", "run", "test", "--mask", "white.png", "--out", "a.png"], "leaves nothing to complete"),
         (["train-prior", "run", "--lr", "nan"], "--lr nan is not a learning rate"),
     ],
@@ -319,12 +369,13 @@ def test_bad_input(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, a
     Path("run").symlink_to(run)
     Image.fromarray(np.zeros((5, 6), np.uint8)).save("grey.png")
     Image.fromarray(np.full((8, 8), 255, np.uint8)).save("white.png")
+    Image.fromarray(np.zeros((8, 8, 4), np.uint8)).save("clear.png")
     code, out, err = call(*args)
     assert code == 2
     assert words in err
     assert err.count("\n") == 1
     assert out == ""
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["grey.png", "run", "white.png"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["clear.png", "grey.png", "run", "white.png"]
 
 
 PLAIN = """

@@ -10,6 +10,7 @@ import torch
 
 from pyro_delta.api.train import prepare
 from pyro_delta.config import Config
+from pyro_delta.data.images.cache import keeping_nothing
 from pyro_delta.diagnostics.cost import flops_per_datum, parameters
 from pyro_delta.diagnostics.trace import device_of
 
@@ -18,7 +19,9 @@ STEPS = 3
 
 
 def plan(config: Config, device: str) -> dict[str, Any]:
-    """Weights, δ, memory and time of a training, by its first few steps. Nothing is written.
+    """Weights, δ, memory and time of a training, by its first few steps.
+
+    Nothing is written but data sets that are downloaded.
 
     Args:
         config: all settings.
@@ -29,7 +32,8 @@ def plan(config: Config, device: str) -> dict[str, Any]:
     """
     # Some trainings go from one line of metrics to the next in one go.
     quick = config.model_copy(update={"training": config.training.model_copy(update={"log_every": 1})})
-    training = prepare(quick, device)
+    with keeping_nothing():
+        training = prepare(quick, device)
     place, settings, count = device_of(training.vae), config.training, len(training.data.train)
     with training.running():
         training.advance()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 
 from pyro_delta import config as configuration
 from pyro_delta import ranks
+from pyro_delta.api.notebook import following
 from pyro_delta.build import build, load_data
 from pyro_delta.config import Config, DataConfig
 from pyro_delta.data.named import data_of
@@ -18,6 +20,7 @@ from pyro_delta.data.tensors import Given
 from pyro_delta.errors import ALONE, UserError, in_a_line
 from pyro_delta.files import sweep_parts
 from pyro_delta.inference import manifest as manifests
+from pyro_delta.inference.optim import learning_rate
 from pyro_delta.inference.pyro_training import PyroTraining
 from pyro_delta.inference.recorder import Recorder, stopping
 from pyro_delta.inference.run import (
@@ -36,6 +39,7 @@ from pyro_delta.inference.run import (
     in_terms_of,
     is_finished,
     load,
+    names_of_classes,
     note_configuration,
     read_config,
     read_info,
@@ -61,7 +65,7 @@ def train(
     preset: str | None = None,
     out: str | Path | None = None,
     device: str = "auto",
-    show: Show = lambda line: None,
+    show: Show | None = None,
 ) -> Run:
     """Trains a δ-VAE, as `pyro-delta train` does.
 
@@ -75,7 +79,8 @@ def train(
         preset: by name; by default the one that the data ask for.
         out: a new folder for the run; None to keep nothing on disk.
         device: auto, cpu or cuda.
-        show: called with each line of metrics.
+        show: called with each line of metrics; by default a line in a notebook says how training comes along, and
+            elsewhere nothing does.
 
     Returns:
         The run, with its best averaged weights on the validation split, as `load` gives it; the last ones where
@@ -114,7 +119,7 @@ def resume(
     *,
     data: str | Path | Data | None = None,
     device: str = "auto",
-    show: Show = lambda line: None,
+    show: Show | None = None,
     trust: bool = False,
     other_data: bool = False,
 ) -> Run:
@@ -125,7 +130,8 @@ def resume(
         settings: training.steps or training.minutes to extend it, data.root if the data have moved.
         data: again, or their name, if the run was given data rather than their name.
         device: auto, cpu or cuda.
-        show: called with each line of metrics.
+        show: called with each line of metrics; by default a line in a notebook says how training comes along, and
+            elsewhere nothing does.
         trust: as for `load`.
         other_data: whether the data may be others than the run began with.
 
@@ -148,7 +154,7 @@ def train_control(
     *,
     out: str | Path | None = None,
     device: str = "auto",
-    show: Show = lambda line: None,
+    show: Show | None = None,
 ) -> Run:
     """Trains the same decoder without latents: the control for `check(run, control=…)`.
 
@@ -158,7 +164,8 @@ def train_control(
         run: with latents, or its folder.
         out: a new folder; by default that of the run, with `-control` behind it; none if the run has none.
         device: auto, cpu or cuda.
-        show: called with each line of metrics.
+        show: called with each line of metrics; by default a line in a notebook says how training comes along, and
+            elsewhere nothing does.
 
     Raises:
         UserError: if its likelihood has no option `use_latents`, or as `train`.
@@ -308,6 +315,9 @@ def _reread(
             f"{lost} line{'s' * (lost > 1)} of metrics, up to step {metrics[-1]['step']}, came after the checkpoint of "
             f"step {training.step}, and those steps are made again."
         )
+    was = state["config"]["training"]
+    if (was["steps"], was["minutes"]) != (config.training.steps, config.training.minutes):
+        training.notices.append(_rate_from_here(training, metrics))
     if other_data and info.data is not None and info.data.first_other(training.data) is not None:
         training.notices.append("The data are not those that the run began with.")
     return config, training, lock, info.preset
@@ -375,20 +385,21 @@ def carry_out(training: Training, folder: Path, show: Show, *, resumed: bool) ->
     return {} if recorder is None else recorder.summary()
 
 
-def _run(training: Training, folder: Path | None, show: Show, given: Data | None, *, resumed: bool) -> Run:
+def _run(training: Training, folder: Path | None, show: Show | None, given: Data | None, *, resumed: bool) -> Run:
     lines: list[dict[str, Any]] = []
     try:
-        if folder is None:
+        with following(training) if show is None else nullcontext(show) as told:
+            if folder is None:
 
-            def log(line: dict[str, Any]) -> None:
-                lines.append(line)
-                if ranks.first():
-                    show(line)
+                def log(line: dict[str, Any]) -> None:
+                    lines.append(line)
+                    if ranks.first():
+                        told(line)
 
-            training.log = log
-            training.run()
-        else:
-            carry_out(training, folder, show, resumed=resumed)
+                training.log = log
+                training.run()
+            else:
+                carry_out(training, folder, told, resumed=resumed)
     except ValueError as error:
         if ALONE not in str(error):
             raise
@@ -407,9 +418,24 @@ def _run(training: Training, folder: Path | None, show: Show, given: Data | None
         folder,
         given or training.data,
         tuple(lines),
-        DataRecord.model_validate({"folder": None, "splits": fingerprints(training.data)}),
+        DataRecord.model_validate(
+            {"folder": None, "splits": fingerprints(training.data), "classes": names_of_classes(training.data)}
+        ),
         int(training.state()["skipped"]),
         digest=None if folder is None else config_digest(folder),
+    )
+
+
+def _rate_from_here(training: Training, metrics: list[dict[str, Any]]) -> str:
+    """What the learning rate does in a training that is made longer: it is of the part of the whole that is over."""
+    settings, step = training.config.training, training.step
+    final = settings.warmup if settings.steps is None else settings.steps - 1
+    now, last = learning_rate(settings, step, training.progress), learning_rate(settings, final, 1.0)
+    before = next((f", after {line['lr']:.3g}" for line in reversed(metrics) if line["step"] <= step), "")
+    length = f"{settings.minutes:g} minutes" if settings.steps is None else f"{settings.steps} steps"
+    return (
+        f"The learning rate follows the schedule of all {length} from here: {now:.3g} at step {step + 1}{before}, and "
+        f"{last:.3g} at the end."
     )
 
 

@@ -34,6 +34,18 @@ FEWEST = 2
 """Effective particles below which completions are said to be alike."""
 
 
+def too_few(sizes: list[float], what: str, means: str) -> str | None:
+    """The sentence for completions of which too few particles count; None if there are none.
+
+    Args:
+        sizes: effective sample sizes.
+        what: was completed, such as images.
+        means: what follows from it, and what to do.
+    """
+    few = sum(size < FEWEST for size in sizes)
+    return f"For {few} of {len(sizes)} {what} fewer than {FEWEST} particles count: {means}" if few else None
+
+
 def completion_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """All but which numbers are kept."""
     positive = click.IntRange(min=1)
@@ -113,6 +125,7 @@ def completed(
     """
     import torch
 
+    from pyro_delta.data.captions import describe
     from pyro_delta.data.condition import KEY
     from pyro_delta.data.series.files import save_csv
     from pyro_delta.data.series.picture import save_bands
@@ -133,13 +146,30 @@ def completed(
     titles = [f"{name.rpartition('/')[2]}/{draw}" for name in names for draw in range(draws)]
     save_csv(spec, torch.cat([one.series for one in done]), out, titles)
     drawn = [one.series.double().numpy() for one in done]
-    save_bands(spec, drawn, x, kept, unseen, BAND, out.with_suffix(".png"))
+    picture = out.with_suffix(".png")
+    save_bands(spec, drawn, x, kept, unseen, BAND, picture)
+    caption = (
+        f"Each row a series, each column a variable: median and band of {BAND[1] - BAND[0]:.0%} of {draws} "
+        "completions; dots are kept numbers, crosses hidden ones."
+    )
+    describe(picture, caption)
     sizes = [one.effective_sample_size for one in done]
+    alike = "their completions are alike, and far from draws given what is kept: take more --particles."
+    warning = too_few(sizes, "series", alike)
     if as_json:
-        facts = {"file": str(out), "draws": draws, "particles": particles, "seed": seed, **judged}
+        facts = {
+            "file": str(out),
+            "caption": caption,
+            "warning": warning,
+            "draws": draws,
+            "particles": particles,
+            "seed": seed,
+            **judged,
+        }
         print_json({**facts, "effective_sample_size": dict(zip(names, sizes)), **loaded.facts})
         return
     click.echo(f"{out}: effective sample size of {particles}: " + ", ".join(f"{size:.1f}" for size in sizes))
+    click.echo(f"{picture}: {caption}")
     if judged["hidden"]:
         click.echo(
             f"{judged['hidden']} numbers that are known, in scales of their variables: error {judged['rmse']:.4f} "
@@ -147,8 +177,5 @@ def completed(
             f"{judged['crps']:.4f} ({judged['crps_last_value']:.4f}, {judged['crps_interpolated']:.4f}); the band of "
             f"{BAND[1] - BAND[0]:.0%} holds {judged['in_band']:.1%}"
         )
-    if few := sum(size < FEWEST for size in sizes):
-        click.echo(
-            f"For {few} of {len(sizes)} series fewer than {FEWEST} particles count: their completions are alike, and "
-            "far from draws given what is kept: take more --particles."
-        )
+    if warning:
+        click.echo(warning)

@@ -4,8 +4,16 @@ from __future__ import annotations
 
 import json
 import math
+from pathlib import Path
+from typing import Any
 
 import click
+
+OF_DELTA = (
+    "δ in nats of one latent dimension against |α|, for several lengths n; dots are the dimensions of this prior."
+)
+OF_MODES = "What each mode of the prior tells ideally, its price above δ, and what is paid for nothing, in nats."
+"""Captions of the figures."""
 
 
 @click.command()
@@ -63,7 +71,7 @@ def delta(
     values = 0 if shape is None else _values_in(shape)
 
     nats = ar1_committed_rate(alpha_d, length).item()
-    result: dict[str, float | list[float]] = {"delta_nats": nats, "delta_bits": nats / math.log(2), "alpha": alpha_d}
+    result: dict[str, Any] = {"delta_nats": nats, "delta_bits": nats / math.log(2), "alpha": alpha_d}
     if values:
         result["delta_bits_per_dim"] = nats / math.log(2) / values
     if seconds is not None:
@@ -83,13 +91,20 @@ def delta(
             "waste_nats": found.waste_nats.item(),
         }
     if plot is not None:
+        from pyro_delta.data.captions import describe
         from pyro_delta.report.delta_figure import delta_figure, modes_figure, save_figure
 
         save_figure(plot, modes_figure(found, nats) if with_modes else delta_figure(alpha_d, length))
+        caption = OF_MODES if with_modes else OF_DELTA
+        if Path(plot).suffix.lower() == ".png":
+            describe(Path(plot), caption)
+        result["caption"] = caption
     if as_json:
         click.echo(json.dumps(result))
     else:
         _print_table(result, length)
+        if plot is not None:
+            click.echo(f"{plot}: {caption}")
 
 
 def _alpha_for_bits(rate_bits: float, length: int, dims: int, spread: float | None) -> list[float]:

@@ -57,7 +57,8 @@ def encode(
 ) -> None:
     """Latents of DATA under the guide of RUN: means, scales and samples, in the form that the ending of FILE says.
 
-    With labels, and the names of the files that data came from. NetCDF for ArviZ and xarray; NPZ, arrays for NumPy;
+    With labels, and the names of the files that data came from; files of a folder have those of the run's classes that
+    they lie in folders of. NetCDF for ArviZ and xarray; NPZ, arrays for NumPy;
     CSV or Parquet, a table of means and scales, a row for each datum, for pandas. DATA: train, validation or test, or a
     file or folder of the same kind, such as a folder of pictures.
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from pyro_delta.cli.completion import too_few
 from pyro_delta.cli.options import (
     condition_option,
     data_argument,
@@ -22,8 +23,15 @@ from pyro_delta.cli.options import (
     weights_option,
 )
 
-FEWEST = 2
-"""Effective particles below which completions are said to be alike."""
+OF_ROWS = (
+    "their completions go on from one z, exactly given it and the kept rows, but it is far from a draw from "
+    "p(z | kept): take more --particles, or keep fewer --rows."
+)
+OF_MASKS = (
+    "their completions are alike, and far from draws from p(missing | kept): take more --particles, keep fewer pixels, "
+    "or keep whole upper --rows, behind which all is drawn exactly given z."
+)
+"""What it means that too few particles count, and what helps."""
 
 
 @click.command()
@@ -64,12 +72,14 @@ def inpaint(
     """Completes images, DATA, of which some pixels are kept: each column an image, what is kept of it, and completions.
 
     K particles draw z from the prior and the missing pixels from the decoder, and are weighted by the likelihood of the
-    kept ones. Asymptotically exact: as K grows, completions become draws from p(missing | kept). The effective sample
-    size, 1 to K, tells how near that is. DATA: a picture, a folder of pictures, or train, validation or test.
+    kept ones; what lies behind the last kept pixel is drawn anew for each completion. Asymptotically exact: as K grows,
+    completions become draws from p(missing | kept). The effective sample size, 1 to K, tells how near that is.
+    DATA: a picture, a folder of pictures, or train, validation or test.
 
     \b
     pyro-delta inpaint runs/first test --rows 4 --particles 256 --out completed.png
     """  # noqa: D301 (click wants the backspace itself)
+    from pyro_delta.data.captions import describe
     from pyro_delta.data.condition import KEY
     from pyro_delta.data.images.pictures import check_png, grid, save_png
     from pyro_delta.data.images.spec import ImageSpec
@@ -98,14 +108,19 @@ def inpaint(
             advance(1)
     sheet, hidden = completion_sheet(found.x[:], keep_hw, completed)
     save_png(grid(sheet, spec.levels, len(found), hidden), out)
+    caption = (
+        f"Each column: an image of {given}, what is kept of it beside magenta, and {completions} "
+        f"completion{'s' * (completions > 1)}."
+    )
+    describe(out, caption)
     sizes = [done.effective_sample_size for done in completed]
+    warning = too_few(sizes, "images", OF_ROWS if mask is None else OF_MASKS)
     if as_json:
         found_sizes = dict(zip(names, sizes))
-        print_json({"picture": str(out), "particles": particles, "effective_sample_size": found_sizes, **loaded.facts})
+        facts = {"picture": str(out), "caption": caption, "warning": warning, "particles": particles, **loaded.facts}
+        print_json({**facts, "effective_sample_size": found_sizes})
     else:
         click.echo(f"{out}: effective sample size of {particles}: " + ", ".join(f"{size:.1f}" for size in sizes))
-        if few := sum(size < FEWEST for size in sizes):
-            click.echo(
-                f"For {few} of {len(sizes)} images fewer than {FEWEST} particles count: their completions are alike, "
-                "and far from draws from p(missing | kept): take more --particles, or keep fewer pixels."
-            )
+        click.echo(caption)
+        if warning:
+            click.echo(warning)

@@ -15,6 +15,7 @@ from pyro_delta.cli.options import (
     open_run,
     other_data_option,
     print_json,
+    print_shown,
     read_given,
     root_option,
     run_argument,
@@ -63,6 +64,7 @@ def interpolate(
     \b
     pyro-delta interpolate runs/first test --pairs 4 --out path.png
     """  # noqa: D301 (click wants the backspace itself)
+    from pyro_delta.data.captions import shown
     from pyro_delta.diagnostics.drawing import paths
     from pyro_delta.errors import UserError
     from pyro_delta.report.progress import counting
@@ -74,8 +76,12 @@ def interpolate(
         raise UserError(f"{pairs} pairs take {2 * pairs} data, but {given} has {len(found)}; give fewer --pairs.")
     with counting("decoding", pairs * steps) as advance:
         drawn = paths(loaded.vae, found, steps, seed=seed, advance=advance)
-    loaded.spec.show(drawn, out, steps + 2)
+    words = (
+        f"Each row: two data of {given}, first and last, and between them {steps} decodings along the way from the "
+        "latents of one to those of the other."
+    )
+    caption = shown(loaded.spec, drawn, out, steps + 2, words)
     if as_json:
-        print_json({"file": str(out), "data": len(found), "seed": seed, **loaded.facts})
+        print_json({"file": str(out), "caption": caption, "data": len(found), "seed": seed, **loaded.facts})
     else:
-        click.echo(str(out))
+        print_shown(out, caption)

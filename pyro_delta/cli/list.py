@@ -20,24 +20,41 @@ if TYPE_CHECKING:
 KINDS = ("datasets", "presets", "priors", "likelihoods", "guides", "objectives", "sweeps")
 
 
+def _known(ctx: click.Context, parameter: click.Parameter, typed: str) -> list[str]:
+    """Names that begin so; behind `settings`, sections."""
+    from pyro_delta.config import DEFAULT_PROGRAMS, preset_names
+    from pyro_delta.programs import names
+
+    known = {*_sections(), *DEFAULT_PROGRAMS}
+    if parameter.name == "name":
+        known |= {*KINDS, "settings", *preset_names()}.union(*map(names, DEFAULT_PROGRAMS)) - {"given"}
+    return sorted(name for name in known if name.startswith(typed))
+
+
 @click.command(name="list")
-@click.argument("name", required=False, metavar="[NAME]")
+@click.argument("name", required=False, metavar="[NAME]", shell_complete=_known)
+@click.argument("section", required=False, metavar="[SECTION]", shell_complete=_known)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def list_(name: str | None, as_json: bool) -> None:
+def list_(name: str | None, section: str | None, as_json: bool) -> None:
     """What there is to choose from, a line each; or what NAME is, and its settings.
 
-    NAME is a kind (datasets, presets, priors, likelihoods, guides, objectives, sweeps), settings, a section of them
-    (training, auxiliary), a program, a preset, or a program of your own: my.py:Prior.
+    NAME is a kind (datasets, presets, priors, likelihoods, guides, objectives, sweeps), settings, maybe with the
+    SECTION of them (training, auxiliary), which may stand alone, a program, a preset, or a program of your own:
+    my.py:Prior.
 
     \b
     pyro-delta list priors
     pyro-delta list training
     pyro-delta list contour
     """  # noqa: D301 (click wants the backspace itself)
+    if section is not None:
+        if name != "settings":
+            raise UserError(f"what {section!r} is of {name!r} is not clear; give one name, or settings and a section.")
+        name = section
     if name is None or name in KINDS:
         _list_kinds([name] if name else KINDS, as_json)
         return
-    found = _settings(name) if name in ("settings", *_sections()) else _named(name)
+    found = _settings(name) if name in ("settings", *_sections()) else _of_program(name) or _named(name)
     if as_json:
         click.echo(json.dumps(found, ensure_ascii=False))
         return
@@ -81,6 +98,20 @@ def _settings(name: str) -> list[dict[str, Any]]:
         )
         parts.append(_part("data, prior, likelihood, guide, objective", text, []))
     return parts
+
+
+def _of_program(section: str) -> list[dict[str, Any]]:
+    """Of a section that is a program's, where its settings are said; nothing of others."""
+    from pyro_delta.config import DEFAULT_PROGRAMS
+
+    if section not in DEFAULT_PROGRAMS:
+        return []
+    kinds = "datasets" if section == "data" else f"{section}s"
+    text = (
+        f"{section}.program names a program (pyro-delta list {kinds}); other settings are those of that program, such "
+        f"as pyro-delta list {DEFAULT_PROGRAMS[section]}."
+    )
+    return [_part(section, text, [])]
 
 
 def _named(name: str) -> list[dict[str, Any]]:

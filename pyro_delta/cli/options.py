@@ -47,8 +47,17 @@ device_option = click.option(
 
 
 def _completed(choices: Callable[[click.Context, str], Iterable[str]]) -> Callable[..., list[str]]:
-    """What a shell offers for what was typed so far."""
-    return lambda ctx, parameter, typed: [choice for choice in choices(ctx, typed) if choice.startswith(typed)]
+    """What a shell offers for what was typed so far; nothing where that is wrong already."""
+
+    def offered(ctx: click.Context, parameter: click.Parameter, typed: str) -> list[str]:
+        from pyro_delta.errors import UserError
+
+        try:
+            return [choice for choice in choices(ctx, typed) if choice.startswith(typed)]
+        except UserError:
+            return []
+
+    return offered
 
 
 def _programs(kind: str) -> Callable[..., list[str]]:
@@ -67,20 +76,31 @@ def _presets(ctx: click.Context, typed: str) -> Iterable[str]:
 
 
 def _settings(ctx: click.Context, typed: str) -> Iterable[str]:
-    """Sections; then the settings of one, those of a program as it is named before."""
+    """Sections; then the settings of one, those of a program as what stands before says which it is."""
     from pyro_delta.config import DEFAULT_PROGRAMS, Config
-    from pyro_delta.programs import data_name, option_names
+    from pyro_delta.programs import option_names
 
     section, dot, _ = typed.partition(".")
     if not dot:
         return (f"{name}." for name in Config.model_fields)
     names: Iterable[str] = ()
     if section in DEFAULT_PROGRAMS:
-        named = ctx.params.get("dataset" if section == "data" else section) or DEFAULT_PROGRAMS[section]
-        names = ("program", *option_names(section, data_name(named)[0]))
+        names = ("program", *option_names(section, _program_before(ctx, section)))
     elif section in Config.model_fields:
         names = Config.model_fields[section].annotation.model_fields  # type: ignore[union-attr]
     return (f"{section}.{name}=" for name in names)
+
+
+def _program_before(ctx: click.Context, kind: str) -> str:
+    """The program of a kind by what was typed: by its option or setting, or else the preset, or that of the data."""
+    from pyro_delta.config import DEFAULT_PROGRAMS, preset_of_data, program_in_preset
+    from pyro_delta.programs import data_name
+
+    typed = dict(pair.partition("=")[::2] for pair in ctx.params.get("pairs") or ())
+    data = ctx.params.get("dataset") or typed.get("data.program")
+    named = data if kind == "data" else ctx.params.get(kind) or typed.get(f"{kind}.program")
+    preset = ctx.params.get("preset") or preset_of_data(data or DEFAULT_PROGRAMS["data"])
+    return data_name(named or program_in_preset(kind, preset))[0]
 
 
 new_root_option = click.option("--data-root", metavar="DIR", help="Where data sets live (default: data).")
@@ -263,8 +283,10 @@ def read_given(
     Raises:
         UserError: if there are none, they are not of the run's kind, or it takes more than a file holds.
     """
+    import torch
+
     from pyro_delta.call import required
-    from pyro_delta.data.condition import KEY, condition_of, in_words
+    from pyro_delta.data.condition import KEY, LABELS, condition_of, in_words
     from pyro_delta.data.splits import SPLITS, Split
     from pyro_delta.errors import UserError
 
@@ -278,14 +300,37 @@ def read_given(
     beside = getattr(run.spec, "beside", None)
     if beside is None and (more := required(run.vae.guide, 1) + required(run.vae.model.likelihood, 1)):
         raise UserError(f"the run's programs take {more[0]!r} beside x, which no file holds; name a split: test.")
-    conditioned = condition_of(run.spec)
-    if conditioned is not None and condition is None:
-        raise UserError(f"the run is conditioned on {in_words(conditioned)}, which {given} lacks; give --condition.")
     x, names = run.spec.open(Path(given), count)
-    extras = {} if beside is None else beside(x)
+    extras, labels = {} if beside is None else beside(x), _labels(run, names)
+    conditioned = condition_of(run.spec)
     if condition is not None:
         extras = {**extras, KEY: condition_given(run, condition, len(x))}
-    return Given(Split(x, extras=extras), names, None)
+    elif conditioned is not None:
+        if labels is None or run.config.data.options.get(KEY) != LABELS:
+            raise UserError(
+                f"the run is conditioned on {in_words(conditioned)}, which {given} lacks; give --condition."
+            )
+        place = torch.tensor([conditioned.classes.index(name) for name in run.classes or ()])
+        extras = {**extras, KEY: place[labels]}
+    return Given(Split(x, labels, extras), names, None if labels is None else run.classes)
+
+
+def _labels(run: Run, names: list[str]) -> Tensor | None:
+    """Classes (N,) of files, where each is in a folder that is called as one of the run's classes."""
+    import torch
+
+    from pyro_delta.data.folders import labels_in
+
+    labels = labels_in(names, run.classes or ())
+    if (without := labels.count(None)) == 0:
+        return torch.tensor(labels)
+    if without < len(labels):
+        click.echo(
+            f"pyro-delta: no labels, for {without} of {len(labels)} files, such as {names[labels.index(None)]}, are in "
+            "no folder of the name of a class of the run.",
+            err=True,
+        )
+    return None
 
 
 def check_out(out: Path, spec: Spec) -> None:
@@ -313,6 +358,13 @@ def check_writable(out: Path) -> None:
         raise UserError(f"there is no folder {out.parent} for {out.name}; make it or give another.")
     if out.is_dir() or not os.access(out.parent, os.W_OK):
         raise UserError(f"cannot write {out}; give a path that can be written.")
+
+
+def print_shown(out: Path, caption: str | None) -> None:
+    """Says which file was written and, if it is a picture, what it shows."""
+    click.echo(str(out))
+    if caption is not None:
+        click.echo(caption)
 
 
 def print_json(numbers: dict[str, Any]) -> None:

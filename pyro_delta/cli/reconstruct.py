@@ -15,6 +15,7 @@ from pyro_delta.cli.options import (
     open_run,
     other_data_option,
     print_json,
+    print_shown,
     read_given,
     root_option,
     run_argument,
@@ -63,6 +64,7 @@ def reconstruct(
     \b
     pyro-delta reconstruct runs/first test --num 8 --out reconstructions.png
     """  # noqa: D301 (click wants the backspace itself)
+    from pyro_delta.data.captions import shown
     from pyro_delta.diagnostics.drawing import reconstructions
     from pyro_delta.report.progress import counting
 
@@ -71,8 +73,12 @@ def reconstruct(
     found, *_ = read_given(loaded, given, num, data_root, other_data, condition)
     with counting("decoding", len(found) * decodings) as advance:
         drawn = reconstructions(loaded.vae, found, decodings, seed=seed, advance=advance)
-    loaded.spec.show(drawn, out, len(found))
+    words = (
+        f"Each column: a datum of {given}, and below it {decodings} decoding{'s' * (decodings > 1)} of one "
+        "sample of its latents."
+    )
+    caption = shown(loaded.spec, drawn, out, len(found), words)
     if as_json:
-        print_json({"file": str(out), "data": len(found), "seed": seed, **loaded.facts})
+        print_json({"file": str(out), "caption": caption, "data": len(found), "seed": seed, **loaded.facts})
     else:
-        click.echo(str(out))
+        print_shown(out, caption)

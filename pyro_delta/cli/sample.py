@@ -18,6 +18,7 @@ from pyro_delta.cli.options import (
     open_run,
     other_data_option,
     print_json,
+    print_shown,
     root_option,
     run_argument,
     seed_option,
@@ -72,7 +73,8 @@ def sample(
     pyro-delta sample runs/first --num 8 --same-z 4 --out same_z.png
     pyro-delta sample runs/first --num 16 --backend numpyro --out twin.png
     """  # noqa: D301 (click wants the backspace itself)
-    from pyro_delta.data.condition import KEY, some_conditions
+    from pyro_delta.data.captions import shown
+    from pyro_delta.data.condition import KEY, condition_of, some_conditions
     from pyro_delta.diagnostics.drawing import draw, extras_of, is_told
     from pyro_delta.report.progress import counting
 
@@ -99,8 +101,16 @@ def sample(
     with counting("sampling", num * (same_z or 1)) as advance:
         drawn = draw_from_run(num, decodings=same_z, seed=seed, advance=advance)
     columns = math.ceil(math.sqrt(num)) if same_z is None else num
-    loaded.spec.show(drawn, out, columns)
+    known = condition_of(loaded.spec)
+    of = f" given {condition}" if condition is not None else ""
+    if known is not None and known.classes and not of and not told:
+        of = f" of the classes {', '.join(known.classes[:num])} in turn"
+    words = f"Each column: {same_z} decoding{'s' * (same_z != 1)} of one z{of}."
+    if same_z is None:
+        words = f"{num} sample{'s' * (num > 1)}{of}, {columns} to a row."
+    caption = shown(loaded.spec, drawn, out, columns, words)
     if as_json:
-        print_json({"file": str(out), "data": len(drawn), "columns": columns, "seed": seed, **loaded.facts})
+        facts = {"file": str(out), "caption": caption, "data": len(drawn), "columns": columns, "seed": seed}
+        print_json({**facts, **loaded.facts})
     else:
-        click.echo(str(out))
+        print_shown(out, caption)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+from click.shell_completion import CompletionItem
 
 from pyro_delta.cli.options import json_option, new_root_option, print_json, set_option, settings_of, trust_option
 from pyro_delta.errors import CheckFailed, UserError
@@ -14,8 +15,16 @@ if TYPE_CHECKING:
     from pyro_delta.sweep.file import Sweep
 
 
+def _names(ctx: click.Context, parameter: click.Parameter, typed: str) -> list[CompletionItem]:
+    """Sweeps that begin so; files, if there are none."""
+    from pyro_delta.sweep.file import sweep_names
+
+    named = [CompletionItem(name) for name in sweep_names() if name.startswith(typed)]
+    return named or [CompletionItem(typed, type="file")]
+
+
 @click.command()
-@click.argument("given", metavar="FILE.toml|NAME")
+@click.argument("given", metavar="FILE.toml|NAME", shell_complete=_names)
 @click.option("--out", type=click.Path(path_type=Path), help="Folder of the sweep (default: runs/NAME).")
 @click.option("--jobs", type=click.IntRange(min=1), default=1, show_default=True, metavar="N", help="Runs at a time.")
 @click.option("--seeds", type=click.IntRange(min=1), metavar="N", help="Seeds 0 to N − 1 (default: the file's).")

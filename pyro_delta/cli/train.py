@@ -63,7 +63,7 @@ if TYPE_CHECKING:
     "--tracker", type=click.Choice(["wandb", "trackio", "mlflow"]), help="Send metrics and settings there, too."
 )
 @click.option("--report", is_flag=True, help="Then check the run, and write its page, OUT/report.html.")
-@click.option("--dry-run", is_flag=True, help="Make a few steps, say what the training takes, and write nothing.")
+@click.option("--dry-run", is_flag=True, help="Make a few steps, say what it takes, and write nothing (but data sets).")
 @json_option
 def train(
     dataset: str | None,

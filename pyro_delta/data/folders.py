@@ -292,6 +292,12 @@ def labels_of(files_by_class: Sequence[Sequence[str]]) -> np.ndarray:
     return np.repeat(np.arange(len(files_by_class)), [len(files) for files in files_by_class])
 
 
+def labels_in(names: Sequence[str], classes: Sequence[str]) -> list[int | None]:
+    """The class of each file, by the first folder of its name that is called so; None where there is none."""
+    numbers = {name: number for number, name in enumerate(classes)}
+    return [next((numbers[part] for part in name.split("/")[:-1] if part in numbers), None) for name in names]
+
+
 def names_of(files: Sequence[str]) -> np.ndarray:
     """Names as the data of a split keep them, (N,)."""
     return np.array([readable(file) for file in files], dtype=object)

@@ -211,7 +211,8 @@ def hold_out(split: Split, count: int, seed: int) -> tuple[Split, Split]:
     """
     if len(split) < 2:
         raise UserError(
-            f"{len(split)} training datum cannot be divided, and one at least is held out for validation; add data."
+            "too few data for training, validation and test, which take one each at least: "
+            f"{len(split)} {'is' if len(split) == 1 else 'are'} left to divide; add data."
         )
     if not 1 <= count < len(split):
         raise UserError(
@@ -237,9 +238,9 @@ def with_test(train: Split, test: Split | None, folder: Path, what: str) -> tupl
     if test is not None:
         return train, test
     if len(train) < len(SPLITS):
+        held = f"1 {what.removesuffix('s')}" if len(train) == 1 else f"{len(train)} {what}"
         raise UserError(
-            f"{readable(folder)} holds {len(train)} {what}; training, validation and test take one each at least, so "
-            "put more there."
+            f"{readable(folder)} holds {held}; training, validation and test take one each at least, so put more there."
         )
     return hold_out(train, max(1, len(train) // 10), TEST_SEED)
 

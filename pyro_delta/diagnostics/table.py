@@ -129,7 +129,7 @@ def plain(title: str, table: list[Row]) -> str:
     return "\n".join([title, *lines])
 
 
-def html(title: str, table: list[Row], note: str = "") -> str:
+def html(title: str, table: Sequence[Sequence[str]], note: str = "") -> str:
     """Rows as an HTML table, with a sentence below."""
     body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in table)
     return f"<table><caption>{escape(title)}</caption>{body}</table><p>{escape(note)}</p>"

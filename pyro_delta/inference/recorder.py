@@ -14,6 +14,7 @@ from typing import Any
 from torch.utils.tensorboard import SummaryWriter
 
 from pyro_delta import ranks
+from pyro_delta.data.captions import shown
 from pyro_delta.diagnostics.drawing import draw, extras_of
 from pyro_delta.files import finite, named, written_whole
 from pyro_delta.inference import manifest as manifests
@@ -85,7 +86,8 @@ class Recorder:
         self.drawn = trainer.step
         spec, name = trainer.data.spec, f"step_{trainer.step:06d}"
         drawn = draw(trainer.averaged(), SHOWN, extras=extras_of(trainer.data.validation, SHOWN))
-        spec.show(drawn, self.folder / SAMPLES / f"{name}{spec.suffix}", COLUMNS)
+        caption = f"{SHOWN} samples after step {trainer.step}, {COLUMNS} to a row."
+        shown(spec, drawn, self.folder / SAMPLES / f"{name}{spec.suffix}", COLUMNS, caption)
 
     def finish(self, trainer: Training) -> None:
         """The last checkpoint; of a training that came to its end, the last picture too."""

@@ -182,6 +182,12 @@ class Run:
             return self.lines
         return tuple(read_metrics(self.folder))
 
+    @property
+    def classes(self) -> tuple[str, ...] | None:
+        """Names of the labels of its data, where they have some, and that was kept."""
+        known = None if self.data_record is None else self.data_record.classes
+        return None if known is None else tuple(known)
+
     def trained_on(self, data: Data) -> bool | None:
         """Whether its data are these, all splits of them; None if that was not kept."""
         return None if self.data_record is None else self.data_record.first_other(data) is None
@@ -224,6 +230,12 @@ def in_terms_of(spec: Spec, config: Config, data: Data, name: str) -> Data:
     if data.spec != spec:
         raise UserError(f"{name} now holds {data.spec}, but the run was made for {spec}; give data of that spec.")
     return data
+
+
+def names_of_classes(data: Data) -> list[str] | None:
+    """What the labels of data are called, as a run keeps it."""
+    classes = getattr(data, "classes", None)
+    return None if classes is None else [*map(str, classes)]
 
 
 def check_same(data: Data, record: DataRecord | None, folder: Path) -> None:
@@ -353,6 +365,7 @@ def create(folder: Path, config: Config, data: Data, preset: str) -> Lock:
         "data": {
             "folder": None if root is None else str(Path(str(root)).expanduser().absolute()),
             "splits": fingerprints(data),
+            "classes": names_of_classes(data),
         },
         **provenance(),
         "config_digest": configuration.digest(config),
@@ -409,10 +422,12 @@ class Fingerprint(Typed):
 
 
 class DataRecord(Typed):
-    """The data of a run: where they lay, if in a folder, and the fingerprint of each split."""
+    """The data of a run: where they lay, if in a folder, the fingerprint of each split, and names of classes."""
 
     folder: str | None
     splits: dict[str, Fingerprint]
+    classes: list[str] | None = None
+    """names of their labels, where they have some, and that was kept"""
 
     def first_other(self, data: Data) -> str | None:
         """The first split whose fingerprint is another, if there is one."""

@@ -22,6 +22,7 @@ import numpy as np
 from pyro_delta.api.judge import check
 from pyro_delta.api.kept import Kept, keep, kept
 from pyro_delta.data.values import random_values
+from pyro_delta.diagnostics import table
 from pyro_delta.diagnostics.cost import flops_per_datum, parameters
 from pyro_delta.errors import UserError
 from pyro_delta.files import finite
@@ -86,6 +87,11 @@ class Comparison:
     rows: list[dict[str, Any]]
     notes: list[str]
     cited: list[dict[str, Any]] = field(default_factory=list)
+
+    def _repr_html_(self) -> str:
+        from pyro_delta.report.formats import cells
+
+        return table.html(self.title, cells(self), " ".join(self.notes))
 
     def asdict(self) -> dict[str, Any]:
         """Plain values."""

@@ -19,6 +19,7 @@ import time
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -38,6 +39,7 @@ FORMAT = "pyro-delta images 2"
 MOST_IN_MEMORY = 4 << 30  # bytes of images
 SAVED_EVERY = 2.0  # seconds of converting that a kill may cost
 TOLD_EVERY = 10.0  # seconds between lines of progress where there is no terminal
+_KEEPS = ContextVar("keeps", default=True)
 
 
 @dataclass(frozen=True)
@@ -104,7 +106,7 @@ def converted(folder: Path, parts: Sequence[Part], *, in_memory: bool, way: str 
         if (kept := _opened(place / key, parts, in_memory)) is not None:
             return kept
     reason = ""
-    for place in places:
+    for place in places if _KEEPS.get() else ():
         try:
             with _alone(place):
                 for other in place.iterdir():  # of the files as they were before
@@ -118,7 +120,7 @@ def converted(folder: Path, parts: Sequence[Part], *, in_memory: bool, way: str 
                 return kept
         except OSError as error:
             reason = error.strerror or str(error)
-    if not in_memory:
+    if not in_memory and _KEEPS.get():
         raise UserError(
             f"{folder} is larger than memory should hold, and its images can be kept neither in {places[0]} nor in "
             f"{places[1]} ({reason}); make room, or name another cache folder by XDG_CACHE_HOME."
@@ -128,6 +130,16 @@ def converted(folder: Path, parts: Sequence[Part], *, in_memory: bool, way: str 
         kept = _opened(Path(aside) / key, parts, in_memory)
     assert kept is not None
     return kept
+
+
+@contextmanager
+def keeping_nothing() -> Iterator[None]:
+    """What is converted within is gone with the last who reads it; what was kept before serves."""
+    token = _KEEPS.set(False)
+    try:
+        yield
+    finally:
+        _KEEPS.reset(token)
 
 
 def _places(folder: Path) -> tuple[Path, Path]:

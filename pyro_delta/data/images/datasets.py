@@ -169,9 +169,10 @@ class BinarisedMNIST(Splits):
 class Folder(Splits):
     """your own images, folder:PATH: PATH/train, PATH/test and maybe PATH/val, with or without class folders
 
-    Every format that Pillow reads. Pictures are turned as their orientation says, and brought to sRGB. What else is to
-    be done to them must be said: without a word, all are grey or colour of 8 bits and of one size. Where PATH holds
-    pictures or classes themselves, a tenth of them, the same for every seed, is for test.
+    Every format that Pillow reads by itself, but for documents of layers (.psd). Pictures are turned as their
+    orientation says, and brought to sRGB by their profile or gamma. What else is to be done to them must be said:
+    without a word, all are grey or colour of 8 bits and of one size. Where PATH holds pictures or classes themselves, a
+    tenth of them, the same for every seed, is for test.
 
     Args:
         root: PATH itself.
@@ -179,7 +180,8 @@ class Folder(Splits):
         crop: centre, to cut pictures to that shape, or to squares without a size; none, to refuse other shapes.
         mode: grey, grey_alpha, rgb or rgba, that all pictures are converted to; those that are neither grey nor colour
             are refused without it.
-        scale: values of black and white in pictures of more than 8 bits, which are refused without it.
+        scale: values of black and white in pictures of more than 8 bits, which are refused without it; of white and
+            black in a TIFF that says that its 0 is white.
         first_frame: the first picture of animations and of files of several pages, which are refused without it.
         levels: that bytes are rounded to; if the training images have no more than 2, 4 or 16, these if None, else 256.
         validation: number of validation images, of PATH/val; without that folder a tenth of the training images if

@@ -19,7 +19,7 @@ from pyro_delta.data.folders import readable
 from pyro_delta.data.images.conversion import LARGEST, MODES, Conversion
 from pyro_delta.errors import UserError
 
-DECODER = f"decoding 1, Pillow {PIL.__version__}"
+DECODER = f"decoding 2, Pillow {PIL.__version__}"
 """What images depend on beside their files and how they are converted; to be raised with each change of this module."""
 COMMON = (".png", ".jpg", ".tif", ".webp", ".bmp")
 PASSED_OVER = {"EPS", "FPX", "MIC", "MPEG", "PDF", "PSD"}
@@ -38,6 +38,14 @@ NO_PROFILE = (ImageCms.PyCMSError, OSError, ValueError, TypeError)
 """How lcms fails at what is none, or none for a kind of picture."""
 SAME = 2
 """Levels by which a colour profile may change any colour and still be taken for sRGB."""
+SCREEN = 2.2
+"""The exponent that sRGB is near to, and for which the gamma of a PNG is meant: 1/2.2 changes nothing."""
+NEAR = 0.05
+"""By how much their product may differ from 1 and still be taken for 1, as libpng does."""
+PHOTOMETRIC = 262
+"""The tag of TIFF that says what 0 means; 0: white."""
+OF_COLOURS = ("icc_profile", "gamma", "srgb")
+"""What files say of the meaning of their bytes."""
 
 
 def _asks_others(name: str) -> bool:
@@ -69,7 +77,7 @@ def quiet() -> Iterator[None]:
         yield
 
 
-def decoded(file: Path, how: Conversion, settable: bool = True) -> tuple[np.ndarray, str]:
+def decoded(file: Path, how: Conversion, mend: str | None = None) -> tuple[np.ndarray, str]:
     """A picture, uint8 of shape (C, H, W), and its mode, of `CHANNELS`.
 
     Turned as its orientation says, in sRGB where it has another colour profile, then scaled, converted, cut and resized
@@ -78,7 +86,7 @@ def decoded(file: Path, how: Conversion, settable: bool = True) -> tuple[np.ndar
     Args:
         file: of the picture.
         how: it is converted.
-        settable: whether that can still be said otherwise: errors then name the setting.
+        mend: what errors advise where that can be said no more; else they name the setting that says it.
 
     Raises:
         UserError: if it cannot be read, or is what nothing was said about.
@@ -90,8 +98,8 @@ def decoded(file: Path, how: Conversion, settable: bool = True) -> tuple[np.ndar
                 raise UserError(f"{readable(file)} is empty; replace or remove it.")
             opened.seek(0)
             with Image.open(opened, formats=FORMATS) as image:
-                _check_frames(image, file, how, settable)
-                deep = _is_deep(image, head)
+                _check_frames(image, file, how, mend)
+                deep, negative = _is_deep(image, head), _is_negative(image)
                 upright: Image.Image = _upright(image)
     except UserError:
         raise
@@ -105,20 +113,20 @@ def decoded(file: Path, how: Conversion, settable: bool = True) -> tuple[np.ndar
             f"{readable(file)} is not a readable image ({type(error).__name__}); replace or remove it."
         ) from error
     try:
-        converted = _in_mode(_in_8_bits(upright, deep, file, how, settable), file, how, settable)
+        converted = _in_mode(_in_8_bits(upright, deep, negative, file, how, mend), file, how, mend)
     except (ValueError, OSError, ImageCms.PyCMSError) as error:  # Pillow has no way from one mode to the other
         if isinstance(error, UserError):
             raise
         raise UserError(
             f"{readable(file)} has mode {upright.mode}, which cannot be converted to {how.mode}; save it as RGB."
         ) from None
-    sized = _in_size(converted, file, how, settable)
+    sized = _in_size(converted, file, how, mend)
     if sized.width * sized.height > LARGEST:
         raise _refused(
             file,
             f"is {sized.width}×{sized.height}, and an image has {LARGEST} pixels at most",
             "make it smaller by data.size=32 data.crop=centre",
-            settable,
+            mend,
         )
     pixels = np.asarray(sized).reshape(sized.height, sized.width, -1).transpose(2, 0, 1)
     if how.levels is not None and how.levels < 256:
@@ -126,7 +134,7 @@ def decoded(file: Path, how: Conversion, settable: bool = True) -> tuple[np.ndar
     return pixels, sized.mode
 
 
-def _check_frames(image: Image.Image, file: Path, how: Conversion, settable: bool) -> None:
+def _check_frames(image: Image.Image, file: Path, how: Conversion, mend: str | None) -> None:
     """Refuses several pictures in a file; those behind a photograph's first are its previews, maps or other eye."""
     count = getattr(image, "n_frames", 1)
     if count > 1 and image.format != "MPO" and not how.first_frame:
@@ -134,7 +142,7 @@ def _check_frames(image: Image.Image, file: Path, how: Conversion, settable: boo
             file,
             f"holds {count} frames or pages, and one is a picture",
             "take the first of each by data.first_frame=true",
-            settable,
+            mend,
         )
 
 
@@ -158,6 +166,11 @@ def _is_deep(image: Image.Image, head: bytes) -> bool:
     return any(isinstance(part, str) and DEEP.search(part) for part in raw)
 
 
+def _is_negative(image: Image.Image) -> bool:
+    """Whether 0 is white in a TIFF of numbers, as which Pillow leaves them; bytes it turns round by itself."""
+    return image.mode in NUMBERS and getattr(image, "tag_v2", {}).get(PHOTOMETRIC) == 0
+
+
 def _upright(image: Image.Image) -> Image.Image:
     """A picture, loaded and turned as its orientation says; where it says what is no orientation, as it is."""
     image.load()
@@ -167,11 +180,18 @@ def _upright(image: Image.Image) -> Image.Image:
         return image.copy()
 
 
-def _in_8_bits(image: Image.Image, deep: bool, file: Path, how: Conversion, settable: bool) -> Image.Image:
-    """A picture of bytes: deep ones scaled, if a scale is given."""
+def _in_8_bits(
+    image: Image.Image, deep: bool, negative: bool, file: Path, how: Conversion, mend: str | None
+) -> Image.Image:
+    """A picture of bytes: deep ones scaled, if a scale is given; white where it is highest, or lowest if negative."""
     if not deep and image.mode not in NUMBERS:  # icons show their mode when they are loaded
         return image
     numbers = np.asarray(image) if image.mode in NUMBERS else None
+    if numbers is not None and (strange := int((~np.isfinite(numbers)).sum())):
+        raise UserError(
+            f"{readable(file)} has NaN or infinity in {strange} of its {numbers.size} pixels, which no scale makes "
+            "bytes of; write numbers in their place, or remove it."
+        )
     least, most = (0.0, 65535.0) if numbers is None else (float(numbers.min()), float(numbers.max()))
     if how.scale is None:
         found = "16 bits a channel" if numbers is None else f"values from {_number(least)} to {_number(most)}"
@@ -181,7 +201,7 @@ def _in_8_bits(image: Image.Image, deep: bool, file: Path, how: Conversion, sett
             file,
             f"has mode {image.mode}, with {found}, and images have 8 bits",
             f"convert it by data.scale=[{_number(least)}, {_number(most)}], the values of black and white",
-            settable,
+            mend,
         )
     low, high = how.scale
     if numbers is None:
@@ -193,13 +213,16 @@ def _in_8_bits(image: Image.Image, deep: bool, file: Path, how: Conversion, sett
         if isinstance(see_through := image.info.get("transparency"), tuple):  # in 16 bits, too
             image.info["transparency"] = tuple(value >> 8 for value in see_through)
         return image  # of which Pillow has kept the upper 8 bits
-    if not (low <= least and most <= high):  # neither is NaN
+    if not (low <= least and most <= high):
         raise UserError(
             f"{readable(file)} has values from {_number(least)} to {_number(most)}, outside of "
             f"data.scale=[{_number(low)}, {_number(high)}]; widen that, or mend the picture."
         )
     scaled = np.rint((numbers.astype(np.float64) - low) * (255 / (high - low))).astype(np.uint8)
-    return Image.fromarray(scaled)
+    grey = Image.fromarray(255 - scaled if negative else scaled)
+    if how.scale == FULL:  # then what is said of bytes holds of these
+        grey.info = {key: image.info[key] for key in OF_COLOURS if key in image.info}
+    return grey
 
 
 def _number(value: float) -> str:
@@ -207,7 +230,7 @@ def _number(value: float) -> str:
     return str(int(value)) if value.is_integer() else repr(value)
 
 
-def _in_mode(image: Image.Image, file: Path, how: Conversion, settable: bool) -> Image.Image:
+def _in_mode(image: Image.Image, file: Path, how: Conversion, mend: str | None) -> Image.Image:
     """A picture of a mode of `CHANNELS`: the one that is asked for, or else grey or colour as it is."""
     see_through = image.has_transparency_data
     if how.mode is None:
@@ -218,18 +241,18 @@ def _in_mode(image: Image.Image, file: Path, how: Conversion, settable: bool) ->
         )
         if see_through or image.mode not in ("1", "L", "RGB"):
             what = f"has mode {image.mode}{kind}, which is neither grey (L) nor RGB"
-            raise _refused(file, what, f"convert it by {ways}", settable)
+            raise _refused(file, what, f"convert it by {ways}", mend)
     wanted = ("RGB" if image.mode == "RGB" else "L") if how.mode is None else MODES[how.mode]
-    if image.mode == wanted and "icc_profile" not in image.info and not see_through:
+    profile, exponent = image.info.get("icc_profile"), _exponent(image)
+    if image.mode == wanted and not profile and exponent is None and not see_through:
         return image
-    profile = image.info.get("icc_profile")
     if image.mode == "LAB":
         image, profile = _through(image, ImageCms.createProfile("LAB"), "RGB"), None
     elif see_through:
         image = image.convert("LA" if image.mode == "La" else image.mode).convert("RGBA")
     elif image.mode not in ("L", "RGB", "CMYK"):
         image = image.convert("L" if image.mode in ("1", "La", "LA") else "RGB")
-    image = _in_srgb(image, profile)
+    image = _in_srgb(image, profile) if exponent is None else _raised(image, exponent)
     if see_through and not wanted.endswith("A"):
         image = Image.alpha_composite(Image.new("RGBA", image.size, WHITE), image)
     if wanted.startswith("L") and image.mode != "L":
@@ -252,6 +275,24 @@ def _in_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
     except NO_PROFILE:
         return image
     return found.convert("L") if image.mode == "L" else found
+
+
+def _exponent(image: Image.Image) -> float | None:
+    """What brings the bytes of a picture to sRGB as parts of 1, if it has no profile, but a gamma, and another one.
+
+    Of the chunks of PNG a profile counts before sRGB, and that before the gamma.
+    """
+    gamma = image.info.get("gamma")
+    if not gamma or "icc_profile" in image.info or "srgb" in image.info or abs(gamma * SCREEN - 1) <= NEAR:
+        return None
+    return 1 / (gamma * SCREEN)
+
+
+def _raised(image: Image.Image, exponent: float) -> Image.Image:
+    """A grey or colour picture with its bytes, as parts of 1, raised to a power; alpha stays."""
+    table = np.rint(255 * (np.arange(256) / 255) ** exponent).astype(int).tolist()
+    bands = [band if name == "A" else band.point(table) for name, band in zip(image.getbands(), image.split())]
+    return Image.merge(image.mode, bands)
 
 
 def _through(image: Image.Image, profile: Any, mode: str) -> Image.Image:
@@ -278,7 +319,7 @@ def _is_srgb(profile: bytes, mode: str) -> bool:
     return bool(np.abs(apart).max() <= SAME)
 
 
-def _in_size(image: Image.Image, file: Path, how: Conversion, settable: bool) -> Image.Image:
+def _in_size(image: Image.Image, file: Path, how: Conversion, mend: str | None) -> Image.Image:
     """A picture cut and resized, if that is asked for; never out of proportion."""
     width, height = image.size
     if how.crop == "centre":
@@ -297,13 +338,11 @@ def _in_size(image: Image.Image, file: Path, how: Conversion, settable: bool) ->
             file,
             f"is {width}×{height}, which {columns}×{rows} (width×height) would distort",
             "cut the middle out by data.crop=centre",
-            settable,
+            mend,
         )
     return image.resize((columns, rows), FILTER)
 
 
-def _refused(file: Path, what: str, setting: str, settable: bool) -> UserError:
-    """The error for a picture that nothing was said about, with the setting that says it."""
-    return UserError(
-        f"{readable(file)} {what}; {setting if settable else 'convert it to what the images of the run are'}."
-    )
+def _refused(file: Path, what: str, setting: str, mend: str | None) -> UserError:
+    """The error for a picture that nothing was said about, with the setting that says it, or another mend."""
+    return UserError(f"{readable(file)} {what}; {setting if mend is None else mend}.")

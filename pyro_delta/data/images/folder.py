@@ -167,6 +167,7 @@ def read_pictures(
     path: Path,
     count: int | None = None,
     how: Conversion = Conversion(),  # noqa: B008
+    mend: str = "convert it to what the images of the run are",
 ) -> tuple[torch.Tensor, list[str]]:
     """A picture, or the first `count` of a folder in the order of their names: uint8 (N, C, H, W), and the names.
 
@@ -174,6 +175,7 @@ def read_pictures(
         path: of the picture or folder.
         count: all if None.
         how: pictures become images.
+        mend: what errors advise for what is not read.
 
     Raises:
         UserError: if there is none, or as `decoded`, or if one is unlike the first in size or mode.
@@ -187,40 +189,40 @@ def read_pictures(
         raise UserError(f"there is no picture or folder {readable(path)}; give one, or train, validation or test.")
     paths = [folder / name for name in files]
     with quiet():
-        images = _decode(paths, _first(paths[0], how, settable=False), how, settable=False)
+        images = _decode(paths, _first(paths[0], how, mend), how, mend)
     if account is not None:
         account.tell(path)
     return torch.from_numpy(images), names_of(files).tolist()
 
 
-def _first(file: Path, how: Conversion, settable: bool = True) -> First:
+def _first(file: Path, how: Conversion, mend: str | None = None) -> First:
     with quiet():
-        return First(file, *decoded(file, how, settable))
+        return First(file, *decoded(file, how, mend))
 
 
-def _decode(files: list[Path], like: First, how: Conversion, settable: bool = True) -> np.ndarray:
+def _decode(files: list[Path], like: First, how: Conversion, mend: str | None = None) -> np.ndarray:
     """uint8 of shape (N, C, H, W), filled by a few threads (decoders release the interpreter lock).
 
     Args:
         files: images.
         like: the first image of their set, in whose size and mode all must be.
         how: they become images.
-        settable: as for `decoded`.
+        mend: as for `decoded`.
     """
     file, first, mode = like
     images = np.empty((len(files), *first.shape), dtype=np.uint8)
 
     def decode_chunk(start: int) -> None:
         for index in range(start, min(start + CHUNK, len(files))):
-            image, image_mode = decoded(files[index], how, settable)
+            image, image_mode = decoded(files[index], how, mend)
             if image_mode != mode:
-                mend = "convert all images to one" + (" by data.mode=rgb or grey" if settable else "")
-                raise UserError(f"{readable(files[index])} is {image_mode} but {readable(file)} is {mode}; {mend}.")
+                to_one = "convert all images to one" + (" by data.mode=rgb or grey" if mend is None else "")
+                raise UserError(f"{readable(files[index])} is {image_mode} but {readable(file)} is {mode}; {to_one}.")
             if image.shape != first.shape:
-                mend = ", as data.size=32 data.crop=centre does" if settable else ""
+                by = ", as data.size=32 data.crop=centre does" if mend is None else ""
                 raise UserError(
                     f"{readable(files[index])} is {image.shape[2]}×{image.shape[1]} but {readable(file)} is "
-                    f"{first.shape[2]}×{first.shape[1]} (width×height); bring all images to one size{mend}."
+                    f"{first.shape[2]}×{first.shape[1]} (width×height); bring all images to one size{by}."
                 )
             images[index] = image
 

@@ -44,7 +44,9 @@ def inpaint(
 
     Each of K particles draws z from the prior and runs through the image in raster order: missing pixels are drawn,
     kept ones are scored, w_k = Π p(kept pixel | all before it, z_k). Completions are particles picked with
-    probabilities w_k / Σ w: exact as K → ∞, and the better the larger the effective sample size (Σ w)² / Σ w².
+    probabilities w_k / Σ w, with all pixels behind the last kept one drawn anew given z_k and those before: exact as
+    K → ∞, and the better the larger the effective sample size (Σ w)² / Σ w². Given z, what follows kept upper rows is
+    thus drawn from p(missing | kept, z) itself, however few particles count.
 
     Args:
         vae: of which the model is used; its likelihood must be an `AutoregressiveImage`.
@@ -64,6 +66,7 @@ def inpaint(
             given[KEY] = condition.to(device_of(vae)).expand(particles, *condition.shape[1:])
         z = prior(vae, particles, given).sample()
         distribution = decoder(vae, z, given)
+        places = torch.arange(keep_hw.numel(), device=z.device).view(keep_hw.shape)
         if not isinstance(distribution, AutoregressiveImage):
             raise UserError(
                 f"the likelihood returns a {type(distribution).__name__}, whose pixels cannot be kept while others are "
@@ -71,7 +74,8 @@ def inpaint(
             )
         images = image_chw.to(z.device, torch.int64).expand(particles, -1, -1, -1)
         keep_hw = keep_hw.to(z.device)
-        x = distribution.sample(keep=(images, keep_hw))
+        before_hw = places <= places.masked_fill(~keep_hw, -1).max()  # the last kept pixel
+        x = images if torch.equal(before_hw, keep_hw) else distribution.sample(keep=(images, keep_hw))
         log_weight = (distribution.pixel_log_prob(x).double() * keep_hw).sum((-2, -1))
         weight = torch.softmax(log_weight, dim=0)
         if not weight.isfinite().all():
@@ -80,7 +84,10 @@ def inpaint(
                 "have diverged; train it again at a lower training.lr."
             )
         chosen = torch.multinomial(weight, completions, replacement=True)
-        return Completions(x[chosen].cpu(), 1 / weight.square().sum().item())
+        of_chosen = decoder(vae, z[chosen], {name: values[chosen] for name, values in given.items()})
+        assert isinstance(of_chosen, AutoregressiveImage)
+        drawn = of_chosen.sample(keep=(x[chosen], before_hw))
+        return Completions(drawn.cpu(), 1 / weight.square().sum().item())
 
 
 def upper_rows(spec: ImageSpec, rows: int | None = None) -> Tensor:
@@ -100,7 +107,7 @@ def mask_of_picture(path: Path, spec: ImageSpec) -> Tensor:
     Raises:
         UserError: if the picture is of another size, or white all over.
     """
-    picture = read_pictures(path)[0][0]
+    picture = read_pictures(path, mend="save the mask in black and white, without transparency")[0][0]
     if picture.shape[1:] != (spec.height, spec.width):
         size, needed = tuple(picture.shape[1:]), (spec.height, spec.width)
         raise UserError(f"the mask {path} is {size}, the images are {needed}; bring it to their size.")
