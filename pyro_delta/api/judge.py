@@ -18,7 +18,7 @@ from pyro_delta.data.named import data_of
 from pyro_delta.data.spec import check_answers
 from pyro_delta.data.splits import SPLITS, Split, split_digest, subset
 from pyro_delta.data.stored import Stored
-from pyro_delta.data.tensors import as_split, labels_of
+from pyro_delta.data.tensors import Given, as_split, labels_of
 from pyro_delta.data.values import admitted, finite
 from pyro_delta.diagnostics import bounds
 from pyro_delta.diagnostics.diagnose import Diagnosis, diagnosed
@@ -37,7 +37,7 @@ from pyro_delta.validation import at_least
 def check(
     run: Run | str | Path,
     *,
-    data: str | Path | Data | None = None,
+    data: str | Path | Data | Given | None = None,
     split: str = "test",
     images: int | None = None,
     control: Run | str | Path | None = None,
@@ -51,7 +51,8 @@ def check(
 
     Args:
         run: a run, or its folder.
-        data: in the place of those that it was trained on, or their name.
+        data: in the place of those that it was trained on, or their name, as for `pyro_delta.train`; arrays are read as
+            those of the run were.
         split: train, validation or test.
         images: so many random data of the split, for all that is computed; all if None.
         control: a run without latents, of the same data, or its folder: what the latents buy is measured against it.
@@ -160,7 +161,7 @@ def _data_in_words(run: Run) -> str:
 def evaluate(
     run: Run | str | Path,
     *,
-    data: str | Path | Data | None = None,
+    data: str | Path | Data | Given | None = None,
     split: str = "test",
     images: int | None = None,
     root: str | None = None,
@@ -379,7 +380,7 @@ def _split(data: Any, labels: Any) -> Split:
 
 def _parts(
     run: Run | str | Path,
-    data: str | Path | Data | None,
+    data: str | Path | Data | Given | None,
     split: str,
     images: int | None,
     root: str | None,
@@ -394,7 +395,7 @@ def _parts(
     if data is None:
         data = run.data(root, other=other_data)
     else:
-        data = in_terms_of(run.spec, run.config, data_of(data, root), "data")
+        data = in_terms_of(run.spec, run.config, data_of(data, root, like=run.spec), "what is given")
     whole = getattr(data, split)
     measured = {
         "split": split,

@@ -46,7 +46,7 @@ from pyro_delta.build import build, load_data
 from pyro_delta.config import AuxiliaryConfig, Config
 from pyro_delta.data.condition import KEY, condition_of, conditioned, told_alike
 from pyro_delta.data.named import spec_before_data
-from pyro_delta.data.spec import spec_as_dict, spec_of_dict
+from pyro_delta.data.spec import spec_as_dict, spec_of_dict, told_apart
 from pyro_delta.data.splits import fingerprints
 from pyro_delta.diagnostics import table
 from pyro_delta.diagnostics.table import unfinished
@@ -222,7 +222,8 @@ def in_terms_of(spec: Spec, config: Config, data: Data, name: str) -> Data:
         data = conditioned(data, str(on))
     data = told_alike(data, spec)
     if data.spec != spec:
-        raise UserError(f"{name} now holds {data.spec}, but the run was made for {spec}; give data of that spec.")
+        now, then = told_apart(data.spec, spec)
+        raise UserError(f"{name} holds {now}, but the run was made for {then}; give data of that kind.")
     return data
 
 
@@ -246,6 +247,13 @@ def data_of_run(config: Config, record: DataRecord | None, root: str | None, fol
     Raises:
         UserError: if they have moved, there is no `root`, or as `load_data`.
     """
+    if config.data.program == "given":
+        place = "the run" if folder is None else str(folder)
+        raise UserError(
+            f"the data of {place} were given in Python and are not kept with it; give them again there, as in "
+            f"pyro_delta.check({place!r}, data=…), and likewise evaluate, resume, train_control, and report, which "
+            "keeps the check for compare and for the page."
+        )
     was = None if record is None or record.folder is None else Path(record.folder)
     if root is None and was is not None and was.exists():
         root = str(was)
@@ -345,7 +353,7 @@ def create(folder: Path, config: Config, data: Data, preset: str) -> Lock:
     foreign = trusting.foreign(sections, spec["kind"])
     chosen = {kind: getattr(config, kind).program for kind in KINDS}
     records, contents = copies(chosen | ({"spec": foreign["spec"]} if "spec" in foreign else {}))
-    root = config.data.options.get("root")
+    root = None if config.data.program == "given" else config.data.options.get("root")
     info = {
         "format": FORMAT,
         "preset": preset,
