@@ -208,7 +208,7 @@ def test_data_that_are_given(tmp_path: Path) -> None:
     again = pyro_delta.load(tmp_path / "run")
     assert torch.equal(weights(again), weights(run))
     for attempt in (again.data, lambda: pyro_delta.check(again), lambda: pyro_delta.evaluate(tmp_path / "run")):
-        with pytest.raises(UserError, match="the data of .*run were given in Python and are not kept with it"):
+        with pytest.raises(UserError, match=r"the data of .*run were given in Python and are not kept with it"):
             attempt()
     assert pyro_delta.evaluate(again, data=data) == expected
     assert pyro_delta.evaluate(tmp_path / "run", data=data) == expected
@@ -523,8 +523,8 @@ def test_splits_have_three_names(judge: Any, digits: Run) -> None:
 
 
 NOT_DATA = {
-    "a tensor": (torch.zeros(40, 3), r"an array of float32 of shape \(40, 3\) is (neither images, .*from_tensors|not what)"),
-    "an array": (np.zeros((40, 3)), r"an array of float32 of shape \(40, 3\) is (neither images, .* nor tokens|not what the run)"),
+    "a tensor": (torch.zeros(40, 3), r"an array of float32 of shape \(40, 3\) is (neither .*from_tensors|not what)"),
+    "an array": (np.zeros((40, 3)), r"an array of float32 of shape \(40, 3\) is (neither .* nor tokens|not what)"),
     "a class": (Digits, "the data 'given' are the class Digits; they must be .*from_tensors"),
     "a number": (3, "the data 'given' are of type int; "),
 }
