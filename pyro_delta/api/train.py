@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -21,9 +22,11 @@ from pyro_delta.inference import manifest as manifests
 from pyro_delta.inference.pyro_training import PyroTraining
 from pyro_delta.inference.recorder import Recorder, stopping
 from pyro_delta.inference.run import (
+    CONFIG,
     FORMER,
     PROGRAMS,
     DataRecord,
+    Info,
     Run,
     check_free,
     check_made_with,
@@ -294,7 +297,7 @@ def _reread(
     if info.exported:
         raise UserError(
             f"{out} was exported, without the state of its optimiser, and cannot be gone on with; resume the run that "
-            "it was made from, or start a new one: pyro-delta train --config config.json."
+            f"it was made from, or start a new one: {_anew(config, info, out)}."
         )
     lock = Lock(out) if ranks.first() else None
     try:
@@ -328,6 +331,13 @@ def _reread(
     if other_data and info.data is not None and info.data.first_other(training.data) is not None:
         training.notices.append("The data are not those that the run began with.")
     return config, training, lock, info.preset
+
+
+def _anew(config: Config, info: Info, out: Path) -> str:
+    """What starts a training with the settings of a run."""
+    if config.data.program == "given":
+        return "pyro_delta.train(settings, data=…), as its README.md has it"
+    return f"pyro-delta train --config {shlex.quote(str(out / CONFIG))}{' --trust' if info.programs else ''} --out NEW"
 
 
 def prepare(config: Config, device: str, folder: Path | None = None, data: Data | None = None) -> Training:

@@ -305,6 +305,7 @@ def check_free(folder: Path) -> None:
     Raises:
         UserError: if it holds another run or anything else, or cannot be written.
     """
+    hub.check_no_place(folder)
     if has_checkpoint(folder):
         raise UserError(f"{folder} holds another run; give another --out, or --resume to go on with it.")
     if folder.exists() and not folder.is_dir():
@@ -501,7 +502,7 @@ def read_config(folder: Path, trust: bool = False) -> Config:
     """
     hub.check_here(folder, "this command")  # those that only read have fetched it
     if folder.is_file():
-        if folder.suffix == ".zip":
+        if folder.suffix.lower() == ".zip":
             raise UserError(f"{folder} is packed; unpack it, and give the folder that comes out.")
         raise UserError(f"{folder} is a file, not a run; give a folder that `pyro-delta train` wrote.")
     path = folder / CONFIG
@@ -514,6 +515,33 @@ def read_config(folder: Path, trust: bool = False) -> Config:
     trusting.check(folder, trusting.foreign(sections, kind), info.programs, known_by, trust)
     check_copies(info.programs, folder / PROGRAMS)
     return configuration.of_tree(tree, path, folder / PROGRAMS)
+
+
+def with_copies(settings: list[tuple[str, Any]], file: Path, trust: bool) -> list[tuple[str, Any]]:
+    """Settings of a run's config.json, which name the run's copies of programs that are not where they were.
+
+    Of an exported run they never were where its settings say.
+
+    Args:
+        settings: of the file.
+        file: of settings, perhaps of a run.
+        trust: as for `load`.
+
+    Raises:
+        UserError: if the copies are not what they were, or a stranger's.
+    """
+    folder = file.parent
+    if file.name != CONFIG or not (folder / PROGRAMS).is_dir():
+        return settings
+    exported, found = read_info(folder).exported, []
+    for key, value in settings:
+        source, _, name = str(value).rpartition(":")
+        copy = folder / PROGRAMS / Path(source).name
+        own = key.endswith(".program") and source.endswith(".py") and copy.is_file()
+        found.append((key, f"{copy}:{name}" if own and (exported or not Path(source).expanduser().exists()) else value))
+    if found != settings:
+        read_config(folder, trust)
+    return found
 
 
 def config_digest(folder: Path) -> str:

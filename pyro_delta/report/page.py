@@ -173,8 +173,9 @@ def rendered(*, title: str, verdict: str, advice: str, sections: Sequence[Sectio
 def in_words(run: Run, *, caveat: bool = True) -> list[str]:
     """Programs, objective and steps; and, unless it is said elsewhere, that the training has not come to its end."""
     config = run.config
+    data = "given in Python" if config.data.program == "given" else config.data.program
     return [
-        f"Data {config.data.program}, prior {config.prior.program}, likelihood {config.likelihood.program}, guide "
+        f"Data {data}, prior {config.prior.program}, likelihood {config.likelihood.program}, guide "
         f"{config.guide.program}. {_count(run.vae.model)} weights in the model, {_count(run.vae.guide)} in the guide.",
         f"Objective {config.objective.program}, {run.trained_steps} steps of batch {config.training.batch}, seed "
         f"{config.training.seed}; here are the {run.weights} weights, of step {run.step}."
