@@ -179,8 +179,9 @@ def test_an_array_is_trained_on_and_checked(folder: Path) -> None:
 
 def test_pictures_of_an_array_are_those_of_a_file(folder: Path, tmp_path: Path) -> None:
     Image.fromarray(DARK[0]).save(tmp_path / "0.png")
-    code, _, err = call("encode", folder, tmp_path / "0.png", "--out", tmp_path / "z.csv", "--device", "cpu")
+    code, _, err = call("encode", folder, tmp_path / "0.png", "--out", tmp_path / "z.CSV", "--device", "cpu")
     assert code == 0, err
+    assert (tmp_path / "z.CSV").read_text().startswith("datum,")
     x, _ = ImageSpec(1, 6, 5, 256).open(tmp_path / "0.png")
     assert (x.numpy() == DARK[0]).all()
 
