@@ -11,7 +11,8 @@ from typing import Any
 from pyro_delta.diagnostics import table
 from pyro_delta.errors import UserError
 from pyro_delta.inference.run import Run
-from pyro_delta.report.page import command_of, in_words
+from pyro_delta.report.commands import command_of, command_of_check
+from pyro_delta.report.page import in_words
 
 KNOWN_LICENCES = {
     "afl-3.0", "agpl-3.0", "apache-2.0", "artistic-2.0", "bsd-2-clause", "bsd-3-clause", "bsd-3-clause-clear",
@@ -197,7 +198,7 @@ def _made(run: Run, info: Mapping[str, Any], numbers: Mapping[str, Any] | None) 
         train = "pyro-delta train --config config.json --out RUN"
     lines = [train]
     if numbers is not None:
-        lines.append("pyro-delta check RUN --keep")
+        lines.append(f"{command_of_check('RUN', numbers)} --keep")
     lines.append("pyro-delta export RUN DIR" + ("" if run.weights == "best" else " --weights last"))
     yield "```sh\n" + "\n".join(lines) + "\n```"
     versions = ", ".join(f"{name} {value}" for name, value in info.get("versions", {}).items())
