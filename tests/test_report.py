@@ -1,6 +1,7 @@
 """The page of a run: it is whole, it needs nothing else, and what it says is what the run and its check say."""
 
 import base64
+import itertools
 import json
 import math
 import re
@@ -16,19 +17,23 @@ from typing import Any
 import pytest
 import torch
 from forged import edit_json
-from networks import SPECS, random_images
+from networks import SPECS, random_images, randomise
 from test_cli import TINY, call
+from test_condition import GATED, GUIDE
 from torch.distributions import Independent, MultivariateNormal, Normal, kl_divergence
 
 from pyro_delta.api.kept import evaluations, is_of
+from pyro_delta.build import build
 from pyro_delta.cli.options import settings_of
-from pyro_delta.config import TrainingConfig, choose
-from pyro_delta.data import Spec, load
+from pyro_delta.config import TrainingConfig, choose, validate
+from pyro_delta.data import Spec, Split, load
 from pyro_delta.data.audio import SoundSpec
 from pyro_delta.data.images import ImageSpec
-from pyro_delta.data.sequences import TextSpec
+from pyro_delta.data.sequences import TextSpec, TokenSpec
 from pyro_delta.diagnostics.bounds import Encoding, encode
+from pyro_delta.diagnostics.drawing import continuations
 from pyro_delta.diagnostics.steps import floor_of_steps, rate_of_steps
+from pyro_delta.diagnostics.trace import decoder, evaluating, prior
 from pyro_delta.distributions import GaussianAR1, GaussianSequence
 from pyro_delta.inference import run as runs
 from pyro_delta.inference.optim import learning_rate
@@ -136,6 +141,60 @@ def test_data_with_priors_of_their_own_are_each_beside_their_own() -> None:
     assert floor.sum().item() == pytest.approx(committed_rate(GaussianAR1(alpha, n)).mean().item(), rel=1e-6)
 
 
+def test_data_have_no_rate_behind_their_end() -> None:
+    """The shares of data with lengths are those of their prefixes; together they are the closed rate."""
+    torch.manual_seed(0)
+    alpha, n, lengths = torch.tensor([0.9, -0.4]), 5, torch.tensor([5, 1, 3])
+    mean, scale = torch.randn(3, n, 2), torch.rand(3, n, 2) + 0.2
+    ended = torch.arange(n)[:, None] >= lengths[:, None, None]
+    mean, scale = mean.masked_fill(ended, 0.0), scale.masked_fill(ended, 1.0)
+    nothing, sites = torch.zeros(3), ({"z": mean}, {"z": scale}, {})
+    encoding = Encoding(nothing, True, nothing, *sites, mean_field=True, apart=True, scored=1.0)
+    prior = GaussianAR1(alpha, n, lengths)
+    found, floor = rate_of_steps(encoding, prior), floor_of_steps(prior)
+    assert found is not None
+    expected, least = torch.zeros(n, 2, dtype=torch.float64), torch.zeros(n, 2, dtype=torch.float64)
+    for i, length in enumerate(lengths.tolist()):
+        q = {"z": mean[i : i + 1, :length]}, {"z": scale[i : i + 1, :length]}, {}
+        one = Encoding(nothing[:1], True, nothing[:1], *q, mean_field=True, apart=True, scored=1.0)
+        expected[:length] += rate_of_steps(one, GaussianAR1(alpha, length)) / 3  # type: ignore[operator]
+        least[:length] += floor_of_steps(GaussianAR1(alpha, length)) / 3
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(floor, least)
+    closed = kl_divergence(Independent(Normal(mean, scale), 2), prior)
+    assert found.sum().item() == pytest.approx(closed.mean().item(), rel=1e-6)
+    assert floor.sum().item() == pytest.approx(committed_rate(prior).mean().item(), rel=1e-6)
+
+
+TINY_PROGRAMS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "tokens": ({"program": "gru", "hidden": 4}, {"program": "gru", "hidden": 4}),
+    "image": (GATED, {"program": "anti_causal", **GUIDE}),
+}
+
+
+@pytest.mark.parametrize("name", TINY_PROGRAMS)
+def test_halves_go_on_as_exact_sums_say(name: str) -> None:
+    """All that may follow a first half, with its probability given that, by whole data of many z."""
+    torch.manual_seed(0)
+    spec = TokenSpec(4, 2) if name == "tokens" else ImageSpec(1, 2, 2, 2)
+    likelihood, guide = TINY_PROGRAMS[name]
+    ar1 = {"program": "ar1", "dims": 2, "alpha": 0.8}
+    sections = {"data": {}, "training": {"steps": 1}, "prior": ar1, "likelihood": likelihood, "guide": guide}
+    vae = randomise(build(validate(sections), spec, check=False)).float()
+    every = torch.tensor(list(itertools.product((0, 1), repeat=4))).reshape(16, *spec.shape)
+    with torch.no_grad(), evaluating(vae, 1):
+        z = prior(vae, 4000).sample()
+        log_p = torch.stack([decoder(vae, z).log_prob(x.expand(4000, *x.shape)) for x in every]).double()
+    p = log_p.exp().mean(1).reshape(4, 4)
+    assert p.sum().item() == pytest.approx(1, abs=1e-4)
+    found = continuations(vae, Split(every[[6]]), completions=4000, particles=4000, batch=4000)
+    drawn = found.x[1:].flatten(1)
+    assert (drawn[:, :2] == torch.tensor([0, 1])).all()
+    share = torch.bincount(drawn[:, 2] * 2 + drawn[:, 3], minlength=4) / 4000
+    torch.testing.assert_close(share.double(), p[1] / p[1].sum(), atol=0.04, rtol=0)
+    assert 1 < found.effective_sample_sizes[0] < 3990  # z tells of the first half
+
+
 def test_the_page_is_whole_and_needs_nothing_else(page: str) -> None:
     found = Page(page)
     assert found.open == []
@@ -207,7 +266,7 @@ def shown_by(run: Path, *options: object) -> tuple[str, dict[str, Any]]:
 
 
 def test_a_kept_check_is_shown_as_what_it_is_and_only_of_the_same_weights_and_control(run: Path) -> None:
-    """The command that a page prints makes its numbers; a check of other weights, or of another control, is made anew."""
+    """The command that a page prints makes its numbers; one of other weights, or of another control, is made anew."""
     control, other = run.with_name(f"{run.name}-control"), run.with_name("other control")
     shutil.copytree(control, other, dirs_exist_ok=True)
     edit_json(other, "config.json", lambda tree: {**tree, "data": {**tree["data"], "root": "elsewhere"}})
@@ -248,20 +307,18 @@ def test_a_training_that_was_cut_or_made_longer_is_said_to_be(tmp_path: Path) ->
     """Its check fails, and the commands are those that made it."""
     code, _, err = call("train", *TINY, "--steps", 6, "--out", tmp_path / "run")
     assert code == 0, err
-    first, _ = shown_by(tmp_path / "run", "--images", 12)
     assert call("train", "--resume", "--out", tmp_path / "run", "--steps", 9)[0] == 0
     longer, printed = shown_by(tmp_path / "run", "--images", 12)
     commands = f"--out {tmp_path}/run pyro-delta train --out {tmp_path}/run --resume --steps 9 pyro-delta check"
     assert commands in longer
     assert re.search(r"training.steps=6( --set \S+)* --out", longer)
-    assert "made longer" not in first
     # Its last checkpoint is that of a training that was to be longer.
     edit_json(tmp_path / "run", "config.json", lambda tree: {**tree, "training": {**tree["training"], "steps": 20}})
     cut, printed = shown_by(tmp_path / "run", "--images", 12)
     assert "and the check fails. Check failed: " in cut
     assert "the training has not come to its end: it has made 9 steps" in cut
     assert "the training has not come to its end" in printed["failure"]
-    assert "the training has not come to its end" not in first
+    assert "the training has not come to its end" not in longer
 
 
 def made_by(ends: Sequence[int], **settings: Any) -> list[dict[str, Any]]:
