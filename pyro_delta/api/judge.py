@@ -78,6 +78,9 @@ def check(
         **options,
     )
     numbers, advice = found.numbers | measured | _with_auxiliary(run, part, data.spec, seed), found.advice
+    numbers |= {f"asked_{name}": value for name, value in options.items() if value != TOLD.get(name, value)}
+    if is_control(run) and found.verdict in ("nothing told", "collapsed"):
+        advice = DEAF
     if measured["data_as_trained"] is False:
         advice += f" {OTHER_DATA}"
     if other is not None:
@@ -102,6 +105,20 @@ def _with_auxiliary(run: Run, part: Split, spec: Spec, seed: int) -> dict[str, A
     tighter = load(run.folder, device_of(run.vae), "auxiliary", run.weights)
     numbers = bounds.evaluate(tighter.vae, part, spec=spec, seed=seed)
     return {f"auxiliary_{key}": numbers[key] for key in ("neg_elbo_bpd", "neg_elbo_bpd_se")}
+
+
+TOLD = {"told_samples": TOLD_SAMPLES, "told_images": TOLD_IMAGES}
+"""What of the options of a check is kept with its numbers where it is other than here: data may be too few for it."""
+DEAF = (
+    "A control: its decoder does not hear z, so that nothing can be told, and its distortion is its −log p(x), which "
+    "that of a run with latents is compared with."
+)
+"""Said of a run without latents in the place of advice."""
+
+
+def is_control(run: Run) -> bool:
+    """Whether a run's decoder was built without latents."""
+    return run.config.likelihood.options.get("use_latents") is False
 
 
 OTHER_DATA = "The data are not those that the run was trained on, or not all of them."

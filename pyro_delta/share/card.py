@@ -16,7 +16,8 @@ from pyro_delta.describe import flat as flat_settings
 from pyro_delta.diagnostics import table
 from pyro_delta.errors import UserError
 from pyro_delta.inference.run import Run
-from pyro_delta.report.page import command_of, in_words
+from pyro_delta.report.commands import command_of, command_of_check
+from pyro_delta.report.page import in_words
 
 KNOWN_LICENCES = {
     "afl-3.0", "agpl-3.0", "apache-2.0", "artistic-2.0", "bsd-2-clause", "bsd-3-clause", "bsd-3-clause-clear",
@@ -272,7 +273,7 @@ def _made(
         config, trust = shlex.quote(f"{here}/config.json"), " --trust" if own else ""
         lines.append(f"pyro-delta train --config {config}{trust} --out RUN")
     if numbers is not None:
-        lines.append("pyro-delta check RUN --keep")
+        lines.append(f"{command_of_check('RUN', numbers)} --keep")
     lines.append("pyro-delta export RUN DIR" + ("" if run.weights == "best" else " --weights last"))
     yield "```sh\n" + "\n".join(lines) + "\n```"
     yield _versions(info)
