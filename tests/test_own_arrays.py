@@ -1,5 +1,6 @@
 """Arrays of a user's own, whose kind their shape tells, from `train` to `check`."""
 
+import html
 import shutil
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from test_cli import call
 from torch.utils.data import Dataset
 
 import pyro_delta
+from pyro_delta.api.kept import kept
 from pyro_delta.data.images import ImageSpec
 from pyro_delta.data.images.conversion import Conversion
 from pyro_delta.data.named import data_of
@@ -197,6 +199,28 @@ def test_commands_say_that_the_data_came_from_python(command: tuple[str, ...], f
     assert (code, len(err.splitlines())) == (2, 2 if name == "compare" else 1), err  # which says that it checks first
     assert f"the data of {folder} were given in Python and are not kept with it; give them again there" in err
     assert f"pyro_delta.check({str(folder)!r}, data=…)" in err
+
+
+def test_a_page_of_an_array_is_written_and_its_check_kept(folder: Path, tmp_path: Path) -> None:
+    given = {"x": DARK, "labels": np.arange(40) % 3}
+    place = Path(shutil.copytree(folder, tmp_path / "arr"))
+    with pytest.raises(UserError, match="were given in Python and are not kept"):
+        pyro_delta.write_report(place)
+    with pytest.raises(UserError, match=r"the 33 train data are not the 33 that .*arr was made with"):
+        pyro_delta.write_report(place, data=GREY)
+    with pytest.raises(UserError, match=r"there is no folder .*none for page\.html; make it or give another\.$"):
+        pyro_delta.write_report(place, tmp_path / "none" / "page.html", data=given)
+    assert kept(place) is None
+    assert pyro_delta.write_report(place, data=given) == place / "report.html"
+    text = html.unescape((place / "report.html").read_text())
+    assert f"pyro_delta.check({str(place)!r}, data=x)" in text
+    assert f'preset="photos", out={str(place)!r}' in text
+    assert "pyro-delta train" not in text
+    found = kept(place)
+    assert found is not None
+    assert found.numbers["n_images"] == 4
+    other = Path(shutil.copytree(place, tmp_path / "other"))
+    assert len(pyro_delta.compare([place, other]).rows) == 2
 
 
 def test_a_run_on_an_array_goes_on_and_has_a_control(folder: Path, tmp_path: Path) -> None:

@@ -113,30 +113,24 @@ def _of_one(
     trust: bool,
 ) -> tuple[str, str, str | None]:
     """The page of a run, the verdict of its check, and why that fails, if it does."""
-    from pyro_delta.api.judge import check
-    from pyro_delta.api.kept import evaluations, is_of, keep, keepable, kept
-    from pyro_delta.diagnostics.diagnose import failure, passes
-    from pyro_delta.hub import on_hub
-    from pyro_delta.report.page import page
+    from functools import partial
+
+    from pyro_delta.diagnostics.diagnose import failure
     from pyro_delta.report.progress import counting
+    from pyro_delta.report.written import page_of
 
     loaded = open_run(run, device, trust=trust)
     other = None if control is None else open_run(control, device, trust=trust)
-    data = loaded.data(data_root, other=other_data)
-    assert loaded.folder is not None
-    before = None if images is not None or other_data else kept(loaded.folder)
-    if before is not None and is_of(before.numbers, loaded, other):
-        numbers = before.numbers
-    else:
-        count = len(data.test) if images is None else images
-        with counting("checking", passes(count, control=other is not None)) as advance:
-            found = check(loaded, data=data, images=images, control=other, seed=seed, advance=advance)
-        numbers = found.asdict()
-        first = images is None and kept(loaded.folder) is None
-        if first and not on_hub(run) and keepable(loaded, numbers):
-            keep(loaded, found)
-    evaluated = evaluations(loaded.folder)
-    text = page(loaded, data, numbers, named=str(run), evaluated=evaluated, control=other, seed=seed)
+    text, numbers = page_of(
+        loaded,
+        loaded.data(data_root, other=other_data),
+        named=str(run),
+        control=other,
+        images=images,
+        seed=seed,
+        other_data=other_data,
+        counting=partial(counting, "checking"),
+    )
     return text, numbers["verdict"], failure(numbers)
 
 

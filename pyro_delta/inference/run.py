@@ -251,8 +251,8 @@ def data_of_run(config: Config, record: DataRecord | None, root: str | None, fol
         place = "the run" if folder is None else str(folder)
         raise UserError(
             f"the data of {place} were given in Python and are not kept with it; give them again there, as in "
-            f"pyro_delta.check({place!r}, data=…), and likewise evaluate, resume, train_control, and report, which "
-            "keeps the check for compare and for the page."
+            f"pyro_delta.check({place!r}, data=…), and likewise evaluate, resume, train_control, and write_report, "
+            "which keeps the check for compare and for the model card."
         )
     was = None if record is None or record.folder is None else Path(record.folder)
     if root is None and was is not None and was.exists():

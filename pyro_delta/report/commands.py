@@ -1,19 +1,25 @@
-"""The commands that make a run again: its training, from its settings and its metrics, and its check."""
+"""What makes a run again: the commands, or the Python, of its training and its check."""
 
 from __future__ import annotations
 
 import math
 import shlex
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
+from pprint import pformat
+from types import MappingProxyType
 from typing import Any
 
 from pyro_delta.config import Config, TrainingConfig, load_preset
 from pyro_delta.describe import flat as flat_settings
 from pyro_delta.describe import written
+from pyro_delta.errors import UserError
 from pyro_delta.inference.optim import learning_rate
 from pyro_delta.programs import find, options_model
 
+GIVEN = "given"
+"""The program of data that were given in Python, which no command finds."""
 CONTROL = "CONTROL"
 """In the place of the folder of a control, which numbers do not hold."""
 
@@ -146,3 +152,46 @@ def command_of_check(run: str, numbers: Mapping[str, Any], control: str | None =
     if numbers.get("data_as_trained") is False:
         words.append("--other-data")
     return shlex.join(words)
+
+
+def python_of_training(
+    config: Config, preset: str, folder: str, copies: Mapping[str, str] = MappingProxyType({})
+) -> str:
+    """The Python that trains with the same settings, on data that were given there.
+
+    Args:
+        config: of the run.
+        preset: of the run.
+        folder: of the run.
+        copies: names of programs of one's own → where they are to be found.
+    """
+    settings = dict(flat_settings(config))
+    with suppress(UserError):  # of a run of no preset, all are said
+        known = dict(flat_settings(load_preset(preset, [("data.program", GIVEN)])))
+        settings = {key: value for key, value in settings.items() if known.get(key) != value}
+    settings = {
+        key: copies.get(value, value) if isinstance(value, str) else value
+        for key, value in settings.items()
+        if not key.startswith("data.") or key == "data.levels"
+    }
+    return (
+        f"settings = {pformat(settings, sort_dicts=False, width=100)}\n"
+        f'run = pyro_delta.train(settings, data=x, preset="{preset}", out={folder!r})'
+    )
+
+
+def python_of_check(run: str, numbers: Mapping[str, Any], control: str | None = None) -> str:
+    """The Python that makes the numbers of a check again, on data that were given there; arguments as there."""
+    words = [f"{run!r}", "data=x"]
+    if numbers["split"] != "test":
+        words.append(f"split={numbers['split']!r}")
+    if numbers["n_images"] < numbers["split_images"]:
+        words.append(f"images={numbers['n_images']}")
+    for name in ("told_samples", "told_images"):
+        if (asked := numbers.get(f"asked_{name}")) is not None:
+            words.append(f"{name}={asked}")
+    if "bought_nats" in numbers:
+        words.append(f"control={control or CONTROL!r}")
+    if numbers["seed"]:
+        words.append(f"seed={numbers['seed']}")
+    return f"pyro_delta.check({', '.join(words)})"

@@ -31,7 +31,13 @@ from pyro_delta.hub import on_hub
 from pyro_delta.inference.run import Run, read_info
 from pyro_delta.protocol import Data
 from pyro_delta.rate import Modes, committed_rate, modes
-from pyro_delta.report.commands import command_of_check, commands_of_training
+from pyro_delta.report.commands import (
+    GIVEN,
+    command_of_check,
+    commands_of_training,
+    python_of_check,
+    python_of_training,
+)
 from pyro_delta.report.comparison import Comparison
 from pyro_delta.report.comparison_figure import comparison_figure
 from pyro_delta.report.delta_figure import modes_figure
@@ -101,8 +107,13 @@ def page(
     part = subset(test, min(LOOKED_AT, len(test)), seed)
     encoding = encode(run.vae, part, seed=seed)
     beside = None if control is None else str(control.folder)
-    check = command_of_check(named, numbers, beside)
-    again = shlex.join(["pyro-delta", "report", named, *(() if beside is None else ("--control", beside))])
+    given = run.config.data.program == GIVEN
+    check = (python_of_check if given else command_of_check)(named, numbers, beside)
+    checks = [check if given or on_hub(named) else f"{check} --keep"]
+    if given:
+        checks.append(f"pyro_delta.write_report({named!r}, data=x{'' if beside is None else f', control={beside!r}'})")
+    else:
+        checks.append(shlex.join(["pyro-delta", "report", named, *(() if beside is None else ("--control", beside))]))
     shown = list(drawn(run, data, encoding, part, seed))
     sections = [
         _what_was_trained(run, data, numbers, encoding),
@@ -111,7 +122,7 @@ def page(
         _how_it_came(run, control),
         *_latents(run, data, part, encoding, seed),
         *([Section("What it draws", shown=shown)] if shown else []),
-        *_made_by(run, named, [check if on_hub(named) else f"{check} --keep", again]),
+        *_made_by(run, named, checks),
     ]
     verdict, advice = verdict_of(run, numbers)
     return rendered(title=named, verdict=verdict, advice=advice, sections=sections)
@@ -163,7 +174,7 @@ def rendered(*, title: str, verdict: str, advice: str, sections: Sequence[Sectio
 def in_words(run: Run, *, caveat: bool = True) -> list[str]:
     """Programs, objective and steps; and, unless it is said elsewhere, that the training has not come to its end."""
     config = run.config
-    data = "given in Python" if config.data.program == "given" else config.data.program
+    data = "given in Python" if config.data.program == GIVEN else config.data.program
     return [
         f"Data {data}, prior {config.prior.program}, likelihood {config.likelihood.program}, guide "
         f"{config.guide.program}. {_count(run.vae.model)} weights in the model, {_count(run.vae.guide)} in the guide.",
@@ -291,7 +302,11 @@ def _made_by(run: Run, named: str, checks: Sequence[str]) -> Iterator[Section]:
     assert run.folder is not None
     preset = read_info(run.folder).preset
     folder = Path("RUN") if on_hub(named) else run.folder
-    commands, words = commands_of_training(run.config, preset, folder, run.metrics)
+    if run.config.data.program == GIVEN:
+        commands = [python_of_training(run.config, preset, str(folder))]
+        words = "The training on x, data that were given in Python, from its settings; and the check:"
+    else:
+        commands, words = commands_of_training(run.config, preset, folder, run.metrics)
     facts = [[name, str(value)] for name, value in run.facts.items() if value is not None]
     yield Section("How to make it again", [words], shown=[Shown("text", "\n".join([*commands, *checks]), "", "")])
     yield Section("All settings", rows=[[key, written(value)] for key, value in flat_settings(run.config)], folded=True)

@@ -5,18 +5,15 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
-from pprint import pformat
 from typing import Any
 
-from pyro_delta.config import load_preset
+from pyro_delta.api.judge import is_control
 from pyro_delta.data.spec import in_words as in_words_of
-from pyro_delta.describe import flat as flat_settings
 from pyro_delta.diagnostics import table
 from pyro_delta.errors import UserError
 from pyro_delta.inference.run import Run
-from pyro_delta.report.commands import command_of, command_of_check
+from pyro_delta.report.commands import GIVEN, command_of, command_of_check, python_of_training
 from pyro_delta.report.page import in_words
 
 KNOWN_LICENCES = {
@@ -28,8 +25,6 @@ KNOWN_LICENCES = {
     "pddl", "postgresql", "unlicense", "wtfpl", "zlib",
 }  # fmt: skip
 """Names of licences on the hub; they are those of SPDX in small letters."""
-GIVEN = "given"
-"""The program of data that were handed over in Python."""
 PAPER = """\
 @inproceedings{razavi2019delta,
   title = {Preventing Posterior Collapse with delta-VAEs},
@@ -69,12 +64,12 @@ def card(
     parts = [
         _front_matter(run, license, _delta(run, numbers)),
         f"# {name}",
-        _deaf(version) if _is_deaf(run) else _what(run, numbers, version),
+        _deaf(version) if is_control(run) else _what(run, numbers, version),
         *([] if run.caveat is None else [f"**{run.caveat.partition('; ')[0].rstrip('.')}.**"]),
         "## What it is",
         *in_words(run, caveat=False),
         _of_data(run, info),
-        *([] if _is_deaf(run) else [_of_delta(run, numbers)]),
+        *([] if is_control(run) else [_of_delta(run, numbers)]),
         "## What was measured",
         *_measured(run, numbers),
         *_evaluated(run, evaluated),
@@ -90,11 +85,6 @@ def card(
         f"The method is that of the paper below; of pyro-delta, CITATION.cff says how.\n\n```bibtex\n{PAPER}\n```",
     ]
     return "\n\n".join(parts) + "\n"
-
-
-def _is_deaf(run: Run) -> bool:
-    """Whether its decoder was made without latents."""
-    return run.config.likelihood.options.get("use_latents") is False
 
 
 def _deaf(version: Any) -> str:
@@ -143,7 +133,7 @@ def _front_matter(run: Run, license: str | None, delta: float | None) -> str:
     config = run.config
     programs = [str(part.program) for part in (config.data, config.prior, config.likelihood, config.guide)]
     named = dict.fromkeys(name for name in programs if ":" not in name and name != GIVEN)
-    tags = ["pyro", "vae", *(["delta-vae"] if delta and not _is_deaf(run) else []), *named]
+    tags = ["pyro", "vae", *(["delta-vae"] if delta and not is_control(run) else []), *named]
     return "\n".join(["---", *lines, "library_name: pyro-delta", "tags:", *(f"- {tag}" for tag in tags), "---"])
 
 
@@ -281,20 +271,11 @@ def _made(
 
 def _made_in_python(run: Run, preset: str, here: str, own: Sequence[str]) -> str:
     """What makes a run again whose data have no name."""
-    settings = dict(flat_settings(run.config))
-    with suppress(UserError):  # of a run of no preset, all are said
-        known = dict(flat_settings(load_preset(preset, [("data.program", GIVEN)])))
-        settings = {key: value for key, value in settings.items() if known.get(key) != value}
-    settings = {
-        key: f"{here}/programs/{value}" if value in own else value
-        for key, value in settings.items()
-        if not key.startswith("data.") or key == "data.levels"
-    }
+    training = python_of_training(run.config, preset, "RUN", {name: f"{here}/programs/{name}" for name in own})
     weights = "" if run.weights == "best" else ', weights="last"'
     return (
-        f"```python\nimport pyro_delta\nsettings = {pformat(settings, sort_dicts=False, width=100)}\n"
-        f'run = pyro_delta.train(settings, data=x, preset="{preset}", out="RUN")\n'
-        f'print(pyro_delta.check(run, data=x))\npyro_delta.export(run, "DIR"{weights})\n```'
+        f"```python\nimport pyro_delta\n{training}\n"
+        f'pyro_delta.write_report(run, data=x)  # which keeps the check\npyro_delta.export(run, "DIR"{weights})\n```'
     )
 
 
