@@ -602,7 +602,9 @@ def test_there_and_back(hub: Hub, run: Path) -> None:
     assert call("report", "hf:me/first", "--out", "page.html", "--device", "cpu")[0] == 0
     export("hf:me/first", "copy")
     assert "MIT (SPDX)" in Path("copy/README.md").read_text()
-    assert "pyro-delta check hf:me/first\n" in Path("page.html").read_text()  # without --keep, nor the cache's own path
+    assert (
+        "pyro-delta check hf:me/first --images 60\n" in Path("page.html").read_text()
+    )  # without --keep, nor the cache's own path
     code, _, err = call("report", "hf:me/first", run, "--out", "both.html", "--device", "cpu")
     assert code == 0, err
     export(run, "both", to="hf:me/first", weights="last")
