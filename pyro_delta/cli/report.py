@@ -114,8 +114,8 @@ def _of_one(
 ) -> tuple[str, str, str | None]:
     """The page of a run, the verdict of its check, and why that fails, if it does."""
     from pyro_delta.api.judge import check
-    from pyro_delta.api.kept import evaluations, is_of, keep, keepable, kept
-    from pyro_delta.diagnostics.diagnose import failure, passes
+    from pyro_delta.api.kept import evaluations, failure_of, is_of, keep, keepable, kept
+    from pyro_delta.diagnostics.diagnose import passes
     from pyro_delta.hub import on_hub
     from pyro_delta.report.page import page
     from pyro_delta.report.progress import counting
@@ -137,7 +137,7 @@ def _of_one(
             keep(loaded, found)
     evaluated = evaluations(loaded.folder)
     text = page(loaded, data, numbers, named=str(run), evaluated=evaluated, control=other, seed=seed)
-    return text, numbers["verdict"], failure(numbers)
+    return text, numbers["verdict"], failure_of(numbers)
 
 
 def _of_several(runs: tuple[Path, ...], device: str, data_root: str | None, trust: bool) -> str:
