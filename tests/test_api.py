@@ -450,7 +450,7 @@ def test_check_is_the_command(digits: Run) -> None:
     found = pyro_delta.check(digits)
     assert isinstance(found, Diagnosis)
     numbers = json.loads(out)
-    assert numbers == {"split": "test", **found.asdict()}
+    assert numbers == {"split": "test", **found.asdict(), "failure": found.failure}
     assert (code, err) == (1, f"pyro-delta: {found.failure}\n")
     assert found.numbers["floor_holds"] is True
     assert found.numbers["n_images"] == len(digits.data().test)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import os
 import zipfile
 from collections.abc import Mapping
@@ -13,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from pyro_delta.diagnostics.diagnose import Diagnosis
+from pyro_delta.diagnostics.diagnose import Diagnosis, failure
 from pyro_delta.errors import UserError
 from pyro_delta.files import finite
 from pyro_delta.inference import manifest as manifests
@@ -63,6 +64,13 @@ def keep(run: Run, found: Diagnosis) -> Kept:
         text = json.dumps(kept.numbers, indent=2, ensure_ascii=False) + "\n"
         manifests.put(run.folder, {CHECK: text.encode()})
     return kept
+
+
+def failure_of(numbers: Mapping[str, Any]) -> str | None:
+    """Why a check fails, by its numbers as they were kept, where what was not finite is unknown; None if it passes."""
+    return failure(
+        {key: math.nan if value is None and key.startswith("told_") else value for key, value in numbers.items()}
+    )
 
 
 def is_of(numbers: Mapping[str, Any], run: Run, control: Run | None = None) -> bool:

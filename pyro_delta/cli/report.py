@@ -115,7 +115,7 @@ def _of_one(
     """The page of a run, the verdict of its check, and why that fails, if it does."""
     from functools import partial
 
-    from pyro_delta.diagnostics.diagnose import failure
+    from pyro_delta.api.kept import failure_of
     from pyro_delta.report.progress import counting
     from pyro_delta.report.written import page_of
 
@@ -131,7 +131,7 @@ def _of_one(
         other_data=other_data,
         counting=partial(counting, "checking"),
     )
-    return text, numbers["verdict"], failure(numbers)
+    return text, numbers["verdict"], failure_of(numbers)
 
 
 def _of_several(runs: tuple[Path, ...], device: str, data_root: str | None, trust: bool) -> str:

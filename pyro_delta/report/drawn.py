@@ -109,7 +109,7 @@ def _moved(run: Run, encoding: Encoding, part: Split) -> tuple[Tensor, str] | No
         return None
     try:
         directions = slowest_modes(prior_of(run.vae, 1, part.take(slice(1)).extras), TRAVERSED)
-    except UserError:
+    except (UserError, RuntimeError):  # the latter of weights that have diverged
         directions = torch.zeros(0)
     deviations = f"by {SHIFTS[0]:g} … {SHIFTS[-1]:g} standard deviations of the prior".replace("-", "−")
     if len(directions):

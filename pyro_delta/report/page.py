@@ -16,12 +16,12 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from pyro_delta.api.judge import is_control
+from pyro_delta.api.kept import failure_of
 from pyro_delta.data.splits import Split, subset
 from pyro_delta.describe import flat as flat_settings
 from pyro_delta.describe import written
 from pyro_delta.diagnostics import table
 from pyro_delta.diagnostics.bounds import Encoding, encode, flat
-from pyro_delta.diagnostics.diagnose import failure
 from pyro_delta.diagnostics.steps import floor_of_steps, rate_of_steps
 from pyro_delta.diagnostics.trace import device_of
 from pyro_delta.diagnostics.trace import prior as prior_of
@@ -132,7 +132,7 @@ def verdict_of(run: Run, numbers: Mapping[str, Any]) -> tuple[str, str]:
     """The verdict on a run, and the advice, with why its check fails where it does: a control's, not for lack of z."""
     verdict, advice = str(numbers["verdict"]), str(numbers["advice"])
     control = is_control(run) and not numbers["latents_used"]
-    wrong = failure({**numbers, "latents_used": True} if control else numbers)
+    wrong = failure_of({**numbers, "latents_used": True} if control else numbers)
     if control and verdict in ("nothing told", "collapsed"):
         verdict = "a control"
     if wrong is None:
@@ -276,7 +276,7 @@ def _spectrum(prior: Any) -> Figure | None:
         delta = float(committed_rate(prior).sum())
         found = Modes(modes(prior).values.flatten(0, -2)[0]) if prior.batch_shape else modes(prior)
         return modes_figure(found, delta) if delta > 0 else None
-    except UserError:
+    except (UserError, RuntimeError):  # the latter of weights that have diverged
         return None
 
 

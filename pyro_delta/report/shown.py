@@ -80,7 +80,8 @@ def shown_data(spec: Spec, x: Tensor, columns: int, caption: str, *, down: bool 
         return
     content, picture = _files(spec, x, columns)
     if spec.suffix in PICTURES or (sheet and picture is not None):
-        yield _sheet(spec.suffix if picture is None else ".png", picture or content, caption, SHEET_BYTES)
+        kind = "picture" if spec.suffix == ".csv" else "drawing"  # curves have no pixels of their own
+        yield _sheet(spec.suffix if picture is None else ".png", picture or content, caption, SHEET_BYTES, kind)
         return
     lines = content.decode("utf-8", errors="replace").removesuffix("\n").split("\n")
     most = TEXT_BYTES // max(1, len(lines))
@@ -123,12 +124,12 @@ def _sounds(spec: Spec, x: Tensor, group: int, caption: str) -> Iterator[Shown]:
         yield _sheet(".png", picture, words, BESIDE_BYTES)
 
 
-def _sheet(suffix: str, content: bytes, caption: str, most: int) -> Shown:
+def _sheet(suffix: str, content: bytes, caption: str, most: int, kind: str = "drawing") -> Shown:
     """A picture of data, smaller and with losses where it has to be."""
     if suffix != ".svg" and len(content) > most:
         content, words = _smaller(content, most)
         suffix, caption = ".webp", f"{caption} {words}"
-    return Shown("drawing", _uri(content, PICTURES[suffix]), caption, caption)
+    return Shown(kind, _uri(content, PICTURES[suffix]), caption, caption)
 
 
 def _smaller(content: bytes, most: int) -> tuple[bytes, str]:
