@@ -175,6 +175,8 @@ def test_an_array_is_trained_on_and_checked(folder: Path) -> None:
     assert found.numbers["data_as_trained"] is True
     assert found.numbers["floor_holds"] is True
     assert found.numbers["n_images"] == 4
+    seen = pyro_delta.diagnose(folder, data=DARK[:8], told_samples=2, particles=1)
+    assert seen.numbers["n_images"] == 8
     darker = pyro_delta.evaluate(folder, data=DARK // 2)  # of another largest value
     assert (darker["data_as_trained"], darker["n_images"]) == (False, 4)
 

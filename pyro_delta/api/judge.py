@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from pyro_delta.data.condition import told_alike
-from pyro_delta.data.named import data_of
+from pyro_delta.data.named import as_those_of, data_of
 from pyro_delta.data.spec import check_answers
 from pyro_delta.data.splits import SPLITS, Split, split_digest, subset
 from pyro_delta.data.stored import Stored
@@ -246,7 +246,13 @@ def diagnose(
     if isinstance(model, Run | str | Path):
         run = run_of(model)
         model, spec = run.vae, spec or run.spec
-        data = run.data() if data is None else told_alike(data, run.spec) if _has_splits(data) else data
+        data = (
+            run.data()
+            if data is None
+            else told_alike(data, run.spec)
+            if _has_splits(data)
+            else as_those_of(data, run.spec)
+        )
     vae = _pair(model, guide, params)
     if _has_splits(data):
         spec, fit, data = spec or data.spec, data.train if fit is None else fit, data.test

@@ -81,5 +81,5 @@ def export(
             if place is not None:
                 click.echo(str(place))
     place = to or (str(out) if out is not None and out.suffix.lower() != ".zip" else None)
-    if place is not None:
+    if place is not None and found.data_named:
         next_command("check", place)

@@ -132,6 +132,18 @@ def of_arrays(given: Given, levels: int | None = None, like: Spec | None = None)
     )
 
 
+def as_those_of(given: Any, like: Spec) -> Any:
+    """What a program of a run is called with: arrays in the form and on the levels of its data, others as they are."""
+    if not isinstance(given, Tensor | np.ndarray) and not (isinstance(given, Mapping) and "x" in given):
+        return given
+    split = as_split(given)
+    for place in ARRAYS:
+        module, _, name = place.partition(":")
+        if (found := getattr(import_module(module), name)(split, like.levels)) and type(found[0]) is type(like):
+            return found[1]
+    return given
+
+
 def _unconditioned(spec: Spec) -> Spec:
     """The spec of data that whoever asks for them conditions afterwards."""
     return spec if condition_of(spec) is None else replace(spec, condition=None)  # type: ignore[type-var]

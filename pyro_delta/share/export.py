@@ -20,7 +20,7 @@ from packaging.licenses import canonicalize_license_expression
 from pyro_delta import config as configuration
 from pyro_delta import hub
 from pyro_delta.api.kept import evaluations, kept
-from pyro_delta.errors import UserError, in_a_line
+from pyro_delta.errors import UserError
 from pyro_delta.files import written_whole
 from pyro_delta.inference import manifest as manifests
 from pyro_delta.inference.checkpoint import exported, pack
@@ -58,12 +58,14 @@ class Exported:
         address: of the repository on the hub; None if it went to none.
         files: names of all files, in order.
         notes: what a person should know of it, in sentences.
+        data_named: whether its data have a name by which commands find them.
     """
 
     path: Path | None
     address: str | None
     files: tuple[str, ...]
     notes: tuple[str, ...]
+    data_named: bool = True
 
 
 def export(
@@ -136,7 +138,7 @@ def export(
             _fill(target, folder)
         elif target is not None:
             folder.rename(target)
-    return Exported(target, address, files, (*loaded.notes, *notes))
+    return Exported(target, address, files, (*loaded.notes, *notes), loaded.config.data.program != "given")
 
 
 def _expression(license: str) -> str:
@@ -149,8 +151,8 @@ def _expression(license: str) -> str:
         return str(canonicalize_license_expression(license))
     except ValueError as error:
         raise UserError(
-            f"{license!r} is no SPDX expression ({in_a_line(error)}); write such as MIT, CC-BY-4.0 or LicenseRef-Mine "
-            "(spdx.org/licenses)."
+            f"{license!r} is no SPDX expression ({str(error).lower()}); write such as MIT, CC-BY-4.0 or "
+            "LicenseRef-Mine (spdx.org/licenses)."
         ) from None
 
 
