@@ -327,6 +327,17 @@ def test_a_training_that_was_cut_or_made_longer_is_said_to_be(tmp_path: Path) ->
     assert "the training has not come to its end" not in longer
 
 
+def test_a_run_that_diverged_has_a_page(tmp_path: Path) -> None:
+    small = ("--set", "likelihood.channels=[4]", "--set", "likelihood.row_blocks=[1]", "--set", "training.lr=1e18")
+    assert (
+        call("train", "--dataset", "digits", "--steps", 3, *small, "--device", "cpu", "--out", tmp_path / "run")[0] == 0
+    )
+    text, printed = shown_by(tmp_path / "run", "--images", 12)
+    assert printed["verdict"] == "diverged"
+    assert "Diverged, and the check fails." in text
+    assert "What it draws" not in text
+
+
 def made_by(ends: Sequence[int], **settings: Any) -> list[dict[str, Any]]:
     """Lines of a training that was made longer at each of its ends, by the loop of `Training` in small."""
     lines, validated, step = [], 0, 0

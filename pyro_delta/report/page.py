@@ -103,13 +103,15 @@ def page(
     beside = None if control is None else str(control.folder)
     check = command_of_check(named, numbers, beside)
     again = shlex.join(["pyro-delta", "report", named, *(() if beside is None else ("--control", beside))])
-    shown = list(drawn(run, data, encoding, part, seed))
+    # Weights that have diverged draw nothing, and their latents hold nothing.
+    sound = all(bool(values.isfinite().all()) for values in (encoding.distortion, encoding.rate))
+    shown = list(drawn(run, data, encoding, part, seed)) if sound else []
     sections = [
         _what_was_trained(run, data, numbers, encoding),
         _what_was_measured(run, numbers, check),
         *_evaluations(run, evaluated),
         _how_it_came(run, control),
-        *_latents(run, data, part, encoding, seed),
+        *(_latents(run, data, part, encoding, seed) if sound else ()),
         *([Section("What it draws", shown=shown)] if shown else []),
         *_made_by(run, named, [check if on_hub(named) else f"{check} --keep", again]),
     ]
