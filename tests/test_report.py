@@ -172,27 +172,33 @@ TINY_PROGRAMS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 }
 
 
-@pytest.mark.parametrize("name", TINY_PROGRAMS)
-def test_halves_go_on_as_exact_sums_say(name: str) -> None:
+@pytest.mark.parametrize(("name", "half"), [("tokens", 0), ("image", 2)])
+def test_halves_go_on_as_exact_sums_say(name: str, half: int) -> None:
     """All that may follow a first half, with its probability given that, by whole data of many z."""
     torch.manual_seed(0)
     spec = TokenSpec(4, 2) if name == "tokens" else ImageSpec(1, 2, 2, 2)
     likelihood, guide = TINY_PROGRAMS[name]
     ar1 = {"program": "ar1", "dims": 2, "alpha": 0.8}
     sections = {"data": {}, "training": {"steps": 1}, "prior": ar1, "likelihood": likelihood, "guide": guide}
-    vae = randomise(build(validate(sections), spec, check=False)).float()
+    vae, count = randomise(build(validate(sections), spec, check=False)).float(), 20_000
+    with torch.no_grad():
+        for weight in vae.model.likelihood.parameters():
+            weight.mul_(2)  # for z to be heard
     every = torch.tensor(list(itertools.product((0, 1), repeat=4))).reshape(16, *spec.shape)
     with torch.no_grad(), evaluating(vae, 1):
-        z = prior(vae, 4000).sample()
-        log_p = torch.stack([decoder(vae, z).log_prob(x.expand(4000, *x.shape)) for x in every]).double()
-    p = log_p.exp().mean(1).reshape(4, 4)
-    assert p.sum().item() == pytest.approx(1, abs=1e-4)
-    found = continuations(vae, Split(every[[6]]), completions=4000, particles=4000, batch=4000)
+        z = prior(vae, count).sample()
+        p = torch.stack([decoder(vae, z).log_prob(x.expand(count, *x.shape)) for x in every]).double().exp()
+    p_k = p.reshape(4, 4, count)[half]  # of what follows this first half, with it
+    torch.testing.assert_close(p.sum(0), torch.ones(count, dtype=torch.float64), atol=1e-4, rtol=0)
+    right, of_any_z = p_k.mean(1) / p_k.sum(0).mean(), (p_k / p_k.sum(0)).nanmean(1)
+    assert (right - of_any_z).abs().max() > 0.08
+    found = continuations(vae, Split(every[[4 * half]]), completions=4000, particles=count, batch=count)
     drawn = found.x[1:].flatten(1)
-    assert (drawn[:, :2] == torch.tensor([0, 1])).all()
+    assert (drawn[:, :2] == every.flatten(1)[4 * half, :2]).all()
     share = torch.bincount(drawn[:, 2] * 2 + drawn[:, 3], minlength=4) / 4000
-    torch.testing.assert_close(share.double(), p[1] / p[1].sum(), atol=0.04, rtol=0)
-    assert 1 < found.effective_sample_sizes[0] < 3990  # z tells of the first half
+    torch.testing.assert_close(share.double(), right, atol=0.04, rtol=0)
+    size = (p_k.sum(0).sum() ** 2 / p_k.sum(0).square().sum()).item()
+    assert found.effective_sample_sizes[0] == pytest.approx(size, rel=0.1)
 
 
 def test_the_page_is_whole_and_needs_nothing_else(page: str) -> None:
@@ -319,6 +325,17 @@ def test_a_training_that_was_cut_or_made_longer_is_said_to_be(tmp_path: Path) ->
     assert "the training has not come to its end: it has made 9 steps" in cut
     assert "the training has not come to its end" in printed["failure"]
     assert "the training has not come to its end" not in longer
+
+
+def test_a_run_that_diverged_has_a_page(tmp_path: Path) -> None:
+    small = ("--set", "likelihood.channels=[4]", "--set", "likelihood.row_blocks=[1]", "--set", "training.lr=1e18")
+    assert (
+        call("train", "--dataset", "digits", "--steps", 3, *small, "--device", "cpu", "--out", tmp_path / "run")[0] == 0
+    )
+    text, printed = shown_by(tmp_path / "run", "--images", 12)
+    assert printed["verdict"] == "diverged"
+    assert "Diverged, and the check fails." in text
+    assert "What it draws" not in text
 
 
 def made_by(ends: Sequence[int], **settings: Any) -> list[dict[str, Any]]:

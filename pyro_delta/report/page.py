@@ -114,13 +114,15 @@ def page(
         checks.append(f"pyro_delta.write_report({named!r}, data=x{'' if beside is None else f', control={beside!r}'})")
     else:
         checks.append(shlex.join(["pyro-delta", "report", named, *(() if beside is None else ("--control", beside))]))
-    shown = list(drawn(run, data, encoding, part, seed))
+    # Weights that have diverged draw nothing, and their latents hold nothing.
+    sound = all(bool(values.isfinite().all()) for values in (encoding.distortion, encoding.rate))
+    shown = list(drawn(run, data, encoding, part, seed)) if sound else []
     sections = [
         _what_was_trained(run, data, numbers, encoding),
         _what_was_measured(run, numbers, check),
         *_evaluations(run, evaluated),
         _how_it_came(run, control),
-        *_latents(run, data, part, encoding, seed),
+        *(_latents(run, data, part, encoding, seed) if sound else ()),
         *([Section("What it draws", shown=shown)] if shown else []),
         *_made_by(run, named, checks),
     ]
