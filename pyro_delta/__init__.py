@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from pyro_delta.inference.run import Run, load
     from pyro_delta.rate import committed_rate
     from pyro_delta.report.comparison import compare
+    from pyro_delta.report.written import write_report
     from pyro_delta.share.export import export
 
 __version__ = "0.1.0"
@@ -41,6 +42,7 @@ __all__ = [
     "train",
     "train_control",
     "verify",
+    "write_report",
 ]
 
 _PLACES = {
@@ -59,6 +61,7 @@ _PLACES = {
     "train": "api.train:train",
     "train_control": "api.train:train_control",
     "verify": "api.judge:verify",
+    "write_report": "report.written:write_report",
 }
 
 

@@ -306,7 +306,7 @@ def settings_of_file(path: Path, over: Sequence[tuple[str, Any]] = ()) -> list[t
     Raises:
         UserError: if the file cannot be read, or does not hold sections of settings.
     """
-    form = "JSON" if path.suffix == ".json" else "TOML"
+    form = "JSON" if path.suffix.lower() == ".json" else "TOML"
     try:
         text = path.read_text(encoding="utf-8")
         tree = json.loads(text) if form == "JSON" else tomllib.loads(text)

@@ -17,20 +17,22 @@ from pyro_delta.errors import UserError
 def written_whole(path: Path) -> Iterator[BinaryIO]:
     """A binary file that takes the place of `path` when it is complete.
 
-    A reader, or a second writer, sees the old file or the new one, never a part; if writing fails, the old one stays.
+    A reader, or a second writer, sees the old file or the new one, never a part; if writing fails, the old one stays. A
+    link stays, too: what it leads to is written.
 
     Raises:
         OSError: that names `path`, if it cannot be written.
     """
     # Opened like any file, not by tempfile, whose files nobody but the owner may read.
-    aside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+    target = Path(os.path.realpath(path)) if path.is_symlink() else path
+    aside = target.with_name(f".{target.name}.{secrets.token_hex(4)}.part")
     try:
         with named(path):
             with aside.open("wb") as file:
                 yield file
                 file.flush()
                 os.fsync(file.fileno())
-            aside.replace(path)
+            aside.replace(target)
     finally:
         with suppress(OSError):  # a read-only or missing folder holds no such file
             aside.unlink(missing_ok=True)

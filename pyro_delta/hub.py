@@ -22,6 +22,21 @@ def on_hub(run: Path | str) -> bool:
     return str(run).startswith(PREFIX)
 
 
+def check_no_place(path: Path | str, option: str | None = None) -> None:
+    """Refuses a place on the hub as a path to write to.
+
+    Args:
+        path: that is to be written.
+        option: that takes such a place, if there is one.
+
+    Raises:
+        UserError: with what to give.
+    """
+    if on_hub(path):
+        mend = "give a path here, and upload a run by export --to" if option is None else f"give it as {option}"
+        raise UserError(f"{path} is a place on the hub, not a path to write to; {mend}.")
+
+
 def check_here(run: Path | str, command: str) -> None:
     """Refuses a run on the hub for a command that writes into its run.
 

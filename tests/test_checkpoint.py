@@ -43,6 +43,20 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "checkpoint.pt"
 
 
+def test_a_link_is_written_through(tmp_path: Path) -> None:
+    """What it leads to takes the content, in another folder, there already or not."""
+    (tmp_path / "there").mkdir()
+    for name in ("old", "new"):
+        (tmp_path / name).symlink_to(f"there/{name}")
+    (tmp_path / "there/old").write_bytes(b"before")
+    for name in ("old", "new"):
+        with written_whole(tmp_path / name) as file:
+            file.write(b"whole")
+        assert (tmp_path / name).is_symlink()
+        assert (tmp_path / "there" / name).read_bytes() == b"whole"
+    assert sorted(path.name for path in (tmp_path / "there").iterdir()) == ["new", "old"]
+
+
 def test_what_is_saved_comes_back(path: Path) -> None:
     state = {
         "vae": torch.nn.Linear(3, 2).state_dict(),

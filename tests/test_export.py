@@ -3,6 +3,7 @@
 import contextlib
 import getpass
 import json
+import os
 import re
 import shutil
 import socket
@@ -166,6 +167,8 @@ def test_training_does_not_go_on_from_it(run: Path) -> None:
     code, _, err = call("train", "--resume", "--out", "out", "--steps", 9)
     assert (code, err.count("\n")) == (2, 1)
     assert "out was exported, without the state of its optimiser, and cannot be gone on with" in err
+    assert err.endswith("or start a new one: pyro-delta train --config out/config.json --out NEW.\n")
+    assert call("train", "--config", "out/config.json", "--steps", 1, "--out", "new", "--device", "cpu")[0] == 0
     assert sorted(path.name for path in Path("out").iterdir()) == before
     with pytest.raises(UserError, match="was exported"):
         pyro_delta.resume("out")
@@ -239,6 +242,18 @@ def test_no_path_of_the_makers_machine_travels_and_programs_need_trust(
     assert (code, err.count("\n")) == (2, 1)
     assert "out would run mine.py:Mine (prior), which is not shipped" in err
     assert numbers("evaluate", "out", "--images", 4, "--trust")["n_images"] == 4
+    (again,) = [line for line in Path("out/README.md").read_text().splitlines() if line.startswith("pyro-delta train")]
+    assert again == "pyro-delta train --config out/config.json --trust --out RUN"
+    monkeypatch.setattr(trust, "_ACCEPTED", set())
+    words = again.split()[1:]
+    code, _, err = call(*(word for word in words if word != "--trust"), "--steps", 1, "--device", "cpu")
+    assert (code, err.count("\n")) == (2, 1), err
+    assert "out would run mine.py:Mine (prior), which is not shipped" in err
+    assert not Path("RUN").exists()
+    assert call(*words, "--steps", 1, "--device", "cpu")[0] == 0
+    assert pyro_delta.load("RUN").config.prior.program == "out/programs/mine.py:Mine"
+    code, _, err = call("train", "--resume", "--out", "out", "--trust")
+    assert err.endswith("pyro-delta train --config out/config.json --trust --out NEW.\n")
     assert same(mine, pyro_delta.load("out"))
     assert kept(Path("out")) is not None  # also where settings, and with them their digest, have changed
     Path("out/programs/helper.py").write_text("ALPHA = 0.5\n")
@@ -287,7 +302,7 @@ def front_matter(text: str) -> dict[str, Any]:
     [
         (None, {"license": "unknown"}, "The licence of these weights is unknown"),
         ("CC-BY-4.0", {"license": "cc-by-4.0"}, "CC-BY-4.0 (SPDX)"),
-        ("GPL-3.0-or-later", {"license": "other", "license_name": "gpl-3.0-or-later"}, "GPL-3.0-or-later (SPDX)"),
+        ("gpl-3.0-OR-later", {"license": "other", "license_name": "gpl-3.0-or-later"}, "GPL-3.0-or-later (SPDX)"),
     ],
 )
 def test_the_card_says_the_licence(run: Path, license: str | None, front: dict[str, str], words: str) -> None:
@@ -298,6 +313,86 @@ def test_the_card_says_the_licence(run: Path, license: str | None, front: dict[s
     assert found["library_name"] == "pyro-delta"
     assert {"pyro", "vae", "delta-vae", "digits", "gated_pixelcnn"} <= set(found["tags"])
     assert words in text
+    export("out", "again")  # keeps it
+    assert words in Path("again/README.md").read_text()
+    assert json.loads(Path("again/run.json").read_text()).get("license") == (license and words.partition(" ")[0])
+    export("out", "other", license="ISC")
+    assert "ISC (SPDX)" in Path("other/README.md").read_text()
+
+
+@pytest.mark.parametrize("license", ["MIT AND", "MIT License", "Apache", "", "MIT\nlicense: x", "(MIT"])
+def test_what_is_no_licence_is_refused(run: Path, license: str) -> None:
+    with pytest.raises(
+        UserError, match=r"is no SPDX expression \(.*\); write such as MIT, CC-BY-4.0 or LicenseRef-Mine"
+    ):
+        export(run, "out", license=license)
+    assert not Path("out").exists()
+
+
+def changed(run: Path, section: str, **values: Any) -> Path:
+    """A run that says that it has other settings."""
+    edit_json(run, "config.json", lambda tree: {**tree, section: {**tree[section], **values}})
+    forge(run)
+    return run
+
+
+def found_otherwise(run: Path, **values: Any) -> None:
+    """Writes other numbers of its check into a run."""
+    edit_json(run, "check.json", lambda tree: {**tree, **values})
+    forge(run)
+
+
+@pytest.mark.parametrize(
+    ("numbers", "first", "tagged"),
+    [
+        ({}, "A δ-VAE, made with pyro-delta .*: its posterior cannot collapse onto its prior, .* at least δ = ", True),
+        ({"delta_nats": 0.0}, "A variational autoencoder, .* No rate is committed .* nothing but its training", False),
+        ({"delta_nats": None}, "A variational autoencoder, .* What rate it commits is not known", False),
+        ({"floor_holds": False}, "A variational autoencoder, .* above δ, but its check found that it does not", True),
+    ],
+)
+def test_the_card_says_of_the_posterior_what_is_true_of_this_run(
+    run: Path, numbers: dict[str, Any], first: str, tagged: bool
+) -> None:
+    found_otherwise(run, **numbers)
+    export(run, "out")
+    text = Path("out/README.md").read_text()
+    assert re.fullmatch(f"{first}.*", text.split("\n\n")[2]), text
+    assert ("cannot collapse" in text) == (not numbers)
+    assert ("delta-vae" in front_matter(text)["tags"]) == tagged
+
+
+def test_the_card_of_a_control_says_that_it_does_not_hear_z(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, _, err = call("train", *TINY, "--set", "likelihood.use_latents=false", "--steps", 1, "--out", "run")
+    assert code == 0, err
+    export("run", "out")
+    text = Path("out/README.md").read_text()
+    assert text.split("\n\n")[2].startswith(
+        "**This model does not hear its latents** (likelihood.use_latents is false)"
+    )
+    assert "Committed rate" not in text
+    assert "cannot collapse" not in text
+    assert "delta-vae" not in front_matter(text)["tags"]
+
+
+def test_the_card_of_a_run_on_an_array_speaks_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    x = tokens()
+    run = pyro_delta.train({**GRU, "data.levels": 7, "training.steps": 1}, data=x, out="run", device="cpu")
+    export(run, "out")
+    text = Path("out/README.md").read_text()
+    assert "given" not in front_matter(text)["tags"]
+    assert "Trained on data that were given in Python (train " in text
+    assert "pyro-delta check" not in text
+    assert "pyro-delta train" not in text
+    assert "x: sequences of shape 4 with 7 levels, in an array" in text
+    blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    assert len(blocks) == 3
+    names: dict[str, Any] = {"x": x}
+    for block in blocks:
+        exec(block, names)
+    assert pyro_delta.load("DIR").config == run.config
 
 
 def test_the_card_says_what_was_measured(run: Path) -> None:
@@ -428,10 +523,45 @@ def test_an_empty_folder_is_taken_and_a_run_in_memory_is_not(run: Path) -> None:
     Path("empty").mkdir()
     export(pyro_delta.load(run), Path("empty"))
     assert same(pyro_delta.load("empty"), pyro_delta.load(run))
+    Path("here").mkdir()
+    os.chdir("here")
+    try:
+        export("../run", ".")
+        assert same(pyro_delta.load("."), pyro_delta.load("../run"))
+        assert "# here\n" in Path("README.md").read_text()
+        with pytest.raises(UserError, match=r"^\. is a folder that is not empty"):
+            export("../run", ".")
+    finally:
+        os.chdir("..")
     assert not list(Path().glob(".*.part"))
     loaded = pyro_delta.load(run)
     with pytest.raises(UserError, match="in memory alone"):
         export(Run(loaded.config, loaded.spec, loaded.vae, "last", 4, 4, True), "memory")
+
+
+WRITES = [
+    ["train", *TINY, "--steps", "1", "--out"],
+    ["sweep", "digits-collapse", "--out"],
+    ["sample", "run", "--num", "1", "--out"],
+    ["encode", "run", "test", "--out"],
+    ["reconstruct", "run", "test", "--out"],
+    ["interpolate", "run", "test", "--out"],
+    ["inpaint", "run", "test", "--out"],
+    ["report", "run", "--out"],
+    ["compare", "run", "run", "--out"],
+    ["compare", "run", "run", "--figure"],
+    ["delta", "--length", "8", "--dims", "1", "--alpha", "0.9", "--plot"],
+    ["export", "run"],
+]
+
+
+@pytest.mark.parametrize("command", WRITES, ids=lambda command: f"{command[0]} {command[-1]}")
+def test_a_place_on_the_hub_is_no_path_to_write_to(run: Path, command: list[str]) -> None:
+    ending = ".nc" if command[0] == "encode" else ".png"
+    code, _, err = call(*command, f"hf:me/x{ending}")
+    assert (code, err.count("\n")) == (2, 1), err
+    assert f"hf:me/x{ending} is a place on the hub, not a path to write to; give " in err
+    assert [path.name for path in Path().iterdir()] == ["run"]
 
 
 # --- the hub ---
@@ -470,6 +600,13 @@ def test_there_and_back(hub: Hub, run: Path) -> None:
     assert 'pyro_delta.load("hf:me/first")' in hub.repositories["me/first"].revisions[first]["README.md"].decode()
     assert numbers("evaluate", "hf:me/first", "--images", 8) == numbers("evaluate", run, "--images", 8)
     assert call("report", "hf:me/first", "--out", "page.html", "--device", "cpu")[0] == 0
+    export("hf:me/first", "copy")
+    assert "MIT (SPDX)" in Path("copy/README.md").read_text()
+    assert (
+        "pyro-delta check hf:me/first --images 60\n" in Path("page.html").read_text()
+    )  # without --keep, nor the cache's own path
+    code, _, err = call("report", "hf:me/first", run, "--out", "both.html", "--device", "cpu")
+    assert code == 0, err
     export(run, "both", to="hf:me/first", weights="last")
     assert same(pyro_delta.load("both"), pyro_delta.load("hf:me/first"))
     assert same(mine, pyro_delta.load(f"hf:me/first@{first}"))

@@ -12,7 +12,9 @@ from torch import Tensor
 from torch.distributions import Distribution, kl_divergence
 
 from pyro_delta.data.images import ImageSpec
+from pyro_delta.diagnostics.steps import slowest_modes
 from pyro_delta.distributions import GaussianAR1, GaussianSequence
+from pyro_delta.distributions.any_gaussian import as_gaussian
 from pyro_delta.errors import UserError
 from pyro_delta.models import ARPrior, LatticePrior, MaternPrior
 from pyro_delta.rate import committed_rate, minimising_posterior, modes
@@ -142,3 +144,26 @@ def test_correlations_across_dimensions_count(blocks: int | None) -> None:
     found = modes(prior, blocks)
     assert found.values.numpy() == pytest.approx(expected)
     assert float(committed_rate(prior, blocks)) == pytest.approx(-0.5 * np.log(expected).sum())
+
+
+@pytest.mark.parametrize("name", [name for name in PRIORS if name != "a batch"])
+def test_directions_of_the_slowest_modes(name: str) -> None:
+    """Eigenvectors of the definition, Λ v = m B v, each a standard deviation of the prior long; others tell nothing."""
+    prior = PRIORS[name]
+    steps, dims = prior.event_shape
+    if name == "lattice":  # which is no GaussianSequence
+        gaussian = as_gaussian(prior)
+        precision = gaussian.precision
+    else:
+        parts = torch.as_tensor(dense_precision(prior)).expand(dims, steps, steps)
+        precision = torch.zeros(steps, dims, steps, dims, dtype=torch.float64)
+        for k in range(dims):
+            precision[:, k, :, k] = parts[k]
+        precision = precision.reshape(steps * dims, -1)
+    found, values = slowest_modes(prior, 3), modes(prior).values
+    assert len(found) == min(3, int((values < 1 - 1e-9).sum()))
+    for v, m in zip(found.flatten(1), values):
+        torch.testing.assert_close(precision @ v, m * precision.diagonal() * v)
+        assert (v @ precision @ v).item() == pytest.approx(1)
+    if name == "ar1":  # the slowest way is that of all steps together
+        assert (found[0].sign() == found[0, 0].sign()).all()

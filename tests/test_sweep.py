@@ -527,20 +527,27 @@ def test_runs_of_other_data_are_not_paired(done: Path) -> None:
     folder = done / DELTA / "seed-0"
     text = (folder / "check.json").read_text()
     try:
-        edit_json(folder, "check.json", lambda numbers: {**numbers, "judged_digest": "another"})
-        found = compare([done / "none" / "seed-0", folder])
+        others = {"judged_digest": "another", "split": "validation", "weights": "last", "finished": True}
+        edit_json(folder, "check.json", lambda numbers: {**numbers, **others})
+        runs = [done / "none" / "seed-0", folder, done / DELTA / "seed-1"]
+        found, table = compare(runs), call("compare", *runs)[1]
     finally:
         (folder / "check.json").write_text(text)
         forge(folder)
     assert found.rows[1]["neg_elbo_below_nats"] is None
     assert found.notes[-1].startswith("Of other data or seeds")
+    assert not any(row["on_front"] for row in found.rows)
+    theirs = "40 data of the validation split, last weights"
+    assert [row["data"] for row in found.rows] == ["40 data of the test split", theirs, "40 data of the test split"]
+    assert found.notes[0].startswith(f"Other data in each: {runs[0]}, 40 data of the test split; {folder}, {theirs};")
+    assert len(re.findall(rf"│ +{theirs} +│", table)) == 1
 
 
 def test_a_run_without_a_check_is_checked_first(done: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = done / DELTA / "seed-1"
     before = numbers_of(done, DELTA, 1)
     (folder / "check.json").unlink()
-    code, out, err = call("compare", done, "--format", "json")
+    code, out, err = call("compare", done, "--json")
     assert code == 0
     assert err == f"checking {folder} first\n"
     assert numbers_of(done, DELTA, 1) == before
@@ -611,7 +618,7 @@ def rows_of(families: Sequence[str], along: Sequence[str]) -> list[ArmChecks]:
     """Arms whose rate grows along the grid."""
     numbers = {
         "unit": "bits/dim", "split": "test", "n_images": 3, "judged_digest": "d", "delta_nats": 1.0,
-        "floor_holds": True, "latents_used": True, "shuffled_gap_nats": 1.0, "shuffled_gap_se": 0.1,
+        "floor_holds": True, "latents_used": True, "shuffled_gap_nats": 1.0, "shuffled_gap_se": 0.1, "finished": False,
         "neg_elbo_bpd": 2.0, "distortion_bpd": 1.0,
     }  # fmt: skip
     arms = []
@@ -643,6 +650,14 @@ def test_the_front_has_what_nothing_beats() -> None:
     found = summary("t", arms, "a,x")
     assert [row["on_front"] for row in found.rows] == [True, True, False]
     assert found.notes[-1] == "Pareto front of rate and distortion: a,x, a,y."
+    assert "3 runs have not come to the end." in found.notes
+    for arm in arms[1:]:
+        arm.checks[0].numbers.update(finished=True, judged_digest="of others, as many")
+    found = summary("t", arms, "a,x")
+    assert not any(row["on_front"] for row in found.rows)
+    assert found.notes[0].startswith("3 data of the test split, not the same ones in all rows; ")
+    assert "1 run has not come to the end." in found.notes
+    assert not any("Pareto" in note for note in found.notes)
 
 
 @pytest.mark.parametrize(

@@ -340,7 +340,7 @@ def test_parquet_is_written_where_it_can_be(run: Path, tmp_path: Path) -> None:
     code, _, err = call("encode", run, "test", "--num", 5, "--out", path)
     if importlib.util.find_spec("pyarrow") is None and importlib.util.find_spec("fastparquet") is None:
         assert code == 2
-        assert "takes pyarrow; install it (pip install pyarrow), or write .csv." in err
+        assert "takes pyarrow; install the extra (pip install 'pyro-delta[parquet]'), or write .csv." in err
         assert not path.exists()
     else:
         assert code == 0

@@ -14,11 +14,11 @@ from typing import Any
 from torch import Tensor
 
 from pyro_delta.data.condition import told_alike
-from pyro_delta.data.named import data_of
+from pyro_delta.data.named import as_those_of, data_of
 from pyro_delta.data.spec import check_answers
 from pyro_delta.data.splits import SPLITS, Split, split_digest, subset
 from pyro_delta.data.stored import Stored
-from pyro_delta.data.tensors import as_split, labels_of
+from pyro_delta.data.tensors import Given, as_split, labels_of
 from pyro_delta.data.values import admitted, finite
 from pyro_delta.diagnostics import bounds
 from pyro_delta.diagnostics.diagnose import Diagnosis, diagnosed
@@ -37,7 +37,7 @@ from pyro_delta.validation import at_least
 def check(
     run: Run | str | Path,
     *,
-    data: str | Path | Data | None = None,
+    data: str | Path | Data | Given | None = None,
     split: str = "test",
     images: int | None = None,
     control: Run | str | Path | None = None,
@@ -51,7 +51,8 @@ def check(
 
     Args:
         run: a run, or its folder.
-        data: in the place of those that it was trained on, or their name.
+        data: in the place of those that it was trained on, or their name, as for `pyro_delta.train`; arrays are read as
+            those of the run were.
         split: train, validation or test.
         images: so many random data of the split, for all that is computed; all if None.
         control: a run without latents, of the same data, or its folder: what the latents buy is measured against it.
@@ -77,6 +78,9 @@ def check(
         **options,
     )
     numbers, advice = found.numbers | measured | _with_auxiliary(run, part, data.spec, seed), found.advice
+    numbers |= {f"asked_{name}": value for name, value in options.items() if value != TOLD.get(name, value)}
+    if is_control(run) and found.verdict in ("nothing told", "collapsed"):
+        advice = DEAF
     if measured["data_as_trained"] is False:
         advice += f" {OTHER_DATA}"
     if other is not None:
@@ -101,6 +105,20 @@ def _with_auxiliary(run: Run, part: Split, spec: Spec, seed: int) -> dict[str, A
     tighter = load(run.folder, device_of(run.vae), "auxiliary", run.weights)
     numbers = bounds.evaluate(tighter.vae, part, spec=spec, seed=seed)
     return {f"auxiliary_{key}": numbers[key] for key in ("neg_elbo_bpd", "neg_elbo_bpd_se")}
+
+
+TOLD = {"told_samples": TOLD_SAMPLES, "told_images": TOLD_IMAGES}
+"""What of the options of a check is kept with its numbers where it is other than here: data may be too few for it."""
+DEAF = (
+    "A control: its decoder does not hear z, so that nothing can be told, and its distortion is its −log p(x), which "
+    "that of a run with latents is compared with."
+)
+"""Said of a run without latents in the place of advice."""
+
+
+def is_control(run: Run) -> bool:
+    """Whether a run's decoder was built without latents."""
+    return run.config.likelihood.options.get("use_latents") is False
 
 
 OTHER_DATA = "The data are not those that the run was trained on, or not all of them."
@@ -160,7 +178,7 @@ def _data_in_words(run: Run) -> str:
 def evaluate(
     run: Run | str | Path,
     *,
-    data: str | Path | Data | None = None,
+    data: str | Path | Data | Given | None = None,
     split: str = "test",
     images: int | None = None,
     root: str | None = None,
@@ -228,7 +246,13 @@ def diagnose(
     if isinstance(model, Run | str | Path):
         run = run_of(model)
         model, spec = run.vae, spec or run.spec
-        data = run.data() if data is None else told_alike(data, run.spec) if _has_splits(data) else data
+        data = (
+            run.data()
+            if data is None
+            else told_alike(data, run.spec)
+            if _has_splits(data)
+            else as_those_of(data, run.spec)
+        )
     vae = _pair(model, guide, params)
     if _has_splits(data):
         spec, fit, data = spec or data.spec, data.train if fit is None else fit, data.test
@@ -379,7 +403,7 @@ def _split(data: Any, labels: Any) -> Split:
 
 def _parts(
     run: Run | str | Path,
-    data: str | Path | Data | None,
+    data: str | Path | Data | Given | None,
     split: str,
     images: int | None,
     root: str | None,
@@ -394,7 +418,7 @@ def _parts(
     if data is None:
         data = run.data(root, other=other_data)
     else:
-        data = in_terms_of(run.spec, run.config, data_of(data, root), "data")
+        data = in_terms_of(run.spec, run.config, data_of(data, root, like=run.spec), "what is given")
     whole = getattr(data, split)
     measured = {
         "split": split,

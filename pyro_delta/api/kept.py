@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import os
 import zipfile
 from collections.abc import Mapping
@@ -13,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from pyro_delta.diagnostics.diagnose import Diagnosis
+from pyro_delta.diagnostics.diagnose import Diagnosis, failure
 from pyro_delta.errors import UserError
 from pyro_delta.files import finite
 from pyro_delta.inference import manifest as manifests
@@ -42,6 +43,11 @@ def keepable(run: Run, numbers: Mapping[str, Any]) -> bool:
     return own and run.folder is not None and os.access(run.folder, os.W_OK)
 
 
+def of_check(found: Diagnosis) -> Kept:
+    """A check as it would be kept."""
+    return Kept(finite(found.asdict()), found.terms["rate"].numpy(), found.terms["distortion"].numpy())
+
+
 def keep(run: Run, found: Diagnosis) -> Kept:
     """Writes a check into the folder of its run.
 
@@ -49,7 +55,7 @@ def keep(run: Run, found: Diagnosis) -> Kept:
         UserError: if another process writes there.
     """
     assert run.folder is not None
-    kept = Kept(finite(found.asdict()), found.terms["rate"].numpy(), found.terms["distortion"].numpy())
+    kept = of_check(found)
     terms = io.BytesIO()
     np.savez_compressed(terms, rate=kept.rate_b, distortion=kept.distortion_b)
     with writing(run.folder):
@@ -58,6 +64,22 @@ def keep(run: Run, found: Diagnosis) -> Kept:
         text = json.dumps(kept.numbers, indent=2, ensure_ascii=False) + "\n"
         manifests.put(run.folder, {CHECK: text.encode()})
     return kept
+
+
+def failure_of(numbers: Mapping[str, Any]) -> str | None:
+    """Why a check fails, by its numbers as they were kept, where what was not finite is unknown; None if it passes."""
+    return failure(
+        {key: math.nan if value is None and key.startswith("told_") else value for key, value in numbers.items()}
+    )
+
+
+def is_of(numbers: Mapping[str, Any], run: Run, control: Run | None = None) -> bool:
+    """Whether the numbers of a check are of these weights and data, and made with this control, if one is given."""
+    if any(numbers.get(key) != run.facts[key] for key in ("weights", "step")) or numbers["data_as_trained"] is False:
+        return False
+    return control is None or all(
+        numbers.get(f"control_{key}") == control.facts[key] for key in ("config_digest", "weights", "step")
+    )
 
 
 SETTINGS = ("split", "n_images", "seed", "particles", "prior", "weights")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from pathlib import Path
@@ -24,9 +25,11 @@ from pyro_delta.inference.optim import learning_rate
 from pyro_delta.inference.pyro_training import PyroTraining
 from pyro_delta.inference.recorder import Recorder, stopping
 from pyro_delta.inference.run import (
+    CONFIG,
     FORMER,
     PROGRAMS,
     DataRecord,
+    Info,
     Run,
     check_free,
     check_made_with,
@@ -75,7 +78,8 @@ def train(
         settings: dotted names and values, laid over the preset; or a whole configuration.
         data: by name, such as digits or folder:PATH; or data themselves, which are not kept with the run: an array or
             tensor of bytes, images (N, H, W), (N, C, H, W) or (N, H, W, C), or of tokens (N, T); such a one with its
-            labels, by name; or what `pyro_delta.data.from_tensors` makes of any others.
+            labels, by name; or what `pyro_delta.data.from_tensors` makes of any others. Images have 256 levels, unless
+            all bytes stand on 2, 4 or 16 of them, or the setting data.levels says how many there are.
         preset: by name; by default the one that the data ask for.
         out: a new folder for the run; None to keep nothing on disk.
         device: auto, cpu or cuda.
@@ -92,17 +96,18 @@ def train(
     """
     ranks.join(device)
     data = str(data) if isinstance(data, Path) else data
-    given = None if data is None or isinstance(data, str) else data_of(data)
+    given = None if data is None or isinstance(data, str) else data_of(data, levels=_levels(settings, data))
     if isinstance(settings, Config):
         if preset is not None or isinstance(data, str):
             raise UserError("a whole configuration names its own data and has no preset; leave data and preset out.")
         config, preset = settings, "none"
-        if given is not None:  # whatever the configuration names: the run must not find other data by that name
+        if given is not None and config.data.program != "given":  # the run must not find other data by that name
             config = config.model_copy(update={"data": DataConfig.model_validate({"program": "given"})})
     else:
         pairs = dict(settings or {})
         if data is not None:
-            if named := [key for key in pairs if key == "data.program" or (given and key.startswith("data."))]:
+            of_named = [key for key in pairs if key.startswith("data.") and key != "data.levels"] if given else []
+            if named := [*(key for key in pairs if key == "data.program"), *of_named]:
                 raise UserError(f"data are given, and {named[0]} is set, too; leave one of them out.")
             pairs["data.program"] = data if isinstance(data, str) else "given"
         if given is not None and preset is None:
@@ -113,11 +118,19 @@ def train(
     return _run(training, folder, show, given, resumed=False)
 
 
+def _levels(settings: Config | Settings | None, data: Any) -> Any:
+    """Levels that settings say of an array that is given; those of a configuration may come with data that say them."""
+    if isinstance(settings, Config):
+        of_array = settings.data.program == "given" and not hasattr(data, "spec")
+        return settings.data.options.get("levels") if of_array else None
+    return (settings or {}).get("data.levels")
+
+
 def resume(
     out: str | Path,
     settings: Settings | None = None,
     *,
-    data: str | Path | Data | None = None,
+    data: str | Path | Data | Given | None = None,
     device: str = "auto",
     show: Show | None = None,
     trust: bool = False,
@@ -140,18 +153,18 @@ def resume(
             process writes there.
         CheckFailed: if training diverges.
     """
-    given = None if data is None else data_of(data)
     training, _ = reopen(
-        Path(out), list((settings or {}).items()), device, data=given, trust=trust, other_data=other_data
+        Path(out), list((settings or {}).items()), device, data=data, trust=trust, other_data=other_data
     )
     if training is None:
         return load(out, trust=trust)
-    return _run(training, Path(out), show, given, resumed=True)
+    return _run(training, Path(out), show, training.data, resumed=True)
 
 
 def train_control(
     run: Run | str | Path,
     *,
+    data: str | Path | Data | Given | None = None,
     out: str | Path | None = None,
     device: str = "auto",
     show: Show | None = None,
@@ -162,19 +175,25 @@ def train_control(
 
     Args:
         run: with latents, or its folder.
+        data: again, if the run was given data rather than their name, and read from its folder.
         out: a new folder; by default that of the run, with `-control` behind it; none if the run has none.
         device: auto, cpu or cuda.
         show: called with each line of metrics; by default a line in a notebook says how training comes along, and
             elsewhere nothing does.
 
     Raises:
-        UserError: if its likelihood has no option `use_latents`, or as `train`.
+        UserError: if its likelihood has no option `use_latents`, the data are others than the run's, or as `train`.
     """
     run = run_of(run)
+    config = control_config(run.config, run.trained_steps)
     if out is None and run.folder is not None:
         out = control_folder(run.folder)
-    given = run.given if run.config.data.program == "given" else None
-    return train(control_config(run.config, run.trained_steps), data=given, out=out, device=device, show=show)
+    given = run.data() if data is None and run.config.data.program == "given" else None
+    if data is not None:
+        given = in_terms_of(run.spec, run.config, data_of(data, like=run.spec), "what is given")
+        if run.trained_on(given) is False:
+            raise UserError(f"the data are not those that {run.folder or 'the run'} was trained on; give these again.")
+    return train(config, data=given, out=out, device=device, show=show)
 
 
 def control_folder(folder: Path) -> Path:
@@ -228,7 +247,7 @@ def reopen(
     device: str,
     *,
     preset: str | None = None,
-    data: Data | None = None,
+    data: str | Path | Data | Given | None = None,
     trust: bool = False,
     other_data: bool = False,
 ) -> tuple[Training | None, str]:
@@ -267,7 +286,7 @@ def _reread(
     settings: list[tuple[str, Any]],
     device: str,
     preset: str | None,
-    data: Data | None,
+    data: str | Path | Data | Given | None,
     trust: bool,
     other_data: bool,
 ) -> tuple[Config, Training | None, Lock | None, str]:
@@ -285,7 +304,7 @@ def _reread(
     if info.exported:
         raise UserError(
             f"{out} was exported, without the state of its optimiser, and cannot be gone on with; resume the run that "
-            "it was made from, or start a new one: pyro-delta train --config config.json."
+            f"it was made from, or start a new one: {_anew(config, info, out)}."
         )
     lock = Lock(out) if ranks.first() else None
     try:
@@ -299,8 +318,9 @@ def _reread(
             return config, None, None, info.preset
         root = config.data.options.get("root")  # if they are said to have moved
         root = None if root == read_config(out).data.options.get("root") else str(root)
-        given = data_of_run(config, info.data, root, out) if data is None else data
-        given = in_terms_of(read_spec(out, config), config, given, config.data.program)
+        spec = read_spec(out, config)
+        given = data_of_run(config, info.data, root, out) if data is None else data_of(data, like=spec)
+        given = in_terms_of(spec, config, given, config.data.program if data is None else "what is given")
         if not other_data:
             check_same(given, info.data, out)
         training = prepare(config, device, out / PROGRAMS, given)
@@ -321,6 +341,13 @@ def _reread(
     if other_data and info.data is not None and info.data.first_other(training.data) is not None:
         training.notices.append("The data are not those that the run began with.")
     return config, training, lock, info.preset
+
+
+def _anew(config: Config, info: Info, out: Path) -> str:
+    """What starts a training with the settings of a run."""
+    if config.data.program == "given":
+        return "pyro_delta.train(settings, data=…), as its README.md has it"
+    return f"pyro-delta train --config {shlex.quote(str(out / CONFIG))}{' --trust' if info.programs else ''} --out NEW"
 
 
 def prepare(config: Config, device: str, folder: Path | None = None, data: Data | None = None) -> Training:

@@ -116,7 +116,7 @@ def check(
     if keeping or (whole and not on_hub(run) and keepable(loaded, found.numbers) and kept(run) is None):
         keep(loaded, found)
     if as_json:
-        print_json(found.asdict())
+        print_json({**found.asdict(), "failure": found.failure})
     else:
         print_table(title_of_numbers(run, found.numbers), found.numbers, found.unit)
         click.echo(found.advice)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from pyro_delta.cli.options import check_writable, device_option, root_option, trust_option
+from pyro_delta.cli.options import check_writable, device_option, json_option, root_option, trust_option
 from pyro_delta.errors import UserError
 
 FORMS = ("text", "json", "csv", "markdown", "latex")
@@ -14,7 +14,7 @@ FORMS = ("text", "json", "csv", "markdown", "latex")
 
 @click.command()
 @click.argument("runs", nargs=-1, required=True, metavar="RUN…|SWEEP", type=click.Path(path_type=Path))
-@click.option("--format", "form", type=click.Choice(FORMS), default="text", show_default=True)
+@click.option("--format", "form", type=click.Choice(FORMS), help="Of the table (default: text).")
 @click.option("--out", type=click.Path(path_type=Path), metavar="FILE", help="Write the table there.")
 @click.option("--figure", metavar="FILE", help="Draw the rate–distortion plane (.png, .pdf, .svg).")
 @click.option(
@@ -26,15 +26,17 @@ FORMS = ("text", "json", "csv", "markdown", "latex")
 @device_option
 @root_option
 @trust_option
+@json_option
 def compare(
     runs: tuple[Path, ...],
-    form: str,
+    form: str | None,
     out: Path | None,
     figure: str | None,
     beside: str | None,
     device: str,
     data_root: str | None,
     trust: bool,
+    as_json: bool,
 ) -> None:
     """Runs side by side: a row for each run, or for each arm of a sweep, with standard errors over its seeds.
 
@@ -47,6 +49,10 @@ def compare(
     pyro-delta compare runs/first runs/second
     pyro-delta compare runs/first --with reference --figure curves.png
     """  # noqa: D301 (click wants the backspace itself)
+    if as_json and form not in (None, "json"):
+        raise UserError(f"--json and --format {form} contradict each other; give one of them.")
+    if beside and (as_json or form or out):
+        raise UserError("--with reference prints a table; leave out --json, --format and --out.")
     for path in (out, figure):
         if path is not None:
             check_writable(Path(path))
@@ -58,7 +64,7 @@ def compare(
     from pyro_delta.report.formats import written
 
     found = compare_runs(runs, device=device, root=data_root, trust=trust, say=lambda line: click.echo(line, err=True))
-    text = written(found, form)
+    text = written(found, "json" if as_json else form or "text")
     if figure is not None:
         from pyro_delta.report.comparison_figure import comparison_figure
         from pyro_delta.report.delta_figure import save_figure

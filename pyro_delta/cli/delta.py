@@ -52,8 +52,11 @@ def delta(
     pyro-delta delta --length 80 --dims 4 --bitrate 30 --seconds 1.6
     """  # noqa: D301 (click wants the backspace itself)
     from pyro_delta.errors import UserError
+    from pyro_delta.hub import check_no_place
     from pyro_delta.rate import ar1_committed_rate, parse_alpha, rate_of_bitrate
 
+    if plot is not None:
+        check_no_place(plot)
     if seconds is not None and not 0 < seconds < math.inf:
         raise UserError(f"--seconds {seconds:g} is no time; give a number above 0.")
     if bitrate is not None:

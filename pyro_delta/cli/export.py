@@ -22,7 +22,7 @@ from pyro_delta.cli.options import (
 @click.argument("out", metavar="[DIR|FILE.zip]", required=False, type=click.Path(path_type=Path))
 @click.option("--to", metavar="hf:USER/NAME", help="Upload it to the Hugging Face hub (needs pyro-delta[hub]).")
 @click.option("--private", is_flag=True, help="A new repository of the hub is shown to you alone.")
-@click.option("--license", "licence", metavar="SPDX", help="Of the weights, such as CC-BY-4.0 (default: unknown).")
+@click.option("--license", "licence", metavar="SPDX", help="Of the weights, such as CC-BY-4.0 (default: as before).")
 @click.option("--torch", "torch_programs", is_flag=True, help="With guide.pt2 and decoder.pt2, by torch.export.")
 @weights_option
 @root_option
@@ -42,8 +42,9 @@ def export(
 ) -> None:
     """RUN as a folder that others read: averaged weights, settings, check, own programs, and a model card.
 
-    What comes out is a run, which all commands and pyro_delta.load take; but training cannot go on from it. The check
-    that `check --keep` has left goes with it. No path of this machine does, and no data.
+    What comes out is a run, which all commands and pyro_delta.load take (a FILE.zip once it is unpacked); but
+    training cannot go on from it. The check that `check --keep` has left goes with it. No path of this machine does,
+    and no data.
 
     \b
     pyro-delta check runs/first --keep
@@ -80,5 +81,5 @@ def export(
             if place is not None:
                 click.echo(str(place))
     place = to or (str(out) if out is not None and out.suffix.lower() != ".zip" else None)
-    if place is not None:
+    if place is not None and found.data_named:
         next_command("check", place)

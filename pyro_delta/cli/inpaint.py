@@ -86,8 +86,10 @@ def inpaint(
     from pyro_delta.diagnostics.images.inpainting import completion_sheet, mask_of_picture, upper_rows
     from pyro_delta.diagnostics.images.inpainting import inpaint as complete
     from pyro_delta.errors import UserError
+    from pyro_delta.hub import check_no_place
     from pyro_delta.report.progress import counting
 
+    check_no_place(out)
     check_png(out)
     if rows is not None and mask is not None:
         raise UserError(f"--rows {rows} and --mask {mask} contradict each other; give one of them.")

@@ -218,11 +218,19 @@ def title_of_numbers(run: Path, numbers: Mapping[str, Any]) -> str:
     )
 
 
-def settings_of(pairs: tuple[str, ...], options: dict[str, Any], file: Path | None = None) -> Settings:
+def settings_of(
+    pairs: tuple[str, ...], options: dict[str, Any], file: Path | None = None, *, trust: bool = False
+) -> Settings:
     """Options that are given and --set pairs as one list, in which no setting may stand twice; a file's come first.
 
+    Args:
+        pairs: as they are typed.
+        options: by their settings.
+        file: TOML, or the config.json of a run.
+        trust: whether programs may run whose copies lie beside that, see `pyro_delta.trust`.
+
     Raises:
-        UserError: if one does, or the file cannot be read.
+        UserError: if one does, the file cannot be read, or programs are not trusted.
     """
     from pyro_delta.config import parse_settings, settings_of_file
     from pyro_delta.errors import UserError
@@ -232,7 +240,14 @@ def settings_of(pairs: tuple[str, ...], options: dict[str, Any], file: Path | No
     for key in keys:
         if keys.count(key) > 1:
             raise UserError(f"{key} is set twice; give it once, as an option or with --set.")
-    return settings if file is None else settings_of_file(file, settings) + settings
+    if file is None:
+        return settings
+    found = settings_of_file(file, settings)
+    if any(key.endswith(".program") and ".py:" in str(value) for key, value in found):
+        from pyro_delta.inference.run import with_copies
+
+        found = with_copies(found, file, trust)
+    return found + settings
 
 
 data_argument = click.argument("given", metavar="DATA")
@@ -350,10 +365,12 @@ def check_writable(out: Path) -> None:
     """Refuses, before any work is done, a path that no file can be written to.
 
     Raises:
-        UserError: if it is a folder, or cannot be written.
+        UserError: if it is a folder or a place on the hub, or cannot be written.
     """
     from pyro_delta.errors import UserError
+    from pyro_delta.hub import check_no_place
 
+    check_no_place(out)
     if not out.parent.is_dir():
         raise UserError(f"there is no folder {out.parent} for {out.name}; make it or give another.")
     if out.is_dir() or not os.access(out.parent, os.W_OK):

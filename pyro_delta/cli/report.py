@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
 
 import click
@@ -58,8 +57,9 @@ def report(
 ) -> None:
     """RUN as one page: what was trained, what `check` says of it, how it came, what its latents hold and it draws.
 
-    The page is one file, which needs no network. It shows the check that was kept with the run; where there is none,
-    the check is made now, of --images test data, or of all, and then kept. Several runs stand side by side.
+    The page is one file, which needs no network. It shows the check that was kept with the run; where there is none, or
+    it is of other weights or another control, the check is made now, of --images test data, or of all, and kept if it
+    is the first. Several runs stand side by side.
 
     \b
     pyro-delta report runs/first
@@ -78,14 +78,16 @@ def report(
         out = runs[0] / PAGE
     if out.parent.is_dir() or out.parent != runs[0]:  # that there is no such run is said below
         check_writable(out)
+    verdict: str | None = None
+    failed: str | None = None
     if len(runs) > 1:
-        text, verdict = _of_several(runs, device, data_root, trust), None
+        text = _of_several(runs, device, data_root, trust)
     else:
-        text, verdict = _of_one(runs[0], control, images, seed, device, data_root, other_data, trust)
+        text, verdict, failed = _of_one(runs[0], control, images, seed, device, data_root, other_data, trust)
     with written_whole(out) as file:
         file.write(text.encode())
     if as_json:
-        print_json({"file": str(out), "bytes": len(text.encode()), "verdict": verdict})
+        print_json({"file": str(out), "bytes": len(text.encode()), "verdict": verdict, "failure": failed})
     else:
         click.echo(str(out))
 
@@ -94,7 +96,7 @@ def write_page(run: Path, control: Path | None, device: str) -> Path:
     """Writes the page of a run that has just been trained, beside its control if it has one; makes its check."""
     from pyro_delta.files import written_whole
 
-    text, _ = _of_one(run, control, None, 0, device, None, False, False)
+    text, _, _ = _of_one(run, control, None, 0, device, None, False, False)
     with written_whole(run / PAGE) as file:
         file.write(text.encode())
     return run / PAGE
@@ -109,34 +111,27 @@ def _of_one(
     data_root: str | None,
     other_data: bool,
     trust: bool,
-) -> tuple[str, str]:
-    """The page of a run, and the verdict of its check."""
-    from pyro_delta.api.judge import check
-    from pyro_delta.api.kept import evaluations, keep, keepable, kept
-    from pyro_delta.diagnostics.diagnose import passes
-    from pyro_delta.hub import on_hub
-    from pyro_delta.report.page import page
+) -> tuple[str, str, str | None]:
+    """The page of a run, the verdict of its check, and why that fails, if it does."""
+    from functools import partial
+
+    from pyro_delta.api.kept import failure_of
     from pyro_delta.report.progress import counting
+    from pyro_delta.report.written import page_of
 
     loaded = open_run(run, device, trust=trust)
     other = None if control is None else open_run(control, device, trust=trust)
-    data = loaded.data(data_root, other=other_data)
-    words = [str(run), *(() if control is None else ("--control", str(control)))]
-    words += () if images is None else ("--images", str(images), "--seed", str(seed))
-    assert loaded.folder is not None
-    before = None if images is not None or other_data else kept(loaded.folder)
-    if before is not None and (other is None or "bought_nats" in before.numbers):
-        numbers, words = before.numbers, [*words, "--keep"]
-    else:
-        count = len(data.test) if images is None else images
-        with counting("checking", passes(count, control=other is not None)) as advance:
-            found = check(loaded, data=data, images=images, control=other, seed=seed, advance=advance)
-        if images is None and not on_hub(run) and keepable(loaded, found.numbers):
-            keep(loaded, found)
-        numbers = found.asdict()
-    checked = shlex.join(["pyro-delta", "check", *words])
-    text = page(loaded, data, numbers, evaluated=evaluations(loaded.folder), control=other, checked=checked, seed=seed)
-    return text, numbers["verdict"]
+    text, numbers = page_of(
+        loaded,
+        loaded.data(data_root, other=other_data),
+        named=str(run),
+        control=other,
+        images=images,
+        seed=seed,
+        other_data=other_data,
+        counting=partial(counting, "checking"),
+    )
+    return text, numbers["verdict"], failure_of(numbers)
 
 
 def _of_several(runs: tuple[Path, ...], device: str, data_root: str | None, trust: bool) -> str:

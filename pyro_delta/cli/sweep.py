@@ -71,6 +71,7 @@ def sweep(
     pyro-delta sweep my_sweep.toml --launcher submitit --jobs 50 --launch slurm_partition=gpu
     pyro-delta sweep my_sweep.toml --search 40 --jobs 4
     """  # noqa: D301 (click wants the backspace itself)
+    from pyro_delta.hub import check_no_place
     from pyro_delta.sweep.file import read
 
     if parameters and launcher != "submitit":
@@ -79,6 +80,7 @@ def sweep(
         raise UserError("a search runs on this machine; leave --launcher submitit out.")
     found = read(given, settings_of(pairs, {"data.root": data_root}), seeds)
     folder = out or Path("runs") / found.name
+    check_no_place(folder)
     if search:
         _search(found, folder, search, jobs, as_json)
         return

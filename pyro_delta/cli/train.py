@@ -121,6 +121,7 @@ def train(
             "training.seed": seed,
         },
         config_file,
+        trust=trust,
     )
     if tracker is not None:
         from pyro_delta.inference.trackers import check_tracker

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -11,13 +12,14 @@ import numpy as np
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from pyro_delta.data.condition import KEY, check_names, conditioned
-from pyro_delta.data.spec import check_answers, is_spec
+from pyro_delta.data.condition import KEY, check_names, condition_of, conditioned
+from pyro_delta.data.spec import check_answers, in_words, is_spec
 from pyro_delta.data.splits import SPLITS, Split, Splits
 from pyro_delta.data.stored import Stored
 from pyro_delta.data.tensors import Given, as_split, from_tensors, labels_of
 from pyro_delta.data.values import checked, finite
 from pyro_delta.errors import UserError
+from pyro_delta.limits import LARGEST_LEVELS
 from pyro_delta.programs import blamed, checked_options, data_name, find, has_option
 from pyro_delta.protocol import Data, Spec
 
@@ -67,45 +69,84 @@ ARRAYS = ("pyro_delta.data.images.arrays:images_of", "pyro_delta.data.sequences.
 """Functions of a split that give spec, data and preset of what they know of, in the order that they are asked."""
 
 
-def data_of(given: str | Path | Data | Given, root: str | None = None) -> Data:
+def data_of(
+    given: str | Path | Data | Given, root: str | None = None, *, levels: int | None = None, like: Spec | None = None
+) -> Data:
     """Data themselves, in Python: loaded if they are given by name, told by their shape if they are arrays, checked.
 
+    Args:
+        given: data, or their name.
+        root: of data by name.
+        levels: of arrays, as for `of_arrays`.
+        like: as for `of_arrays`.
+
     Raises:
-        UserError: as `load`, `of_arrays` and `checked_data`.
+        UserError: as `load`, `of_arrays` and `checked_data`, or if levels are said of data that say them themselves.
     """
     if isinstance(given, str | Path):
         return load(str(given), root=root)
     if hasattr(given, "__array__") and hasattr(given, "dtype") and not isinstance(given, Tensor | np.ndarray):
         given = np.asarray(given)  # JAX's, say
     plain = isinstance(given, Tensor | np.ndarray | Mapping | Split | Dataset) and not hasattr(given, "spec")
-    return checked_data(of_arrays(given) if plain else given, "given")  # type: ignore[arg-type]
+    if levels is not None and not plain:
+        raise UserError(f"data.levels={levels} is of arrays; these data have a spec, which says their levels itself.")
+    return checked_data(of_arrays(given, levels, like) if plain else given, "given")  # type: ignore[arg-type]
 
 
-def of_arrays(given: Given) -> Data:
+def of_arrays(given: Given, levels: int | None = None, like: Spec | None = None) -> Data:
     """Data of arrays, of a kind that their shape tells: images (bytes), or sequences of tokens.
 
     A tenth of them is held out for validation, and a tenth to test; `from_tensors` takes splits, and data of any kind.
 
     Args:
         given: an array or tensor (N, …); one with labels or whatever else goes with it, by name; or a torch data set.
+        levels: that integers have, 0 … levels − 1; found out where None.
+        like: spec of a run that they are for, by which they are read in the place of what they show themselves.
 
     Raises:
-        UserError: if they are neither, or too few.
+        UserError: if they are neither, too few, or do not fit the levels.
     """
+    if levels is not None and not (type(levels) is int and 2 <= levels <= LARGEST_LEVELS):
+        raise UserError(f"data.levels={levels!r} is not a whole number from 2 to {LARGEST_LEVELS}; give one.")
     split = as_split(given)
     for place in ARRAYS:
         module, _, name = place.partition(":")
-        if found := getattr(import_module(module), name)(split):
+        if found := getattr(import_module(module), name)(split, levels if like is None else like.levels):
             spec, known, preset = found
+            if like is not None and (type(like), like.shape, like.levels) == (type(spec), spec.shape, spec.levels):
+                spec = _unconditioned(like)
             made = from_tensors(known, spec=spec)
             return type("OfArrays", (Splits,), {"preset": preset})(
                 made.spec, made.train, made.validation, made.test, made.classes
             )
     kind, shape = str(split.x.dtype).removeprefix("torch."), tuple(split.x.shape)
+    if like is not None and shape[1:] == tuple(like.shape):
+        return from_tensors(split, spec=_unconditioned(like))
+    if like is not None:
+        raise UserError(
+            f"an array of {kind} of shape {shape} is not what the run was made for, {in_words(like)}; give such data."
+        )
     raise UserError(
         f"an array of {kind} of shape {shape} is neither images, bytes (N, H, W), (N, C, H, W) or (N, H, W, C), nor "
         "tokens, whole numbers (N, T); say of what kind it is by pyro_delta.data.from_tensors(…, spec=…)."
     )
+
+
+def as_those_of(given: Any, like: Spec) -> Any:
+    """What a program of a run is called with: arrays in the form and on the levels of its data, others as they are."""
+    if not isinstance(given, Tensor | np.ndarray) and not (isinstance(given, Mapping) and "x" in given):
+        return given
+    split = as_split(given)
+    for place in ARRAYS:
+        module, _, name = place.partition(":")
+        if (found := getattr(import_module(module), name)(split, like.levels)) and type(found[0]) is type(like):
+            return found[1]
+    return given
+
+
+def _unconditioned(spec: Spec) -> Spec:
+    """The spec of data that whoever asks for them conditions afterwards."""
+    return spec if condition_of(spec) is None else replace(spec, condition=None)  # type: ignore[type-var]
 
 
 def checked_data(data: Any, name: str) -> Data:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import inspect
 import math
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, is_dataclass
 from importlib import import_module
 from numbers import Integral, Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pyro_delta.data.condition import Condition
+from pyro_delta.data.condition import in_words as condition_in_words
 from pyro_delta.errors import UserError, in_a_line
 from pyro_delta.limits import LARGEST_LEVELS
 
@@ -234,6 +235,42 @@ def check_sizes(shape: tuple[int, ...], levels: int | None) -> None:
         raise UserError(f"data of shape {tuple(shape)} hold nothing; every size must be at least 1.")
     if levels is not None and not 2 <= levels <= LARGEST_LEVELS:
         raise UserError(f"levels = {levels} is out of range; integers have 2 to {LARGEST_LEVELS} levels.")
+
+
+def in_words(spec: Any) -> str:
+    """What data of a spec are, such as: images of shape 1×8×8 with 17 levels."""
+    shape = f"of shape {'×'.join(map(str, spec.shape))}" if spec.shape else "of one number each"
+    kind = "real numbers" if spec.levels is None else f"{spec.levels} levels"
+    if spec.resolution is not None:
+        kind += f" to {spec.resolution:g}"
+    told = getattr(spec, "condition", None)
+    known = "" if told is None else f", conditioned on {condition_in_words(told)}"
+    return f"{getattr(spec, 'what', 'data')} {shape} with {kind}{known}"
+
+
+def told_apart(one: Any, other: Any) -> tuple[str, str]:
+    """Two specs in words, with what sets them apart where the words are the same."""
+    words = in_words(one), in_words(other)
+    if words[0] != words[1] or not (is_dataclass(one) and is_dataclass(other)):
+        return words
+    ours, theirs = (_flat(spec_as_dict(spec)) for spec in (one, other))
+    apart = sorted(key for key in ours.keys() | theirs.keys() if ours.get(key) != theirs.get(key))
+
+    def also(known: dict[str, str]) -> str:
+        return ", ".join(f"{key} {known.get(key, 'none')}" for key in apart)
+
+    return f"{words[0]} ({also(ours)})", f"{words[1]} ({also(theirs)})"
+
+
+def _flat(values: dict[str, Any], before: str = "") -> dict[str, str]:
+    """Plain values of any depth under dotted names, cut where they are long."""
+    found: dict[str, str] = {}
+    for name, value in values.items():
+        if isinstance(value, dict):
+            found |= _flat(value, f"{before}{name}.")
+        else:
+            found[f"{before}{name}"] = "none" if value is None else str(value)[:60]
+    return found
 
 
 def spec_as_dict(spec: Any) -> dict[str, Any]:

@@ -98,9 +98,15 @@ class Splits:
 
 
 class Given(Splits):
-    """(data that were handed to a training in Python)"""
+    """(data that were handed to a training in Python)
 
-    def __init__(self, *, root: str = "data", validation: int | None = None, seed: Seed = 0) -> None:
+    Args:
+        levels: that the integers of an array have, 0 … levels − 1; found out where none is said.
+    """
+
+    def __init__(
+        self, *, root: str = "data", validation: int | None = None, seed: Seed = 0, levels: int | None = None
+    ) -> None:
         raise UserError(
             "the data of this run were given in Python and are not kept with it; give them again, as in "
             "pyro_delta.check(run, data=…), or train with data that have a name."

@@ -100,7 +100,7 @@ def read_numbers(spec: Spec, path: Path, count: int | None) -> tuple[Tensor, lis
         UserError: if the file cannot be read, or holds other data.
     """
     try:
-        if path.suffix == ".npy":
+        if path.suffix.lower() == ".npy":
             found = np.load(path, allow_pickle=False)
             found = found[None] if found.shape == tuple(spec.shape) else found  # a datum alone
         else:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,6 +14,9 @@ from pyro_delta.diagnostics.bounds import ignore
 from pyro_delta.diagnostics.posterior import interpolate
 from pyro_delta.diagnostics.trace import decoder, device_of, evaluating, prior
 from pyro_delta.diagnostics.usage import sample_latents
+from pyro_delta.distributions import AutoregressiveImage
+from pyro_delta.distributions.sequences import AutoregressiveSequence
+from pyro_delta.errors import UserError
 from pyro_delta.protocol import Advance, Spec, Split
 from pyro_delta.vae import VAE
 
@@ -123,6 +126,85 @@ def paths(vae: VAE, split: Split, steps: int, *, seed: int = 0, advance: Advance
         drawn = decode(vae, path_snd, seed=seed + pair, same_noise=True, advance=advance, extras=extras)
         rows.append(torch.cat((x[a : a + 1].to(drawn.dtype), drawn, x[b : b + 1].to(drawn.dtype))))
     return torch.cat(rows)
+
+
+class Continued(NamedTuple):
+    """Data and how they may go on.
+
+    Attributes:
+        x: ((1 + completions) · N, *shape): the data, and row by row below what begins as they do.
+        effective_sample_sizes: of the particles of each, 1 … K.
+    """
+
+    x: Tensor
+    effective_sample_sizes: list[float]
+
+
+@torch.no_grad()
+def continuations(
+    vae: VAE, split: Split, *, completions: int = 2, particles: int = 64, batch: int = 16, seed: int = 0
+) -> Continued:
+    """Draws of how data go on after their first half: the upper rows of an image, the first positions of a sequence.
+
+    K particles z_k of each datum come from the prior. Their weights are w_k = p(first half | z_k), in one pass, since
+    nothing of the first half depends on what follows it. Completions are particles picked with probabilities w_k / Σ w,
+    and the second half drawn from the decoder given the first and z: exact as K → ∞, and the better the larger the
+    effective sample size (Σ w)² / Σ w².
+
+    Args:
+        vae: of which the model is used; its likelihood must be an `AutoregressiveImage` or `AutoregressiveSequence`.
+        split: N data.
+        completions: of each, with replacement.
+        particles: K.
+        batch: particles weighed at once.
+        seed: of all noise.
+
+    Raises:
+        UserError: if the likelihood is another, or gives a first half no finite weight.
+    """
+    device, chosen, sizes = device_of(vae), [], []
+    with evaluating(vae, seed):
+        for i in range(len(split)):
+            one = {name: values[i : i + 1].to(device) for name, values in split.extras.items()}
+            many = {name: values.expand(particles, *values.shape[1:]) for name, values in one.items()}
+            z, x, log_weight = prior(vae, particles, many).sample(), split.x[i : i + 1].to(device), []
+            for start in range(0, particles, batch):
+                part = z[start : start + batch]
+                given = {name: values.expand(len(part), *values.shape[1:]) for name, values in one.items()}
+                log_weight.append(_log_first_half(decoder(vae, part, given), x.expand(len(part), *x.shape[1:])))
+            weight = torch.softmax(torch.cat(log_weight), dim=0)
+            if not weight.isfinite().all():
+                raise UserError("the first half of a datum has no finite weight: the run's weights have diverged.")
+            chosen.append(z[torch.multinomial(weight, completions, replacement=True)])
+            sizes.append(1 / weight.square().sum().item())
+        z, extras = torch.stack(chosen, 1).flatten(0, 1), _all_again(split.extras, completions)
+        distribution: Any = decoder(vae, z, {name: values.to(device) for name, values in extras.items()})
+        x = _again(split.x[:], completions).to(device)
+        drawn = distribution.sample(keep=(x, _first_half(distribution))).cpu()
+    data = _as_drawn(vae, split, torch.stack(chosen)[:, 0])
+    return Continued(torch.cat((data.to(drawn.dtype), drawn)), sizes)
+
+
+def _first_half(distribution: Any) -> Tensor:
+    """Which pixels or numbers are kept, (B, H, W) or of batch and event shape: half of all that count, and at most."""
+    if isinstance(distribution, AutoregressiveImage):
+        _, height, width = distribution.event_shape
+        rows = torch.arange(height, device=distribution.z.device) < height // 2
+        return rows[:, None].expand(*distribution.batch_shape, height, width)
+    if not isinstance(distribution, AutoregressiveSequence):
+        raise UserError(f"data of a {type(distribution).__name__} are not drawn one number after the other.")
+    event, device = distribution.event_shape, distribution.z.device
+    lengths = torch.full(distribution.batch_shape, event[0]) if distribution.lengths is None else distribution.lengths
+    inside = torch.arange(event[0], device=device) < (lengths.to(device) // 2)[..., None]
+    return inside.reshape(*inside.shape, *[1] * (len(event) - 1)).expand(*distribution.batch_shape, *event)
+
+
+def _log_first_half(distribution: Any, x: Tensor) -> Tensor:
+    """Log-probability of the first half of data (B, *shape), (B,) nats in float64."""
+    keep = _first_half(distribution)
+    if isinstance(distribution, AutoregressiveImage):
+        return (distribution.pixel_log_prob(x).double() * keep).flatten(1).sum(1)
+    return torch.where(keep.flatten(1), distribution.terms(x).double(), 0.0).sum(1)
 
 
 def is_told(vae: VAE, spec: Spec, *, condition_given: bool = False) -> bool:

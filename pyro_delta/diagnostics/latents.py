@@ -27,12 +27,14 @@ def check_ending(path: Path, draws: int) -> None:
     Raises:
         UserError: if it ends in another way, a table is to have several samples, or Parquet cannot be written here.
     """
-    if path.suffix not in SAVERS:
+    if path.suffix.lower() not in SAVERS:
         raise UserError(f"{str(path)!r} does not say what to write; give a name that ends in {', '.join(SAVERS)}.")
-    if path.suffix in TABLES and draws > 1:
+    if path.suffix.lower() in TABLES and draws > 1:
         raise UserError(f"a table has no room for {draws} samples of each posterior; write them to .nc or .npz.")
-    if path.suffix == ".parquet" and find_spec("pyarrow") is None and find_spec("fastparquet") is None:
-        raise UserError(f"writing {path} takes pyarrow; install it (pip install pyarrow), or write .csv.")
+    if path.suffix.lower() == ".parquet" and find_spec("pyarrow") is None and find_spec("fastparquet") is None:
+        raise UserError(
+            f"writing {path} takes pyarrow; install the extra (pip install 'pyro-delta[parquet]'), or write .csv."
+        )
 
 
 def save(data: Any, path: Path) -> None:
@@ -44,7 +46,7 @@ def save(data: Any, path: Path) -> None:
     - `.csv`, `.parquet`: a row for each datum; `datum`, the latter three, and means and scales by step and dimension,
       such as `z_mean_3_0`; nothing at steps behind the end of a datum.
     """
-    content = SAVERS[path.suffix](as_tree(data))
+    content = SAVERS[path.suffix.lower()](as_tree(data))
     with written_whole(path) as file:
         file.write(content)
 

@@ -46,7 +46,7 @@ from pyro_delta.build import build, load_data
 from pyro_delta.config import AuxiliaryConfig, Config
 from pyro_delta.data.condition import KEY, condition_of, conditioned, told_alike
 from pyro_delta.data.named import spec_before_data
-from pyro_delta.data.spec import spec_as_dict, spec_of_dict
+from pyro_delta.data.spec import spec_as_dict, spec_of_dict, told_apart
 from pyro_delta.data.splits import fingerprints
 from pyro_delta.diagnostics import table
 from pyro_delta.diagnostics.table import unfinished
@@ -228,7 +228,8 @@ def in_terms_of(spec: Spec, config: Config, data: Data, name: str) -> Data:
         data = conditioned(data, str(on))
     data = told_alike(data, spec)
     if data.spec != spec:
-        raise UserError(f"{name} now holds {data.spec}, but the run was made for {spec}; give data of that spec.")
+        now, then = told_apart(data.spec, spec)
+        raise UserError(f"{name} holds {now}, but the run was made for {then}; give data of that kind.")
     return data
 
 
@@ -258,6 +259,13 @@ def data_of_run(config: Config, record: DataRecord | None, root: str | None, fol
     Raises:
         UserError: if they have moved, there is no `root`, or as `load_data`.
     """
+    if config.data.program == "given":
+        place = "the run" if folder is None else str(folder)
+        raise UserError(
+            f"the data of {place} were given in Python and are not kept with it; give them again there, as in "
+            f"pyro_delta.check({place!r}, data=…), and likewise evaluate, resume, train_control, and write_report, "
+            "which keeps the check for compare and for the model card."
+        )
     was = None if record is None or record.folder is None else Path(record.folder)
     if root is None and was is not None and was.exists():
         root = str(was)
@@ -309,6 +317,7 @@ def check_free(folder: Path) -> None:
     Raises:
         UserError: if it holds another run or anything else, or cannot be written.
     """
+    hub.check_no_place(folder)
     if has_checkpoint(folder):
         raise UserError(f"{folder} holds another run; give another --out, or --resume to go on with it.")
     if folder.exists() and not folder.is_dir():
@@ -357,7 +366,7 @@ def create(folder: Path, config: Config, data: Data, preset: str) -> Lock:
     foreign = trusting.foreign(sections, spec["kind"])
     chosen = {kind: getattr(config, kind).program for kind in KINDS}
     records, contents = copies(chosen | ({"spec": foreign["spec"]} if "spec" in foreign else {}))
-    root = config.data.options.get("root")
+    root = None if config.data.program == "given" else config.data.options.get("root")
     info = {
         "format": FORMAT,
         "preset": preset,
@@ -508,7 +517,7 @@ def read_config(folder: Path, trust: bool = False) -> Config:
     """
     hub.check_here(folder, "this command")  # those that only read have fetched it
     if folder.is_file():
-        if folder.suffix == ".zip":
+        if folder.suffix.lower() == ".zip":
             raise UserError(f"{folder} is packed; unpack it, and give the folder that comes out.")
         raise UserError(f"{folder} is a file, not a run; give a folder that `pyro-delta train` wrote.")
     path = folder / CONFIG
@@ -521,6 +530,33 @@ def read_config(folder: Path, trust: bool = False) -> Config:
     trusting.check(folder, trusting.foreign(sections, kind), info.programs, known_by, trust)
     check_copies(info.programs, folder / PROGRAMS)
     return configuration.of_tree(tree, path, folder / PROGRAMS)
+
+
+def with_copies(settings: list[tuple[str, Any]], file: Path, trust: bool) -> list[tuple[str, Any]]:
+    """Settings of a run's config.json, which name the run's copies of programs that are not where they were.
+
+    Of an exported run they never were where its settings say.
+
+    Args:
+        settings: of the file.
+        file: of settings, perhaps of a run.
+        trust: as for `load`.
+
+    Raises:
+        UserError: if the copies are not what they were, or a stranger's.
+    """
+    folder = file.parent
+    if file.name != CONFIG or not (folder / PROGRAMS).is_dir():
+        return settings
+    exported, found = read_info(folder).exported, []
+    for key, value in settings:
+        source, _, name = str(value).rpartition(":")
+        copy = folder / PROGRAMS / Path(source).name
+        own = key.endswith(".program") and source.endswith(".py") and copy.is_file()
+        found.append((key, f"{copy}:{name}" if own and (exported or not Path(source).expanduser().exists()) else value))
+    if found != settings:
+        read_config(folder, trust)
+    return found
 
 
 def config_digest(folder: Path) -> str:

@@ -12,7 +12,7 @@ root of the sum of their squares.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -20,13 +20,13 @@ from typing import Any
 import numpy as np
 
 from pyro_delta.api.judge import check
-from pyro_delta.api.kept import Kept, keep, kept
+from pyro_delta.api.kept import Kept, keep, keepable, kept, of_check
 from pyro_delta.data.values import random_values
 from pyro_delta.diagnostics import table
 from pyro_delta.diagnostics.cost import flops_per_datum, parameters
 from pyro_delta.errors import UserError
 from pyro_delta.files import finite
-from pyro_delta.hub import check_here
+from pyro_delta.hub import here, on_hub
 from pyro_delta.inference.run import CONFIG, Run, has_checkpoint, load
 from pyro_delta.sweep.file import KEPT, run_folder
 from pyro_delta.sweep.file import kept as kept_sweep
@@ -131,18 +131,18 @@ def compare(
     if not folders:
         raise UserError("there is nothing to compare; give runs, or the folder of a sweep.")
     for folder in folders:
-        check_here(folder, "compare")
         if (folder / KEPT).exists() and len(folders) > 1:
             raise UserError(f"{folder} is a sweep, and compared by itself; give runs, or one sweep.")
         if folders.count(folder) > 1:
             raise UserError(f"{folder} is given {folders.count(folder)} times; give each run once.")
 
     def checked(folder: Path, control: Path | None = None) -> Kept:
-        if (found := kept(folder)) is not None:
+        if (found := kept(here(folder))) is not None:
             return found
         run = load(folder, device, trust=trust)
         say(f"checking {folder} first")
-        return keep(run, check(run, control=control, root=root))
+        made = check(run, control=control, root=root)
+        return of_check(made) if on_hub(folder) or not keepable(run, made.numbers) else keep(run, made)
 
     if not (folders[0] / KEPT).exists():
         names = _names(folders)
@@ -247,11 +247,27 @@ def _row(arm: ArmChecks, base: ArmChecks) -> dict[str, Any]:
             mean, error = mean_and_error(values)
             row[key], row[f"{key}_se"] = mean, error if several else checks[0].numbers.get(f"{key}_se")
     least = [check.numbers["rate_nats_min"] for check in checks if check.numbers["rate_nats_min"] is not None]
+    of = {_data_of(check) for check in checks}
+    row["data"] = " and ".join(sorted(of))
+    row["judged_digest"] = _same(check.numbers["judged_digest"] for check in checks)
     row["rate_nats_min"] = min(least, default=None)
     row["floor_holds"] = sum(check.numbers["floor_holds"] is True for check in checks)
     row["latents_used"] = sum(bool(check.numbers["latents_used"]) for check in checks)
     row["unfinished"] = sum(check.numbers.get("finished") is False for check in checks)
     return row | _below(arm, base)
+
+
+def _data_of(check: Kept) -> str:
+    """Of what a check is, in words."""
+    numbers = check.numbers
+    last = ", last weights" if numbers.get("weights") == "last" else ""
+    return f"{numbers['n_images']} data of the {numbers['split']} split{last}"
+
+
+def _same(values: Iterable[Any]) -> Any:
+    """What all values are, None where they differ."""
+    found = set(values)
+    return found.pop() if len(found) == 1 else None
 
 
 def _below(arm: ArmChecks, base: ArmChecks) -> dict[str, Any]:
@@ -290,33 +306,55 @@ def _loss(check: Kept, key: str) -> np.ndarray:
 
 
 def _mark_front(rows: list[dict[str, Any]]) -> None:
-    """Marks the Pareto front of rate and distortion: no other row has less of one and no more of the other."""
+    """Marks the Pareto front of rate and distortion: no other row has less of one and no more of the other.
+
+    Rows of other data cannot be set against each other: then none is on it.
+    """
+    alike = _alike(rows)
     points = [(row["rate_nats_mean"], row["distortion_bpd"]) for row in rows]
     for row, (rate, distortion) in zip(rows, points):
         known = None not in (rate, distortion)
-        row["on_front"] = known and not any(
-            None not in other and other != (rate, distortion) and other[0] <= rate and other[1] <= distortion
-            for other in points
+        row["on_front"] = (
+            alike
+            and known
+            and not any(
+                None not in other and other != (rate, distortion) and other[0] <= rate and other[1] <= distortion
+                for other in points
+            )
         )
 
 
+def _alike(rows: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether all rows are of the same data."""
+    return _same(row["judged_digest"] for row in rows) is not None
+
+
 def _notes(arms: Sequence[ArmChecks], rows: list[dict[str, Any]], base: ArmChecks, missing: int) -> list[str]:
-    numbers = next(iter(base.checks.values())).numbers
     counts = sorted({len(arm.checks) for arm in arms})
     over = "over the data" if counts == [1] else "over the seeds"
     if len(counts) > 1 and 1 in counts:
         over += ", over the data in arms of one seed"
+    data = _same(row["data"] for row in rows)
+    if data is None:
+        data = "Other data in each: " + "; ".join(f"{row['arm']}, {row['data']}" for row in rows)
+    elif not _alike(rows):
+        data += ", not the same ones in all rows"
     notes = [
-        f"{numbers['n_images']} data of the {numbers['split']} split; standard errors {over}.",
+        f"{data}; standard errors {over}.",
         f"Below {base.name!r}: by datum{' and seed' if counts != [1] else ''}; positive is better.",
     ]
     if missing:
-        notes.append(f"{missing} of the sweep's runs are not there, or have not come to their end.")
+        are = (
+            "is not there, or has not come to its end"
+            if missing == 1
+            else "are not there, or have not come to their end"
+        )
+        notes.append(f"{missing} of the sweep's runs {are}.")
     if unfinished := sum(row["unfinished"] for row in rows):
-        notes.append(f"{unfinished} runs have not come to their end.")
+        notes.append(f"{unfinished} {'run has' if unfinished == 1 else 'runs have'} not come to the end.")
     if apart := [row["arm"] for row in rows if row["arm"] != base.name and not row["paired_seeds"]]:
         notes.append(f"Of other data or seeds, and so not compared by datum: {', '.join(apart)}.")
-    if len(rows) > 2:
+    if len(rows) > 2 and _alike(rows):
         notes.append(
             f"Pareto front of rate and distortion: {', '.join(row['arm'] for row in rows if row['on_front'])}."
         )

@@ -39,10 +39,12 @@ def cells(found: Comparison) -> Cells:
     costs = (
         [("parameters", "parameters"), ("data seen", "data_seen"), ("FLOPs", "training_flops")] if found.cited else []
     )
-    head = ["arm", *(words for words, _, _ in columns), "used", *(words for words, _ in costs)]
+    data = ["data"] if len({row["data"] for row in found.rows}) > 1 else []
+    head = ["arm", *data, *(words for words, _, _ in columns), "used", *(words for words, _ in costs)]
     rows = [
         [
             row["arm"],
+            *(row[key] for key in data),
             *(_value(row, key, digits) for _, key, digits in columns),
             f"{row['latents_used']}/{row['seeds']}",
             *(f"{row[key]:.2e}" for _, key in costs),
@@ -52,6 +54,7 @@ def cells(found: Comparison) -> Cells:
     published = [
         [
             cited["name"],
+            *("–" for _ in data),
             *(f"{cited[key]:g}" if key in cited else "–" for _, key, _ in columns),
             *["–"] * (1 + len(costs)),
         ]

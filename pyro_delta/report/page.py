@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import json
 import shlex
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
@@ -18,59 +15,42 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from torch.distributions import Distribution
 
-from pyro_delta.config import Config, load_preset
-from pyro_delta.data.condition import condition_of
+from pyro_delta.api.judge import is_control
+from pyro_delta.api.kept import failure_of
 from pyro_delta.data.splits import Split, subset
 from pyro_delta.describe import flat as flat_settings
 from pyro_delta.describe import written
 from pyro_delta.diagnostics import table
 from pyro_delta.diagnostics.bounds import Encoding, encode, flat
-from pyro_delta.diagnostics.drawing import decode, draw, extras_of, is_told, paths, reconstructions
 from pyro_delta.diagnostics.steps import floor_of_steps, rate_of_steps
 from pyro_delta.diagnostics.trace import device_of
 from pyro_delta.diagnostics.trace import prior as prior_of
 from pyro_delta.diagnostics.usage import PROBE_DATA, sample_latents, taken_for
 from pyro_delta.errors import UserError
+from pyro_delta.hub import on_hub
 from pyro_delta.inference.run import Run, read_info
-from pyro_delta.programs import find, options_model
-from pyro_delta.protocol import Data, Spec
+from pyro_delta.protocol import Data
 from pyro_delta.rate import Modes, committed_rate, modes
+from pyro_delta.report.commands import (
+    GIVEN,
+    command_of_check,
+    commands_of_training,
+    python_of_check,
+    python_of_training,
+)
 from pyro_delta.report.comparison import Comparison
 from pyro_delta.report.comparison_figure import comparison_figure
 from pyro_delta.report.delta_figure import modes_figure
+from pyro_delta.report.drawn import drawn
 from pyro_delta.report.formats import cells
 from pyro_delta.report.page_figures import confusion_figure, steps_figure, training_figure
+from pyro_delta.report.shown import Shown, figure
 from pyro_delta.report.track import recorded
 
 LOOKED_AT = 1000
 """Test data, at most, of which steps, dimensions and classes are shown."""
-SHIFTS = (-2.0, -1.0, 0.0, 1.0, 2.0)
-"""Of a latent dimension, in standard deviations of the prior."""
-TRAVERSED = 4
-"""Dimensions, at most, that are shifted."""
 CLASSES = 40
 """Of a confusion, at most: more are not read."""
-PICTURES = {".png": "image/png", ".svg": "image/svg+xml", ".jpg": "image/jpeg"}
-WITH_PICTURE = (".mid", ".csv")
-"""Beside which `show` writes a picture."""
-SOUNDS = {".wav": "audio/wav", ".ogg": "audio/ogg", ".mp3": "audio/mpeg"}
-
-
-@dataclass(frozen=True)
-class Shown:
-    """Something to look at, to read or to hear.
-
-    Attributes:
-        kind: picture, drawing (data, whose pixels are to be seen), text or sound.
-        content: a data URI, or the text.
-        caption: what it is, and of what.
-        alt: the same in the place of a picture.
-    """
-
-    kind: str
-    content: str
-    caption: str
-    alt: str
 
 
 @dataclass(frozen=True)
@@ -104,9 +84,9 @@ def page(
     data: Data,
     numbers: Mapping[str, Any],
     *,
+    named: str,
     evaluated: Sequence[Mapping[str, Any]] = (),
     control: Run | None = None,
-    checked: str,
     seed: int = 0,
 ) -> str:
     """The HTML of a run.
@@ -115,9 +95,9 @@ def page(
         run: with its folder.
         data: that it was trained on.
         numbers: of a check, as `Diagnosis.asdict` gives them.
+        named: the run, as it was given: its folder or its place on the hub.
         evaluated: what evaluations found, as they were kept.
         control: the run without latents whose training is drawn beside it.
-        checked: the command of that check.
         seed: of what is drawn.
 
     Raises:
@@ -126,17 +106,40 @@ def page(
     test: Any = data.test
     part = subset(test, min(LOOKED_AT, len(test)), seed)
     encoding = encode(run.vae, part, seed=seed)
+    beside = None if control is None else str(control.folder)
+    given = run.config.data.program == GIVEN
+    check = (python_of_check if given else command_of_check)(named, numbers, beside)
+    checks = [check if given or on_hub(named) else f"{check} --keep"]
+    if given:
+        checks.append(f"pyro_delta.write_report({named!r}, data=x{'' if beside is None else f', control={beside!r}'})")
+    else:
+        checks.append(shlex.join(["pyro-delta", "report", named, *(() if beside is None else ("--control", beside))]))
+    # Weights that have diverged draw nothing, and their latents hold nothing.
+    sound = all(bool(values.isfinite().all()) for values in (encoding.distortion, encoding.rate))
+    shown = list(drawn(run, data, encoding, part, seed)) if sound else []
     sections = [
         _what_was_trained(run, data, numbers, encoding),
-        _what_was_measured(run, numbers, checked),
+        _what_was_measured(run, numbers, check),
         *_evaluations(run, evaluated),
         _how_it_came(run, control),
-        *_latents(run, data, part, encoding, seed),
-        *_drawn(run, data, encoding, part, seed),
-        *_made_by(run),
+        *(_latents(run, data, part, encoding, seed) if sound else ()),
+        *([Section("What it draws", shown=shown)] if shown else []),
+        *_made_by(run, named, checks),
     ]
+    verdict, advice = verdict_of(run, numbers)
+    return rendered(title=named, verdict=verdict, advice=advice, sections=sections)
+
+
+def verdict_of(run: Run, numbers: Mapping[str, Any]) -> tuple[str, str]:
+    """The verdict on a run, and the advice, with why its check fails where it does: a control's, not for lack of z."""
     verdict, advice = str(numbers["verdict"]), str(numbers["advice"])
-    return rendered(title=str(run.folder), verdict=verdict, advice=advice, sections=sections)
+    control = is_control(run) and not numbers["latents_used"]
+    wrong = failure_of({**numbers, "latents_used": True} if control else numbers)
+    if control and verdict in ("nothing told", "collapsed"):
+        verdict = "a control"
+    if wrong is None:
+        return verdict, advice
+    return f"{verdict}, and the check fails", f"{wrong[0].upper()}{wrong[1:]} {advice}"
 
 
 def page_of_runs(found: Comparison, runs: Mapping[str, Run]) -> str:
@@ -151,8 +154,8 @@ def page_of_runs(found: Comparison, runs: Mapping[str, Run]) -> str:
     caption = "Bounds and distortions along the trainings (left), rate and δ of the first (right)."
     plane = "Distortion, and what z tells, against the rate; errors are over seeds, or over the data of one run."
     sections = [
-        Section("Side by side", found.notes, cells(found), [_figure(comparison_figure(found), plane)], head=True),
-        Section("How the trainings went", shown=[_figure(training_figure(metrics, unit, None), caption)]),
+        Section("Side by side", found.notes, cells(found), [figure(comparison_figure(found), plane)], head=True),
+        Section("How the trainings went", shown=[figure(training_figure(metrics, unit, None), caption)]),
         *(Section(f"What {name} is", in_words(run)) for name, run in runs.items()),
     ]
     return rendered(title="Runs side by side", verdict=f"{len(runs)} runs", advice="", sections=sections)
@@ -173,8 +176,9 @@ def rendered(*, title: str, verdict: str, advice: str, sections: Sequence[Sectio
 def in_words(run: Run, *, caveat: bool = True) -> list[str]:
     """Programs, objective and steps; and, unless it is said elsewhere, that the training has not come to its end."""
     config = run.config
+    data = "given in Python" if config.data.program == GIVEN else config.data.program
     return [
-        f"Data {config.data.program}, prior {config.prior.program}, likelihood {config.likelihood.program}, guide "
+        f"Data {data}, prior {config.prior.program}, likelihood {config.likelihood.program}, guide "
         f"{config.guide.program}. {_count(run.vae.model)} weights in the model, {_count(run.vae.guide)} in the guide.",
         f"Objective {config.objective.program}, {run.trained_steps} steps of batch {config.training.batch}, seed "
         f"{config.training.seed}; here are the {run.weights} weights, of step {run.step}."
@@ -204,9 +208,9 @@ def _count(program: torch.nn.Module) -> str:
     return f"{sum(weight.numel() for weight in program.parameters()):,}".replace(",", " ")
 
 
-def _what_was_measured(run: Run, numbers: Mapping[str, Any], checked: str) -> Section:
+def _what_was_measured(run: Run, numbers: Mapping[str, Any], check: str) -> Section:
     words = (
-        f"By {checked}: {numbers['n_images']} of the {numbers['split_images']} data of the {numbers['split']} split, "
+        f"By {check}: {numbers['n_images']} of the {numbers['split_images']} data of the {numbers['split']} split, "
         f"seed {numbers['seed']}. ± is a standard error over the data.",
     )
     return Section("What was measured", words, [list(row) for row in table.rows(numbers, run.spec.unit)])
@@ -222,10 +226,10 @@ def _how_it_came(run: Run, control: Run | None) -> Section:
     curve = recorded(run.config)
     runs = {"run": run.metrics} | ({} if control is None else {"control": control.metrics})
     known = None if curve is None else (list(curve.steps), [curve.at(step)[0] for step in curve.steps])  # type: ignore[index]
-    figure = training_figure(runs, run.spec.unit, known)
+    curves = training_figure(runs, run.spec.unit, known)
     beside = "" if control is None else f" Control: {control.folder}, without latents."
     caption = f"Bound and distortion (left), rate and δ (right) along the training.{beside}"
-    return Section("How the training went", shown=(_figure(figure, caption),))
+    return Section("How the training went", shown=(figure(curves, caption),))
 
 
 # --- Its latents ---
@@ -237,21 +241,24 @@ def _latents(run: Run, data: Data, part: Split, encoding: Encoding, seed: int) -
     rate_nd = rate_of_steps(encoding, priors)
     if rate_nd is not None:
         each = ", and δ is the mean of what their own priors commit" if own else ""
+        each += (
+            ". Behind the end of a datum it counts as nothing" if getattr(priors, "lengths", None) is not None else ""
+        )
         caption = (
             f"Rate of each latent step and dimension, mean over {len(part)} test data, beside the share of δ: a step's "
             f"is that of z_t given the step before it{each}."
         )
-        shown.append(_figure(steps_figure(rate_nd, floor_of_steps(priors)), caption))  # type: ignore[arg-type]
+        shown.append(figure(steps_figure(rate_nd, floor_of_steps(priors)), caption))  # type: ignore[arg-type]
     prior = prior_of(run.vae, 1, part.take(slice(1)).extras)
     if (spectrum := _spectrum(getattr(prior, "whole", prior))) is not None:
         of = "the prior of the first of the data, which have priors of their own" if own else "the prior"
         caption = f"Modes of {of}: in which directions a posterior can speak, and at what price."
-        shown.append(_figure(spectrum, caption))
+        shown.append(figure(spectrum, caption))
     if (confusion := _confusion(run, data, part, encoding, seed)) is not None:
         counts, classes = confusion
         right = counts.diagonal().sum() / counts.sum()
         caption = f"A linear probe on samples of z takes {100 * right:.0f} % of {len(part)} data for what they are."
-        shown.append(_figure(confusion_figure(counts.numpy(), classes), caption))
+        shown.append(figure(confusion_figure(counts.numpy(), classes), caption))
     if shown:
         yield Section("What the latents hold", shown=shown)
 
@@ -271,7 +278,7 @@ def _spectrum(prior: Any) -> Figure | None:
         delta = float(committed_rate(prior).sum())
         found = Modes(modes(prior).values.flatten(0, -2)[0]) if prior.batch_shape else modes(prior)
         return modes_figure(found, delta) if delta > 0 else None
-    except UserError:
+    except (UserError, RuntimeError):  # the latter of weights that have diverged
         return None
 
 
@@ -290,81 +297,20 @@ def _confusion(run: Run, data: Data, part: Split, encoding: Encoding, seed: int)
     return torch.bincount(part.labels * count + found, minlength=count * count).reshape(count, count), names
 
 
-# --- What it draws ---
-
-
-def _drawn(run: Run, data: Data, encoding: Encoding, part: Split, seed: int) -> Iterator[Section]:
-    """Samples, decodings, paths and shifts, where the programs can be asked for them."""
-    if len(encoding.z) > 1 or not hasattr(run.vae.model, "likelihood"):
-        return
-    vae, spec = run.vae, run.spec
-    told = is_told(vae, spec) or condition_of(spec) is not None
-
-    def extras(count: int) -> Mapping[str, Tensor] | None:
-        return extras_of(data.test, count) if told else None
-
-    few = data.test.take(slice(8))
-    column = "column" if _is_sheet(spec) else "group"
-    shown = [
-        _data(spec, draw(vae, 16, seed=seed, extras=extras(16)), 8, "Drawn from the prior."),
-        _data(
-            spec,
-            draw(vae, 8, decodings=3, seed=seed, extras=extras(8)),
-            8,
-            f"Drawn from the prior, each {column} with one z.",
-            down=True,
-        ),
-        _data(
-            spec,
-            reconstructions(vae, few, 3, seed=seed),
-            len(few),
-            f"Test data, first in each {column}, and what the decoder makes of a sample of their latents: what z says "
-            "comes again and again.",
-            down=True,
-        ),
-        _data(
-            spec,
-            paths(vae, data.test.take(slice(6)), 6, seed=seed),
-            8,
-            "From the latents of one test datum to another's; at the ends the data themselves.",
-        ),
-    ]
-    if (shifted := _shifted(run, encoding, part, seed)) is not None:
-        drawn, dimensions = shifted
-        caption = (
-            "One test datum's latents with all steps of a dimension shifted by −2 … 2 standard deviations of the "
-            f"prior; dimensions {', '.join(str(k + 1) for k in dimensions)}, the decoder's noise the same."
-        )
-        shown.append(_data(spec, drawn, len(SHIFTS), caption))
-    yield Section("What it draws", shown=shown)
-
-
-def _shifted(run: Run, encoding: Encoding, part: Split, seed: int) -> tuple[Tensor, list[int]] | None:
-    """Decodings along the dimensions with the largest rate, and which these are; None where latents have none."""
-    mean = next(iter(encoding.mean.values()), None)
-    if mean is None or mean.dim() != 3:
-        return None
-    rate_d = encoding.rate_per_dimension
-    order = range(mean.shape[-1]) if rate_d is None else rate_d.argsort(descending=True).tolist()
-    chosen = sorted(list(order)[:TRAVERSED])
-    z_bnd = mean[:1].repeat(len(chosen) * len(SHIFTS), 1, 1)
-    for row, dimension in enumerate(chosen):
-        for column, shift in enumerate(SHIFTS):
-            z_bnd[row * len(SHIFTS) + column, :, dimension] += shift
-    extras = part.take(torch.zeros(len(z_bnd), dtype=torch.int64)).extras
-    return decode(run.vae, z_bnd, same_noise=True, seed=seed, extras=extras), chosen
-
-
 # --- Settings, versions, commands ---
 
 
-def _made_by(run: Run) -> Iterator[Section]:
+def _made_by(run: Run, named: str, checks: Sequence[str]) -> Iterator[Section]:
     assert run.folder is not None
     preset = read_info(run.folder).preset
-    commands = [command_of(run.config, preset, run.folder), f"pyro-delta check {shlex.quote(str(run.folder))} --keep"]
-    words = ["The training, from its settings; and the check:"]
+    folder = Path("RUN") if on_hub(named) else run.folder
+    if run.config.data.program == GIVEN:
+        commands = [python_of_training(run.config, preset, str(folder))]
+        words = "The training on x, data that were given in Python, from its settings; and the check:"
+    else:
+        commands, words = commands_of_training(run.config, preset, folder, run.metrics)
     facts = [[name, str(value)] for name, value in run.facts.items() if value is not None]
-    yield Section("How to make it again", words, shown=[Shown("text", "\n".join(commands), "", "")])
+    yield Section("How to make it again", [words], shown=[Shown("text", "\n".join([*commands, *checks]), "", "")])
     yield Section("All settings", rows=[[key, written(value)] for key, value in flat_settings(run.config)], folded=True)
     yield Section("Versions", rows=facts + _versions(run.folder), folded=True)
 
@@ -373,69 +319,3 @@ def _versions(folder: Path) -> list[list[str]]:
     known = json.loads((folder / "run.json").read_text("utf-8"))
     rows = [[f"trained with {name}", str(value)] for name, value in known.get("versions", {}).items()]
     return [["trained by version", str(known.get("version"))], ["trained by commit", str(known.get("commit"))], *rows]
-
-
-def command_of(config: Config, preset: str, folder: Path) -> str:
-    """The command line that trains with the same settings, as far as they differ from those of the preset."""
-    data = config.data.program
-    root = config.data.options.get("root")
-    given = [("data.program", data)]
-    if root is not None and options_model("data", find("data", data)).model_fields["root"].is_required():
-        given.append(("data.root", root))
-    before = dict(flat_settings(load_preset(preset, given)))
-    changed = {key: value for key, value in flat_settings(config) if before.get(key) != value}
-    words = ["pyro-delta", "train", "--dataset", ":".join(value for _, value in given), "--preset", preset]
-    if root is not None and changed.get("data.root") == root:
-        words += ["--data-root", str(root)]
-    for key, value in changed.items():
-        if key not in ("data.root", "data.program"):
-            words += ["--set", f"{key}={written(value)}"]
-    return shlex.join([*words, "--out", str(folder)])
-
-
-# --- Things to look at ---
-
-
-def _figure(figure: Figure, caption: str) -> Shown:
-    """A matplotlib figure as a drawing of vectors."""
-    file = io.BytesIO()
-    figure.savefig(file, format="svg", metadata={"Date": None})
-    return Shown("picture", _uri(file.getvalue(), PICTURES[".svg"]), caption, caption)
-
-
-def _data(spec: Spec, x: Tensor, columns: int, caption: str, *, down: bool = False) -> Shown:
-    """Data as their spec shows them: pictures, sounds, or text.
-
-    Args:
-        spec: of the data.
-        x: row after row of a sheet.
-        columns: of it.
-        caption: of all.
-        down: whether what belongs together stands in a column; where there is no sheet, it comes one after the other.
-    """
-    sheet = _is_sheet(spec)
-    group = len(x) // columns if down else columns
-    if down and not sheet:
-        x = x.unflatten(0, (-1, columns)).transpose(0, 1).flatten(0, 1)
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / f"shown{spec.suffix}"
-        spec.show(x, file, columns)
-        picture = file.with_suffix(".png")  # such as a piano roll beside its notes
-        content = (picture if picture.exists() else file).read_bytes()
-    if sheet:
-        return Shown("drawing", _uri(content, PICTURES[picture.suffix]), caption, caption)
-    if spec.suffix in SOUNDS:
-        return Shown("sound", _uri(content, SOUNDS[spec.suffix]), caption, caption)
-    lines = content.decode("utf-8", errors="replace").splitlines()
-    if len(lines) == len(x):
-        lines = "\n\n".join("\n".join(lines[at : at + group]) for at in range(0, len(lines), group)).splitlines()
-    return Shown("text", "\n".join(lines), caption, caption)
-
-
-def _is_sheet(spec: Spec) -> bool:
-    """Whether data of a kind are shown as one picture."""
-    return spec.suffix in (*PICTURES, *WITH_PICTURE)
-
-
-def _uri(content: bytes, kind: str) -> str:
-    return f"data:{kind};base64,{base64.b64encode(content).decode()}"

@@ -41,7 +41,7 @@ def training_figure(runs: Mapping[str, Lines], unit: str, recorded: tuple[list[i
         low, high = shown[0], shown[int(0.85 * (len(shown) - 1))]
         bound.set_ylim(low - 0.05 * (high - low or 0.1), high + 0.05 * (high - low or 0.1))
     finish(bound, "step", unit)
-    bound.legend(frameon=False, fontsize=8)
+    _explain(bound)
     lines = next(iter(runs.values()))
     _draw(rate, lines, "train", "rate_nats_mean", color="C0", label="mean of a batch")
     _draw(rate, lines, "train", "rate_nats_min", color="C0", alpha=0.4, label="least of a batch")
@@ -50,8 +50,14 @@ def training_figure(runs: Mapping[str, Lines], unit: str, recorded: tuple[list[i
     rates = sorted(line["rate_nats_mean"] for line in lines if line.get("rate_nats_mean"))
     if rates:
         rate.set_ylim(0, 1.3 * rates[int(0.9 * (len(rates) - 1))])
-    rate.legend(frameon=False, fontsize=8)
+    _explain(rate)
     return figure
+
+
+def _explain(axes: Any) -> None:
+    """A legend, where anything was drawn."""
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(frameon=False, fontsize=8)
 
 
 def _draw(axes: Any, lines: Lines, split: str, key: str, **style: Any) -> None:

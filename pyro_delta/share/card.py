@@ -8,10 +8,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from pyro_delta.api.judge import is_control
+from pyro_delta.data.spec import in_words as in_words_of
 from pyro_delta.diagnostics import table
 from pyro_delta.errors import UserError
 from pyro_delta.inference.run import Run
-from pyro_delta.report.page import command_of, in_words
+from pyro_delta.report.commands import GIVEN, command_of, command_of_check, python_of_training
+from pyro_delta.report.page import in_words
 
 KNOWN_LICENCES = {
     "afl-3.0", "agpl-3.0", "apache-2.0", "artistic-2.0", "bsd-2-clause", "bsd-3-clause", "bsd-3-clause-clear",
@@ -57,23 +60,23 @@ def card(
     """
     assert run.folder is not None
     name = run.folder.name if to is None else to.rpartition("/")[2]
+    version = info.get("version")
     parts = [
-        _front_matter(run, license),
+        _front_matter(run, license, _delta(run, numbers)),
         f"# {name}",
-        f"A variational autoencoder, made with pyro-delta {info.get('version')}, a library of δ-VAEs in Pyro: their "
-        "posterior cannot collapse, because the KL divergence from their prior is at least δ by construction.",
+        _deaf(version) if is_control(run) else _what(run, numbers, version),
         *([] if run.caveat is None else [f"**{run.caveat.partition('; ')[0].rstrip('.')}.**"]),
         "## What it is",
         *in_words(run, caveat=False),
         _of_data(run, info),
-        _of_delta(run, numbers),
+        *([] if is_control(run) else [_of_delta(run, numbers)]),
         "## What was measured",
         *_measured(run, numbers),
         *_evaluated(run, evaluated),
         "## How to use it",
         *_used(run, to or name, own, graphs),
         "## How it was made",
-        *_made(run, info, numbers),
+        *_made(run, info, numbers, to, own),
         "## Licence",
         "The licence of these weights is unknown: whoever made them has not said it."
         if license is None
@@ -84,7 +87,42 @@ def card(
     return "\n\n".join(parts) + "\n"
 
 
-def _front_matter(run: Run, license: str | None) -> str:
+def _deaf(version: Any) -> str:
+    """What a control is."""
+    return (
+        "**This model does not hear its latents** (likelihood.use_latents is false): it is a control, an "
+        "autoregressive model of x alone, which a VAE of the same data is compared with. Its latents say nothing of x, "
+        f"whatever rate they have. Made with pyro-delta {version}, a library of δ-VAEs in Pyro."
+    )
+
+
+def _what(run: Run, numbers: Mapping[str, Any] | None, version: Any) -> str:
+    """What the model is, as far as it is known of this one."""
+    delta = _delta(run, numbers)
+    made = f"made with pyro-delta {version}, a library of δ-VAEs in Pyro"
+    if not delta:
+        known = "No rate is committed (δ = 0)" if delta == 0 else "What rate it commits is not known"
+        return (
+            f"A variational autoencoder, {made}. {known}: nothing but its training keeps its posterior from collapsing."
+        )
+    if numbers is not None and numbers.get("floor_holds") is False:
+        return (
+            f"A variational autoencoder, {made}. It is to keep its rate above δ, but its check found that it does not."
+        )
+    return (
+        f"A δ-VAE, {made}: its posterior cannot collapse onto its prior, because the KL divergence between them is at "
+        f"least δ = {delta:.4g} nats by construction."
+    )
+
+
+def _delta(run: Run, numbers: Mapping[str, Any] | None) -> float | None:
+    """The committed rate in nats: of the check, or else as the training logged it last; None where it is not known."""
+    if numbers is not None:
+        return numbers.get("delta_nats")
+    return next((line["delta_nats"] for line in reversed(run.metrics) if line.get("delta_nats") is not None), None)
+
+
+def _front_matter(run: Run, license: str | None, delta: float | None) -> str:
     """What the hub reads: JSON strings are YAML as well."""
     if license is None:
         lines = ["license: unknown"]
@@ -94,7 +132,8 @@ def _front_matter(run: Run, license: str | None) -> str:
         lines = ["license: other", f"license_name: {json.dumps(license.lower())}"]
     config = run.config
     programs = [str(part.program) for part in (config.data, config.prior, config.likelihood, config.guide)]
-    tags = ["pyro", "vae", "delta-vae", *dict.fromkeys(name for name in programs if ":" not in name)]
+    named = dict.fromkeys(name for name in programs if ":" not in name and name != GIVEN)
+    tags = ["pyro", "vae", *(["delta-vae"] if delta and not is_control(run) else []), *named]
     return "\n".join(["---", *lines, "library_name: pyro-delta", "tags:", *(f"- {tag}" for tag in tags), "---"])
 
 
@@ -102,27 +141,29 @@ def _of_data(run: Run, info: Mapping[str, Any]) -> str:
     splits = info["data"]["splits"]
     counts = ", ".join(f"{name} {split['count']}" for name, split in splits.items())
     shape = "×".join(map(str, run.spec.shape))
+    data = "data that were given in Python" if run.config.data.program == GIVEN else run.config.data.program
     return (
-        f"Trained on {run.config.data.program} ({counts}), each of shape {shape}: {run.spec.positions} "
+        f"Trained on {data} ({counts}), each of shape {shape}: {run.spec.positions} "
         f"{getattr(run.spec, 'place', 'position')}s. Fingerprints of the data are in run.json; the data themselves are "
         "not here."
     )
 
 
 def _of_delta(run: Run, numbers: Mapping[str, Any] | None) -> str:
+    delta = _delta(run, numbers)
+    if delta is None:
+        return "No committed rate δ is known: this posterior may collapse."
+    if delta == 0:
+        return "Nothing is committed (δ = 0): this posterior may collapse."
     if numbers is not None:
-        delta = numbers.get("delta_nats")
-        if not delta:
-            return "Nothing is committed (δ = 0): this posterior may collapse."
+        if numbers.get("floor_holds") is False:
+            return f"Committed rate: δ = {delta:.4g} nats, which the rate does not keep: its check has failed."
         return (
             f"Committed rate: δ = {delta:.4g} nats, known by {numbers['delta_known_by']}; it bounds the rate of "
             f"{numbers['delta_guarantee']}. No training can take the rate below it."
         )
-    logged = [line["delta_nats"] for line in run.metrics if line.get("delta_nats") is not None]
-    if not logged or not logged[-1]:
-        return "No committed rate δ was logged in its training: this posterior may collapse."
     return (
-        f"Committed rate: δ = {logged[-1]:.4g} nats, which the training logged; `pyro-delta check` says how it is "
+        f"Committed rate: δ = {delta:.4g} nats, which the training logged; a check would say how it is "
         "known, and what it bounds."
     )
 
@@ -136,9 +177,7 @@ def _measured(run: Run, numbers: Mapping[str, Any] | None) -> Iterator[str]:
         )
         yield _markdown(("", "", ""), table.rows(numbers, run.spec.unit))
         return
-    yield (
-        "No check was kept with this run, so nothing here says whether its latents are used; `pyro-delta check` looks."
-    )
+    yield ("No check was kept with this run, so nothing here says whether its latents are used.")
     found = [line for line in run.metrics if line["split"] == "validation" and line["step"] == run.step]
     if found:
         line = found[-1]
@@ -169,12 +208,24 @@ def _used(run: Run, place: str, own: Sequence[str], graphs: Sequence[str]) -> It
         "`pip install 'pyro-delta[hub]'` for a place on the hub, `pip install pyro-delta` for a folder. Then "
         "`run.vae` holds model and guide as Pyro programs. From the command line:"
     )
-    commands = [
-        f"pyro-delta check {quoted}{flag}",
-        f"pyro-delta sample {quoted} --num 16 --out samples{run.spec.suffix}{flag}",
-        f"pyro-delta encode {quoted} test --out latents.nc{flag}",
-    ]
-    yield "```sh\n" + "\n".join(commands) + "\n```"
+    sample = f"pyro-delta sample {quoted} --num 16 --out samples{run.spec.suffix}{flag}"
+    if run.config.data.program == GIVEN:
+        yield f"```sh\n{sample}\n```"
+        yield (
+            "Its data have no name by which a command could find them; they, or others of their kind, are handed over "
+            "in Python:"
+        )
+        yield (
+            "```python\nprint(pyro_delta.check(run, data=x))\nprint(pyro_delta.evaluate(run, data=x))\n```\n\n"
+            f"x: {in_words_of(run.spec)}, in an array, or what it was trained on."
+        )
+    else:
+        commands = [
+            f"pyro-delta check {quoted}{flag}",
+            sample,
+            f"pyro-delta encode {quoted} test --out latents.nc{flag}",
+        ]
+        yield "```sh\n" + "\n".join(commands) + "\n```"
     if own:
         yield (
             f"It runs programs of its maker's own ({', '.join(own)}): look at them in `programs/` before you say that "
@@ -190,15 +241,44 @@ def _used(run: Run, place: str, own: Sequence[str], graphs: Sequence[str]) -> It
     yield "Training cannot go on from here: the state of the optimiser is left out."
 
 
-def _made(run: Run, info: Mapping[str, Any], numbers: Mapping[str, Any] | None) -> Iterator[str]:
+def _made(
+    run: Run, info: Mapping[str, Any], numbers: Mapping[str, Any] | None, to: str | None, own: Sequence[str]
+) -> Iterator[str]:
+    """The commands that make it again, where this folder is here: it is fetched first if it is on the hub."""
+    assert run.folder is not None
+    here = run.folder.name if to is None else to.rpartition("/")[2]
+    lines = []
+    if to is not None and own:
+        lines.append(f"hf download {to.partition(':')[2]} --local-dir {shlex.quote(here)}")
+    if run.config.data.program == GIVEN:
+        yield from ["```sh\n" + "\n".join(lines) + "\n```"] if lines else []
+        yield _made_in_python(run, str(info["preset"]), here, own)
+        yield _versions(info)
+        return
     try:
-        train = command_of(run.config, str(info["preset"]), Path("RUN"))
-    except UserError:  # data of a program of its own, say, of which only the copy is here
-        train = "pyro-delta train --config config.json --out RUN"
-    lines = [train]
+        if own:  # of which only the copies are here
+            raise UserError("programs of its maker's own")
+        lines.append(command_of(run.config, str(info["preset"]), Path("RUN")))
+    except UserError:  # or of no preset
+        config, trust = shlex.quote(f"{here}/config.json"), " --trust" if own else ""
+        lines.append(f"pyro-delta train --config {config}{trust} --out RUN")
     if numbers is not None:
-        lines.append("pyro-delta check RUN --keep")
+        lines.append(f"{command_of_check('RUN', numbers)} --keep")
     lines.append("pyro-delta export RUN DIR" + ("" if run.weights == "best" else " --weights last"))
     yield "```sh\n" + "\n".join(lines) + "\n```"
+    yield _versions(info)
+
+
+def _made_in_python(run: Run, preset: str, here: str, own: Sequence[str]) -> str:
+    """What makes a run again whose data have no name."""
+    training = python_of_training(run.config, preset, "RUN", {name: f"{here}/programs/{name}" for name in own})
+    weights = "" if run.weights == "best" else ', weights="last"'
+    return (
+        f"```python\nimport pyro_delta\n{training}\n"
+        f'pyro_delta.write_report(run, data=x)  # which keeps the check\npyro_delta.export(run, "DIR"{weights})\n```'
+    )
+
+
+def _versions(info: Mapping[str, Any]) -> str:
     versions = ", ".join(f"{name} {value}" for name, value in info.get("versions", {}).items())
-    yield f"All settings are in config.json. Trained with {versions}; commit {info.get('commit') or 'unknown'}."
+    return f"All settings are in config.json. Trained with {versions}; commit {info.get('commit') or 'unknown'}."

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import re
+import os
 import secrets
 import shutil
 import tempfile
@@ -15,6 +15,7 @@ from pathlib import Path, PurePath
 from typing import Any
 
 import torch
+from packaging.licenses import canonicalize_license_expression
 
 from pyro_delta import config as configuration
 from pyro_delta import hub
@@ -44,10 +45,8 @@ from pyro_delta.share.card import card
 from pyro_delta.share.graphs import graphs
 
 CARD = "README.md"
-OF_INFO = ("format", "preset", "spec", "data", "version", "commit", "versions", "threads", "programs")
+OF_INFO = ("format", "preset", "spec", "data", "version", "commit", "versions", "threads", "programs", "license")
 """What of run.json travels."""
-LICENCE = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+() -]*")
-"""An SPDX expression, as far as its letters go."""
 
 
 @dataclass(frozen=True)
@@ -59,12 +58,14 @@ class Exported:
         address: of the repository on the hub; None if it went to none.
         files: names of all files, in order.
         notes: what a person should know of it, in sentences.
+        data_named: whether its data have a name by which commands find them.
     """
 
     path: Path | None
     address: str | None
     files: tuple[str, ...]
     notes: tuple[str, ...]
+    data_named: bool = True
 
 
 def export(
@@ -79,7 +80,7 @@ def export(
     data_root: str | None = None,
     trust: bool = False,
 ) -> Exported:
-    """Writes a run as a folder, or the same packed, that `load` and all commands that read runs take.
+    """Writes a run as a folder that `load` and all commands that read runs take, or the same packed, to be unpacked.
 
         pyro_delta.export("runs/first", "first", license="CC-BY-4.0")
         run = pyro_delta.load("first")
@@ -93,7 +94,8 @@ def export(
         path: new or empty folder, or a new file FILE.zip; None with `to` for the hub alone.
         to: hf:USER/NAME, a model repository of the Hugging Face hub that it is uploaded to.
         weights: best or last, as for `load`; the others do not travel.
-        license: of the weights, an SPDX expression such as CC-BY-4.0; None says that it is unknown.
+        license: of the weights, an SPDX expression such as CC-BY-4.0; None keeps what an exported run says; else it
+            is unknown.
         torch_programs: whether guide.pt2 and decoder.pt2 go with it, see `pyro_delta.share.graphs`.
         private: whether a new repository on the hub is shown to its owner alone.
         data_root: where the data of the run live now, some of which `torch_programs` tries.
@@ -110,18 +112,19 @@ def export(
         given, run = run.given, run.folder
     if path is None and to is None:
         raise UserError("there is no place to export to; give a folder, a FILE.zip or --to hf:USER/NAME.")
-    if license is not None and not LICENCE.fullmatch(license):
-        raise UserError(f"{license!r} is no SPDX expression; write such as MIT or CC-BY-4.0 (spdx.org/licenses).")
+    license = None if license is None else _expression(license)
     if to is not None:
         hub.parts(to)
         hub.check_installed()
     target = None if path is None else Path(path)
     if target is not None:
         _check_free(target)
+        target = target if target.name not in ("", "..") else target.resolve()
     loaded = replace(load(run, "cpu", weights=weights, trust=trust), given=given)
     assert loaded.folder is not None
     with _aside(target) as part:
-        folder = part / ("run" if target is None else target.stem if _packed(target) else target.name)
+        name = "run" if target is None else target.stem if _packed(target) else target.absolute().name
+        folder = part / (name or "run")
         folder.mkdir()
         made = graphs(loaded, loaded.data(data_root).test) if torch_programs else {}
         for file, content in made.items():
@@ -131,11 +134,26 @@ def export(
         address = None if to is None else hub.upload(folder, to, private=private)
         if target is not None and _packed(target):
             _pack(folder, files, target)
+        elif target is not None and target.is_dir():
+            _fill(target, folder)
         elif target is not None:
-            if target.is_dir():
-                target.rmdir()
             folder.rename(target)
-    return Exported(target, address, files, (*loaded.notes, *notes))
+    return Exported(target, address, files, (*loaded.notes, *notes), loaded.config.data.program != "given")
+
+
+def _expression(license: str) -> str:
+    """A licence as SPDX writes it.
+
+    Raises:
+        UserError: if it is none.
+    """
+    try:
+        return str(canonicalize_license_expression(license))
+    except ValueError as error:
+        raise UserError(
+            f"{license!r} is no SPDX expression ({str(error).lower()}); write such as MIT, CC-BY-4.0 or "
+            "LicenseRef-Mine (spdx.org/licenses)."
+        ) from None
 
 
 def _packed(target: Path) -> bool:
@@ -144,12 +162,15 @@ def _packed(target: Path) -> bool:
 
 def _check_free(target: Path) -> None:
     """Refuses, before any work is done, a target that is taken or cannot be one."""
+    hub.check_no_place(target, "--to")
     if target.suffix.lower() in (".gz", ".tgz", ".tar", ".xz", ".bz2", ".7z"):
         raise UserError(f"{target} is no archive that is written here; give FILE.zip or a folder.")
     if target.is_file():
         raise UserError(f"{target} is there already; give a new name.")
     if target.is_dir() and (_packed(target) or any(target.iterdir())):
         raise UserError(f"{target} is a folder that is not empty; give a new or an empty one.")
+    if target.is_dir() and not os.access(target, os.W_OK):
+        raise UserError(f"cannot write into {target}; give another path.")
     if not target.absolute().parent.is_dir():
         raise UserError(f"there is no folder {target.parent} for {target.name}; make it or give another.")
 
@@ -171,6 +192,21 @@ def _aside(target: Path | None) -> Iterator[Path]:
         yield part
     finally:
         shutil.rmtree(part, ignore_errors=True)
+
+
+def _fill(target: Path, folder: Path) -> None:
+    """Moves the files of a folder into an empty one, which may be the current one; if that fails it is empty again."""
+    names = sorted(path.name for path in folder.iterdir())
+    try:
+        for name in sorted(names, key=lambda name: name == manifests.MANIFEST):  # without which it is no run: last
+            (folder / name).rename(target / name)
+    except OSError:
+        for name in names:
+            if (target / name).is_dir():
+                shutil.rmtree(target / name, ignore_errors=True)
+            else:
+                (target / name).unlink(missing_ok=True)
+        raise
 
 
 def _pack(folder: Path, files: tuple[str, ...], target: Path) -> None:
@@ -197,6 +233,10 @@ def _write(run: Run, folder: Path, to: str | None, license: str | None, made: tu
     digest = configuration.digest_of(settings)
     info = {key: info[key] for key in OF_INFO if key in info} | {"config_digest": digest, "exported": True}
     info["data"]["folder"] = None
+    if license is not None:
+        info["license"] = license
+    elif (license := info.pop("license", None)) is not None:  # of a run that was exported before
+        info["license"] = license = _expression(str(license))
     for record in info["programs"].values():
         record["name"] = _without_paths(record["name"])
     contents = {CONFIG: _json(settings), INFO: _json(info)}

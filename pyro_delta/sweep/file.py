@@ -183,11 +183,12 @@ def read(given: str, settings: Sequence[tuple[str, Any]] = (), seeds: int | None
     Raises:
         UserError: for whatever is wrong in it, every arm's configuration included.
     """
-    if not given.endswith(".toml") and given not in sweep_names():
+    is_file = given.lower().endswith(".toml")
+    if not is_file and given not in sweep_names():
         raise unknown_name("sweep", given, sweep_names(), listed="`pyro-delta list sweeps`")
-    path = Path(given).with_suffix(".toml")
+    path = Path(given) if is_file else Path(given).with_suffix(".toml")
     try:
-        tree = tomllib.loads(path.read_text(encoding="utf-8") if given.endswith(".toml") else _shipped(given))
+        tree = tomllib.loads(path.read_text(encoding="utf-8") if is_file else _shipped(given))
     except FileNotFoundError:
         raise UserError(
             f"there is no sweep file {given}; give the path of one, or a name of a shipped sweep."

@@ -7,20 +7,30 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from pyro_delta.data.images.conversion import step_of
+from pyro_delta.data.images.folder import step_of_few
 from pyro_delta.data.images.spec import ImageSpec
 from pyro_delta.data.spec import Spec
 from pyro_delta.data.splits import Split
+from pyro_delta.errors import UserError
 
 PRESET = "photos"
 CHANNELS = (1, 2, 3, 4)
 """That images have; where both ends of a shape could be them, they come first, as torch has it."""
 
 
-def images_of(split: Split) -> tuple[Spec, Split, str] | None:
+def images_of(split: Split, levels: int | None = None) -> tuple[Spec, Split, str] | None:
     """Spec, data (N, C, H, W) and preset of arrays that are images; None of others.
 
-    Bytes are, and real numbers k/255, which readers make of bytes. There are as many levels as the largest value
-    says, two where all are black or white.
+    Bytes are, and real numbers k/255, which readers make of bytes. As in a folder of pictures there are 256 levels,
+    unless all bytes stand on 2, 4 or 16 of them, 0 to 255; and two where all are 0 or 1.
+
+    Args:
+        split: arrays.
+        levels: that there are; bytes are these, 0 … levels − 1, or stand for them, 0 to 255.
+
+    Raises:
+        UserError: if they do neither.
     """
     if split.x.dim() not in (3, 4) or 0 in split.x.shape:
         return None
@@ -34,9 +44,28 @@ def images_of(split: Split) -> tuple[Spec, Split, str] | None:
     if x.shape[1] not in CHANNELS:
         return None
     channels, height, width = x.shape[1:]
-    if bool(((x == 0) | (x == 255)).all()) and bool((x == 255).any()):  # black and white
-        x = x // 255
-    return ImageSpec(channels, height, width, max(2, int(x.max()) + 1)), replace(split, x=x), PRESET
+    x, levels = _levelled(x, levels)
+    return ImageSpec(channels, height, width, levels), replace(split, x=x), PRESET
+
+
+def _levelled(x: Tensor, levels: int | None) -> tuple[Tensor, int]:
+    """Bytes on their levels, and how many these are."""
+    largest = int(x.max())
+    if levels is None:
+        if largest == 1:
+            return x, 2
+        step = step_of_few(x)
+        return x // step, 255 // step + 1
+    if largest < levels:
+        return x, levels
+    at = step_of(levels) if levels <= 256 else None
+    if at is None or bool((x % at).any()):
+        stand = "" if at is None else f", nor are all multiples of {at}, which would stand for them"
+        raise UserError(
+            f"the images hold bytes up to {largest}, and with {levels} levels they go from 0 to {levels - 1}{stand}; "
+            "bring them to these levels, or give others (data.levels of a training)."
+        )
+    return x // at, levels
 
 
 def _as_bytes(x: Tensor) -> Tensor | None:

@@ -122,7 +122,7 @@ def levelled(train: Split, others: Sequence[Split | None], folder: Path) -> tupl
         UserError: if an image of another split does not.
     """
     given = [train, *(split for split in others if split is not None)]
-    step = _step(train.x)
+    step = step_of_few(train.x)
     if step == 1:
         return 256, given
     levels = 255 // step + 1
@@ -139,7 +139,7 @@ def levelled(train: Split, others: Sequence[Split | None], folder: Path) -> tupl
     return levels, [replace(split, x=_in_steps(split.x, step)) for split in given]
 
 
-def _step(x_bchw: Tensor) -> int:
+def step_of_few(x_bchw: Tensor) -> int:
     """The largest distance of levels, of few, on which all bytes stand; 1 if it is none, or they are all the same."""
     steps = [cast(int, step_of(levels)) for levels in FEW_LEVELS]
     least, most = 255, 0

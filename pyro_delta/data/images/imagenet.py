@@ -109,7 +109,7 @@ def read_batch(path: Path) -> tuple[np.ndarray, np.ndarray]:
         UserError: if it is no such file.
     """
     try:
-        found = _of_npz(path) if path.suffix == ".npz" else unpickled(path)
+        found = _of_npz(path) if path.suffix.lower() == ".npz" else unpickled(path)
         data, labels = found["data"], np.asarray(found["labels"])
     except OSError as error:
         raise UserError(f"cannot read {path} ({error.strerror or in_a_line(error)}).") from None
