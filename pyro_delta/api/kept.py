@@ -75,7 +75,10 @@ def failure_of(numbers: Mapping[str, Any]) -> str | None:
 
 def is_of(numbers: Mapping[str, Any], run: Run, control: Run | None = None) -> bool:
     """Whether the numbers of a check are of these weights and data, and made with this control, if one is given."""
-    if any(numbers.get(key) != run.facts[key] for key in ("weights", "step")) or numbers.get("data_as_trained") is False:
+    if (
+        any(numbers.get(key) != run.facts[key] for key in ("weights", "step"))
+        or numbers.get("data_as_trained") is False
+    ):
         return False
     return control is None or all(
         numbers.get(f"control_{key}") == control.facts[key] for key in ("config_digest", "weights", "step")
