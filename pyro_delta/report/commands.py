@@ -60,14 +60,14 @@ def commands_of_training(
     if not ends:
         return [command_of(config, preset, folder)], (
             "The training was made longer by --resume, from how many steps is not known: one of all its steps at once, "
-            "as below, has other learning rates and validations. The check:"
+            "as below, has other learning rates and validations."
         )
     first = config.training.model_copy(update={"steps": ends[0]})
     commands = [command_of(config.model_copy(update={"training": first}), preset, folder)]
     for steps in ends[1:]:
         commands.append(shlex.join(["pyro-delta", "train", "--out", str(folder), "--resume", "--steps", str(steps)]))
     longer = "" if len(ends) == 1 else ", which was made longer by --resume"
-    return commands, f"The training{longer}, from its settings; and the check:"
+    return commands, f"The training{longer}, from its settings, and what was done with it:"
 
 
 def stages(training: TrainingConfig, lines: Sequence[Mapping[str, Any]]) -> list[int | None]:

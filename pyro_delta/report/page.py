@@ -306,7 +306,7 @@ def _made_by(run: Run, named: str, checks: Sequence[str]) -> Iterator[Section]:
     folder = Path("RUN") if on_hub(named) else run.folder
     if run.config.data.program == GIVEN:
         commands = [python_of_training(run.config, preset, str(folder))]
-        words = "The training on x, data that were given in Python, from its settings; and the check:"
+        words = "The training on x, data that were given in Python, from its settings, and what was done with it:"
     else:
         commands, words = commands_of_training(run.config, preset, folder, run.metrics)
     facts = [[name, str(value)] for name, value in run.facts.items() if value is not None]

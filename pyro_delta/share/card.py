@@ -13,7 +13,7 @@ from pyro_delta.data.spec import in_words as in_words_of
 from pyro_delta.diagnostics import table
 from pyro_delta.errors import UserError
 from pyro_delta.inference.run import Run
-from pyro_delta.report.commands import GIVEN, command_of, command_of_check, python_of_training
+from pyro_delta.report.commands import GIVEN, command_of_check, commands_of_training, python_of_training
 from pyro_delta.report.page import in_words
 
 KNOWN_LICENCES = {
@@ -258,7 +258,9 @@ def _made(
     try:
         if own:  # of which only the copies are here
             raise UserError("programs of its maker's own")
-        lines.append(command_of(run.config, str(info["preset"]), Path("RUN")))
+        commands, words = commands_of_training(run.config, str(info["preset"]), Path("RUN"), run.metrics)
+        yield words
+        lines += commands
     except UserError:  # or of no preset
         config, trust = shlex.quote(f"{here}/config.json"), " --trust" if own else ""
         lines.append(f"pyro-delta train --config {config}{trust} --out RUN")
