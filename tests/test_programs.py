@@ -375,7 +375,8 @@ def test_networks_of_presets_have_their_shapes_on_the_meta_device(name: str) -> 
         options = dict(settings.likelihood.options)
         assert (options.pop("use_latents"), options.pop("conditioning")) == (True, "causal")
         decoder = DECODERS[settings.likelihood.program](spec, starts, dims, **options)
-        encoder = ImageEncoder(spec, regions(starts, 1, spec.height, spec.width), 2 * dims, **settings.guide.options)
+        sizes = {key: value for key, value in settings.guide.options.items() if key != "rate_nats"}
+        encoder = ImageEncoder(spec, regions(starts, 1, spec.height, spec.width), 2 * dims, **sizes)
         x = torch.zeros(batch, *spec.shape, dtype=torch.int64)
         z = torch.zeros(batch, length, dims)
     per_pixel = settings.likelihood.options["mixtures"] * (10 if spec.channels == 3 else 3)
