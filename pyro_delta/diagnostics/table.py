@@ -87,14 +87,27 @@ def rows(numbers: Mapping[str, Any], unit: str = "bits/dim") -> list[Row]:
     return found
 
 
-def evaluations(found: Sequence[Mapping[str, Any]], unit: str) -> list[list[str]]:
-    """Evaluations of a run side by side, head first; columns that none of them has are left out."""
-    settings = {"split": "split", "prior": "prior", "weights": "weights", "n_images": "data", "particles": "particles"}
-    measured = ("neg_elbo_bpd", "iw_bpd", "k_hat_median", "distortion_bpd", "rate_nats_mean", "rate_nats_min")
-    named = {key: f"{LABELS[key][0]} ({unit if (of := LABELS[key][1]) == 'bits' else of})" for key in measured}
-    columns = {key: words.removesuffix(" ()") for key, words in (settings | named).items()}
-    columns = {key: words for key, words in columns.items() if any(numbers.get(key) is not None for numbers in found)}
-    return [list(columns.values()), *([_with_error(numbers, key) for key in columns] for numbers in found)]
+EVALUATED = {
+    "split": "split",
+    "prior": "prior",
+    "weights": "weights",
+    "n_images": "data",
+    "particles": "particles",
+    "neg_elbo_bpd": "−ELBO",
+    "iw_bpd": "importance-weighted",
+    "k_hat_median": "k̂, median",
+    "distortion_bpd": "distortion",
+    "rate_nats_mean": "rate",
+    "rate_nats_min": "least rate",
+}
+"""Key → head of a column where evaluations stand side by side: bounds in the unit of the data, rates in nats."""
+
+
+def evaluations(found: Sequence[Mapping[str, Any]]) -> list[list[str]]:
+    """Evaluations of a run side by side, head first; columns of which none has anything are left out."""
+    columns = [key for key in EVALUATED if any(numbers.get(key) is not None for numbers in found)]
+    heads = [EVALUATED[key] for key in columns]
+    return [heads, *([_with_error(numbers, key) for key in columns] for numbers in found)]
 
 
 def _with_error(numbers: Mapping[str, Any], key: str) -> str:

@@ -218,8 +218,11 @@ def _what_was_measured(run: Run, numbers: Mapping[str, Any], check: str) -> Sect
 
 def _evaluations(run: Run, evaluated: Sequence[Mapping[str, Any]]) -> Iterator[Section]:
     if evaluated:
-        words = "By pyro-delta evaluate, as kept with the run; ± is a standard error over the data."
-        yield Section("Bounds", [words], table.evaluations(evaluated, run.spec.unit), head=True)
+        words = (
+            "By pyro-delta evaluate, as kept with the run: "
+            f"bounds and distortion in {run.spec.unit}, rates in nats; ± is a standard error over the data."
+        )
+        yield Section("Bounds", [words], table.evaluations(evaluated), head=True)
 
 
 def _how_it_came(run: Run, control: Run | None) -> Section:

@@ -189,8 +189,8 @@ def _measured(run: Run, numbers: Mapping[str, Any] | None) -> Iterator[str]:
 
 def _evaluated(run: Run, evaluated: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     if evaluated:
-        head, *rows = table.evaluations(evaluated, run.spec.unit)
-        yield "Bounds, by `pyro-delta evaluate`:"
+        head, *rows = table.evaluations(evaluated)
+        yield f"By `pyro-delta evaluate`, bounds and distortion in {run.spec.unit}, rates in nats:"
         yield _markdown(head, rows)
 
 
