@@ -210,8 +210,8 @@ class PyroTraining(Training):
             "skipped": self.update.skipped,
             "streak": self.update.streak,
             "rng": rng_state(self.device),
-            # The first rank's sums alone would pass for those of all: with several, the next line covers what follows.
-            "window": None if self.window is None or ranks.count() > 1 else self.window.state(),
+            # With several ranks: empty after a line of metrics, and those of all at the end, by `settle`.
+            "window": None if self.window is None else self.window.state(),
             "parts": self.parts,
         }
 
@@ -237,11 +237,20 @@ class PyroTraining(Training):
         self.update.skipped, self.update.streak = state["skipped"].to(self.device), state["streak"].to(self.device)
         super().restore(state, path)
         self.window = Window(self.clock.read())
-        if (sums := state.get("window")) is not None and ranks.first():
+        if (sums := state.get("window")) is not None:
             with parameters_of(self.vae):
                 shape = self.vae.model.prior().event_shape
             self.window.restore(sums, shape, self.device, path)
+            if not ranks.first():
+                self.window.empty()
         restore_rng(state["rng"], self.device, path)
+
+    def settle(self) -> None:
+        """Leaves the sums of the window to the first rank."""
+        if self.window is not None:
+            self.window = self.window.of_all_ranks()
+            if not ranks.first():
+                self.window.empty()
 
     def log_training(self) -> None:
         """A line of metrics over the steps since the last one, of all ranks."""
@@ -338,6 +347,12 @@ class Window:
                     raise UserError(f"{path} does not fit the run's configuration: its window's {name!r} differs.")
                 value = value.to(device)
             setattr(self, name, value)
+
+    def empty(self) -> None:
+        """Forgets the sums, but for their shapes."""
+        for name, value in vars(self).items():
+            setattr(self, name, torch.zeros_like(value) if isinstance(value, Tensor) else value)
+        self.data, self.least = 0, torch.full_like(self.least, math.inf)
 
     @torch.no_grad()
     def add(self, elbo: RateDistortionELBO) -> None:

@@ -134,6 +134,7 @@ class Training(ABC):
             self.wait()
             self.clock.stop()
             self._agreed()
+            self.settle()
             self.interrupted = self.interrupted or stopped
 
     def _agreed(self) -> tuple[float, bool]:
@@ -155,6 +156,9 @@ class Training(ABC):
     @abstractmethod
     def wait(self) -> None:
         """Waits for steps under way on a GPU, for which the clock still runs."""
+
+    def settle(self) -> None:  # noqa: B027 (one process has nothing to settle)
+        """Leaves to the first rank, whose checkpoint comes next, what the ranks have summed apart."""
 
     @abstractmethod
     def log_training(self) -> None:
