@@ -156,7 +156,7 @@ def find(kind: str, name: str, folder: Path | None = None) -> Callable[..., Any]
             f"--set {kind}.NAME=VALUE."
         )
     module = _module_at(source, f"{kind} {name!r}", folder)
-    if not shipped and place not in SHIPPED[kind].values() and module.__file__:
+    if place not in SHIPPED[kind].values() and module.__file__:
         _FILES[module.__file__] = name
     found = getattr(module, attribute, None)
     if not callable(found):

@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from pyro_delta.data.condition import told_alike
-from pyro_delta.data.named import as_those_of, data_of
+from pyro_delta.data.named import as_those_of
 from pyro_delta.data.spec import check_answers
 from pyro_delta.data.splits import SPLITS, Split, split_digest, subset
 from pyro_delta.data.stored import Stored
@@ -28,7 +28,7 @@ from pyro_delta.diagnostics.verify import Certificate
 from pyro_delta.diagnostics.verify import verify as certify
 from pyro_delta.errors import UserError, unknown_name
 from pyro_delta.inference.provenance import provenance
-from pyro_delta.inference.run import Run, auxiliary_file, in_terms_of, load, run_of
+from pyro_delta.inference.run import Run, auxiliary_file, load, run_of
 from pyro_delta.protocol import Advance, Data, Spec
 from pyro_delta.vae import VAE
 from pyro_delta.validation import at_least
@@ -415,10 +415,7 @@ def _parts(
         raise unknown_name("split", split, SPLITS)
     at_least(0, seed=seed)
     run = run_of(run)
-    if data is None:
-        data = run.data(root, other=other_data)
-    else:
-        data = in_terms_of(run.spec, run.config, data_of(data, root, like=run.spec), "what is given")
+    data = run.data(root, other=other_data) if data is None else run.in_its_terms(data, root)
     whole = getattr(data, split)
     measured = {
         "split": split,

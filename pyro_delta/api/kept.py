@@ -17,6 +17,7 @@ import numpy as np
 from pyro_delta.diagnostics.diagnose import Diagnosis, failure
 from pyro_delta.errors import UserError
 from pyro_delta.files import finite
+from pyro_delta.hub import on_hub
 from pyro_delta.inference import manifest as manifests
 from pyro_delta.inference.run import CHECK, EVALUATIONS, TERMS, Run, config_digest
 from pyro_delta.lock import writing
@@ -37,10 +38,16 @@ class Kept:
     distortion_b: np.ndarray
 
 
-def keepable(run: Run, numbers: Mapping[str, Any]) -> bool:
-    """Whether numbers may stay with a run unasked: it is finished, of its own data, and its folder can be written."""
+def keepable(run: Run, named: Path | str, numbers: Mapping[str, Any]) -> bool:
+    """Whether numbers may stay with a run unasked: it is finished, of its own data, and here, to be written.
+
+    Args:
+        run: that they are of.
+        named: the run, as it was given: its folder or its place on the hub.
+        numbers: of a check or an evaluation.
+    """
     own = run.finished and numbers["data_as_trained"] is not False
-    return own and run.folder is not None and os.access(run.folder, os.W_OK)
+    return own and run.folder is not None and not on_hub(named) and os.access(run.folder, os.W_OK)
 
 
 def of_check(found: Diagnosis) -> Kept:

@@ -190,7 +190,7 @@ def train_control(
         out = control_folder(run.folder)
     given = run.data() if data is None and run.config.data.program == "given" else None
     if data is not None:
-        given = in_terms_of(run.spec, run.config, data_of(data, like=run.spec), "what is given")
+        given = run.in_its_terms(data)
         if run.trained_on(given) is False:
             raise UserError(f"the data are not those that {run.folder or 'the run'} was trained on; give these again.")
     return train(config, data=given, out=out, device=device, show=show)

@@ -89,7 +89,7 @@ def check(
     from pyro_delta.api.judge import check as check_run
     from pyro_delta.api.kept import keep, keepable, kept
     from pyro_delta.diagnostics.diagnose import passes
-    from pyro_delta.hub import check_here, on_hub
+    from pyro_delta.hub import check_here
     from pyro_delta.report.progress import counting
     from pyro_delta.report.tables import print_table
 
@@ -113,7 +113,7 @@ def check(
             told_images=told_images,
         )
     whole = images is None and split == "test" and weights == "best"
-    if keeping or (whole and not on_hub(run) and keepable(loaded, found.numbers) and kept(run) is None):
+    if keeping or (whole and keepable(loaded, run, found.numbers) and kept(run) is None):
         keep(loaded, found)
     if as_json:
         print_json({**found.asdict(), "failure": found.failure})

@@ -66,7 +66,6 @@ def evaluate(
     from pyro_delta.api.judge import OTHER_DATA
     from pyro_delta.api.judge import evaluate as evaluate_run
     from pyro_delta.api.kept import keep_evaluation, keepable
-    from pyro_delta.hub import on_hub
     from pyro_delta.report.progress import counting
     from pyro_delta.report.tables import print_table
 
@@ -82,7 +81,7 @@ def evaluate(
         )
     if not ranks.first():
         return
-    if keepable(loaded, numbers) and not on_hub(run):
+    if keepable(loaded, run, numbers):
         keep_evaluation(loaded, numbers | {"prior": with_prior})
     if as_json:
         print_json({"unit": loaded.spec.unit, **numbers})

@@ -45,9 +45,10 @@ from pyro_delta import trust as trusting
 from pyro_delta.build import build, load_data
 from pyro_delta.config import AuxiliaryConfig, Config
 from pyro_delta.data.condition import KEY, condition_of, conditioned, told_alike
-from pyro_delta.data.named import spec_before_data
+from pyro_delta.data.named import data_of, spec_before_data
 from pyro_delta.data.spec import spec_as_dict, spec_of_dict, told_apart
 from pyro_delta.data.splits import fingerprints
+from pyro_delta.data.tensors import Given
 from pyro_delta.diagnostics import table
 from pyro_delta.diagnostics.table import unfinished
 from pyro_delta.errors import UserError, unknown_name
@@ -209,6 +210,14 @@ class Run:
         if not other:
             check_same(data, self.data_record, self.folder or Path("the run"))
         return data
+
+    def in_its_terms(self, given: str | Path | Data | Given, root: str | None = None) -> Data:
+        """Data that are given, or named, in the terms of the run; arrays are read as those of the run were.
+
+        Raises:
+            UserError: as `pyro_delta.data.named.data_of`, or if they are not of the kind that the run was made for.
+        """
+        return in_terms_of(self.spec, self.config, data_of(given, root, like=self.spec), "what is given")
 
 
 def in_terms_of(spec: Spec, config: Config, data: Data, name: str) -> Data:

@@ -26,7 +26,7 @@ from pyro_delta.diagnostics import table
 from pyro_delta.diagnostics.cost import flops_per_datum, parameters
 from pyro_delta.errors import UserError
 from pyro_delta.files import finite
-from pyro_delta.hub import here, on_hub
+from pyro_delta.hub import here
 from pyro_delta.inference.run import CONFIG, Run, has_checkpoint, load
 from pyro_delta.sweep.file import KEPT, run_folder
 from pyro_delta.sweep.file import kept as kept_sweep
@@ -142,7 +142,7 @@ def compare(
         run = load(folder, device, trust=trust)
         say(f"checking {folder} first")
         made = check(run, control=control, root=root)
-        return of_check(made) if on_hub(folder) or not keepable(run, made.numbers) else keep(run, made)
+        return keep(run, made) if keepable(run, folder, made.numbers) else of_check(made)
 
     if not (folders[0] / KEPT).exists():
         names = _names(folders)

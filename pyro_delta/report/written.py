@@ -9,14 +9,13 @@ from typing import Any
 
 from pyro_delta.api.judge import check
 from pyro_delta.api.kept import evaluations, is_of, keep, keepable, kept
-from pyro_delta.data.named import data_of
 from pyro_delta.data.tensors import Given
 from pyro_delta.diagnostics.bounds import ignore
 from pyro_delta.diagnostics.diagnose import passes
 from pyro_delta.errors import UserError
 from pyro_delta.files import written_whole
-from pyro_delta.hub import check_here, check_no_place, on_hub
-from pyro_delta.inference.run import Run, check_same, in_terms_of, load
+from pyro_delta.hub import check_here, check_no_place
+from pyro_delta.inference.run import Run, check_same, load
 from pyro_delta.protocol import Advance, Data
 from pyro_delta.report.page import page
 
@@ -78,7 +77,7 @@ def write_report(
     if data is None:
         found = loaded.data(root, other=other_data)
     else:
-        found = in_terms_of(loaded.spec, loaded.config, data_of(data, root, like=loaded.spec), "what is given")
+        found = loaded.in_its_terms(data, root)
         if not other_data:
             check_same(found, loaded.data_record, loaded.folder)
     text, _ = page_of(loaded, found, named=named, control=other, images=images, seed=seed, other_data=other_data)
@@ -123,7 +122,7 @@ def page_of(
             found = check(run, data=data, images=images, control=control, seed=seed, advance=advance)
         numbers = found.asdict()
         first = images is None and kept(run.folder) is None
-        if first and not on_hub(named) and keepable(run, numbers):
+        if first and keepable(run, named, numbers):
             keep(run, found)
     evaluated = evaluations(run.folder)
     return page(run, data, numbers, named=named, evaluated=evaluated, control=control, seed=seed), numbers
