@@ -31,6 +31,7 @@ Posteriors = Mapping[str, Distribution]
 Priors = Mapping[str, Distribution]
 """Latent site → prior."""
 Formula = Callable[[Distribution], Any]
+"""A guide's own `committed_rate(prior)`: nats, or (B,) of them against a prior that has the lengths of B data."""
 
 EXACTLY: Guarantee = "every datum, exactly"
 AT_LEAST: Guarantee = "every datum, at least"
@@ -128,6 +129,8 @@ def commitment(
     of_others = list(priors)
     if formula is not None and len(pairs) == 1:
         ((name, (_, p)),) = pairs.items()
+        if guarantee == AT_LEAST and _claimed_by_datum(pairs, formula) is not None:
+            return _claim(formula, p.whole, BY_LENGTH, learns)  # type: ignore[attr-defined]
         claims = [_claim(formula, each, guarantee, learns) for each in (p, *(one[name] for one in of_others))]
         if any(claim.nats is None for claim in claims):
             return next(claim for claim in claims if claim.nats is None)
@@ -155,21 +158,36 @@ def commitment(
     return Commitment(total, floor, known_by, learns, **known)
 
 
-def committed_by_datum(pairs: Pairs) -> Tensor | None:
+def committed_by_datum(pairs: Pairs, formula: Formula | None = None) -> Tensor | None:
     """What each of B data commits against its own prior, (B,) nats in float64; None where it is not known of each.
 
     It is of independent posteriors against sequences of a registered class, whose parameters may be other ones for
-    other data, or their lengths.
+    other data, or their lengths; and of a guide whose own formula takes lengths.
 
     Args:
         pairs: of B data.
+        formula: the guide's own, for a family of its own.
     """
+    if formula is not None:
+        return _claimed_by_datum(pairs, formula)
     committing = {name: p for name, (_, p) in pairs.items() if normal_parameters(p) is None}
     if not committing or any(normal_parameters(q) is None for q, _ in pairs.values()):
         return None
     if not all(map(_is_sequence, committing.values())):
         return None
     return sum(map(committed_rate, committing.values()), torch.zeros((), dtype=torch.float64))
+
+
+def _claimed_by_datum(pairs: Pairs, formula: Formula) -> Tensor | None:
+    """What a guide's own formula gives of each datum, where one site has a prior with their lengths."""
+    priors = [p for _, p in pairs.values()]
+    if len(priors) != 1 or getattr(priors[0], "lengths", None) is None:
+        return None
+    try:
+        claimed = torch.as_tensor(formula(priors[0]), dtype=torch.float64)
+    except (UserError, NotImplementedError):
+        return None
+    return claimed if claimed.shape == priors[0].batch_shape else None
 
 
 def _is_sequence(p: Distribution) -> bool:

@@ -200,8 +200,9 @@ class Guide(Protocol):
     """q(z | x), built as `Object(spec, prior, **options)`.
 
     Optional: `start_from(x)`, to be initialised by data. `committed_rate(prior)`, δ in nats of its own family, if that
-    is not independent over steps and dimensions; with it `guarantee`, one of `pyro_delta.families.Guarantee`, if δ does
-    not bound the KL of every datum from below.
+    commits more than the prior does, or is not independent over steps and dimensions: of each datum, (B,), where the
+    prior has the lengths of B data. With it `guarantee`, one of `pyro_delta.families.Guarantee`, if δ does not bound
+    the KL of every datum from below. None in its place is none.
 
     Attributes:
         causality: of `CAUSALITIES`.

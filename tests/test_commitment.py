@@ -13,7 +13,7 @@ from pyro import poutine
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
-from pyro_delta.commitment import Commitment, claimed_rate, commitment
+from pyro_delta.commitment import Commitment, claimed_rate, commitment, committed_by_datum
 from pyro_delta.diagnostics.trace import committed
 from pyro_delta.distributions import GaussianAR1
 from pyro_delta.errors import UserError
@@ -77,6 +77,34 @@ def test_what_formulas_know(
     assert known.throughout == (None if throughout is None else pytest.approx(throughout, rel=1e-6, abs=1e-12))
     assert known.known_by == known_by
     assert known.claimed is (known_by == "the guide's own formula")
+
+
+WITH_LENGTHS = GaussianAR1(torch.zeros(3, 2), 4, torch.tensor([1, 4, 2]))
+
+
+def by_steps(prior: Any) -> Any:
+    """A formula of a guide that hears of lengths."""
+    return 5.0 if prior.lengths is None else 1.25 * prior.lengths.double()
+
+
+def test_a_guides_own_formula_may_go_by_lengths() -> None:
+    pairs = {"z": (mean_field(3, 4, 2), WITH_LENGTHS)}
+    known = commitment(pairs, learns=False, formula=by_steps)
+    assert (known.nats, known.guarantee, known.claimed) == (5.0, "every datum, by its length", True)
+    found = committed_by_datum(pairs, by_steps)
+    assert found is not None
+    assert found.tolist() == [1.25, 5.0, 2.5]
+
+
+@pytest.mark.parametrize("formula", [lambda prior: 0.5, lambda prior: torch.ones(2), lambda prior: refuses(prior)])
+def test_a_formula_that_says_nothing_of_lengths_bounds_every_datum_alike_or_none(formula: Any) -> None:
+    pairs = {"z": (mean_field(3, 4, 2), WITH_LENGTHS)}
+    assert committed_by_datum(pairs, formula) is None
+    try:
+        known = commitment(pairs, learns=False, formula=formula)
+    except UserError:
+        return  # of what is no number
+    assert known.guarantee in ("every datum, at least", None)
 
 
 def refuses(prior: Any) -> float:

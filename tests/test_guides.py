@@ -1,6 +1,9 @@
 """The families of guides: their floors, their starts, and what each step averages and sees."""
 
 import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -8,10 +11,22 @@ from networks import StepsPrior, random_images, randomise
 from torch import Tensor
 from torch.distributions import kl_divergence
 
+from pyro_delta.data.audio import SoundSpec
 from pyro_delta.data.images import ImageSpec
+from pyro_delta.data.sequences import TokenSpec
+from pyro_delta.data.series import SeriesSpec
 from pyro_delta.distributions import GaussianSequence
 from pyro_delta.errors import UserError
-from pyro_delta.guides import AntiCausalGuide, BidirectionalGuide, ContourGuide, StructuredGuide, regions
+from pyro_delta.guides import (
+    AntiCausalGuide,
+    BidirectionalGuide,
+    ContourGuide,
+    GRUGuide,
+    SpectralGuide,
+    StructuredGuide,
+    TransformerGuide,
+    regions,
+)
 from pyro_delta.models import AR1Prior, LatticePrior, StandardNormalPrior
 from pyro_delta.nn.precision import set_bf16
 
@@ -104,6 +119,62 @@ def test_both_numbers_of_the_contour_start_from_data() -> None:
         flat = numbers.detach().flatten(0, 1)
         torch.testing.assert_close(flat.mean(0), torch.zeros(2), atol=1e-4, rtol=0)
         torch.testing.assert_close(flat.std(0, correction=0), torch.ones(2), atol=1e-3, rtol=0)
+
+
+SEQUENCE_GUIDES: dict[str, tuple[Callable[..., Any], Any]] = {
+    "gru": (partial(GRUGuide, hidden=4), TokenSpec(8, 5)),
+    "transformer": (partial(TransformerGuide, hidden=8, layers=1, heads=2), TokenSpec(8, 5)),
+    "series": (partial(GRUGuide, hidden=4), SeriesSpec(8, ("a", "b"), (0.0, 0.0), (1.0, 1.0), None)),
+    "spectral": (partial(SpectralGuide, hidden=4), SoundSpec(8, samples=6)),
+}
+
+
+@pytest.mark.parametrize("name", SEQUENCE_GUIDES)
+@pytest.mark.parametrize("delta", [0.01, 1.0, 10.0])
+def test_the_floor_of_a_sequence_beyond_a_contour_is_that_of_its_length(name: str, delta: float) -> None:
+    """With any weights, and by the definition of the KL; what is behind the end costs nothing."""
+    made, spec = SEQUENCE_GUIDES[name]
+    prior = StandardNormalPrior(spec, dims=2, length=4)
+    guide, lengths = made(spec, prior, rate_nats=delta * 8), torch.tensor([1, 2, 3, 5, 8])
+    steps = torch.tensor([1, 1, 2, 3, 4])
+    expected = 2 * delta * steps.double()
+    torch.testing.assert_close(guide.committed_rate(prior(lengths)), expected)
+    assert guide.committed_rate(prior()) == delta * 8
+    least = torch.full((5,), math.inf, dtype=torch.float64)
+    for seed in range(10):
+        randomise(guide, seed).float()
+        q = guide.posterior(random_images(spec, (5,), seed), lengths)
+        mean, variance = q.mean.double(), q.stddev.double().square()
+        rate = 0.5 * (mean.square() + variance - 1 - variance.log()).sum((-1, -2))
+        torch.testing.assert_close(kl_divergence(q, prior(lengths)).double(), rate, rtol=1e-4, atol=1e-5)
+        behind = torch.arange(4) >= steps[:, None]
+        assert not q.mean[behind].any()
+        assert (q.stddev[behind] == 1).all()
+        least = torch.minimum(least, rate.detach())
+    assert (least >= expected).all()
+    assert (least < expected * 1.5).any() or delta < 0.1, "no weights came near the floor"
+
+
+@pytest.mark.parametrize("name", SEQUENCE_GUIDES)
+def test_both_numbers_of_a_sequence_beyond_a_contour_start_from_data(name: str) -> None:
+    made, spec = SEQUENCE_GUIDES[name]
+    guide = made(spec, StandardNormalPrior(spec, dims=2, length=4), rate_nats=2.0)
+    x, lengths = random_images(spec, (64,)), torch.arange(64) % 8 + 1
+    guide.start_from(x, lengths)
+    inside = torch.arange(4) * 2 < lengths[:, None]
+    numbers_ko = guide.encoder(guide._known(x, lengths, None), lengths)[inside].detach()
+    torch.testing.assert_close(numbers_ko.mean(0), torch.zeros(4), atol=1e-4, rtol=0)
+    torch.testing.assert_close(numbers_ko.std(0, correction=0), torch.ones(4), atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize("name", SEQUENCE_GUIDES)
+@pytest.mark.parametrize("rate", [0.0, 161.0, math.nan])
+def test_rates_that_no_sequence_can_commit(name: str, rate: float) -> None:
+    made, spec = SEQUENCE_GUIDES[name]
+    with pytest.raises(UserError, match="cannot be committed; give a rate above 0, at most 160 nats"):
+        made(spec, StandardNormalPrior(spec, dims=2), rate_nats=rate)
+    with pytest.raises(UserError, match="needs a standard normal prior, not GaussianAR1; choose standard_normal"):
+        made(spec, AR1Prior(spec, dims=2, alpha=0.3), rate_nats=2.0)
 
 
 @pytest.mark.parametrize("rate", [0.0, -1.0, 81.0, math.inf, math.nan])

@@ -350,6 +350,16 @@ def test_numpyro_programs_are_looked_at_by_lengths() -> None:
         known = committed(vae, batch)
     assert (known.guarantee, known.nats) == ("every datum, by its length", pytest.approx(1.0, rel=1e-6))
 
+    prior = priors.StandardNormalPrior(spec, dims=1)
+    model = build.DeltaVAE(prior, gru.GRULikelihood(spec, prior, rngs=rngs, hidden=3))
+    vae = NumPyroVAE(model, gru.GRUGuide(spec, prior, rngs=rngs, hidden=3, rate_nats=1.0), None)
+    found = encode(vae, batch)
+    assert found.delta is not None
+    assert found.delta.tolist() == [0.5, 1.0, 0.25]
+    with evaluating(vae, 0):
+        known = committed(vae, batch)
+    assert (known.guarantee, known.nats, known.claimed) == ("every datum, by its length", 1.0, True)
+
 
 def test_the_example_of_independent_notes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)

@@ -33,9 +33,9 @@ import jax.numpy as jnp
 from pyro_delta.twin import auxiliary, distributions, latents, logistic_mixture, priors, sampling
 from pyro_delta.twin import build as twins
 from pyro_delta.twin import crosscheck as crosschecking
+from pyro_delta.twin.contour import onto_contour
 from pyro_delta.twin.crosscheck import Crosscheck, crosscheck
 from pyro_delta.twin.images import conditional, encoder, gated_pixelcnn
-from pyro_delta.twin.images.guides import onto_contour
 from pyro_delta.twin.weights import load_weights, torch_weights
 
 GREY, COLOUR, TOKENS = ImageSpec(1, 4, 6, 17), ImageSpec(3, 4, 4, 256), TokenSpec(6, 11)
@@ -123,10 +123,10 @@ CASES = {
         {"program": "transformer", "hidden": 4, "layers": 1, "heads": 1},
         TOKENS,
     ),
-    "standard, transformer of voices, gru": Case(
+    "standard, transformer of voices, gru beyond a contour": Case(
         {"program": "standard_normal", "dims": 2, "length": 3},
         {"program": "transformer", "hidden": 4, "layers": 1, "heads": 2, "conditioning": "full"},
-        {"program": "gru", "hidden": 4},
+        {"program": "gru", "hidden": 4, "rate_nats": 0.8},
         SCORE,
     ),
     "matern, gru without latents, gru": Case(
@@ -148,10 +148,10 @@ CASES = {
         SOUND,
         elbo="trace",
     ),
-    "standard, wavenet without latents, spectral": Case(
+    "standard, wavenet without latents, spectral beyond a contour": Case(
         {"program": "standard_normal", "dims": 1},
         {"program": "wavenet", "channels": 3, "blocks": 2, "mixtures": 2, "use_latents": False},
-        {"program": "spectral", "hidden": 3},
+        {"program": "spectral", "hidden": 3, "rate_nats": 0.8},
         SOUND,
     ),
     "conditioned on classes, gated, contour": Case(

@@ -27,7 +27,7 @@ from pyro_delta.distributions import AutoregressiveImage, GaussianAR1, GaussianS
 from pyro_delta.errors import UserError
 from pyro_delta.guides import AntiCausalGuide, ContourGuide, GRUGuide, StructuredGuide
 from pyro_delta.guides.sequences.sequence_guide import Backward
-from pyro_delta.models import AR1Prior, DeltaVAE, GatedPixelCNNLikelihood, GRULikelihood
+from pyro_delta.models import AR1Prior, DeltaVAE, GatedPixelCNNLikelihood, GRULikelihood, StandardNormalPrior
 from pyro_delta.vae import VAE, local_parameters
 
 SPEC = ImageSpec(1, 4, 5, 5)
@@ -403,7 +403,7 @@ class NoSquareRoot(ContourGuide):
     def posterior(self, x: Tensor) -> dist.Independent:
         mean, ratio = self.encode(x)
         variance = ratio.sigmoid() + 0.5
-        floor = (2 * self.delta + 1 + variance.log() - variance).clamp_min(0.0)
+        floor = (2 * self.contour.delta + 1 + variance.log() - variance).clamp_min(0.0)
         return dist.Normal(floor + F.softplus(mean), variance.sqrt()).to_event(2)
 
 
@@ -628,6 +628,42 @@ def test_data_with_lengths_are_certified_by_them() -> None:
     assert finding(certificate, "committed rate")[1].startswith(
         "δ of a datum is that of its own length, 3 nats for one of all steps, by formula"
     )
+
+
+def beyond_a_contour(spoil: Callable[[Any], None] = lambda guide: None) -> VAE:
+    prior = StandardNormalPrior(TOKENS, dims=2, length=4)
+    guide = GRUGuide(TOKENS, prior, hidden=6, rate_nats=3.0)
+    spoil(guide)
+    return VAE(DeltaVAE(prior, GRULikelihood(TOKENS, prior, hidden=6)), guide)
+
+
+def test_a_guide_that_commits_by_lengths_is_certified_by_them() -> None:
+    certificate = verify(beyond_a_contour(), TOKENS, extras=LENGTHS)
+    assert all(f.passed for f in certificate.findings), certificate
+    assert (certificate.delta_nats, certificate.guarantee) == (3.0, "every datum, by its length")
+    assert verify(beyond_a_contour(), TOKENS).guarantee == "every datum, at least"
+
+
+def commits_a_tenth_less(guide: Any) -> None:
+    guide.contour.delta *= 0.9
+
+
+def says_more_of_short_ones(guide: Any) -> None:
+    """As though a step were worth more to a short datum."""
+    rate_of = guide.contour.committed_rate
+
+    def committed_rate(prior: Any) -> Any:
+        return rate_of(prior) if prior.lengths is None else 3.0 * (prior.lengths.double() / 4) ** 0.9
+
+    guide.contour.committed_rate = committed_rate
+
+
+@pytest.mark.parametrize("spoil", [commits_a_tenth_less, says_more_of_short_ones])
+def test_a_guide_that_commits_less_than_it_says_of_a_length_is_refuted(spoil: Callable[[Any], None]) -> None:
+    certificate = verify(beyond_a_contour(spoil), TOKENS, extras=LENGTHS)
+    passed, found = finding(certificate, "committed rate")
+    assert passed is False
+    assert "the guide claims δ = 3 nats, but a KL of 2." in found
 
 
 class Weaker(AR1Prior):

@@ -23,14 +23,16 @@ class GRUGuide(SequenceGuide):
         spec: of the sequences: tokens, voices of them, or series.
         prior: a Gaussian prior.
         hidden: units.
+        rate_nats: δ of a datum of all positions against a standard normal prior, see `SequenceGuide`; None leaves it to
+            the prior.
 
     Raises:
-        UserError: if the data are no sequences.
+        UserError: if the data are no sequences, or for a rate that cannot be committed against this prior.
     """
 
     twin: ClassVar[str] = "pyro_delta.twin.sequences.gru:GRUGuide"
 
-    def __init__(self, spec: Spec, prior: Prior, *, hidden: Count = 64) -> None:
+    def __init__(self, spec: Spec, prior: Prior, *, hidden: Count = 64, rate_nats: float | None = None) -> None:
         sequences = require_sequences(spec, "guide", "gru")
         reader = PositionReader(sequences, hidden)
-        super().__init__(sequences, prior, reader, Recurrence(hidden), hidden=hidden)
+        super().__init__(sequences, prior, reader, Recurrence(hidden), hidden=hidden, rate_nats=rate_nats)

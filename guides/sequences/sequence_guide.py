@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import pyro
@@ -10,9 +11,11 @@ import pyro.distributions as dist
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.distributions import Distribution
 
 from pyro_delta.data.condition import Condition, condition_of
 from pyro_delta.errors import UserError
+from pyro_delta.guides.contour import Contour
 from pyro_delta.nn.condition import ConditionFeatures, check_told, given
 from pyro_delta.nn.precision import Network, autocast_inside
 from pyro_delta.protocol import Prior, Spec
@@ -89,27 +92,51 @@ class SequenceGuide(nn.Module):
     σ starts at that of the posterior that attains the prior's δ. Steps from the end of a datum on are N(0, 1), as a
     prior with lengths has them, and cost nothing. What a mask says is missing is not read.
 
+    With `rate_nats` the floor is the guide's, not the prior's: against N(0, 1) each coordinate keeps its distance, as
+    `Contour` has it.
+
     Args:
         spec: of the data.
-        prior: a Gaussian prior.
+        prior: a Gaussian prior; a standard normal one with `rate_nats`.
         reader: of positions, see `Backward`.
         trunk: causal.
         hidden: features of both.
+        rate_nats: δ of a datum of all positions, shared evenly by its n·d coordinates; a shorter one commits the share
+            of its steps. None leaves it to the prior.
+
+    Raises:
+        UserError: for a rate with a prior that is not standard normal, or one that cannot be committed.
     """
 
     causality: ClassVar[str] = "anti_causal"
 
     scale: Tensor
 
-    def __init__(self, spec: Spec, prior: Prior, reader: nn.Module, trunk: nn.Module, *, hidden: int) -> None:
+    def __init__(
+        self,
+        spec: Spec,
+        prior: Prior,
+        reader: nn.Module,
+        trunk: nn.Module,
+        *,
+        hidden: int,
+        rate_nats: float | None = None,
+    ) -> None:
         super().__init__()
         self.dims, self.shape = prior().event_shape[-1], spec.shape
         self.datum = getattr(spec, "datum", "datum")
         condition = condition_of(spec)
         self.encoder = Backward(reader, trunk, prior.starts, 2 * self.dims, hidden=hidden, condition=condition)
-        with torch.no_grad():
-            scale = minimising_posterior(prior()).base_dist.scale
-        self.register_buffer("scale", scale.to(torch.get_default_dtype()))
+        self.contour = None if rate_nats is None else Contour(prior(), rate_nats)
+        if self.contour is None:
+            with torch.no_grad():
+                scale = minimising_posterior(prior()).base_dist.scale
+            self.register_buffer("scale", scale.to(torch.get_default_dtype()))
+
+    @property
+    def committed_rate(self) -> Callable[[Distribution], float | Tensor] | None:
+        """Gives δ in nats of this family against a prior; None where the prior's own is that."""
+        return None if self.contour is None else self.contour.committed_rate
 
     def posterior(
         self,
@@ -135,12 +162,17 @@ class SequenceGuide(nn.Module):
         if condition is not None:
             condition = condition.reshape((-1, *condition.shape[len(batch) :]))
         raw = self.encoder(flat, *(() if lengths is None else (lengths.reshape(-1),)), **given(condition))
-        mean, ratio = raw.reshape((*batch, *raw.shape[-2:])).split(self.dims, dim=-1)
-        scale = self.scale * (F.softplus(ratio) / math.log(2.0)) + 1e-6
+        mean, scale = self._moments(*raw.reshape((*batch, *raw.shape[-2:])).split(self.dims, dim=-1))
         if lengths is not None:
             inside = self._inside(lengths).unsqueeze(-1)
             mean, scale = torch.where(inside, mean, 0.0), torch.where(inside, scale, 1.0)
         return dist.Normal(mean, scale).to_event(2)
+
+    def _moments(self, mean: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
+        """μ and σ of the two numbers of each coordinate."""
+        if self.contour is not None:
+            return self.contour(mean, other)
+        return mean, self.scale * (F.softplus(other) / math.log(2.0)) + 1e-6
 
     def _known(self, x: Tensor, lengths: Tensor | None, mask: Tensor | None) -> Tensor:
         """The data, with nothing in the place of what is missing or behind the end."""
@@ -177,12 +209,13 @@ class SequenceGuide(nn.Module):
     ) -> None:
         """Takes its initial weights from data (B, *shape): means of mean 0 and deviation 1 over them, all else 0.
 
-        Of data with lengths, the steps that belong to them count.
+        Of a contour both numbers of a coordinate start like the mean. Of data with lengths, the steps that belong to
+        them count.
         """
-        out, d = self.encoder.out, self.dims
-        out.weight[d:], out.bias[d:] = 0.0, 0.0
-        mean_bnd = self.encoder(self._known(x, lengths, mask), lengths, **given(condition))[..., :d]
-        mean_kd = mean_bnd.flatten(0, 1) if lengths is None else mean_bnd[self._inside(lengths)]
-        deviation_d = mean_kd.std(0, correction=0).clamp_min(1e-6)
-        out.weight[:d] /= deviation_d.unsqueeze(1)
-        out.bias[:d] = (out.bias[:d] - mean_kd.mean(0)) / deviation_d
+        out, o = self.encoder.out, self.dims if self.contour is None else 2 * self.dims
+        out.weight[o:], out.bias[o:] = 0.0, 0.0
+        numbers_bno = self.encoder(self._known(x, lengths, mask), lengths, **given(condition))[..., :o]
+        numbers_ko = numbers_bno.flatten(0, 1) if lengths is None else numbers_bno[self._inside(lengths)]
+        deviation_o = numbers_ko.std(0, correction=0).clamp_min(1e-6)
+        out.weight[:o] /= deviation_o.unsqueeze(1)
+        out.bias[:o] = (out.bias[:o] - numbers_ko.mean(0)) / deviation_o

@@ -58,14 +58,16 @@ class SpectralGuide(SequenceGuide):
         spec: of the sounds.
         prior: a Gaussian prior.
         hidden: units.
+        rate_nats: δ of a datum of all positions against a standard normal prior, see `SequenceGuide`; None leaves it to
+            the prior.
 
     Raises:
-        UserError: if the data are no sounds.
+        UserError: if the data are no sounds, or for a rate that cannot be committed against this prior.
     """
 
     twin: ClassVar[str] = "pyro_delta.twin.sequences.spectral:SpectralGuide"
 
-    def __init__(self, spec: Spec, prior: Prior, *, hidden: Count = 64) -> None:
+    def __init__(self, spec: Spec, prior: Prior, *, hidden: Count = 64, rate_nats: float | None = None) -> None:
         sounds = require_sounds(spec, "guide", "spectral")
         reader = SpectrumReader(sounds.levels, sounds.samples, hidden)
-        super().__init__(sounds, prior, reader, Recurrence(hidden), hidden=hidden)
+        super().__init__(sounds, prior, reader, Recurrence(hidden), hidden=hidden, rate_nats=rate_nats)

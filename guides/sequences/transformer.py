@@ -25,9 +25,12 @@ class TransformerGuide(SequenceGuide):
         hidden: features, a multiple of 2·heads.
         layers: blocks.
         heads: of attention.
+        rate_nats: δ of a datum of all positions against a standard normal prior, see `SequenceGuide`; None leaves it to
+            the prior.
 
     Raises:
-        UserError: if the data are no sequences, or for features that the heads cannot share.
+        UserError: if the data are no sequences, for features that the heads cannot share, or for a rate that cannot be
+            committed against this prior.
 
     References:
         1. A. Razavi et al., "Preventing Posterior Collapse with δ-VAEs", ICLR 2019.
@@ -35,8 +38,17 @@ class TransformerGuide(SequenceGuide):
 
     twin: ClassVar[str] = "pyro_delta.twin.sequences.transformer:TransformerGuide"
 
-    def __init__(self, spec: Spec, prior: Prior, *, hidden: Count = 128, layers: Count = 3, heads: Count = 4) -> None:
+    def __init__(
+        self,
+        spec: Spec,
+        prior: Prior,
+        *,
+        hidden: Count = 128,
+        layers: Count = 3,
+        heads: Count = 4,
+        rate_nats: float | None = None,
+    ) -> None:
         sequences = require_sequences(spec, "guide", "transformer")
         reader = PositionReader(sequences, hidden)
         trunk = CausalTransformer(hidden, layers=layers, heads=heads, positions=spec.positions)
-        super().__init__(sequences, prior, reader, trunk, hidden=hidden)
+        super().__init__(sequences, prior, reader, trunk, hidden=hidden, rate_nats=rate_nats)

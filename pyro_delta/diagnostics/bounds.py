@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from pyro_delta import ranks
-from pyro_delta.commitment import BY_LENGTH, BY_PRIOR, Commitment, committed_by_datum
+from pyro_delta.commitment import BY_LENGTH, BY_PRIOR, Commitment
 from pyro_delta.data.tensors import as_split
 from pyro_delta.diagnostics.importance import (
     FEWEST_FOR_K_HAT,
@@ -26,6 +26,7 @@ from pyro_delta.diagnostics.trace import (
     at_once,
     batches,
     committed,
+    deltas,
     depend_on_one_another,
     device_of,
     evaluating,
@@ -182,7 +183,7 @@ class _Encoder:
             masked=any(latent.masked for _, latent in latents),
             mean_field=self.apart and all(normal_parameters(latent.q) is not None for _, latent in latents),
             families={name: title_of(latent.q) for name, latent in latents},
-            delta=committed_by_datum({name: (latent.q, latent.p) for name, latent in latents}),
+            delta=deltas(self.vae, seen),
             parts=parts,
         )
 

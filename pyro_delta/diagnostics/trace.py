@@ -28,7 +28,7 @@ from torch.distributions.transforms import identity_transform
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 from pyro_delta.call import run
-from pyro_delta.commitment import AT_LEAST, Commitment, commitment
+from pyro_delta.commitment import AT_LEAST, Commitment, Formula, commitment, committed_by_datum
 from pyro_delta.data.condition import classes_given
 from pyro_delta.data.splits import Split, mapped, size_of
 from pyro_delta.data.tensors import as_split
@@ -412,11 +412,22 @@ def committed(vae: Pair, data: Any) -> Commitment:
                 learns=learns,
                 others=partial(_others, vae, first, rest, seen),
                 priors=priors_of(vae, rest, seen),
-                formula=getattr(vae.guide, "committed_rate", None),
+                formula=formula_of(vae),
                 guarantee=getattr(vae.guide, "guarantee", AT_LEAST),
                 floor=getattr(model_prior, "floor_nats", None),
                 unless=beyond_formulas(vae, first, seen),
             )
+
+
+@singledispatch
+def formula_of(vae: Pair) -> Formula | None:
+    """The guide's own formula of what its family commits, for priors as they are traced; None if it gives none."""
+    return getattr(vae.guide, "committed_rate", None)
+
+
+def deltas(vae: Pair, seen: Traced) -> Tensor | None:
+    """What each datum of a trace commits, see `committed_by_datum`."""
+    return committed_by_datum({name: (latent.q, latent.p) for name, latent in seen.latents.items()}, formula_of(vae))
 
 
 def prior_learns(vae: VAE, batch: Batch, seen: Traced) -> bool:

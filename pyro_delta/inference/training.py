@@ -17,7 +17,7 @@ from pyro_delta import ranks
 from pyro_delta.commitment import BY_LENGTH, BY_PRIOR
 from pyro_delta.config import Config
 from pyro_delta.diagnostics.bounds import Unit, encode, summarise
-from pyro_delta.diagnostics.trace import batches, committed, evaluating, prior, trace
+from pyro_delta.diagnostics.trace import batches, committed, evaluating, formula_of, prior, trace
 from pyro_delta.lock import Lock
 from pyro_delta.protocol import Data, Split
 from pyro_delta.rate import committed_rate
@@ -233,7 +233,8 @@ class Training(ABC):
 def _mean_delta(vae: VAE, split: Split) -> float:
     """What data commit in the mean, each by its length or its own prior, in nats."""
     with parameters_of(vae), torch.no_grad():
-        return committed_rate(prior(vae, len(split), split.extras)).mean().item()
+        rate_of = formula_of(vae) or committed_rate
+        return rate_of(prior(vae, len(split), split.extras)).mean().item()
 
 
 def _mean_scored(vae: VAE, data: Data) -> float:

@@ -23,10 +23,9 @@ from torch.distributions import Independent, Normal, kl_divergence
 
 from pyro_delta import vae as in_pyro
 from pyro_delta.call import call, run
-from pyro_delta.commitment import committed_by_datum
 from pyro_delta.data.splits import Split, mapped
 from pyro_delta.data.tensors import as_split
-from pyro_delta.diagnostics.trace import committed, posterior, trace
+from pyro_delta.diagnostics.trace import committed, deltas, posterior, trace
 from pyro_delta.errors import UserError
 from pyro_delta.protocol import Batch
 from pyro_delta.twin.build import VAE
@@ -255,11 +254,10 @@ def _event_shape(vae: in_pyro.VAE, batch: Batch) -> tuple[int, ...]:
 
 def _deltas_of(vae: in_pyro.VAE, split: Split) -> Array | None:
     """δ of each datum in nats (N,), where each has a prior of its own, by its length, say; None where all have one."""
-    if not split.extras or hasattr(vae.guide, "committed_rate"):
+    if not split.extras:
         return None
     with parameters_of(vae), torch.no_grad():
-        latents = trace(vae, split.batch()).latents.items()
-        found = committed_by_datum({name: (latent.q, latent.p) for name, latent in latents})
+        found = deltas(vae, trace(vae, split.batch()))
     return None if found is None or bool((found == found[0]).all()) else _array(found)
 
 
@@ -268,7 +266,7 @@ def _deltas_of_twin(twin: VAE, extras: Mapping[str, Any]) -> Array:
 
     A guide without a formula of its own is independent over steps and dimensions.
     """
-    rate_of: Any = getattr(twin.guide, "committed_rate", committed_rate)
+    rate_of: Any = getattr(twin.guide, "committed_rate", None) or committed_rate
     try:
         return np.asarray(rate_of(call(twin.model.prior, extras)))
     except (UserError, NotImplementedError):

@@ -22,7 +22,7 @@ from numpyro import handlers
 from numpyro.distributions import Distribution, ExpandedDistribution, MaskedDistribution
 
 from pyro_delta.call import run
-from pyro_delta.commitment import AT_LEAST, Commitment, commitment
+from pyro_delta.commitment import AT_LEAST, Commitment, Formula, commitment
 from pyro_delta.data.splits import mapped, size_of
 from pyro_delta.diagnostics.trace import (
     Ambiguous,
@@ -33,6 +33,7 @@ from pyro_delta.diagnostics.trace import (
     committed,
     device_of,
     evaluating,
+    formula_of,
     noise_seed,
     per_datum,
     posteriors,
@@ -353,18 +354,24 @@ def _weights_of(vae: NumPyroVAE) -> Iterator[tuple[str, torch.Tensor]]:
                     yield jax.tree_util.keystr(path, simple=True, separator="."), to_torch(weight)
 
 
+@formula_of.register(NumPyroVAE)
+def _formula_of(vae: NumPyroVAE) -> Formula | None:
+    rate_of = getattr(vae.guide, "committed_rate", None)
+    if rate_of is None:
+        return None
+
+    def formula(prior: Any) -> Any:
+        return np.asarray(rate_of(prior.own))
+
+    return formula
+
+
 @committed.register(NumPyroVAE)
 def _committed(vae: NumPyroVAE, data: Any) -> Commitment:
     with evaluating(vae, 0):
         first, *rest = some_of(data, vae)
         seen = trace(vae, first)
         given = {name: to_jax(z) for name, z in seen.z.items()}
-        rate_of = getattr(vae.guide, "committed_rate", None)
-
-        def formula(prior: Any) -> Any:
-            assert rate_of is not None
-            claimed = rate_of(prior.own)
-            return claimed.item() if getattr(claimed, "size", 0) == 1 else claimed
 
         def others() -> Iterator[dict[str, Any]]:
             for batch in rest:
@@ -378,7 +385,7 @@ def _committed(vae: NumPyroVAE, data: Any) -> Commitment:
             learns=vae.programs["model"].moves_latents(mapped(first, to_jax), given, vae.draw_key()),
             others=others,
             priors=priors_of(vae, rest, seen),
-            formula=None if rate_of is None else formula,
+            formula=formula_of(vae),
             guarantee=getattr(vae.guide, "guarantee", AT_LEAST),
             floor=getattr(getattr(vae.model, "prior", None), "floor_nats", None),
             unless=beyond_formulas(vae, first, seen),

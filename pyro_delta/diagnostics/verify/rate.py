@@ -13,13 +13,14 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution, kl_divergence
 
-from pyro_delta.commitment import BY_LENGTH, BY_PRIOR, EXACTLY, IN_THE_MEAN, Commitment, committed_by_datum
+from pyro_delta.commitment import BY_LENGTH, BY_PRIOR, EXACTLY, IN_THE_MEAN, Commitment
 from pyro_delta.data.values import random_values
 from pyro_delta.diagnostics.trace import (
     MOST_CLASSES,
     ClosedForm,
     Traced,
     committed,
+    deltas,
     depend_on_one_another,
     posteriors,
     prior,
@@ -71,7 +72,7 @@ def check_rate(title: str, case: Case) -> tuple[Finding, Commitment | None]:
     if own := [type(latent.q).__name__ for latent in seen.latents.values() if not _known(latent.q)]:
         words = f"{own[0]} is a class of its own, and its KL rests on its word alone: nothing is certified"
         return Finding(title, None, words), None
-    least = _least_rate(case, known.throughout)
+    least = _least_rate(case, known)
     if known.throughout is None:
         return Finding(title, None, f"not certified; the least KL found is {least:.6g} nats"), None
     if least < known.throughout * (1 - ROUNDING):
@@ -85,8 +86,7 @@ def check_rate(title: str, case: Case) -> tuple[Finding, Commitment | None]:
 
 @torch.no_grad()
 def _known_of_each(case: Case) -> bool:
-    latents = trace(case.vae, case.batch(case.x)).latents.items()
-    return committed_by_datum({name: (latent.q, latent.p) for name, latent in latents}) is not None
+    return deltas(case.vae, trace(case.vae, case.batch(case.x))) is not None
 
 
 def _data(case: Case) -> Any:
@@ -136,8 +136,7 @@ def _least_of(case: Case, vae: VAE, x: Tensor, least: float) -> Tensor:
     """(B,) nats that data may not fall below: each by its own prior, where those differ."""
     if not case.by_datum:
         return torch.full((len(x),), least, dtype=torch.float64)
-    latents = _of_first(case, vae, x).latents.items()
-    by_datum = committed_by_datum({name: (latent.q, latent.p) for name, latent in latents})
+    by_datum = deltas(vae, _of_first(case, vae, x))
     assert by_datum is not None
     return by_datum
 
@@ -235,21 +234,21 @@ def _least_by_descent(case: Case) -> float:
 # --- A claim of the guide ---
 
 
-def _least_rate(case: Case, claim: float | None) -> float:
+def _least_rate(case: Case, known: Commitment) -> float:
     """The smallest KL of any datum on the way of descents in all weights, which end once they refute a claim.
 
     They start from weights where the rate has a slope: a claim may rest on a unit that is saturated at the start.
     """
-    least = math.inf
-    for vae, rate in _starts(case, 1 if claim is None else STARTS):
+    least, claim, share_b = math.inf, known.throughout, _shares(case, known)
+    for vae, rate in _starts(case, 1 if claim is None else STARTS, share_b):
         least = min(least, rate)
-        least = min(least, _least_on_the_way(case, vae, None if claim is None else claim * (1 - ROUNDING)))
+        least = min(least, _least_on_the_way(case, vae, share_b, None if claim is None else claim * (1 - ROUNDING)))
         if claim is not None and least < claim * (1 - ROUNDING):
             break
     return least
 
 
-def _starts(case: Case, count: int) -> list[tuple[VAE, float]]:
+def _starts(case: Case, count: int, share_b: Tensor) -> list[tuple[VAE, float]]:
     """Weights to start from, and the least rate there: the ones that are given, and of others the most promising."""
     tried: list[tuple[VAE, float, float]] = []
     for number in range(1 if count == 1 else TRIED):
@@ -263,7 +262,7 @@ def _starts(case: Case, count: int) -> list[tuple[VAE, float]]:
         slope = 0.0
         if (rates := _rates(case, vae)) is not None:
             slope = sum(g.square().sum().item() for g in _gradients(rates.sum(), vae).values()) ** 0.5
-        tried.append((vae, _guaranteed(case, rate_b), slope))
+        tried.append((vae, _guaranteed(case, rate_b, share_b), slope))
     first, others = tried[0], tried[1:]
     most = 100 * max(1.0, first[1])  # beyond it weights are absurd
     live = [start for start in others if start[2] > 0 and start[1] < most]
@@ -273,9 +272,17 @@ def _starts(case: Case, count: int) -> list[tuple[VAE, float]]:
     return [(vae, min(rate, lowest[1])) for vae, rate, _ in unique]
 
 
-def _guaranteed(case: Case, rate_b: Tensor) -> float:
-    """Of the rates of a batch the number that a guarantee is about."""
-    return (rate_b.mean() if case.in_the_mean else rate_b.min()).item()
+def _guaranteed(case: Case, rate_b: Tensor, share_b: Tensor) -> float:
+    """Of the rates of a batch the number that a guarantee is about, of a datum of all steps where lengths decide it."""
+    return (rate_b.mean() if case.in_the_mean else (rate_b / share_b).min()).item()
+
+
+@torch.no_grad()
+def _shares(case: Case, known: Commitment) -> Tensor:
+    """(B,) what each datum is said to commit, as a part of what one of all steps does: 1, but where lengths decide."""
+    if known.guarantee != BY_LENGTH or not known.throughout:
+        return torch.ones(len(case.x), dtype=torch.float64)
+    return _least_of(case, case.vae, case.x, known.throughout) / known.throughout
 
 
 def _priors(case: Case, vae: VAE) -> dict[str, Distribution]:
@@ -304,7 +311,7 @@ def _gradients(value: Tensor, vae: VAE) -> dict[nn.Parameter, Tensor]:
     return {p: g for p, g in zip(parameters, found, strict=True) if g is not None}
 
 
-def _least_on_the_way(case: Case, vae: VAE, enough: float | None) -> float:
+def _least_on_the_way(case: Case, vae: VAE, share_b: Tensor, enough: float | None) -> float:
     """The smallest KL on the way of a descent."""
     priors = _priors(case, vae)
     if _rates(case, vae, priors) is None:
@@ -313,7 +320,7 @@ def _least_on_the_way(case: Case, vae: VAE, enough: float | None) -> float:
     def rate() -> tuple[Tensor, float]:
         rate_b = _rates(case, vae, priors)
         assert rate_b is not None
-        return rate_b.sum(), _guaranteed(case, rate_b)
+        return rate_b.sum(), _guaranteed(case, rate_b, share_b)
 
     return _descended(vae, rate, enough)
 

@@ -9,11 +9,8 @@ References:
 
 from __future__ import annotations
 
-import math
-from functools import partial
 from typing import Any, ClassVar
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro
@@ -22,7 +19,7 @@ from jax import Array
 from numpyro.distributions import Distribution, Independent, Normal
 
 from pyro_delta.data.images.spec import ImageSpec
-from pyro_delta.errors import UserError
+from pyro_delta.twin.contour import Contour
 from pyro_delta.twin.distributions import GaussianSequence
 from pyro_delta.twin.images.encoder import ImageEncoder
 from pyro_delta.twin.layers import positive
@@ -132,7 +129,7 @@ class BidirectionalGuide(AntiCausalGuide):
 
 
 class ContourGuide(ImageGuide):
-    """Independent over coordinates, each of which keeps KL ≥ δ/(n·d) from N(0, 1) [1, appendix].
+    """Independent over coordinates, each of which keeps its distance from N(0, 1), see `Contour`.
 
     Args:
         spec: shape and levels of the images.
@@ -140,9 +137,6 @@ class ContourGuide(ImageGuide):
         rngs: of the initial weights.
         rate_nats: δ of the whole sequence.
         network: settings of `ImageGuide`.
-
-    Raises:
-        UserError: if the prior is not standard normal.
     """
 
     from_data = 2
@@ -150,25 +144,15 @@ class ContourGuide(ImageGuide):
     def __init__(self, spec: ImageSpec, prior: Any, *, rngs: nnx.Rngs, rate_nats: float = 4.0, **network: Any) -> None:
         """See the class."""
         super().__init__(spec, prior, 1, rngs=rngs, **network)
-        self.rate_nats = rate_nats
-        self.committed_rate(prior())
-        self.delta = rate_nats / math.prod(prior().event_shape)
+        self.contour = Contour(prior(), rate_nats)
 
     def posterior(self, x: Array, condition: Any = None) -> Independent:
         """q(z | x) for images (B, C, H, W), event shape (n, d)."""
-        v = jnp.stack(self.encode(x, condition))
-        small = jnp.hypot(*v) < 1e-4
-        v = v.at[0].add(jnp.where(small, 2e-4, 0.0))
-        drawn_in = v * jnp.minimum(1.0, 86 / jnp.hypot(*v))
-        inside = _kl_from_standard(v) < _above(self.delta)
-        mean, log_variance = jnp.where(inside, onto_contour(v, _above(self.delta)), drawn_in)
-        return Normal(mean, jnp.exp(log_variance / 2)).to_event(2)
+        return Normal(*self.contour(*self.encode(x, condition))).to_event(2)
 
-    def committed_rate(self, prior: Distribution) -> float:
+    def committed_rate(self, prior: Distribution) -> Any:
         """δ in nats of this family against a prior, which must be standard normal."""
-        if committed_rate(prior).item() > 1e-12:
-            raise UserError(f"the guide contour needs a standard normal prior, not {type(prior).__name__}.")
-        return self.rate_nats
+        return self.contour.committed_rate(prior)
 
 
 class StructuredGuide(ImageGuide):
@@ -201,51 +185,6 @@ class StructuredGuide(ImageGuide):
     def committed_rate(self, prior: Distribution) -> float:
         """δ in nats of this family against a prior."""
         return committed_rate(prior, self.block).item()
-
-
-@partial(jax.custom_jvp, nondiff_argnums=(1,))
-def onto_contour(v: Array, delta: float) -> Array:
-    """The point w = k·v, k > 0, at which KL(N(μ, σ²) ‖ N(0, 1)) = δ with (μ, ln σ²) = w.
-
-    The KL rises along the ray, so halving finds k: it is 0 at the near end, and at least δ at |w| = 2δ + 2, since it
-    is at least (|w| − 1)/2 wherever |w| ≥ 2.
-
-    Args:
-        v: numbers other than (0, 0), shape (2, …).
-        delta: nats, above 0.
-    """
-    unit = v / jnp.hypot(*v)
-
-    def halve(_: int, ends: tuple[Array, Array]) -> tuple[Array, Array]:
-        low, high = ends
-        middle = (low + high) / 2
-        below = _kl_from_standard(middle * unit) < delta
-        return jnp.where(below, middle, low), jnp.where(below, high, middle)
-
-    near = jnp.zeros_like(unit[0])
-    low, high = jax.lax.fori_loop(0, 64, halve, (near, near + 2 * delta + 2))
-    return (low + high) / 2 * unit
-
-
-@onto_contour.defjvp
-def _onto_contour_jvp(delta: float, primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
-    """KL(k·v) = δ, differentiated: w moves by k·dv, less what leads off the contour, taken off along the ray."""
-    (v,), (dv,) = primals, tangents
-    w = onto_contour(v, delta)
-    normal = jnp.stack([w[0], jnp.expm1(w[1]) / 2])
-    moved = jnp.hypot(*w) / jnp.hypot(*v) * dv
-    return w, moved - w * (normal * moved).sum(0) / (normal * w).sum(0)
-
-
-def _kl_from_standard(w: Array) -> Array:
-    """KL(N(μ, σ²) ‖ N(0, 1)) for w = (μ, ln σ²), shape (2, …)."""
-    mean, log_variance = w
-    return (jnp.square(mean) + jnp.expm1(log_variance) - log_variance) / 2
-
-
-def _above(delta: float) -> float:
-    """δ and a margin for what rounding μ and σ to single precision takes off."""
-    return ((1 + 1e-6) * math.sqrt(delta) + 1e-6) ** 2
 
 
 def _positive_diagonal(ratio_bnd: Array) -> Array:

@@ -19,6 +19,7 @@ from numpyro.distributions import Independent, Normal
 from pyro_delta.data.condition import Condition, condition_of
 from pyro_delta.protocol import Spec
 from pyro_delta.twin.conditioning import ConditionFeatures, check_told, inside
+from pyro_delta.twin.contour import Contour
 from pyro_delta.twin.layers import linear, positive
 from pyro_delta.twin.rate import minimising_factor
 from pyro_delta.twin.variables import Buffer
@@ -77,6 +78,8 @@ def _at(values_bth: Array, places_bs: Array) -> Array:
 class SequenceGuide(nnx.Module):
     """Independent over steps and dimensions; z_t hears positions ≥ starts[t], and is N(0, 1) behind the end.
 
+    With `rate_nats` each coordinate before it keeps its distance from N(0, 1), see `Contour`.
+
     Args:
         spec: of the data.
         prior: the twin of the prior; `starts`, the event shape and the density are read.
@@ -84,18 +87,36 @@ class SequenceGuide(nnx.Module):
         trunk: causal.
         hidden: h.
         rngs: of the initial values.
+        rate_nats: δ of a datum of all positions; None leaves it to the prior.
     """
 
     causality: ClassVar[str] = "anti_causal"
 
-    def __init__(self, spec: Spec, prior: Any, reader: Any, trunk: Any, *, hidden: int, rngs: nnx.Rngs) -> None:
+    def __init__(
+        self,
+        spec: Spec,
+        prior: Any,
+        reader: Any,
+        trunk: Any,
+        *,
+        hidden: int,
+        rngs: nnx.Rngs,
+        rate_nats: float | None = None,
+    ) -> None:
         """See the class."""
         self.dims = prior().event_shape[-1]
         starts = np.asarray(prior.starts[...]).tolist()
         condition = condition_of(spec)
         self.encoder = Backward(reader, trunk, starts, 2 * self.dims, hidden=hidden, rngs=rngs, condition=condition)
-        scale_dt = np.diagonal(minimising_factor(prior(), 1), axis1=-2, axis2=-1)
-        self.scale = Buffer(jnp.asarray(scale_dt.T))
+        self.contour = None if rate_nats is None else Contour(prior(), rate_nats)
+        if self.contour is None:
+            scale_dt = np.diagonal(minimising_factor(prior(), 1), axis1=-2, axis2=-1)
+            self.scale = Buffer(jnp.asarray(scale_dt.T))
+
+    @property
+    def committed_rate(self) -> Any:
+        """Gives δ in nats of this family against a prior; None where the prior's own is that."""
+        return None if self.contour is None else self.contour.committed_rate
 
     def __call__(self, x: Array, lengths: Any = None, mask: Any = None, condition: Any = None) -> Array:
         """Writes the site `z` for data x (B, *shape)."""
@@ -104,8 +125,11 @@ class SequenceGuide(nnx.Module):
 
     def posterior(self, x: Array, lengths: Any = None, mask: Any = None, condition: Any = None) -> Independent:
         """q(z | x) for data (B, *shape) of so many positions (B,), known as masked, event shape (n, d)."""
-        mean, ratio = jnp.split(self.encoder(self._known(x, lengths, mask), lengths, condition), 2, axis=-1)
-        scale = self.scale[...] * positive(ratio) + 1e-6
+        mean, other = jnp.split(self.encoder(self._known(x, lengths, mask), lengths, condition), 2, axis=-1)
+        if self.contour is None:
+            scale = self.scale[...] * positive(other) + 1e-6
+        else:
+            mean, scale = self.contour(mean, other)
         if lengths is not None:
             counted = inside(self.encoder.starts, lengths)[..., None]
             mean, scale = jnp.where(counted, mean, 0.0), jnp.where(counted, scale, 1.0)
@@ -120,11 +144,16 @@ class SequenceGuide(nnx.Module):
         return x if mask is None else jnp.where(mask, x, self.encoder.reader.blank)
 
     def start_from(self, x: Array, lengths: Any = None, mask: Any = None, condition: Any = None) -> None:
-        """Initialises by data (B, *shape): means of mean 0 and deviation 1 over them, all else 0."""
-        out, d = self.encoder.out, self.dims
-        mean_bnd = self.encoder(self._known(x, lengths, mask), lengths, condition)[..., :d]
-        mean_kd = mean_bnd.reshape(-1, d) if lengths is None else mean_bnd[inside(self.encoder.starts, lengths)]
-        deviation_d = jnp.maximum(mean_kd.std(0), 1e-6)
+        """Initialises by data (B, *shape): means of mean 0 and deviation 1 over them, all else 0.
+
+        Of a contour both numbers of a coordinate start like the mean.
+        """
+        out, o = self.encoder.out, self.dims if self.contour is None else 2 * self.dims
+        numbers_bno = self.encoder(self._known(x, lengths, mask), lengths, condition)[..., :o]
+        numbers_ko = (
+            numbers_bno.reshape(-1, o) if lengths is None else numbers_bno[inside(self.encoder.starts, lengths)]
+        )
+        deviation_o = jnp.maximum(numbers_ko.std(0), 1e-6)
         kernel, bias = out.kernel[...], out.bias[...]
-        out.kernel[...] = jnp.zeros_like(kernel).at[:, :d].set(kernel[:, :d] / deviation_d)
-        out.bias[...] = jnp.zeros_like(bias).at[:d].set((bias[:d] - mean_kd.mean(0)) / deviation_d)
+        out.kernel[...] = jnp.zeros_like(kernel).at[:, :o].set(kernel[:, :o] / deviation_o)
+        out.bias[...] = jnp.zeros_like(bias).at[:o].set((bias[:o] - numbers_ko.mean(0)) / deviation_o)

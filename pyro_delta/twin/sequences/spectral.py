@@ -56,10 +56,15 @@ class SpectralGuide(SequenceGuide):
         prior: the twin of the prior; `starts`, the event shape and the density are read.
         rngs: of the initial weights.
         hidden: h.
+        rate_nats: as of `SequenceGuide`.
     """
 
-    def __init__(self, spec: Spec, prior: Any, *, rngs: nnx.Rngs, hidden: int = 64) -> None:
+    def __init__(
+        self, spec: Spec, prior: Any, *, rngs: nnx.Rngs, hidden: int = 64, rate_nats: float | None = None
+    ) -> None:
         """See the class."""
         sounds = require_sounds(spec, "guide", "spectral")
         reader = SpectrumReader(sounds.levels, sounds.samples, hidden, rngs=rngs)
-        super().__init__(spec, prior, reader, Recurrence(hidden, rngs=rngs), hidden=hidden, rngs=rngs)
+        super().__init__(
+            spec, prior, reader, Recurrence(hidden, rngs=rngs), hidden=hidden, rngs=rngs, rate_nats=rate_nats
+        )

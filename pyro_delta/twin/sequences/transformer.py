@@ -132,9 +132,17 @@ class TransformerGuide(SequenceGuide):
     """q(z | x) by a Transformer; arguments as of `SequenceGuide`, and of the trunk."""
 
     def __init__(
-        self, spec: Spec, prior: Any, *, rngs: nnx.Rngs, hidden: int = 128, layers: int = 3, heads: int = 4
+        self,
+        spec: Spec,
+        prior: Any,
+        *,
+        rngs: nnx.Rngs,
+        hidden: int = 128,
+        layers: int = 3,
+        heads: int = 4,
+        rate_nats: float | None = None,
     ) -> None:
         """See the class."""
         reader = PositionReader(require_sequences(spec, "guide", "transformer"), hidden, rngs=rngs)
         trunk = CausalTransformer(hidden, layers=layers, heads=heads, positions=spec.positions, rngs=rngs)
-        super().__init__(spec, prior, reader, trunk, hidden=hidden, rngs=rngs)
+        super().__init__(spec, prior, reader, trunk, hidden=hidden, rngs=rngs, rate_nats=rate_nats)
