@@ -251,13 +251,15 @@ def test_pyro_and_numpyro_agree(name: str) -> None:
         assert set(found.buffers) == set(made.state_dict()) - set(found.gradients)
 
 
-def test_both_numbers_of_a_coordinate_start_alike_from_data() -> None:
-    made, twin = pair("standard, gated, contour")
+@pytest.mark.parametrize("name", ["standard, gated, contour", "standard, transformer of voices, gru beyond a contour"])
+def test_both_numbers_of_a_coordinate_start_alike_from_data(name: str) -> None:
+    made, twin = pair(name)
     randomise(made, 0)
     load_weights(twin, made.state_dict())
-    x = random_images(GREY, (16,))
-    made.guide.start_from(x)
-    twin.guide.start_from(jnp.asarray(x.numpy()))
+    spec = CASES[name].spec
+    given = [random_images(spec, (16,)), *([torch.arange(16) % 6 + 1] if spec is SCORE else [])]
+    made.guide.start_from(*given)
+    twin.guide.start_from(*(jnp.asarray(values.numpy()) for values in given))
     found = torch_weights(twin)
     for name, value in made.state_dict().items():
         np.testing.assert_allclose(found[name], value.numpy(), rtol=1e-9, atol=1e-12, err_msg=name)
