@@ -1,5 +1,6 @@
 """Amortised inference programs. Import as `pyro_delta.guides`."""
 
+from pyro_delta.guides.contour import Contour
 from pyro_delta.guides.images.contour import ContourGuide
 from pyro_delta.guides.images.encoder import ImageEncoder, regions
 from pyro_delta.guides.images.image_guide import ImageGuide
@@ -12,6 +13,7 @@ from pyro_delta.guides.sequences.transformer import TransformerGuide
 __all__ = [
     "AntiCausalGuide",
     "BidirectionalGuide",
+    "Contour",
     "ContourGuide",
     "GRUGuide",
     "ImageEncoder",
