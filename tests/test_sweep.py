@@ -30,6 +30,7 @@ from pyro_delta.errors import UserError
 from pyro_delta.inference.run import read_metrics
 from pyro_delta.report.comparison import ArmChecks, compare, summary
 from pyro_delta.report.comparison_figure import comparison_figure
+from pyro_delta.report.formats import cells
 from pyro_delta.sweep import runs, search
 from pyro_delta.sweep.file import Sweep, keep, parse, read, sweep_names
 
@@ -479,11 +480,14 @@ def test_the_table_is_that_of_the_run_folders(sweep: Sweep, done: Path) -> None:
     assert (found.baseline, found.title) == ("none", "a tiny sweep")
     for row in found.rows:
         checks = [numbers_of(done, row["arm"], seed) for seed in (0, 1)]
+        if row["arm"] == "none":  # it pays no rate
+            checks = [{**check, "neg_elbo_bpd": check["distortion_bpd"], "rate_nats_mean": 0} for check in checks]
         for key in ("neg_elbo_bpd", "distortion_bpd", "rate_nats_mean", "told_calibrated_nats", "probe_accuracy"):
             values = [check[key] for check in checks]
             assert row[key] == pytest.approx(statistics.mean(values))
             assert row[f"{key}_se"] == pytest.approx(statistics.stdev(values) / math.sqrt(2))
-        assert row["rate_nats_min"] == min(check["rate_nats_min"] for check in checks)
+        least = [check["rate_nats_min"] for check in checks]
+        assert row["rate_nats_min"] == (None if row["arm"] == "none" else min(least))
         assert row["latents_used"] == sum(check["latents_used"] for check in checks)
     # What `check --control` has measured by itself: bought, and the same less the rate.
     delta = found.rows[1]
@@ -614,17 +618,94 @@ def test_a_check_of_the_past_or_of_other_data_is_made_again(key: str, value: obj
         forge(folder)
 
 
+NUMBERS: dict[str, Any] = {
+    "unit": "bits/dim", "split": "test", "n_images": 3, "judged_digest": "d", "delta_nats": 1.0,
+    "floor_holds": True, "latents_used": True, "shuffled_gap_nats": 1.0, "shuffled_gap_se": 0.1, "finished": True,
+    "neg_elbo_bpd": 2.0, "distortion_bpd": 1.0, "rate_nats_mean": 4.0, "rate_nats_min": 0.5,
+}  # fmt: skip
+DEAF = {"shuffled_gap_nats": 0.0, "shuffled_gap_se": 0.0}
+DIVERGED = dict.fromkeys(("neg_elbo_bpd", "distortion_bpd", "rate_nats_mean", "rate_nats_min", "shuffled_gap_nats"))
+
+
+def kept_of(loss: float, **numbers: Any) -> Kept:
+    """A check of three data, each of which has this distortion more or less, and a rate of 4."""
+    distortion_b = loss + np.arange(3.0)
+    if "neg_elbo_bpd" in numbers and numbers["neg_elbo_bpd"] is None:
+        distortion_b[1] = np.nan
+    return Kept({**NUMBERS, **numbers}, np.full(3, 4.0), distortion_b)
+
+
+@pytest.mark.parametrize(
+    ("control", "arm", "expected", "note"),
+    [
+        # A control pays no rate: neither in its row nor as the baseline, 9 − 5 and 9 − (5 + 4).
+        (
+            {0: kept_of(9, **DEAF, distortion_bpd=1.5, distortion_bpd_se=0.1)},
+            {0: kept_of(5)},
+            [
+                {"neg_elbo_bpd": 1.5, "neg_elbo_bpd_se": 0.1, "rate_nats_mean": 0, "rate_nats_min": None},
+                {"neg_elbo_bpd": 2.0, "distortion_below_nats": 4, "neg_elbo_below_nats": 0, "on_front": True},
+            ],
+            "Decoders that do not hear z pay no rate, their −ELBO is their distortion: a.",
+        ),
+        # A run that diverged is in no mean, and none of its data in a difference.
+        (
+            {0: kept_of(9), 1: kept_of(8)},
+            {0: kept_of(5, neg_elbo_bpd=2.5), 1: kept_of(0, **DIVERGED)},
+            [
+                {},
+                {"neg_elbo_bpd": 2.5, "neg_elbo_bpd_se": None, "seeds": 2, "diverged": 1, "paired_seeds": 1}
+                | {"distortion_below_nats": 4},
+            ],
+            "Diverged, and in no mean: b (1 of 2).",
+        ),
+        (
+            {0: kept_of(9)},
+            {0: kept_of(0, **DIVERGED)},
+            [{"on_front": True}, {"neg_elbo_bpd": None, "distortion_below_nats": None, "on_front": False}],
+            "Diverged, and in no mean: b (1 of 1).",
+        ),
+        # Of one seed alone both are there: its error is over the data, which differ by nothing.
+        (
+            {1: kept_of(9)},
+            {0: kept_of(5), 1: kept_of(6), 2: kept_of(7)},
+            [{}, {"distortion_below_nats": 3, "distortion_below_nats_se": 0, "paired_seeds": 1}],
+            "Compared by datum in a part of the runs alone: b (1 of 3, with the error over the data).",
+        ),
+        # 2, 6 and their mean 4 with the error √8 / √2.
+        (
+            {0: kept_of(9), 1: kept_of(9)},
+            {0: kept_of(7), 1: kept_of(3), 2: kept_of(1)},
+            [{}, {"distortion_below_nats": 4, "distortion_below_nats_se": 2, "paired_seeds": 2}],
+            "Compared by datum in a part of the runs alone: b (2 of 3).",
+        ),
+        # What one run knows alone has no error.
+        (
+            {0: kept_of(9), 1: kept_of(8)},
+            {0: kept_of(5, told_calibrated_nats=0.7), 1: kept_of(6, told_calibrated_nats=None)},
+            [{}, {"told_calibrated_nats": 0.7, "told_calibrated_nats_se": None}],
+            "Not known of all runs: b, told_calibrated_nats (1 of 2).",
+        ),
+    ],
+)
+def test_a_row_is_of_what_its_runs_know_and_a_note_says_of_how_many(
+    control: dict[int, Kept], arm: dict[int, Kept], expected: list[dict[str, Any]], note: str
+) -> None:
+    found = summary("t", [ArmChecks("a", "a", "", control), ArmChecks("b", "b", "", arm)], "a")
+    for row, known in zip(found.rows, expected, strict=True):
+        assert {key: row[key] for key in known} == known
+    assert note in found.notes
+    for text in map(str, found.notes):
+        assert "nan" not in text
+    assert all("nan" not in cell for row in cells(found) for cell in row)
+
+
 def rows_of(families: Sequence[str], along: Sequence[str]) -> list[ArmChecks]:
     """Arms whose rate grows along the grid."""
-    numbers = {
-        "unit": "bits/dim", "split": "test", "n_images": 3, "judged_digest": "d", "delta_nats": 1.0,
-        "floor_holds": True, "latents_used": True, "shuffled_gap_nats": 1.0, "shuffled_gap_se": 0.1, "finished": False,
-        "neg_elbo_bpd": 2.0, "distortion_bpd": 1.0,
-    }  # fmt: skip
     arms = []
     for family in families:
         for rate, place in enumerate(along):
-            mine = {**numbers, "rate_nats_mean": float(rate), "rate_nats_min": 0.5, "told_calibrated_nats": rate / 2}
+            mine = {**NUMBERS, "finished": False, "rate_nats_mean": float(rate), "told_calibrated_nats": rate / 2}
             terms = np.full(3, float(rate))
             arms.append(ArmChecks(f"{family},{place}", family, place, {0: Kept(mine, terms, terms)}))
     return arms

@@ -76,7 +76,7 @@ class Comparison:
         baseline: name of the arm that differences are taken to.
         rows: numbers of each arm: means under the names of `MEANS` and `BELOW`, errors over the seeds under `<name>_se`
             (over the data where there is one seed, as `errors` says), those of differences over the data under
-            `<name>_se_data`.
+            `<name>_se_data`. Of a decoder that does not hear z the rate is 0, and the −ELBO is the distortion.
         notes: what a reader must know, in sentences.
         cited: what others have published: name, −ELBO and source.
     """
@@ -231,7 +231,7 @@ def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
 
 def _row(arm: ArmChecks, base: ArmChecks) -> dict[str, Any]:
     """The numbers of an arm."""
-    checks = list(arm.checks.values())
+    checks = _paying(arm)
     several = len(checks) > 1
     row: dict[str, Any] = {
         "arm": arm.name,
@@ -241,25 +241,53 @@ def _row(arm: ArmChecks, base: ArmChecks) -> dict[str, Any]:
         "errors": "seeds" if several else "data",
     }
     for key in MEANS:
-        values = [check.numbers[key] for check in checks if check.numbers.get(key) is not None]
+        values = _known(checks, key)
         row[key] = row[f"{key}_se"] = None
         if values:
-            mean, error = mean_and_error(values)
-            row[key], row[f"{key}_se"] = mean, error if several else checks[0].numbers.get(f"{key}_se")
-    least = [check.numbers["rate_nats_min"] for check in checks if check.numbers["rate_nats_min"] is not None]
-    of = {_data_of(check) for check in checks}
+            row[key], error = mean_and_error(values)
+            if not several:
+                row[f"{key}_se"] = checks[0].get(f"{key}_se")
+            elif len(values) > 1:  # of one value alone there is none
+                row[f"{key}_se"] = error
+    of = {_data_of(numbers) for numbers in checks}
     row["data"] = " and ".join(sorted(of))
-    row["judged_digest"] = _same(check.numbers["judged_digest"] for check in checks)
-    row["rate_nats_min"] = min(least, default=None)
-    row["floor_holds"] = sum(check.numbers["floor_holds"] is True for check in checks)
-    row["latents_used"] = sum(bool(check.numbers["latents_used"]) for check in checks)
-    row["unfinished"] = sum(check.numbers.get("finished") is False for check in checks)
+    row["judged_digest"] = _same(numbers["judged_digest"] for numbers in checks)
+    row["rate_nats_min"] = min(_known(checks, "rate_nats_min"), default=None)
+    row["floor_holds"] = sum(numbers["floor_holds"] is True for numbers in checks)
+    row["latents_used"] = sum(bool(numbers["latents_used"]) for numbers in checks)
+    row["unfinished"] = sum(numbers.get("finished") is False for numbers in checks)
+    row["diverged"] = sum(numbers["neg_elbo_bpd"] is None for numbers in checks)
     return row | _below(arm, base)
 
 
-def _data_of(check: Kept) -> str:
+def _known(checks: Sequence[Mapping[str, Any]], key: str) -> list[Any]:
+    """A number in those checks that know it."""
+    return [numbers[key] for numbers in checks if numbers.get(key) is not None]
+
+
+def _paying(arm: ArmChecks) -> list[dict[str, Any]]:
+    """The numbers of an arm's checks; a decoder that does not hear z pays no rate, whatever its guide and prior do.
+
+    Its −ELBO is its distortion, −log p(x), and a floor of its rate means nothing.
+    """
+    unpaid: dict[str, Any] = {"rate_nats_mean": 0.0, "rate_nats_mean_se": 0.0}
+    unpaid |= dict.fromkeys(("rate_nats_min", "delta_nats", "auxiliary_neg_elbo_bpd"))
+    found = []
+    for made in arm.checks.values():
+        numbers = dict(made.numbers)
+        if _is_deaf(made):
+            numbers |= unpaid | {f"neg_elbo_bpd{end}": numbers.get(f"distortion_bpd{end}") for end in ("", "_se")}
+        found.append(numbers)
+    return found
+
+
+def _is_deaf(check: Kept) -> bool:
+    """Whether its decoder does not hear z."""
+    return check.numbers["shuffled_gap_nats"] == 0 and check.numbers["shuffled_gap_se"] == 0
+
+
+def _data_of(numbers: Mapping[str, Any]) -> str:
     """Of what a check is, in words."""
-    numbers = check.numbers
     last = ", last weights" if numbers.get("weights") == "last" else ""
     return f"{numbers['n_images']} data of the {numbers['split']} split{last}"
 
@@ -278,7 +306,7 @@ def _below(arm: ArmChecks, base: ArmChecks) -> dict[str, Any]:
     if arm is base:
         return found
     pairs = [(check, base.checks[seed]) for seed, check in arm.checks.items() if seed in base.checks]
-    pairs = [(check, other) for check, other in pairs if _of_the_same_data(check, other)]
+    pairs = [pair for pair in pairs if _of_the_same_data(*pair) and all(map(_is_finite, pair))]
     if not pairs:
         return found
     found["paired_seeds"] = len(pairs)
@@ -299,10 +327,13 @@ def _of_the_same_data(check: Kept, other: Kept) -> bool:
     return same and check.rate_b.shape == other.rate_b.shape
 
 
+def _is_finite(check: Kept) -> bool:
+    return bool(np.isfinite(check.rate_b).all() and np.isfinite(check.distortion_b).all())
+
+
 def _loss(check: Kept, key: str) -> np.ndarray:
     """Distortion or −ELBO of each datum; a decoder that does not hear z pays no rate, p(x | z) = p(x)."""
-    deaf = check.numbers["shuffled_gap_nats"] == 0 and check.numbers["shuffled_gap_se"] == 0
-    return check.distortion_b if key == BELOW[0] or deaf else check.distortion_b + check.rate_b
+    return check.distortion_b if key == BELOW[0] or _is_deaf(check) else check.distortion_b + check.rate_b
 
 
 def _mark_front(rows: list[dict[str, Any]]) -> None:
@@ -352,13 +383,36 @@ def _notes(arms: Sequence[ArmChecks], rows: list[dict[str, Any]], base: ArmCheck
         notes.append(f"{missing} of the sweep's runs {are}.")
     if unfinished := sum(row["unfinished"] for row in rows):
         notes.append(f"{unfinished} {'run has' if unfinished == 1 else 'runs have'} not come to the end.")
-    if apart := [row["arm"] for row in rows if row["arm"] != base.name and not row["paired_seeds"]]:
+    if diverged := [f"{row['arm']} ({row['diverged']} of {row['seeds']})" for row in rows if row["diverged"]]:
+        notes.append(f"Diverged, and in no mean: {', '.join(diverged)}.")
+    if partly := [words for arm, row in zip(arms, rows) if (words := _partly(arm, row))]:
+        notes.append(f"Not known of all runs: {'; '.join(partly)}.")
+    if deaf := [arm.name for arm in arms if all(map(_is_deaf, arm.checks.values()))]:
+        notes.append(f"Decoders that do not hear z pay no rate, their −ELBO is their distortion: {', '.join(deaf)}.")
+    others = [row for row in rows if row["arm"] != base.name and not (0 < row["diverged"] == row["seeds"])]
+    if apart := [row["arm"] for row in others if not row["paired_seeds"]]:
         notes.append(f"Of other data or seeds, and so not compared by datum: {', '.join(apart)}.")
+    fewer = [
+        f"{row['arm']} ({row['paired_seeds']} of {row['seeds']}"
+        + (", with the error over the data)" if row["paired_seeds"] == 1 else ")")
+        for row in others
+        if 0 < row["paired_seeds"] < row["seeds"]
+    ]
+    if fewer:
+        notes.append(f"Compared by datum in a part of the runs alone: {', '.join(fewer)}.")
     if len(rows) > 2 and _alike(rows):
         notes.append(
             f"Pareto front of rate and distortion: {', '.join(row['arm'] for row in rows if row['on_front'])}."
         )
     return notes
+
+
+def _partly(arm: ArmChecks, row: Mapping[str, Any]) -> str:
+    """Which means are not of all runs of an arm that have not diverged, in words; empty where none is."""
+    checks, runs = _paying(arm), row["seeds"] - row["diverged"]
+    counts = {key: len(_known(checks, key)) for key in MEANS}
+    found = [f"{key} ({count} of {row['seeds']})" for key, count in counts.items() if 0 < count < runs]
+    return f"{arm.name}, {', '.join(found)}" if found else ""
 
 
 def _names(folders: Sequence[Path]) -> list[str]:
