@@ -33,6 +33,7 @@ from pyro_delta.report.comparison_figure import comparison_figure
 from pyro_delta.report.formats import cells
 from pyro_delta.sweep import runs, search
 from pyro_delta.sweep.file import Sweep, keep, parse, read, sweep_names
+from pyro_delta.sweep.file import kept as kept_sweep
 
 DATA = """
 from pyro_delta.data.images.datasets import Digits
@@ -166,6 +167,16 @@ def test_grids_are_multiplied_out_over_arms() -> None:
         ({"grid": {"training": {"lr": []}}}, "grid.training.lr=[] is not a list of values; give some"),
         ({"grid": {"training": {"lr": 0.1}}}, "grid.training.lr=0.1 is not a list of values; give some"),
         ({"arms": [{"name": "a", "grid": {"prior": {"dims": 2}}}]}, "arms.a.grid.prior.dims=2 is not a list"),
+        ({"arms": [{"name": "sweep.json"}]}, "the arm 'sweep.json' would take the place of a file of the sweep"),
+        ({"arms": [{"name": "submitit"}]}, "the arm 'submitit' would take the place of a file of the sweep"),
+        ({"arms": [{"name": "a" * 201}]}, "needs a folder of too long a name; give fewer or shorter values"),
+        ({"arms": [{"name": "a", "prior": {"dims": 2}}], "grid": {"prior": {"dims": [3]}}}, "'a' has prior.dims twice"),
+        (
+            {"arms": [{"name": "a", "grid": {"prior": {"dims": [2]}}}], "grid": {"prior": {"dims": [3]}}},
+            "arm 'a' has prior.dims twice, in itself and in a grid; give it in one place",
+        ),
+        ({"arms": [{"name": "a", "prior": {"dims": 2}, "grid": {"prior": {"dims": [3]}}}]}, "'a' has prior.dims twice"),
+        ({"search": {"training": {"seed": {"low": 0, "high": 9}}}}, "search.training.seed is drawn, but seeds are the"),
         ({"search": {"training": {"lr": 0.1}}}, "search.training.lr=0.1 is not a range; give {low"),
         ({"search": {"training": {"lr": {"low": 1.0}}}}, "search.training.lr={'low': 1.0}: give low and high"),
         ({"search": {"training": {"lr": {"low": 2, "high": 1}}}}, "low=2 must lie below high=1"),
@@ -219,6 +230,8 @@ def test_refused_command_lines(args: list[str], words: str, tmp_path: Path, monk
 def test_a_folder_takes_other_seeds_of_its_sweep_and_no_other_sweep(tmp_path: Path) -> None:
     keep(parse(TREE), tmp_path)
     keep(parse(TREE, seeds=5), tmp_path)
+    keep(parse(TREE, [("data.root", "moved")]), tmp_path)
+    assert kept_sweep(tmp_path).arms[1].settings["data.root"] == "moved"
     with pytest.raises(UserError, match=re.escape("whose arm 'a' has training.lr=None, not 0.5; give another --out")):
         keep(parse(TREE, [("training.lr", 0.5)]), tmp_path)
     with pytest.raises(UserError, match=re.escape("with the arm 'b'; give another --out")):
@@ -250,8 +263,8 @@ def test_a_missing_package_is_named(
 class Sleeper:
     """Work whose process says a line and sleeps, and that is done when a file is there."""
 
-    def __init__(self, folder: Path, seconds: float = 0.0, makes: bool = True) -> None:
-        self.folder, self.seconds, self.makes = folder, seconds, makes
+    def __init__(self, folder: Path, seconds: float = 0.0, fails: str = "") -> None:
+        self.folder, self.seconds, self.fails = folder, seconds, fails
 
     def done(self) -> bool:
         return (self.folder / "done").exists()
@@ -274,9 +287,9 @@ def as_script(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def script(work: Sleeper) -> list[str]:
     """What a sleeper's process does; it ends in order when it is asked to."""
-    made = f"open({str(work.folder / 'done')!r}, 'w')" if work.makes else "sys.exit('no\\nroom')"
+    made = work.fails or f"open({str(work.folder / 'done')!r}, 'w')"
     stop = "signal.signal(15, lambda *_: (print('stopped at step 3', flush=True), sys.exit(130)))"
-    threads = "print(os.environ['OMP_NUM_THREADS'])"
+    threads = "pass" if work.fails.startswith("os._exit") else "print(os.environ['OMP_NUM_THREADS'])"
     return [f"import os, signal, sys, time; {stop}; {threads}; time.sleep({work.seconds}); {made}"]
 
 
@@ -289,7 +302,13 @@ def test_threads_failures_and_what_is_done(tmp_path: Path, monkeypatch: pytest.M
     assert runs.carry_out(Sleeper(good), 3) is None
     assert runs.log_of(good).read_text() == "3\n"  # no second process
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
-    assert runs.carry_out(Sleeper(tmp_path / "bad", makes=False), 3) == "room"
+    # Why it failed is what this process has said, or what has ended it, and nothing that stood in the log before.
+    for fails, reason in (
+        ("sys.exit('no\\nroom')", "room"),
+        ("sys.stdout.flush(); os.kill(os.getpid(), 9)", "killed by SIGKILL"),
+        ("os._exit(3)", "exit code 3"),
+    ):
+        assert runs.carry_out(Sleeper(tmp_path / "bad", fails=fails), 3) == reason
     assert runs.log_of(tmp_path / "bad").read_text().startswith("7\n")
 
 
@@ -603,7 +622,17 @@ def test_validations_are_drawn_beside_the_recorded_ones(done: Path, tmp_path: Pa
     assert re.search(rf"{DELTA} +│ 2 +│ 30 +│", out)
 
 
-@pytest.mark.parametrize(("key", "value"), [("finished", False), ("config_digest", "another"), ("split", "validation")])
+def test_runs_go_on_where_their_data_live_now(done: Path) -> None:
+    folder = done / DELTA / "seed-0"
+    works = (runs.Training(folder, {"data.root": "moved"}, None), runs.Judgement(folder, None, root="moved"))
+    assert [work.command()[-2:] for work in works] == [["--data-root", "moved"]] * 2
+    assert "--data-root" not in runs.Training(folder, {}, None).command() + runs.Judgement(folder, None).command()
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("finished", False), ("config_digest", "another"), ("split", "validation"), ("control_finished", False)],
+)
 def test_a_check_of_the_past_or_of_other_data_is_made_again(key: str, value: object, done: Path) -> None:
     folder = done / DELTA / "seed-0"
     judgement = runs.Judgement(folder, done / "none" / "seed-0")
