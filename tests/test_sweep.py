@@ -6,6 +6,7 @@ import json
 import math
 import os
 import re
+import shutil
 import signal
 import statistics
 import subprocess
@@ -13,6 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
@@ -21,16 +23,19 @@ import numpy as np
 import psutil
 import pytest
 from forged import edit_json, forge
+from markdown_it import MarkdownIt
 from networks import SPECS
+from pages import ROOT
 from test_cli import call
 
 from pyro_delta.api.kept import Kept
 from pyro_delta.build import build
 from pyro_delta.errors import UserError
-from pyro_delta.inference.run import read_metrics
-from pyro_delta.report.comparison import ArmChecks, compare, summary
+from pyro_delta.inference.run import config_digest, read_metrics
+from pyro_delta.report.comparison import ArmChecks, Comparison, compare, summary
 from pyro_delta.report.comparison_figure import comparison_figure
-from pyro_delta.report.formats import cells
+from pyro_delta.report.formats import cells, written
+from pyro_delta.report.page_figures import confusion_figure, training_figure
 from pyro_delta.sweep import runs, search
 from pyro_delta.sweep.file import Sweep, keep, parse, read, sweep_names
 from pyro_delta.sweep.file import kept as kept_sweep
@@ -493,6 +498,22 @@ def parse_shorter(sweep: Sweep) -> Sweep:
 
 # --- The table ---
 
+NUMBERS: dict[str, Any] = {
+    "unit": "bits/dim", "split": "test", "n_images": 3, "judged_digest": "d", "delta_nats": 1.0,
+    "floor_holds": True, "latents_used": True, "shuffled_gap_nats": 1.0, "shuffled_gap_se": 0.1, "finished": True,
+    "neg_elbo_bpd": 2.0, "distortion_bpd": 1.0, "rate_nats_mean": 4.0, "rate_nats_min": 0.5,
+}  # fmt: skip
+DEAF = {"shuffled_gap_nats": 0.0, "shuffled_gap_se": 0.0}
+DIVERGED = dict.fromkeys(("neg_elbo_bpd", "distortion_bpd", "rate_nats_mean", "rate_nats_min", "shuffled_gap_nats"))
+
+
+def kept_of(loss: float, **numbers: Any) -> Kept:
+    """A check of three data, each of which has this distortion more or less, and a rate of 4."""
+    distortion_b = loss + np.arange(3.0)
+    if "neg_elbo_bpd" in numbers and numbers["neg_elbo_bpd"] is None:
+        distortion_b[1] = np.nan
+    return Kept({**NUMBERS, **numbers}, np.full(3, 4.0), distortion_b)
+
 
 def test_the_table_is_that_of_the_run_folders(sweep: Sweep, done: Path) -> None:
     found = compare(done)
@@ -595,6 +616,61 @@ def test_forms_and_figure(done: Path, tmp_path: Path) -> None:
     assert not re.search(r"[±−δ]", latex.partition(r"\end{tabular}")[0])
 
 
+NAMES = (
+    "a & b", "x_y%z", "p|q", "c,d", "ünï→", "new\nline", "[1] PixelCNN", "back\\slash", "do$llar$", "<b>", "_hidden_",
+    "{br}", "tab\tx", 'q"uote', "a$x_{$", "*st*", "`x`", "[link](u)", "a\\|b",
+)  # fmt: skip
+FORMS_OF_NAMES = summary("$x_{", [ArmChecks(name, name, "", {0: kept_of(1)}) for name in NAMES], "new\nline")
+
+
+def test_names_of_any_kind_mean_themselves_in_every_form() -> None:
+    cited = [{"name": "[2]\n| %", "neg_elbo_bpd": 1.5, "source": "a\nb"}]
+    costs = dict.fromkeys(("parameters", "data_seen", "training_flops"), 1)
+    rows = [row | costs for row in FORMS_OF_NAMES.rows]
+    found = replace(FORMS_OF_NAMES, rows=rows, cited=cited, notes=[*FORMS_OF_NAMES.notes, "[2]: a\nb."])
+    names = [" ".join(name.split()) for name in (*NAMES, cited[0]["name"])]
+    # Markdown, by another's parser: text that is nothing but text.
+    tokens = MarkdownIt().enable("table").parse(written(found, "markdown"))
+    inline = [token for token in tokens if token.type == "inline"]
+    assert {child.type for token in inline for child in token.children} == {"text", "softbreak"}
+    texts = ["".join(child.content for child in token.children) for token in inline]
+    wide = len(cells(found)[0])
+    assert texts[wide : wide * (1 + len(names)) : wide] == names
+    assert "[1] PixelCNN, back\\slash, do$llar$, <b>" in texts[-1]
+    # LaTeX: a row that begins with [ or * would be an argument of what is before it; what follows is a comment.
+    table, _, notes = written(found, "latex").partition("\\end{tabular}\n")
+    lines = table.splitlines()
+    assert len(lines) == 5 + len(names)
+    assert all(line.count(" & ") == wide - 1 and not line.startswith(("[", "*")) for line in lines[4:-1])
+    assert all(line.startswith("% ") for line in notes.splitlines())
+    # CSV, by another's reader.
+    assert [row["arm"] for row in csv.DictReader(io.StringIO(written(found, "csv"), newline=""))] == list(NAMES)
+    assert written(found, "text").count("\n│") == len(names)
+
+
+def test_names_of_any_kind_are_drawn() -> None:
+    found = replace(FORMS_OF_NAMES, rows=[row for row in FORMS_OF_NAMES.rows if "\t" not in row["arm"]])
+    figure = comparison_figure(found)
+    figure.savefig(io.BytesIO(), format="svg")
+    legend = figure.axes[1].get_legend().get_texts()
+    assert {text.get_text() for text in legend} >= {"do\\$llar\\$", " _hidden_", "*st*"}
+    lines = [{"split": "validation", "step": 2, "neg_elbo_bpd": 1.0}]
+    training_figure({"$x_{": lines, "_y": lines}, "bits/dim", None).savefig(io.BytesIO(), format="svg")
+    confusion_figure(np.eye(2), ["a$x_{$", "b"]).savefig(io.BytesIO(), format="svg")
+
+
+@pytest.mark.parametrize("record", sorted((ROOT / "reference/sweeps").glob("*.json")), ids=lambda path: path.stem)
+def test_recorded_tables_are_those_of_their_records(record: Path) -> None:
+    tree = json.loads(record.read_text())
+    rows = [{"data": None, **row} for row in tree["rows"]]
+    keys = ("title", "unit", "baseline", "notes")
+    found = Comparison(**{key: tree[key] for key in keys}, rows=rows, cited=tree.get("cited", []))
+    assert record.with_suffix(".md").read_text() == written(found, "markdown")
+    for row in rows:
+        if row["arm"] == "no-latents":
+            assert (row["neg_elbo_bpd"], row["rate_nats_mean"]) == pytest.approx((row["distortion_bpd"], 0), abs=1e-4)
+
+
 def test_bounds_of_others_stand_below_beside_what_ours_have_cost(sweep_file: Path, done: Path) -> None:
     text = sweep_file.read_text() + '[[cited]]\nname = "theirs"\nneg_elbo_bpd = 1.5\nsource = "A paper"\n'
     sweep_file.with_name("cited.toml").write_text(text)
@@ -613,6 +689,33 @@ def test_bounds_of_others_stand_below_beside_what_ours_have_cost(sweep_file: Pat
     assert re.match(r"\| theirs \| 1\.5 \| –", lines[4])
     assert lines[-1] == "theirs: A paper."
     assert len({line.count("|") for line in lines[:5]}) == 1
+
+
+def test_runs_that_differ_from_the_rest_of_their_arm_are_told(done: Path, tmp_path: Path) -> None:
+    out = shutil.copytree(done, tmp_path / "out")
+    folder = out / DELTA / "seed-1"
+    assert "Trained otherwise" not in " ".join(compare(out).notes)
+    edit_json(folder, "config.json", lambda tree: {**tree, "training": {**tree["training"], "steps": 20, "seed": 7}})
+    edit_json(folder, "config.json", lambda tree: {**tree, "prior": {**tree["prior"], "dims": 5}})
+    edit_json(
+        folder, "run.json", lambda tree: {**tree, "programs": {"data": {**tree["programs"]["data"], "digest": "0"}}}
+    )
+    edit_json(folder, "check.json", lambda numbers: {**numbers, "config_digest": config_digest(folder)})
+    program = json.loads((folder / "run.json").read_text())["programs"]["data"]["name"]
+    dims = json.loads((done / DELTA / "seed-0" / "config.json").read_text())["prior"]["dims"]
+    assert compare(out).notes[-1] == (
+        f"Trained otherwise than the sweep says, or than the rest of their arm: {DELTA}/seed-1 (prior.dims=5, "
+        f"not {dims}); {DELTA}/seed-1 (training.steps=20, not 30); with {program}, whose files have changed between two runs."
+    )
+
+
+def test_a_control_that_has_not_come_to_its_end_is_none(done: Path, tmp_path: Path) -> None:
+    out = shutil.copytree(done, tmp_path / "out")
+    (out / DELTA / "seed-1" / "check.json").unlink()
+    control = out / "none" / "seed-1"
+    edit_json(control, "config.json", lambda tree: {**tree, "training": {**tree["training"], "steps": 99}})
+    compare(out)
+    assert "control_config_digest" not in json.loads((out / DELTA / "seed-1" / "check.json").read_text())
 
 
 def test_validations_are_drawn_beside_the_recorded_ones(done: Path, tmp_path: Path) -> None:
@@ -645,23 +748,6 @@ def test_a_check_of_the_past_or_of_other_data_is_made_again(key: str, value: obj
     finally:
         (folder / "check.json").write_text(text)
         forge(folder)
-
-
-NUMBERS: dict[str, Any] = {
-    "unit": "bits/dim", "split": "test", "n_images": 3, "judged_digest": "d", "delta_nats": 1.0,
-    "floor_holds": True, "latents_used": True, "shuffled_gap_nats": 1.0, "shuffled_gap_se": 0.1, "finished": True,
-    "neg_elbo_bpd": 2.0, "distortion_bpd": 1.0, "rate_nats_mean": 4.0, "rate_nats_min": 0.5,
-}  # fmt: skip
-DEAF = {"shuffled_gap_nats": 0.0, "shuffled_gap_se": 0.0}
-DIVERGED = dict.fromkeys(("neg_elbo_bpd", "distortion_bpd", "rate_nats_mean", "rate_nats_min", "shuffled_gap_nats"))
-
-
-def kept_of(loss: float, **numbers: Any) -> Kept:
-    """A check of three data, each of which has this distortion more or less, and a rate of 4."""
-    distortion_b = loss + np.arange(3.0)
-    if "neg_elbo_bpd" in numbers and numbers["neg_elbo_bpd"] is None:
-        distortion_b[1] = np.nan
-    return Kept({**NUMBERS, **numbers}, np.full(3, 4.0), distortion_b)
 
 
 @pytest.mark.parametrize(
@@ -775,6 +861,10 @@ def test_the_front_has_what_nothing_beats() -> None:
     [
         (["nowhere"], "nowhere is not a run"),
         (["sweep", "sweep"], "sweep is a sweep, and compared by itself"),
+        (["sweep", "nowhere", "--with", "reference"], "sweep is a sweep, and compared by itself; give runs, or one"),
+        (["run", "run"], "run is given more than once; give each run once"),
+        (["run", "sweep/../run"], "sweep/../run is given more than once, also as run; give each run once"),
+        (["run", "link", "--with", "reference"], "link is given more than once, also as run; give each run once"),
         (["sweep"], "sweep holds no run yet; pyro-delta sweep makes them"),
         (["sweep", "--with", "reference"], "sweep holds no finished run yet; pyro-delta sweep makes them"),
         (["nowhere", "--with", "reference"], "nowhere is not a run"),
@@ -783,6 +873,8 @@ def test_the_front_has_what_nothing_beats() -> None:
 def test_refused_comparisons(args: list[str], words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     keep(parse(TREE), Path("sweep"))
+    Path("run").mkdir()
+    Path("link").symlink_to("run")
     code, _, err = call("compare", *args)
     assert code == 2
     assert words in err

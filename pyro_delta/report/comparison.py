@@ -11,7 +11,9 @@ root of the sum of their squares.
 
 from __future__ import annotations
 
+import json
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -27,8 +29,9 @@ from pyro_delta.diagnostics.cost import flops_per_datum, parameters
 from pyro_delta.errors import UserError
 from pyro_delta.files import finite
 from pyro_delta.hub import here
-from pyro_delta.inference.run import CONFIG, Run, has_checkpoint, load
-from pyro_delta.sweep.file import KEPT, run_folder
+from pyro_delta.inference.run import Run, has_checkpoint, load, read_info, written_sections
+from pyro_delta.report.track import ASIDE
+from pyro_delta.sweep.file import KEPT, Sweep, run_folder
 from pyro_delta.sweep.file import kept as kept_sweep
 
 MEANS = (
@@ -128,13 +131,7 @@ def compare(
         UserError: if there is nothing to compare, or a folder is neither.
     """
     folders = [Path(runs)] if isinstance(runs, str | Path) else [Path(run) for run in runs]
-    if not folders:
-        raise UserError("there is nothing to compare; give runs, or the folder of a sweep.")
-    for folder in folders:
-        if (folder / KEPT).exists() and len(folders) > 1:
-            raise UserError(f"{folder} is a sweep, and compared by itself; give runs, or one sweep.")
-        if folders.count(folder) > 1:
-            raise UserError(f"{folder} is given {folders.count(folder)} times; give each run once.")
+    _check_given(folders)
 
     def checked(folder: Path, control: Path | None = None) -> Kept:
         if (found := kept(here(folder))) is not None:
@@ -158,8 +155,8 @@ def compare(
             control = (
                 None if sweep.control in (None, arm.name) else run_folder(out, sweep.arm(sweep.control or ""), seed)
             )
-            if has_checkpoint(folder) and (kept(folder) or load(folder, trust=trust).finished):
-                checks[seed] = checked(folder, control if control and (control / CONFIG).exists() else None)
+            if _has_ended(folder, trust):
+                checks[seed] = checked(folder, control if control and _has_ended(control, trust) else None)
             else:
                 missing += 1
         if checks:
@@ -169,6 +166,8 @@ def compare(
     baseline = sweep.control if sweep.control in [arm.name for arm in arms] else arms[0].name
     assert baseline is not None
     found = summary(sweep.title, arms, baseline, missing)
+    if apart := _not_alike(sweep, out, arms):
+        found.notes.append(f"Trained otherwise than the sweep says, or than the rest of their arm: {'; '.join(apart)}.")
     if not sweep.cited:
         return found
     # Bounds of others have taken other compute: theirs are set beside what ours have.
@@ -211,6 +210,7 @@ def summary(title: str, arms: Sequence[ArmChecks], baseline: str, missing: int =
 
 def finished_runs(runs: Sequence[Path], trust: bool = False) -> dict[str, list[Path]]:
     """Folders of finished runs by arm, of a sweep or of single runs, which are arms each."""
+    _check_given(runs)
     if not (runs[0] / KEPT).exists():
         return {name: [folder] for name, folder in zip(_names(runs), runs)}
     sweep = kept_sweep(runs[0])
@@ -220,6 +220,65 @@ def finished_runs(runs: Sequence[Path], trust: bool = False) -> dict[str, list[P
         for name, folders in found.items()
     }
     return {name: folders for name, folders in found.items() if folders}
+
+
+def _check_given(folders: Sequence[Path]) -> None:
+    """Refuses nothing, a sweep among others, and a run given twice, also by another path or a link.
+
+    Raises:
+        UserError: saying which.
+    """
+    if not folders:
+        raise UserError("there is nothing to compare; give runs, or the folder of a sweep.")
+    same: dict[Path, Path] = {}
+    for folder in folders:
+        if (folder / KEPT).exists() and len(folders) > 1:
+            raise UserError(f"{folder} is a sweep, and compared by itself; give runs, or one sweep.")
+        if (before := same.setdefault(folder.resolve(), folder)) is not folder:
+            also = "" if before == folder else f", also as {before}"
+            raise UserError(f"{folder} is given more than once{also}; give each run once.")
+
+
+def _has_ended(folder: Path, trust: bool) -> bool:
+    """Whether there is a run whose training has come to its end."""
+    return has_checkpoint(folder) and (kept(folder) is not None or load(folder, trust=trust).finished)
+
+
+def _not_alike(sweep: Sweep, out: Path, arms: Sequence[ArmChecks]) -> list[str]:
+    """Runs whose settings are not what the sweep says of their arm, or most of its runs have, and by which, in words.
+
+    Own programs that have changed between two runs are said, too. No program is imported.
+    """
+    found: list[str] = []
+    programs: dict[tuple[str, str], set[str]] = {}
+    for arm in arms:
+        made = {seed: _told(run_folder(out, sweep.arm(arm.name), seed)) for seed in arm.checks}
+        for key in dict.fromkeys(key for settings in made.values() for key in settings):
+            usual = Counter(settings.get(key, "") for settings in made.values()).most_common(1)[0][0]
+            said = sweep.arm(arm.name).settings.get(key)
+            if said is not None and not key.endswith(".program"):  # a name may say more: folder:PATH
+                usual = json.dumps(said)
+            found += (
+                f"{arm.name}/seed-{seed} ({key}={settings[key]}, not {usual})"
+                for seed, settings in made.items()
+                if key in settings and usual and json.loads(settings[key]) != json.loads(usual)
+            )
+        for seed in arm.checks:
+            info = read_info(run_folder(out, sweep.arm(arm.name), seed))
+            for kind, record in info.programs.items():
+                programs.setdefault((kind, record.name), set()).add(f"{record.digest} {sorted(record.beside.items())}")
+    changed = (name for (_, name), versions in programs.items() if len(versions) > 1)
+    return [*found, *(f"with {name}, whose files have changed between two runs" for name in changed)]
+
+
+def _told(folder: Path) -> dict[str, str]:
+    """The settings of a run that decide its bound, as they were written down: dotted key → JSON."""
+    return {
+        f"{section}.{key}": json.dumps(value, sort_keys=True)
+        for section, fields in written_sections(folder).items()
+        for key, value in fields.items()
+        if key not in ASIDE.get(section, ())
+    }
 
 
 def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
