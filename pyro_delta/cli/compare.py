@@ -80,7 +80,7 @@ def compare(
 def _curves(given: tuple[Path, ...], figure: str | None, trust: bool) -> None:
     """How the validations of runs, or of the arms of a sweep, came along, beside those recorded of the same data."""
     from pyro_delta.inference.run import load
-    from pyro_delta.report.comparison import finished_runs
+    from pyro_delta.report.comparison import finished_runs, nothing_in
     from pyro_delta.report.delta_figure import save_figure
     from pyro_delta.report.tables import print_rows
     from pyro_delta.report.track import curve_of, curves, validation_rows, validations
@@ -99,7 +99,7 @@ def _curves(given: tuple[Path, ...], figure: str | None, trust: bool) -> None:
         if known:
             own.append(curve_of(name, known, ""))
     if not own:
-        raise UserError(f"{given[0]} holds no finished run yet; pyro-delta sweep makes them.")
+        raise nothing_in(given[0])
     data = {curve.settings["data"]["program"] for curve in own}
     recorded = [curve for curve in curves() if curve.settings["data"]["program"] in data]
     if figure is not None:

@@ -162,7 +162,7 @@ def compare(
         if checks:
             arms.append(ArmChecks(arm.name, arm.family, arm.across, checks))
     if not arms:
-        raise UserError(f"{out} holds no run yet; pyro-delta sweep makes them.")
+        raise nothing_in(out)
     baseline = sweep.control if sweep.control in [arm.name for arm in arms] else arms[0].name
     assert baseline is not None
     found = summary(sweep.title, arms, baseline, missing)
@@ -220,6 +220,15 @@ def finished_runs(runs: Sequence[Path], trust: bool = False) -> dict[str, list[P
         for name, folders in found.items()
     }
     return {name: folders for name, folders in found.items() if folders}
+
+
+def nothing_in(out: Path) -> UserError:
+    """What to say of the folder of a sweep that has no run to compare."""
+    if any(out.glob("trial-*/")):
+        return UserError(
+            f"{out} holds the trials of a search; compare runs of it, such as {next(out.glob('trial-*/'))}."
+        )
+    return UserError(f"{out} holds no finished run yet; pyro-delta sweep makes them.")
 
 
 def _check_given(folders: Sequence[Path]) -> None:

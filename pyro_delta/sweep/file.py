@@ -58,7 +58,11 @@ KEPT = "sweep.json"
 SECTIONS = ("sweep", "settings", "grid", "arms", "search", "cited")
 SEED = "training.seed"
 ROOT = "data.root"
-TAKEN = (KEPT, "search.db", "submitit")
+STORAGE = "search.db"
+"""In the folder of a sweep: what a search has tried."""
+JOBS = "submitit"
+"""In the folder of a sweep: submitit's own files."""
+TAKEN = (KEPT, STORAGE, JOBS)
 """Names in the folder of a sweep that no arm can have."""
 LONGEST_NAME = 200
 """Bytes of a name of a folder; file systems take 255, and files beside it have an ending."""

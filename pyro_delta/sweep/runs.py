@@ -28,7 +28,7 @@ from pyro_delta.errors import UserError
 from pyro_delta.inference.run import config_digest, has_checkpoint, is_finished, read_config, read_state
 from pyro_delta.lock import locked
 from pyro_delta.sweep import require
-from pyro_delta.sweep.file import ROOT, SEED, Arm, Sweep, run_folder
+from pyro_delta.sweep.file import JOBS, ROOT, SEED, Arm, Sweep, run_folder
 
 POLL = 0.2
 """Seconds between two looks at a process or a lock."""
@@ -258,7 +258,7 @@ class Submitit:
         chosen = {"timeout_min": LONGEST, **parameters}
         cluster = chosen.pop("cluster", None)
         try:
-            self.executor = submitit.AutoExecutor(out / "submitit", cluster=cluster)
+            self.executor = submitit.AutoExecutor(out / JOBS, cluster=cluster)
             self.executor.update_parameters(**chosen)
         except (NameError, TypeError, ValueError, RuntimeError, AssertionError) as error:
             raise UserError(f"submitit refuses {dict(parameters)}: {' '.join(str(error).split())}") from None
