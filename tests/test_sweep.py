@@ -710,12 +710,17 @@ def test_runs_that_differ_from_the_rest_of_their_arm_are_told(done: Path, tmp_pa
     assert told.endswith(f"steps=20, not 30); with {program}, whose files have changed between two runs.")
 
 
-def test_a_control_that_has_not_come_to_its_end_is_none(done: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("diverged", [False, True])
+def test_a_control_that_has_diverged_or_not_come_to_its_end_is_none(diverged: bool, done: Path, tmp_path: Path) -> None:
     out = shutil.copytree(done, tmp_path / "out")
-    (out / DELTA / "seed-1" / "check.json").unlink()
     control = out / "none" / "seed-1"
-    edit_json(control, "config.json", lambda tree: {**tree, "training": {**tree["training"], "steps": 99}})
-    compare(out)
+    if diverged:
+        np.savez(control / "terms.npz", **dict.fromkeys(("rate", "distortion"), np.full(40, np.nan)))
+        edit_json(control, "check.json", lambda numbers: numbers | DIVERGED)
+    else:
+        edit_json(control, "config.json", lambda tree: {**tree, "training": {**tree["training"], "steps": 99}})
+    (out / DELTA / "seed-1" / "check.json").unlink()
+    assert [row["seeds"] for row in compare(out).rows] == [1 + diverged, 2]
     assert "control_config_digest" not in json.loads((out / DELTA / "seed-1" / "check.json").read_text())
 
 
@@ -781,6 +786,12 @@ def test_a_check_of_the_past_or_of_other_data_is_made_again(key: str, value: obj
             [{"on_front": True}, {"neg_elbo_bpd": None, "distortion_below_nats": None, "on_front": False}],
             "Diverged, and in no mean: b (1 of 1).",
         ),
+        (
+            {0: kept_of(0, **DIVERGED)},
+            {0: kept_of(9)},
+            [{"neg_elbo_bpd": None, "on_front": False}, {"distortion_below_nats": None, "on_front": True}],
+            "Diverged, and in no mean: a (1 of 1).",
+        ),
         # Of one seed alone both are there: its error is over the data, which differ by nothing.
         (
             {1: kept_of(9)},
@@ -811,6 +822,7 @@ def test_a_row_is_of_what_its_runs_know_and_a_note_says_of_how_many(
     for row, known in zip(found.rows, expected, strict=True):
         assert {key: row[key] for key in known} == known
     assert note in found.notes
+    assert not any(text.startswith("Of other data") for text in found.notes)
     for text in map(str, found.notes):
         assert "nan" not in text
     assert all("nan" not in cell for row in cells(found) for cell in row)

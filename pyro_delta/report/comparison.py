@@ -31,7 +31,7 @@ from pyro_delta.files import finite
 from pyro_delta.hub import here
 from pyro_delta.inference.run import Run, has_checkpoint, load, read_info, written_sections
 from pyro_delta.report.track import ASIDE
-from pyro_delta.sweep.file import KEPT, Sweep, run_folder
+from pyro_delta.sweep.file import KEPT, Arm, Sweep, run_folder
 from pyro_delta.sweep.file import kept as kept_sweep
 
 MEANS = (
@@ -147,16 +147,22 @@ def compare(
             "runs", [ArmChecks(name, name, "", {0: checked(folder)}) for name, folder in zip(names, folders)], names[0]
         )
     sweep, out = kept_sweep(folders[0]), folders[0]
+
+    def control_of(arm: Arm, seed: int) -> Path | None:
+        """The control of a run, if it has come to its end and has not diverged."""
+        if sweep.control in (None, arm.name):
+            return None
+        folder = run_folder(out, sweep.arm(sweep.control or ""), seed)
+        usable = _has_ended(folder, trust) and checked(folder).numbers["neg_elbo_bpd"] is not None
+        return folder if usable else None
+
     arms, missing = [], 0
     for arm in sweep.arms:
         checks = {}
         for seed in sweep.seeds:
             folder = run_folder(out, arm, seed)
-            control = (
-                None if sweep.control in (None, arm.name) else run_folder(out, sweep.arm(sweep.control or ""), seed)
-            )
             if _has_ended(folder, trust):
-                checks[seed] = checked(folder, control if control and _has_ended(control, trust) else None)
+                checks[seed] = kept(folder) or checked(folder, control_of(arm, seed))
             else:
                 missing += 1
         if checks:
@@ -457,7 +463,8 @@ def _notes(arms: Sequence[ArmChecks], rows: list[dict[str, Any]], base: ArmCheck
         notes.append(f"Not known of all runs: {'; '.join(partly)}.")
     if deaf := [arm.name for arm in arms if all(map(_is_deaf, arm.checks.values()))]:
         notes.append(f"Decoders that do not hear z pay no rate, their −ELBO is their distortion: {', '.join(deaf)}.")
-    others = [row for row in rows if row["arm"] != base.name and not (0 < row["diverged"] == row["seeds"])]
+    lost = {row["arm"] for row in rows if row["diverged"] == row["seeds"]}
+    others = [row for row in rows if not {row["arm"], base.name} & lost and row["arm"] != base.name]
     if apart := [row["arm"] for row in others if not row["paired_seeds"]]:
         notes.append(f"Of other data or seeds, and so not compared by datum: {', '.join(apart)}.")
     fewer = [
