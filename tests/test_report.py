@@ -337,7 +337,7 @@ def test_a_run_that_diverged_has_a_page(tmp_path: Path) -> None:
     assert "Diverged, and the check fails." in text
     assert "What it draws" not in text
     # Its check stays with it as any other's: it can be read again, and stands in a table, with nothing known of it.
-    assert call("check", tmp_path / "run", "--keep")[0] == 1
+    assert call("check", tmp_path / "run", "--keep", "--images", 12)[0] == 1
     code, table, err = call("compare", tmp_path / "run", "--format", "markdown")
     assert code == 0, err
     assert "Diverged, and in no mean: run (1 of 1)." in table
