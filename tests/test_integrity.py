@@ -252,7 +252,7 @@ WRONG: dict[str, tuple[str, Callable[[Path], None]]] = {
     "evaluations without a split": ("evaluations", text("evaluations.json", "[{}]")),
     "deep evaluations": ("evaluations.json", text("evaluations.json", DEEP)),
     "terms of another length": ("kept", terms(np.ones(3))),
-    "terms that are NaN": ("kept", terms(np.full(360, np.nan))),
+    "terms that are NaN, of a run that has not diverged": ("kept", terms(np.full(360, np.nan))),
     "terms as objects": ("kept", terms(np.array(["a"] * 360))),
 }
 

@@ -336,6 +336,17 @@ def test_a_run_that_diverged_has_a_page(tmp_path: Path) -> None:
     assert printed["verdict"] == "diverged"
     assert "Diverged, and the check fails." in text
     assert "What it draws" not in text
+    # Its check stays with it as any other's: it can be read again, and stands in a table, with nothing known of it.
+    assert call("check", tmp_path / "run", "--keep", "--images", 12)[0] == 1
+    code, table, err = call("compare", tmp_path / "run", "--format", "markdown")
+    assert code == 0, err
+    assert "Diverged, and in no mean: run (1 of 1)." in table
+    assert "nan" not in table
+    _, printed = shown_by(tmp_path / "run")
+    assert (printed["verdict"], printed["failure"]) == ("diverged", "check failed: the numbers are not finite.")
+    code, _, err = call("check", tmp_path / "run", "--control", tmp_path / "run", "--images", 12)
+    assert code == 2
+    assert "the control's numbers are not finite: its training diverged" in err
 
 
 def made_by(ends: Sequence[int], **settings: Any) -> list[dict[str, Any]]:

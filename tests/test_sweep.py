@@ -6,6 +6,7 @@ import json
 import math
 import os
 import re
+import shutil
 import signal
 import statistics
 import subprocess
@@ -13,6 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
@@ -21,17 +23,22 @@ import numpy as np
 import psutil
 import pytest
 from forged import edit_json, forge
+from markdown_it import MarkdownIt
 from networks import SPECS
+from pages import ROOT
 from test_cli import call
 
 from pyro_delta.api.kept import Kept
 from pyro_delta.build import build
 from pyro_delta.errors import UserError
-from pyro_delta.inference.run import read_metrics
-from pyro_delta.report.comparison import ArmChecks, compare, summary
+from pyro_delta.inference.run import config_digest, read_metrics
+from pyro_delta.report.comparison import ArmChecks, Comparison, compare, summary
 from pyro_delta.report.comparison_figure import comparison_figure
+from pyro_delta.report.formats import cells, written
+from pyro_delta.report.page_figures import confusion_figure, training_figure
 from pyro_delta.sweep import runs, search
 from pyro_delta.sweep.file import Sweep, keep, parse, read, sweep_names
+from pyro_delta.sweep.file import kept as kept_sweep
 
 DATA = """
 from pyro_delta.data.images.datasets import Digits
@@ -165,6 +172,16 @@ def test_grids_are_multiplied_out_over_arms() -> None:
         ({"grid": {"training": {"lr": []}}}, "grid.training.lr=[] is not a list of values; give some"),
         ({"grid": {"training": {"lr": 0.1}}}, "grid.training.lr=0.1 is not a list of values; give some"),
         ({"arms": [{"name": "a", "grid": {"prior": {"dims": 2}}}]}, "arms.a.grid.prior.dims=2 is not a list"),
+        ({"arms": [{"name": "sweep.json"}]}, "the arm 'sweep.json' would take the place of a file of the sweep"),
+        ({"arms": [{"name": "submitit"}]}, "the arm 'submitit' would take the place of a file of the sweep"),
+        ({"arms": [{"name": "a" * 201}]}, "needs a folder of too long a name; give fewer or shorter values"),
+        ({"arms": [{"name": "a", "prior": {"dims": 2}}], "grid": {"prior": {"dims": [3]}}}, "'a' has prior.dims twice"),
+        (
+            {"arms": [{"name": "a", "grid": {"prior": {"dims": [2]}}}], "grid": {"prior": {"dims": [3]}}},
+            "arm 'a' has prior.dims twice, in itself and in a grid; give it in one place",
+        ),
+        ({"arms": [{"name": "a", "prior": {"dims": 2}, "grid": {"prior": {"dims": [3]}}}]}, "'a' has prior.dims twice"),
+        ({"search": {"training": {"seed": {"low": 0, "high": 9}}}}, "search.training.seed is drawn, but seeds are the"),
         ({"search": {"training": {"lr": 0.1}}}, "search.training.lr=0.1 is not a range; give {low"),
         ({"search": {"training": {"lr": {"low": 1.0}}}}, "search.training.lr={'low': 1.0}: give low and high"),
         ({"search": {"training": {"lr": {"low": 2, "high": 1}}}}, "low=2 must lie below high=1"),
@@ -218,6 +235,8 @@ def test_refused_command_lines(args: list[str], words: str, tmp_path: Path, monk
 def test_a_folder_takes_other_seeds_of_its_sweep_and_no_other_sweep(tmp_path: Path) -> None:
     keep(parse(TREE), tmp_path)
     keep(parse(TREE, seeds=5), tmp_path)
+    keep(parse(TREE, [("data.root", "moved")]), tmp_path)
+    assert kept_sweep(tmp_path).arms[1].settings["data.root"] == "moved"
     with pytest.raises(UserError, match=re.escape("whose arm 'a' has training.lr=None, not 0.5; give another --out")):
         keep(parse(TREE, [("training.lr", 0.5)]), tmp_path)
     with pytest.raises(UserError, match=re.escape("with the arm 'b'; give another --out")):
@@ -249,8 +268,8 @@ def test_a_missing_package_is_named(
 class Sleeper:
     """Work whose process says a line and sleeps, and that is done when a file is there."""
 
-    def __init__(self, folder: Path, seconds: float = 0.0, makes: bool = True) -> None:
-        self.folder, self.seconds, self.makes = folder, seconds, makes
+    def __init__(self, folder: Path, seconds: float = 0.0, fails: str = "") -> None:
+        self.folder, self.seconds, self.fails = folder, seconds, fails
 
     def done(self) -> bool:
         return (self.folder / "done").exists()
@@ -273,9 +292,9 @@ def as_script(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def script(work: Sleeper) -> list[str]:
     """What a sleeper's process does; it ends in order when it is asked to."""
-    made = f"open({str(work.folder / 'done')!r}, 'w')" if work.makes else "sys.exit('no\\nroom')"
+    made = work.fails or f"open({str(work.folder / 'done')!r}, 'w')"
     stop = "signal.signal(15, lambda *_: (print('stopped at step 3', flush=True), sys.exit(130)))"
-    threads = "print(os.environ['OMP_NUM_THREADS'])"
+    threads = "pass" if work.fails.startswith("os._exit") else "print(os.environ['OMP_NUM_THREADS'])"
     return [f"import os, signal, sys, time; {stop}; {threads}; time.sleep({work.seconds}); {made}"]
 
 
@@ -288,7 +307,13 @@ def test_threads_failures_and_what_is_done(tmp_path: Path, monkeypatch: pytest.M
     assert runs.carry_out(Sleeper(good), 3) is None
     assert runs.log_of(good).read_text() == "3\n"  # no second process
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
-    assert runs.carry_out(Sleeper(tmp_path / "bad", makes=False), 3) == "room"
+    # Why it failed is what this process has said, or what has ended it, and nothing that stood in the log before.
+    for fails, reason in (
+        ("sys.exit('no\\nroom')", "room"),
+        ("sys.stdout.flush(); os.kill(os.getpid(), 9)", "killed by SIGKILL"),
+        ("os._exit(3)", "exit code 3"),
+    ):
+        assert runs.carry_out(Sleeper(tmp_path / "bad", fails=fails), 3) == reason
     assert runs.log_of(tmp_path / "bad").read_text().startswith("7\n")
 
 
@@ -473,17 +498,36 @@ def parse_shorter(sweep: Sweep) -> Sweep:
 
 # --- The table ---
 
+NUMBERS: dict[str, Any] = {
+    "unit": "bits/dim", "split": "test", "n_images": 3, "judged_digest": "d", "delta_nats": 1.0,
+    "floor_holds": True, "latents_used": True, "shuffled_gap_nats": 1.0, "shuffled_gap_se": 0.1, "finished": True,
+    "neg_elbo_bpd": 2.0, "distortion_bpd": 1.0, "rate_nats_mean": 4.0, "rate_nats_min": 0.5,
+}  # fmt: skip
+DEAF = {"shuffled_gap_nats": 0.0, "shuffled_gap_se": 0.0}
+DIVERGED = dict.fromkeys(("neg_elbo_bpd", "distortion_bpd", "rate_nats_mean", "rate_nats_min", "shuffled_gap_nats"))
+
+
+def kept_of(loss: float, **numbers: Any) -> Kept:
+    """A check of three data, each of which has this distortion more or less, and a rate of 4."""
+    distortion_b = loss + np.arange(3.0)
+    if "neg_elbo_bpd" in numbers and numbers["neg_elbo_bpd"] is None:
+        distortion_b[1] = np.nan
+    return Kept({**NUMBERS, **numbers}, np.full(3, 4.0), distortion_b)
+
 
 def test_the_table_is_that_of_the_run_folders(sweep: Sweep, done: Path) -> None:
     found = compare(done)
     assert (found.baseline, found.title) == ("none", "a tiny sweep")
     for row in found.rows:
         checks = [numbers_of(done, row["arm"], seed) for seed in (0, 1)]
+        if row["arm"] == "none":  # it pays no rate
+            checks = [{**check, "neg_elbo_bpd": check["distortion_bpd"], "rate_nats_mean": 0} for check in checks]
         for key in ("neg_elbo_bpd", "distortion_bpd", "rate_nats_mean", "told_calibrated_nats", "probe_accuracy"):
             values = [check[key] for check in checks]
             assert row[key] == pytest.approx(statistics.mean(values))
             assert row[f"{key}_se"] == pytest.approx(statistics.stdev(values) / math.sqrt(2))
-        assert row["rate_nats_min"] == min(check["rate_nats_min"] for check in checks)
+        least = [check["rate_nats_min"] for check in checks]
+        assert row["rate_nats_min"] == (None if row["arm"] == "none" else min(least))
         assert row["latents_used"] == sum(check["latents_used"] for check in checks)
     # What `check --control` has measured by itself: bought, and the same less the rate.
     delta = found.rows[1]
@@ -572,6 +616,61 @@ def test_forms_and_figure(done: Path, tmp_path: Path) -> None:
     assert not re.search(r"[±−δ]", latex.partition(r"\end{tabular}")[0])
 
 
+NAMES = (
+    "a & b", "x_y%z", "p|q", "c,d", "ünï→", "new\nline", "[1] PixelCNN", "back\\slash", "do$llar$", "<b>", "_hidden_",
+    "{br}", "tab\tx", 'q"uote', "a$x_{$", "*st*", "`x`", "[link](u)", "a\\|b",
+)  # fmt: skip
+FORMS_OF_NAMES = summary("$x_{", [ArmChecks(name, name, "", {0: kept_of(1)}) for name in NAMES], "new\nline")
+
+
+def test_names_of_any_kind_mean_themselves_in_every_form() -> None:
+    cited = [{"name": "[2]\n| %", "neg_elbo_bpd": 1.5, "source": "a\nb"}]
+    costs = dict.fromkeys(("parameters", "data_seen", "training_flops"), 1)
+    rows = [row | costs for row in FORMS_OF_NAMES.rows]
+    found = replace(FORMS_OF_NAMES, rows=rows, cited=cited, notes=[*FORMS_OF_NAMES.notes, "[2]: a\nb."])
+    names = [" ".join(name.split()) for name in (*NAMES, cited[0]["name"])]
+    # Markdown, by another's parser: text that is nothing but text.
+    tokens = MarkdownIt().enable("table").parse(written(found, "markdown"))
+    inline = [token for token in tokens if token.type == "inline"]
+    assert {child.type for token in inline for child in token.children} == {"text", "softbreak"}
+    texts = ["".join(child.content for child in token.children) for token in inline]
+    wide = len(cells(found)[0])
+    assert texts[wide : wide * (1 + len(names)) : wide] == names
+    assert "[1] PixelCNN, back\\slash, do$llar$, <b>" in texts[-1]
+    # LaTeX: a row that begins with [ or * would be an argument of what is before it; what follows is a comment.
+    table, _, notes = written(found, "latex").partition("\\end{tabular}\n")
+    lines = table.splitlines()
+    assert len(lines) == 5 + len(names)
+    assert all(line.count(" & ") == wide - 1 and not line.startswith(("[", "*")) for line in lines[4:-1])
+    assert all(line.startswith("% ") for line in notes.splitlines())
+    # CSV, by another's reader.
+    assert [row["arm"] for row in csv.DictReader(io.StringIO(written(found, "csv"), newline=""))] == list(NAMES)
+    assert written(found, "text").count("\n│") == len(names)
+
+
+def test_names_of_any_kind_are_drawn() -> None:
+    found = replace(FORMS_OF_NAMES, rows=[row for row in FORMS_OF_NAMES.rows if "\t" not in row["arm"]])
+    figure = comparison_figure(found)
+    figure.savefig(io.BytesIO(), format="svg")
+    legend = figure.axes[1].get_legend().get_texts()
+    assert {text.get_text() for text in legend} >= {"do\\$llar\\$", " _hidden_", "*st*"}
+    lines = [{"split": "validation", "step": 2, "neg_elbo_bpd": 1.0}]
+    training_figure({"$x_{": lines, "_y": lines}, "bits/dim", None).savefig(io.BytesIO(), format="svg")
+    confusion_figure(np.eye(2), ["a$x_{$", "b"]).savefig(io.BytesIO(), format="svg")
+
+
+@pytest.mark.parametrize("record", sorted((ROOT / "reference/sweeps").glob("*.json")), ids=lambda path: path.stem)
+def test_recorded_tables_are_those_of_their_records(record: Path) -> None:
+    tree = json.loads(record.read_text())
+    rows = [{"data": None, **row} for row in tree["rows"]]
+    keys = ("title", "unit", "baseline", "notes")
+    found = Comparison(**{key: tree[key] for key in keys}, rows=rows, cited=tree.get("cited", []))
+    assert record.with_suffix(".md").read_text() == written(found, "markdown")
+    for row in rows:
+        if row["arm"] == "no-latents":
+            assert (row["neg_elbo_bpd"], row["rate_nats_mean"]) == pytest.approx((row["distortion_bpd"], 0), abs=1e-4)
+
+
 def test_bounds_of_others_stand_below_beside_what_ours_have_cost(sweep_file: Path, done: Path) -> None:
     text = sweep_file.read_text() + '[[cited]]\nname = "theirs"\nneg_elbo_bpd = 1.5\nsource = "A paper"\n'
     sweep_file.with_name("cited.toml").write_text(text)
@@ -592,6 +691,39 @@ def test_bounds_of_others_stand_below_beside_what_ours_have_cost(sweep_file: Pat
     assert len({line.count("|") for line in lines[:5]}) == 1
 
 
+def test_runs_that_differ_from_the_rest_of_their_arm_are_told(done: Path, tmp_path: Path) -> None:
+    out = shutil.copytree(done, tmp_path / "out")
+    folder = out / DELTA / "seed-1"
+    assert "Trained otherwise" not in " ".join(compare(out).notes)
+    edit_json(folder, "config.json", lambda tree: {**tree, "training": {**tree["training"], "steps": 20, "seed": 7}})
+    edit_json(folder, "config.json", lambda tree: {**tree, "prior": {**tree["prior"], "dims": 5}})
+    edit_json(
+        folder, "run.json", lambda tree: {**tree, "programs": {"data": {**tree["programs"]["data"], "digest": "0"}}}
+    )
+    edit_json(folder, "check.json", lambda numbers: {**numbers, "config_digest": config_digest(folder)})
+    program = json.loads((folder / "run.json").read_text())["programs"]["data"]["name"]
+    dims = json.loads((done / DELTA / "seed-0" / "config.json").read_text())["prior"]["dims"]
+    told = compare(out).notes[-1]
+    assert (
+        f"than the rest of their arm: {DELTA}/seed-1 (prior.dims=5, not {dims}); {DELTA}/seed-1 (training.steps" in told
+    )
+    assert told.endswith(f"steps=20, not 30); with {program}, whose files have changed between two runs.")
+
+
+@pytest.mark.parametrize("diverged", [False, True])
+def test_a_control_that_has_diverged_or_not_come_to_its_end_is_none(diverged: bool, done: Path, tmp_path: Path) -> None:
+    out = shutil.copytree(done, tmp_path / "out")
+    control = out / "none" / "seed-1"
+    if diverged:
+        np.savez(control / "terms.npz", **dict.fromkeys(("rate", "distortion"), np.full(40, np.nan)))
+        edit_json(control, "check.json", lambda numbers: numbers | DIVERGED)
+    else:
+        edit_json(control, "config.json", lambda tree: {**tree, "training": {**tree["training"], "steps": 99}})
+    (out / DELTA / "seed-1" / "check.json").unlink()
+    assert [row["seeds"] for row in compare(out).rows] == [1 + diverged, 2]
+    assert "control_config_digest" not in json.loads((out / DELTA / "seed-1" / "check.json").read_text())
+
+
 def test_validations_are_drawn_beside_the_recorded_ones(done: Path, tmp_path: Path) -> None:
     code, out, err = call("compare", done, "--with", "reference", "--figure", tmp_path / "curves.png")
     assert code == 0, err
@@ -599,7 +731,17 @@ def test_validations_are_drawn_beside_the_recorded_ones(done: Path, tmp_path: Pa
     assert re.search(rf"{DELTA} +│ 2 +│ 30 +│", out)
 
 
-@pytest.mark.parametrize(("key", "value"), [("finished", False), ("config_digest", "another"), ("split", "validation")])
+def test_runs_go_on_where_their_data_live_now(done: Path) -> None:
+    folder = done / DELTA / "seed-0"
+    works = (runs.Training(folder, {"data.root": "moved"}, None), runs.Judgement(folder, None, root="moved"))
+    assert [work.command()[-2:] for work in works] == [["--data-root", "moved"]] * 2
+    assert "--data-root" not in runs.Training(folder, {}, None).command() + runs.Judgement(folder, None).command()
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("finished", False), ("config_digest", "another"), ("split", "validation"), ("control_finished", False)],
+)
 def test_a_check_of_the_past_or_of_other_data_is_made_again(key: str, value: object, done: Path) -> None:
     folder = done / DELTA / "seed-0"
     judgement = runs.Judgement(folder, done / "none" / "seed-0")
@@ -614,17 +756,84 @@ def test_a_check_of_the_past_or_of_other_data_is_made_again(key: str, value: obj
         forge(folder)
 
 
+@pytest.mark.parametrize(
+    ("control", "arm", "expected", "note"),
+    [
+        # A control pays no rate: neither in its row nor as the baseline, 9 − 5 and 9 − (5 + 4).
+        (
+            {0: kept_of(9, **DEAF, distortion_bpd=1.5, distortion_bpd_se=0.1)},
+            {0: kept_of(5)},
+            [
+                {"neg_elbo_bpd": 1.5, "neg_elbo_bpd_se": 0.1, "rate_nats_mean": 0, "rate_nats_min": None},
+                {"neg_elbo_bpd": 2.0, "distortion_below_nats": 4, "neg_elbo_below_nats": 0, "on_front": True},
+            ],
+            "Decoders that do not hear z pay no rate, their −ELBO is their distortion: a.",
+        ),
+        # A run that diverged is in no mean, and none of its data in a difference.
+        (
+            {0: kept_of(9), 1: kept_of(8)},
+            {0: kept_of(5, neg_elbo_bpd=2.5), 1: kept_of(0, **DIVERGED)},
+            [
+                {},
+                {"neg_elbo_bpd": 2.5, "neg_elbo_bpd_se": None, "seeds": 2, "diverged": 1, "paired_seeds": 1}
+                | {"distortion_below_nats": 4},
+            ],
+            "Diverged, and in no mean: b (1 of 2).",
+        ),
+        (
+            {0: kept_of(9)},
+            {0: kept_of(0, **DIVERGED)},
+            [{"on_front": True}, {"neg_elbo_bpd": None, "distortion_below_nats": None, "on_front": False}],
+            "Diverged, and in no mean: b (1 of 1).",
+        ),
+        (
+            {0: kept_of(0, **DIVERGED)},
+            {0: kept_of(9)},
+            [{"neg_elbo_bpd": None, "on_front": False}, {"distortion_below_nats": None, "on_front": True}],
+            "Diverged, and in no mean: a (1 of 1).",
+        ),
+        # Of one seed alone both are there: its error is over the data, which differ by nothing.
+        (
+            {1: kept_of(9)},
+            {0: kept_of(5), 1: kept_of(6), 2: kept_of(7)},
+            [{}, {"distortion_below_nats": 3, "distortion_below_nats_se": 0, "paired_seeds": 1}],
+            "Compared by datum in a part of the runs alone: b (1 of 3, with the error over the data).",
+        ),
+        # 2, 6 and their mean 4 with the error √8 / √2.
+        (
+            {0: kept_of(9), 1: kept_of(9)},
+            {0: kept_of(7), 1: kept_of(3), 2: kept_of(1)},
+            [{}, {"distortion_below_nats": 4, "distortion_below_nats_se": 2, "paired_seeds": 2}],
+            "Compared by datum in a part of the runs alone: b (2 of 3).",
+        ),
+        # What one run knows alone has no error.
+        (
+            {0: kept_of(9), 1: kept_of(8)},
+            {0: kept_of(5, told_calibrated_nats=0.7), 1: kept_of(6, told_calibrated_nats=None)},
+            [{}, {"told_calibrated_nats": 0.7, "told_calibrated_nats_se": None}],
+            "Not known of all runs: b, told_calibrated_nats (1 of 2).",
+        ),
+    ],
+)
+def test_a_row_is_of_what_its_runs_know_and_a_note_says_of_how_many(
+    control: dict[int, Kept], arm: dict[int, Kept], expected: list[dict[str, Any]], note: str
+) -> None:
+    found = summary("t", [ArmChecks("a", "a", "", control), ArmChecks("b", "b", "", arm)], "a")
+    for row, known in zip(found.rows, expected, strict=True):
+        assert {key: row[key] for key in known} == known
+    assert note in found.notes
+    assert not any(text.startswith("Of other data") for text in found.notes)
+    for text in map(str, found.notes):
+        assert "nan" not in text
+    assert all("nan" not in cell for row in cells(found) for cell in row)
+
+
 def rows_of(families: Sequence[str], along: Sequence[str]) -> list[ArmChecks]:
     """Arms whose rate grows along the grid."""
-    numbers = {
-        "unit": "bits/dim", "split": "test", "n_images": 3, "judged_digest": "d", "delta_nats": 1.0,
-        "floor_holds": True, "latents_used": True, "shuffled_gap_nats": 1.0, "shuffled_gap_se": 0.1, "finished": False,
-        "neg_elbo_bpd": 2.0, "distortion_bpd": 1.0,
-    }  # fmt: skip
     arms = []
     for family in families:
         for rate, place in enumerate(along):
-            mine = {**numbers, "rate_nats_mean": float(rate), "rate_nats_min": 0.5, "told_calibrated_nats": rate / 2}
+            mine = {**NUMBERS, "finished": False, "rate_nats_mean": float(rate), "told_calibrated_nats": rate / 2}
             terms = np.full(3, float(rate))
             arms.append(ArmChecks(f"{family},{place}", family, place, {0: Kept(mine, terms, terms)}))
     return arms
@@ -665,7 +874,12 @@ def test_the_front_has_what_nothing_beats() -> None:
     [
         (["nowhere"], "nowhere is not a run"),
         (["sweep", "sweep"], "sweep is a sweep, and compared by itself"),
-        (["sweep"], "sweep holds no run yet; pyro-delta sweep makes them"),
+        (["sweep", "nowhere", "--with", "reference"], "sweep is a sweep, and compared by itself; give runs, or one"),
+        (["run", "run"], "run is given more than once; give each run once"),
+        (["run", "sweep/../run"], "sweep/../run is given more than once, also as run; give each run once"),
+        (["run", "link", "--with", "reference"], "link is given more than once, also as run; give each run once"),
+        (["sweep"], "sweep holds no finished run yet; pyro-delta sweep makes them"),
+        (["searched"], "searched holds the trials of a search; compare runs of it, such as searched/trial-0"),
         (["sweep", "--with", "reference"], "sweep holds no finished run yet; pyro-delta sweep makes them"),
         (["nowhere", "--with", "reference"], "nowhere is not a run"),
     ],
@@ -673,6 +887,10 @@ def test_the_front_has_what_nothing_beats() -> None:
 def test_refused_comparisons(args: list[str], words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     keep(parse(TREE), Path("sweep"))
+    Path("run").mkdir()
+    Path("link").symlink_to("run")
+    keep(parse(TREE), Path("searched"))
+    Path("searched/trial-0").mkdir()
     code, _, err = call("compare", *args)
     assert code == 2
     assert words in err
@@ -745,6 +963,29 @@ def test_a_search_refuses_bad_ranges_before_any_work(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="a search is over one arm, and the sweep 's' has 2; leave one"):
         search.search(parse({**TREE, "search": SEARCH}), tmp_path, 1, 1, print)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("content", [b"no data base", b"SQLite format 3\0" + b"x" * 3000])
+def test_a_damaged_storage_is_named(content: bytes, tmp_path: Path) -> None:
+    pytest.importorskip("optuna")
+    sweep = parse({**TREE, "arms": TREE["arms"][:1], "search": SEARCH})
+    keep(sweep, tmp_path)
+    (tmp_path / "search.db").write_bytes(content)
+    with pytest.raises(UserError, match=r"search\.db cannot be read: .*; restore it, or move it away") as caught:
+        search.search(sweep, tmp_path, 1, 1, print)
+    assert "\n" not in str(caught.value)
+
+
+def test_choices_may_be_lists(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("optuna")
+    monkeypatch.setattr(search, "Local", Scripted)
+    monkeypatch.setattr(Scripted, "begun", [])
+    ranges = SEARCH | {"likelihood": {"channels": {"choices": [[8], [4, 4]]}}}
+    sweep = parse({**TREE, "arms": TREE["arms"][:1], "search": ranges})
+    found = search.search(sweep, tmp_path, 2, 1, print)
+    assert found.best["likelihood.channels"] in ([8], [4, 4])
+    search.search(sweep, tmp_path, 3, 1, print)
+    assert len(Scripted.begun) == 3
 
 
 def test_a_trial_is_an_ordinary_run(sweep: Sweep, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from pyro_delta import config as configuration
 from pyro_delta.diagnostics.cost import flops_per_datum, parameters
 from pyro_delta.report import track
+from pyro_delta.report.progress import following
 from pyro_delta.report.track import Curve, Track, curves, recorded, tracked, validation_rows
 from pyro_delta.report.track_figure import track_figure
 from pyro_delta.vae import VAE
@@ -108,10 +109,21 @@ def test_a_run_far_off_says_so_once(bounds: list[tuple[int, float | None]], said
         assert "off its track" in str(found[said_at])
 
 
-def test_of_one_seed_a_part_of_the_bound_is_the_deviation(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(track, "curves", lambda: [curve((2.0,), (2.0,))])
-    assert Track(DIGITS).notice(line(2, 2.04)) is None
-    assert Track(DIGITS).notice(line(2, 2.06)) is not None
+@pytest.mark.parametrize("past", [[], [line(2, 2.95)]])
+def test_what_was_said_before_a_training_goes_on_is_not_said_again(
+    past: list[dict[str, Any]], known: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    number = {**line(4, 2.95), "rate_nats_mean": 1.0, "delta_nats": 0.5, "train_s": 1.0}
+    with following(DIGITS, "bits/dim", torch.device("cpu"), past) as show:
+        show(number)
+    assert ("off its track" in capsys.readouterr().err) == (not past)
+
+
+@pytest.mark.parametrize("mean", [2.0, -2.0])
+def test_of_one_seed_a_part_of_the_bound_is_the_deviation(mean: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(track, "curves", lambda: [curve((mean,), (mean,))])
+    assert Track(DIGITS).notice(line(2, mean + 0.04)) is None
+    assert Track(DIGITS).notice(line(2, mean + 0.06)) is not None
 
 
 def test_rows_and_figure() -> None:

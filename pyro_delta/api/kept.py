@@ -176,13 +176,18 @@ TEXTS = ("split", "unit", "judged_digest")
 
 
 def _checked(numbers: dict[str, Any], rate_b: np.ndarray, distortion_b: np.ndarray) -> Kept:
-    """A check whose values have the types and shapes that they must; what is measured is a number or unknown."""
+    """A check whose values have the types and shapes that they must; what is measured is a number or unknown.
+
+    Terms are finite unless their mean is unknown: of a training that has diverged they are not.
+    """
     if not all(isinstance(numbers[key], str) for key in TEXTS):
         raise TypeError
     measured = [value for key, value in numbers.items() if key.rpartition("_")[2] in ("nats", "bpd", "se", "min")]
     if any(isinstance(value, bool) or not isinstance(value, int | float | None) for value in measured):
         raise TypeError
-    for values in (rate_b, distortion_b):
-        if values.shape != (numbers["n_images"],) or values.dtype.kind != "f" or not np.isfinite(values).all():
+    for values, mean in ((rate_b, numbers["rate_nats_mean"]), (distortion_b, numbers["distortion_bpd"])):
+        if values.shape != (numbers["n_images"],) or values.dtype.kind != "f":
+            raise ValueError
+        if np.isfinite(values).all() == (mean is None):
             raise ValueError
     return Kept(numbers, rate_b, distortion_b)

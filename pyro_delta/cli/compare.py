@@ -80,16 +80,26 @@ def compare(
 def _curves(given: tuple[Path, ...], figure: str | None, trust: bool) -> None:
     """How the validations of runs, or of the arms of a sweep, came along, beside those recorded of the same data."""
     from pyro_delta.inference.run import load
-    from pyro_delta.report.comparison import finished_runs
+    from pyro_delta.report.comparison import finished_runs, nothing_in
     from pyro_delta.report.delta_figure import save_figure
     from pyro_delta.report.tables import print_rows
-    from pyro_delta.report.track import curve_of, curves, validation_rows
+    from pyro_delta.report.track import curve_of, curves, validation_rows, validations
     from pyro_delta.report.track_figure import track_figure
 
     arms = finished_runs(given, trust).items()
-    own = [curve_of(name, [load(folder, trust=trust) for folder in folders], "") for name, folders in arms]
+    own = []
+    for name, folders in arms:
+        runs = [load(folder, trust=trust) for folder in folders]
+        known = [run for run in runs if validations(run.metrics)]
+        for run in runs:
+            if run not in known:
+                click.echo(
+                    f"pyro-delta: without {run.folder}, which has no bound: it diverged, or validated never.", err=True
+                )
+        if known:
+            own.append(curve_of(name, known, ""))
     if not own:
-        raise UserError(f"{given[0]} holds no finished run yet; pyro-delta sweep makes them.")
+        raise nothing_in(given[0])
     data = {curve.settings["data"]["program"] for curve in own}
     recorded = [curve for curve in curves() if curve.settings["data"]["program"] in data]
     if figure is not None:

@@ -217,6 +217,7 @@ def _run(
     from pyro_delta import ranks
     from pyro_delta.api.train import carry_out
     from pyro_delta.diagnostics.trace import device_of
+    from pyro_delta.inference.run import read_metrics
     from pyro_delta.inference.trackers import tracking
     from pyro_delta.report.progress import following
     from pyro_delta.report.tables import print_table
@@ -231,11 +232,13 @@ def _run(
     for notice in trainer.notices:
         click.echo(f"pyro-delta: {notice}", err=True)
 
+    past = read_metrics(folder) if resumed else []
+
     def warn(words: str) -> None:
         click.echo(f"pyro-delta: {words}", err=True)
 
     with (
-        following(trainer.config, trainer.data.spec.unit, device_of(trainer.vae)) as show,
+        following(trainer.config, trainer.data.spec.unit, device_of(trainer.vae), past) as show,
         tracking(tracker, folder, trainer.config, resumed=resumed, warn=warn) as track,
     ):
 

@@ -30,10 +30,13 @@ def bought(
         advance: called with the number of data just done.
 
     Raises:
-        UserError: if the control's decoder changes with z.
+        UserError: if the control's decoder changes with z, or its training has diverged.
     """
     first = split.take(slice(PROBED))
-    if (shuffled_gap(control, first, encode(control, first, seed=seed), seed=seed) != 0).any():
+    gap = shuffled_gap(control, first, encode(control, first, seed=seed), seed=seed)
+    if not gap.isfinite().all():
+        raise UserError("the control's numbers are not finite: its training diverged; train it again with a lower lr.")
+    if (gap != 0).any():
         raise UserError(
             "the control's decoder changes with z; give a run without latents, as `train --control` or "
             "--set likelihood.use_latents=false makes one."

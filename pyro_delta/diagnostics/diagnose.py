@@ -220,7 +220,7 @@ def passes(count: int, *, control: bool, samples: int = TOLD_SAMPLES, images: in
 
 def judge(numbers: Mapping[str, Any]) -> Verdict:
     """The first verdict of `ADVICE` whose case is met."""
-    if not all(math.isfinite(numbers[key]) for key in ("rate_nats_mean", "distortion_nats")):
+    if _diverged(numbers):
         return "diverged"
     if numbers["floor_holds"] is False:
         return "floor broken"
@@ -231,6 +231,12 @@ def judge(numbers: Mapping[str, Any]) -> Verdict:
     if bad_tail and numbers["iw_gap_nats"] > LARGE_GAP * max(numbers["rate_nats_mean"], 1.0):
         return "guide fits badly"
     return "used"
+
+
+def _diverged(numbers: Mapping[str, Any]) -> bool:
+    """Whether rate or distortion is not finite; in numbers that were kept, it is unknown then."""
+    found = (numbers["rate_nats_mean"], numbers["distortion_nats"])
+    return not all(value is not None and math.isfinite(value) for value in found)
 
 
 def advise(verdict: Verdict, numbers: Mapping[str, Any], events: Mapping[str, tuple[int, ...]]) -> str:
@@ -284,11 +290,14 @@ def _floors(events: Mapping[str, tuple[int, ...]]) -> str:
 def failure(numbers: Mapping[str, Any]) -> str | None:
     """Why a `check` fails, in a sentence, or None if it passes."""
     reasons: list[str] = []
-    if numbers["floor_holds"] is None:
+    diverged = _diverged(numbers)
+    if diverged:
+        reasons.append("the numbers are not finite")
+    elif numbers["floor_holds"] is None:
         reasons.append("the KL or δ has no closed form, so the floor cannot be certified")
     elif not numbers["floor_holds"]:
         reasons.append(f"the floor is broken: {_broken(numbers)}")
-    if not numbers["latents_used"]:
+    if not (diverged or numbers["latents_used"]):
         reasons.append(
             "the latents are not shown to be used: they tell the decoder at least "
             f"{max(0.0, least_told(numbers)):.2g} nats "

@@ -122,7 +122,7 @@ def text(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, list | tuple):
-        return " ".join(f"{part:.3g}" for part in value)
+        return " ".join("—" if part is None else f"{part:.3g}" for part in value)
     return f"{value:.4f}" if isinstance(value, float) else str(value)
 
 

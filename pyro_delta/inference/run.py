@@ -533,7 +533,7 @@ def read_config(folder: Path, trust: bool = False) -> Config:
     if not path.exists():
         raise UserError(f"{folder} is not a run: it has no {path.name}; give a folder that `pyro-delta train` wrote.")
     info = read_info(folder)  # which knows runs of other versions
-    tree = _sections(folder)
+    tree = written_sections(folder)
     sections, kind = _fixed(tree), info.spec["kind"]
     known_by = trusting.digest(sections, kind, info.programs)
     trusting.check(folder, trusting.foreign(sections, kind), info.programs, known_by, trust)
@@ -575,10 +575,10 @@ def config_digest(folder: Path) -> str:
         FileNotFoundError: if there are none.
         UserError: if they are damaged.
     """
-    return configuration.digest_of(_sections(folder))
+    return configuration.digest_of(written_sections(folder))
 
 
-def _sections(folder: Path) -> dict[str, Any]:
+def written_sections(folder: Path) -> dict[str, Any]:
     """The settings of a run as they were written down."""
     return configuration.tree_of(manifests.verified(folder, CONFIG), folder / CONFIG)
 

@@ -11,7 +11,9 @@ root of the sum of their squares.
 
 from __future__ import annotations
 
+import json
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -27,8 +29,9 @@ from pyro_delta.diagnostics.cost import flops_per_datum, parameters
 from pyro_delta.errors import UserError
 from pyro_delta.files import finite
 from pyro_delta.hub import here
-from pyro_delta.inference.run import CONFIG, Run, has_checkpoint, load
-from pyro_delta.sweep.file import KEPT, run_folder
+from pyro_delta.inference.run import Run, has_checkpoint, load, read_info, written_sections
+from pyro_delta.report.track import ASIDE
+from pyro_delta.sweep.file import KEPT, Arm, Sweep, run_folder
 from pyro_delta.sweep.file import kept as kept_sweep
 
 MEANS = (
@@ -76,7 +79,7 @@ class Comparison:
         baseline: name of the arm that differences are taken to.
         rows: numbers of each arm: means under the names of `MEANS` and `BELOW`, errors over the seeds under `<name>_se`
             (over the data where there is one seed, as `errors` says), those of differences over the data under
-            `<name>_se_data`.
+            `<name>_se_data`. Of a decoder that does not hear z the rate is 0, and the −ELBO is the distortion.
         notes: what a reader must know, in sentences.
         cited: what others have published: name, −ELBO and source.
     """
@@ -128,13 +131,7 @@ def compare(
         UserError: if there is nothing to compare, or a folder is neither.
     """
     folders = [Path(runs)] if isinstance(runs, str | Path) else [Path(run) for run in runs]
-    if not folders:
-        raise UserError("there is nothing to compare; give runs, or the folder of a sweep.")
-    for folder in folders:
-        if (folder / KEPT).exists() and len(folders) > 1:
-            raise UserError(f"{folder} is a sweep, and compared by itself; give runs, or one sweep.")
-        if folders.count(folder) > 1:
-            raise UserError(f"{folder} is given {folders.count(folder)} times; give each run once.")
+    _check_given(folders)
 
     def checked(folder: Path, control: Path | None = None) -> Kept:
         if (found := kept(here(folder))) is not None:
@@ -150,25 +147,33 @@ def compare(
             "runs", [ArmChecks(name, name, "", {0: checked(folder)}) for name, folder in zip(names, folders)], names[0]
         )
     sweep, out = kept_sweep(folders[0]), folders[0]
+
+    def control_of(arm: Arm, seed: int) -> Path | None:
+        """The control of a run, if it has come to its end and has not diverged."""
+        if sweep.control in (None, arm.name):
+            return None
+        folder = run_folder(out, sweep.arm(sweep.control or ""), seed)
+        usable = _has_ended(folder, trust) and checked(folder).numbers["neg_elbo_bpd"] is not None
+        return folder if usable else None
+
     arms, missing = [], 0
     for arm in sweep.arms:
         checks = {}
         for seed in sweep.seeds:
             folder = run_folder(out, arm, seed)
-            control = (
-                None if sweep.control in (None, arm.name) else run_folder(out, sweep.arm(sweep.control or ""), seed)
-            )
-            if has_checkpoint(folder) and (kept(folder) or load(folder, trust=trust).finished):
-                checks[seed] = checked(folder, control if control and (control / CONFIG).exists() else None)
+            if _has_ended(folder, trust):
+                checks[seed] = kept(folder) or checked(folder, control_of(arm, seed))
             else:
                 missing += 1
         if checks:
             arms.append(ArmChecks(arm.name, arm.family, arm.across, checks))
     if not arms:
-        raise UserError(f"{out} holds no run yet; pyro-delta sweep makes them.")
+        raise nothing_in(out)
     baseline = sweep.control if sweep.control in [arm.name for arm in arms] else arms[0].name
     assert baseline is not None
     found = summary(sweep.title, arms, baseline, missing)
+    if apart := _not_alike(sweep, out, arms):
+        found.notes.append(f"Trained otherwise than the sweep says, or than the rest of their arm: {'; '.join(apart)}.")
     if not sweep.cited:
         return found
     # Bounds of others have taken other compute: theirs are set beside what ours have.
@@ -211,6 +216,7 @@ def summary(title: str, arms: Sequence[ArmChecks], baseline: str, missing: int =
 
 def finished_runs(runs: Sequence[Path], trust: bool = False) -> dict[str, list[Path]]:
     """Folders of finished runs by arm, of a sweep or of single runs, which are arms each."""
+    _check_given(runs)
     if not (runs[0] / KEPT).exists():
         return {name: [folder] for name, folder in zip(_names(runs), runs)}
     sweep = kept_sweep(runs[0])
@@ -222,6 +228,74 @@ def finished_runs(runs: Sequence[Path], trust: bool = False) -> dict[str, list[P
     return {name: folders for name, folders in found.items() if folders}
 
 
+def nothing_in(out: Path) -> UserError:
+    """What to say of the folder of a sweep that has no run to compare."""
+    if any(out.glob("trial-*/")):
+        return UserError(
+            f"{out} holds the trials of a search; compare runs of it, such as {next(out.glob('trial-*/'))}."
+        )
+    return UserError(f"{out} holds no finished run yet; pyro-delta sweep makes them.")
+
+
+def _check_given(folders: Sequence[Path]) -> None:
+    """Refuses nothing, a sweep among others, and a run given twice, also by another path or a link.
+
+    Raises:
+        UserError: saying which.
+    """
+    if not folders:
+        raise UserError("there is nothing to compare; give runs, or the folder of a sweep.")
+    same: dict[Path, Path] = {}
+    for folder in folders:
+        if (folder / KEPT).exists() and len(folders) > 1:
+            raise UserError(f"{folder} is a sweep, and compared by itself; give runs, or one sweep.")
+        if (before := same.setdefault(folder.resolve(), folder)) is not folder:
+            also = "" if before == folder else f", also as {before}"
+            raise UserError(f"{folder} is given more than once{also}; give each run once.")
+
+
+def _has_ended(folder: Path, trust: bool) -> bool:
+    """Whether there is a run whose training has come to its end."""
+    return has_checkpoint(folder) and (kept(folder) is not None or load(folder, trust=trust).finished)
+
+
+def _not_alike(sweep: Sweep, out: Path, arms: Sequence[ArmChecks]) -> list[str]:
+    """Runs whose settings are not what the sweep says of their arm, or most of its runs have, and by which, in words.
+
+    Own programs that have changed between two runs are said, too. No program is imported.
+    """
+    found: list[str] = []
+    programs: dict[tuple[str, str], set[str]] = {}
+    for arm in arms:
+        made = {seed: _told(run_folder(out, sweep.arm(arm.name), seed)) for seed in arm.checks}
+        for key in dict.fromkeys(key for settings in made.values() for key in settings):
+            usual = Counter(settings.get(key, "") for settings in made.values()).most_common(1)[0][0]
+            said = sweep.arm(arm.name).settings.get(key)
+            if said is not None and not key.endswith(".program"):  # a name may say more: folder:PATH
+                usual = json.dumps(said)
+            found += (
+                f"{arm.name}/seed-{seed} ({key}={settings[key]}, not {usual})"
+                for seed, settings in made.items()
+                if key in settings and usual and json.loads(settings[key]) != json.loads(usual)
+            )
+        for seed in arm.checks:
+            info = read_info(run_folder(out, sweep.arm(arm.name), seed))
+            for kind, record in info.programs.items():
+                programs.setdefault((kind, record.name), set()).add(f"{record.digest} {sorted(record.beside.items())}")
+    changed = (name for (_, name), versions in programs.items() if len(versions) > 1)
+    return [*found, *(f"with {name}, whose files have changed between two runs" for name in changed)]
+
+
+def _told(folder: Path) -> dict[str, str]:
+    """The settings of a run that decide its bound, as they were written down: dotted key → JSON."""
+    return {
+        f"{section}.{key}": json.dumps(value, sort_keys=True)
+        for section, fields in written_sections(folder).items()
+        for key, value in fields.items()
+        if key not in ASIDE.get(section, ())
+    }
+
+
 def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
     """Mean and its standard error, which is 0 for a single value."""
     mean = sum(values) / len(values)
@@ -231,7 +305,7 @@ def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
 
 def _row(arm: ArmChecks, base: ArmChecks) -> dict[str, Any]:
     """The numbers of an arm."""
-    checks = list(arm.checks.values())
+    checks = _paying(arm)
     several = len(checks) > 1
     row: dict[str, Any] = {
         "arm": arm.name,
@@ -241,25 +315,53 @@ def _row(arm: ArmChecks, base: ArmChecks) -> dict[str, Any]:
         "errors": "seeds" if several else "data",
     }
     for key in MEANS:
-        values = [check.numbers[key] for check in checks if check.numbers.get(key) is not None]
+        values = _known(checks, key)
         row[key] = row[f"{key}_se"] = None
         if values:
-            mean, error = mean_and_error(values)
-            row[key], row[f"{key}_se"] = mean, error if several else checks[0].numbers.get(f"{key}_se")
-    least = [check.numbers["rate_nats_min"] for check in checks if check.numbers["rate_nats_min"] is not None]
-    of = {_data_of(check) for check in checks}
+            row[key], error = mean_and_error(values)
+            if not several:
+                row[f"{key}_se"] = checks[0].get(f"{key}_se")
+            elif len(values) > 1:  # of one value alone there is none
+                row[f"{key}_se"] = error
+    of = {_data_of(numbers) for numbers in checks}
     row["data"] = " and ".join(sorted(of))
-    row["judged_digest"] = _same(check.numbers["judged_digest"] for check in checks)
-    row["rate_nats_min"] = min(least, default=None)
-    row["floor_holds"] = sum(check.numbers["floor_holds"] is True for check in checks)
-    row["latents_used"] = sum(bool(check.numbers["latents_used"]) for check in checks)
-    row["unfinished"] = sum(check.numbers.get("finished") is False for check in checks)
+    row["judged_digest"] = _same(numbers["judged_digest"] for numbers in checks)
+    row["rate_nats_min"] = min(_known(checks, "rate_nats_min"), default=None)
+    row["floor_holds"] = sum(numbers["floor_holds"] is True for numbers in checks)
+    row["latents_used"] = sum(bool(numbers["latents_used"]) for numbers in checks)
+    row["unfinished"] = sum(numbers.get("finished") is False for numbers in checks)
+    row["diverged"] = sum(numbers["neg_elbo_bpd"] is None for numbers in checks)
     return row | _below(arm, base)
 
 
-def _data_of(check: Kept) -> str:
+def _known(checks: Sequence[Mapping[str, Any]], key: str) -> list[Any]:
+    """A number in those checks that know it."""
+    return [numbers[key] for numbers in checks if numbers.get(key) is not None]
+
+
+def _paying(arm: ArmChecks) -> list[dict[str, Any]]:
+    """The numbers of an arm's checks; a decoder that does not hear z pays no rate, whatever its guide and prior do.
+
+    Its −ELBO is its distortion, −log p(x), and a floor of its rate means nothing.
+    """
+    unpaid: dict[str, Any] = {"rate_nats_mean": 0.0, "rate_nats_mean_se": 0.0}
+    unpaid |= dict.fromkeys(("rate_nats_min", "delta_nats", "auxiliary_neg_elbo_bpd"))
+    found = []
+    for made in arm.checks.values():
+        numbers = dict(made.numbers)
+        if _is_deaf(made):
+            numbers |= unpaid | {f"neg_elbo_bpd{end}": numbers.get(f"distortion_bpd{end}") for end in ("", "_se")}
+        found.append(numbers)
+    return found
+
+
+def _is_deaf(check: Kept) -> bool:
+    """Whether its decoder does not hear z."""
+    return check.numbers["shuffled_gap_nats"] == 0 and check.numbers["shuffled_gap_se"] == 0
+
+
+def _data_of(numbers: Mapping[str, Any]) -> str:
     """Of what a check is, in words."""
-    numbers = check.numbers
     last = ", last weights" if numbers.get("weights") == "last" else ""
     return f"{numbers['n_images']} data of the {numbers['split']} split{last}"
 
@@ -278,7 +380,7 @@ def _below(arm: ArmChecks, base: ArmChecks) -> dict[str, Any]:
     if arm is base:
         return found
     pairs = [(check, base.checks[seed]) for seed, check in arm.checks.items() if seed in base.checks]
-    pairs = [(check, other) for check, other in pairs if _of_the_same_data(check, other)]
+    pairs = [pair for pair in pairs if _of_the_same_data(*pair) and all(map(_is_finite, pair))]
     if not pairs:
         return found
     found["paired_seeds"] = len(pairs)
@@ -299,10 +401,13 @@ def _of_the_same_data(check: Kept, other: Kept) -> bool:
     return same and check.rate_b.shape == other.rate_b.shape
 
 
+def _is_finite(check: Kept) -> bool:
+    return bool(np.isfinite(check.rate_b).all() and np.isfinite(check.distortion_b).all())
+
+
 def _loss(check: Kept, key: str) -> np.ndarray:
     """Distortion or −ELBO of each datum; a decoder that does not hear z pays no rate, p(x | z) = p(x)."""
-    deaf = check.numbers["shuffled_gap_nats"] == 0 and check.numbers["shuffled_gap_se"] == 0
-    return check.distortion_b if key == BELOW[0] or deaf else check.distortion_b + check.rate_b
+    return check.distortion_b if key == BELOW[0] or _is_deaf(check) else check.distortion_b + check.rate_b
 
 
 def _mark_front(rows: list[dict[str, Any]]) -> None:
@@ -352,13 +457,37 @@ def _notes(arms: Sequence[ArmChecks], rows: list[dict[str, Any]], base: ArmCheck
         notes.append(f"{missing} of the sweep's runs {are}.")
     if unfinished := sum(row["unfinished"] for row in rows):
         notes.append(f"{unfinished} {'run has' if unfinished == 1 else 'runs have'} not come to the end.")
-    if apart := [row["arm"] for row in rows if row["arm"] != base.name and not row["paired_seeds"]]:
+    if diverged := [f"{row['arm']} ({row['diverged']} of {row['seeds']})" for row in rows if row["diverged"]]:
+        notes.append(f"Diverged, and in no mean: {', '.join(diverged)}.")
+    if partly := [words for arm, row in zip(arms, rows) if (words := _partly(arm, row))]:
+        notes.append(f"Not known of all runs: {'; '.join(partly)}.")
+    if deaf := [arm.name for arm in arms if all(map(_is_deaf, arm.checks.values()))]:
+        notes.append(f"Decoders that do not hear z pay no rate, their −ELBO is their distortion: {', '.join(deaf)}.")
+    lost = {row["arm"] for row in rows if row["diverged"] == row["seeds"]}
+    others = [row for row in rows if not {row["arm"], base.name} & lost and row["arm"] != base.name]
+    if apart := [row["arm"] for row in others if not row["paired_seeds"]]:
         notes.append(f"Of other data or seeds, and so not compared by datum: {', '.join(apart)}.")
+    fewer = [
+        f"{row['arm']} ({row['paired_seeds']} of {row['seeds']}"
+        + (", with the error over the data)" if row["paired_seeds"] == 1 else ")")
+        for row in others
+        if 0 < row["paired_seeds"] < row["seeds"]
+    ]
+    if fewer:
+        notes.append(f"Compared by datum in a part of the runs alone: {', '.join(fewer)}.")
     if len(rows) > 2 and _alike(rows):
         notes.append(
             f"Pareto front of rate and distortion: {', '.join(row['arm'] for row in rows if row['on_front'])}."
         )
     return notes
+
+
+def _partly(arm: ArmChecks, row: Mapping[str, Any]) -> str:
+    """Which means are not of all runs of an arm that have not diverged, in words; empty where none is."""
+    checks, runs = _paying(arm), row["seeds"] - row["diverged"]
+    counts = {key: len(_known(checks, key)) for key in MEANS}
+    found = [f"{key} ({count} of {row['seeds']})" for key, count in counts.items() if 0 < count < runs]
+    return f"{arm.name}, {', '.join(found)}" if found else ""
 
 
 def _names(folders: Sequence[Path]) -> list[str]:

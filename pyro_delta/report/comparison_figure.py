@@ -30,7 +30,7 @@ def comparison_figure(found: Comparison) -> Figure:
             families.setdefault(row["family"], []).append(row)
     along = list(dict.fromkeys(row["across"] for row in found.rows if row["across"]))
     figure = _along(found, families, along) if len(along) > 1 else _plane(found, families)
-    figure.suptitle(found.title, x=0.01, ha="left", fontsize=11)
+    figure.suptitle(plain(found.title), x=0.01, ha="left", fontsize=11)
     return figure
 
 
@@ -75,7 +75,12 @@ def _line(
     values = [float("nan") if row[key] is None else row[key] for row in rows]
     errors = [row[f"{key}_se"] or 0 for row in rows]
     style: dict[str, Any] = {"marker": "o", "markersize": 4.5, "linewidth": 1.4, "capsize": 2}
-    axes.errorbar(at, values, xerr=at_errors, yerr=errors, label=family, **style)
+    axes.errorbar(at, values, xerr=at_errors, yerr=errors, label=plain(family), **style)
+
+
+def plain(text: str) -> str:
+    """A name as matplotlib is to write it: without formulas between dollars, and in the legend where _ begins it."""
+    return (" " if text.startswith("_") else "") + text.replace("$", r"\$")
 
 
 def finish(axes: Axes, across: str, up: str) -> None:

@@ -20,7 +20,7 @@ def written(found: Comparison, form: str) -> str:
 
 
 def cells(found: Comparison) -> Cells:
-    """The table for people; its first row is the head."""
+    """The table for people, each cell in one line; its first row is the head."""
     below = f"below {found.baseline}, nats"
     columns = [
         (f"−ELBO, {found.unit}", "neg_elbo_bpd", 4),
@@ -60,7 +60,11 @@ def cells(found: Comparison) -> Cells:
         ]
         for cited in found.cited
     ]
-    return [head, *rows, *published]
+    return [[_in_a_line(cell) for cell in row] for row in (head, *rows, *published)]
+
+
+def _in_a_line(text: str) -> str:
+    return " ".join(text.split())
 
 
 def _value(row: dict[str, Any], key: str, digits: int) -> str:
@@ -74,7 +78,7 @@ def _value(row: dict[str, Any], key: str, digits: int) -> str:
 def _as_text(found: Comparison) -> str:
     head, *body = cells(found)
     narrow = [words.replace(", ", ",\n").replace(" below", "\nbelow").replace("with ", "with\n") for words in head]
-    return "\n".join([table_text(found.title, [narrow, *body]), *found.notes]) + "\n"
+    return "\n".join([table_text(found.title, [narrow, *body]), *map(_in_a_line, found.notes)]) + "\n"
 
 
 def _as_json(found: Comparison) -> str:
@@ -91,14 +95,21 @@ def _as_csv(found: Comparison) -> str:
 
 
 def _as_markdown(found: Comparison) -> str:
-    head, *body = [[cell.replace("|", "\\|") for cell in row] for row in cells(found)]
+    head, *body = [[_markdown(cell) for cell in row] for row in cells(found)]
     lines = [head, ["---"] * len(head), *body]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n\n" + "\n".join(found.notes) + "\n"
+    notes = [_markdown(_in_a_line(note)) for note in found.notes]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n\n" + "\n".join(notes) + "\n"
+
+
+def _markdown(text: str) -> str:
+    """Text that means itself: _ within a word does."""
+    return re.sub(r"[\\`*<|$\[\]]|(?<!\w)_|_(?!\w)", r"\\\g<0>", text)
 
 
 def _as_latex(found: Comparison) -> str:
     """For the package booktabs."""
-    head, *body = [" & ".join(map(_latex, row)) + r" \\" for row in cells(found)]
+    # What begins with [ or * would be taken for an argument of the \\ before it.
+    head, *body = ["{}" * row[0].startswith(("[", "*")) + " & ".join(map(_latex, row)) + r" \\" for row in cells(found)]
     columns = "l" + "r" * (len(cells(found)[0]) - 1)
     lines = [
         rf"\begin{{tabular}}{{{columns}}}",
@@ -109,13 +120,13 @@ def _as_latex(found: Comparison) -> str:
         r"\bottomrule",
         r"\end{tabular}",
     ]
-    return "\n".join([*lines, *(f"% {note}" for note in found.notes)]) + "\n"
+    return "\n".join([*lines, *(f"% {_in_a_line(note)}" for note in found.notes)]) + "\n"
 
 
 LATEX = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "#": r"\#", "_": r"\_", "$": r"\$", "{": r"\{", "}": r"\}",
-    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "−": "$-$", "±": r"$\pm$", "δ": r"$\delta$",
-    "α": r"$\alpha$", "β": r"$\beta$", "–": "--",
+    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "|": r"\textbar{}", "<": r"\textless{}",
+    ">": r"\textgreater{}", "−": "$-$", "±": r"$\pm$", "δ": r"$\delta$", "α": r"$\alpha$", "β": r"$\beta$", "–": "--",
 }  # fmt: skip
 
 

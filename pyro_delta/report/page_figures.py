@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from pyro_delta.report.comparison_figure import finish
+from pyro_delta.report.comparison_figure import finish, plain
 from pyro_delta.report.delta_figure import ACCENT
 
 Lines = Sequence[Mapping[str, Any]]
@@ -29,7 +29,7 @@ def training_figure(runs: Mapping[str, Lines], unit: str, recorded: tuple[list[i
     figure = Figure(figsize=(10.4, 3.9), layout="constrained")
     bound, rate = figure.subplots(1, 2)
     for number, (name, lines) in enumerate(runs.items()):
-        color = f"C{number}"
+        name, color = plain(name), f"C{number}"
         _draw(bound, lines, "train", "neg_elbo_bpd", color=color, label=f"{name}, −ELBO, train", alpha=0.35)
         _draw(bound, lines, "validation", "neg_elbo_bpd", color=color, label=f"{name}, −ELBO, validation", marker="o")
         _draw(bound, lines, "validation", "distortion_bpd", color=color, linestyle=":", label=f"{name}, distortion")
@@ -108,6 +108,7 @@ def confusion_figure(counts: np.ndarray, classes: Sequence[str]) -> Figure:
     parts = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     image = axes.imshow(parts, cmap="Blues", vmin=0, vmax=max(parts.max(), 1e-9))
     places = range(len(classes))
+    classes = [plain(name) for name in classes]
     axes.set_xticks(places, classes, rotation=90 if max(map(len, classes)) > 2 else 0)
     axes.set_yticks(places, classes)
     axes.set_xlabel("taken for")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -29,9 +29,14 @@ def counting(what: str, total: int, *, show: bool = True) -> Iterator[Callable[[
 
 
 @contextmanager
-def following(config: Config, unit: str, device: torch.device) -> Iterator[Callable[[dict[str, Any]], None]]:
-    """Follows a training on a device, whose bounds are in `unit`; yields what to call with each line of metrics."""
-    settings, track, crowded = config.training, Track(config), Crowded()
+def following(
+    config: Config, unit: str, device: torch.device, past: Iterable[dict[str, Any]] = ()
+) -> Iterator[Callable[[dict[str, Any]], None]]:
+    """Follows a training on a device, whose bounds are in `unit`; yields what to call with each line of metrics.
+
+    Lines that are there already, of a training that goes on, are `past`.
+    """
+    settings, track, crowded = config.training, Track(config, past), Crowded()
     by_threads = settings.backend == "pyro" and device.type == "cpu"
 
     def told(line: dict[str, Any]) -> str:

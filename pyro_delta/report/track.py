@@ -131,10 +131,17 @@ def validation_rows(own: Sequence[Curve], recorded: Sequence[Curve]) -> list[lis
 
 
 class Track:
-    """Sets each validation of a training beside the recorded ones, and says once if it is far off."""
+    """Sets each validation of a training beside the recorded ones, and says once if it is far off.
 
-    def __init__(self, config: Config) -> None:
+    Args:
+        config: of the training.
+        past: its lines of metrics so far, of a training that goes on: what was said of them is not said again.
+    """
+
+    def __init__(self, config: Config, past: Iterable[dict[str, Any]] = ()) -> None:
         self.curve, self.said = recorded(config), False
+        for line in past:
+            self.notice(line)
 
     def beside(self, line: dict[str, Any]) -> str:
         """What was recorded at the step of a line of metrics, in words; empty where nothing was."""
@@ -151,7 +158,7 @@ class Track:
         if known is None:
             return None
         mean, deviation = known
-        if bound is not None and bound <= mean + FAR * max(deviation, LEAST * mean):
+        if bound is not None and bound <= mean + FAR * max(deviation, LEAST * abs(mean)):
             return None
         self.said = True
         what = "no number" if bound is None else f"{bound:.4f} {self.curve.unit}"

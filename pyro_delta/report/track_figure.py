@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from pyro_delta.errors import UserError
-from pyro_delta.report.comparison_figure import finish
+from pyro_delta.report.comparison_figure import finish, plain
 from pyro_delta.report.track import Curve
 
 
@@ -48,7 +48,7 @@ def _line(axes: Axes, curve: Curve, across: str, label: str, *, color: str, line
     found = [curve.at(step) for step in curve.steps]
     means = [known[0] for known in found if known]
     deviations = [known[1] for known in found if known]
-    axes.plot(at, means, label=label, color=color, linestyle=linestyle, marker="o", markersize=3.5)
+    axes.plot(at, means, label=plain(label), color=color, linestyle=linestyle, marker="o", markersize=3.5)
     if any(deviations):
         low, high = zip(*((mean - off, mean + off) for mean, off in zip(means, deviations)))
         axes.fill_between(at, low, high, color=color, alpha=0.15, linewidth=0)

@@ -39,6 +39,7 @@ import itertools
 import json
 import re
 import tomllib
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
@@ -56,6 +57,15 @@ KEPT = "sweep.json"
 """In the folder of a sweep: the sweep arm by arm, with what the command line said."""
 SECTIONS = ("sweep", "settings", "grid", "arms", "search", "cited")
 SEED = "training.seed"
+ROOT = "data.root"
+STORAGE = "search.db"
+"""In the folder of a sweep: what a search has tried."""
+JOBS = "submitit"
+"""In the folder of a sweep: submitit's own files."""
+TAKEN = (KEPT, STORAGE, JOBS)
+"""Names in the folder of a sweep that no arm can have."""
+LONGEST_NAME = 200
+"""Bytes of a name of a folder; file systems take 255, and files beside it have an ending."""
 
 Settings = dict[str, Any]
 Table = TypeVar("Table", bound=Section)
@@ -213,6 +223,8 @@ def parse(tree: Mapping[str, Any], settings: Sequence[tuple[str, Any]] = (), see
     searched = {
         key: _validated(Range, value, f"search.{key}.") for key, value in _ranges(_dotted(tree, "search")).items()
     }
+    if SEED in searched:
+        raise UserError(f"search.{SEED} is drawn, but seeds are the sweep's; a search takes the first of sweep.seeds.")
     arms = _arms(tree, dict(settings), bool(searched))
     found = Sweep(
         name=_name(head.name, "sweep.name"), title=head.title, preset=head.preset, control=head.control, seeds=given,
@@ -245,7 +257,10 @@ def _arms(tree: Mapping[str, Any], over: Settings, searched: bool) -> list[Arm]:
                 raise UserError(f"arm {number} has no name; give it one, such as name = 'delta'.")
             family = _name(table["name"], f"arms, number {number}: name")
         own = _dotted({"arm": {key: value for key, value in table.items() if key not in ("name", "grid")}}, "arm")
-        axes = _axes(_dotted(table, "grid"), f"arms.{family}.grid") | grid
+        axes = _axes(_dotted(table, "grid"), f"arms.{family}.grid")
+        for key in (own.keys() & axes.keys()) | ((own.keys() | axes.keys()) & grid.keys()):
+            raise UserError(f"arm {family!r} has {key} twice, in itself and in a grid; give it in one place.")
+        axes |= grid
         for values in itertools.product(*axes.values()):
             chosen = dict(zip(axes, values))
             words = {key: _of(key, value, axes) for key, value in chosen.items()}
@@ -259,9 +274,13 @@ def _arms(tree: Mapping[str, Any], over: Settings, searched: bool) -> list[Arm]:
 def _check(sweep: Sweep) -> None:
     """Refuses names that stand twice, arms with equal settings, and whatever any arm's configuration has wrong."""
     names = [arm.name for arm in sweep.arms]
-    for name in names:
-        if names.count(name) > 1:
+    for name, count in Counter(names).items():
+        if count > 1:
             raise UserError(f"two arms are called {name!r}; give each a name of its own.")
+        if name in TAKEN:
+            raise UserError(f"the arm {name!r} would take the place of a file of the sweep; give it another name.")
+        if len(name.encode()) > LONGEST_NAME:
+            raise UserError(f"the arm {name[:40]}… needs a folder of too long a name; give fewer or shorter values.")
     seen: dict[str, str] = {}
     for arm in sweep.arms:
         if SEED in arm.settings:
@@ -292,7 +311,7 @@ def merged(*layers: Settings) -> Settings:
 
 
 def keep(sweep: Sweep, out: Path) -> None:
-    """Writes a sweep into its folder, which may hold the same one, of other seeds, already.
+    """Writes a sweep into its folder, which may hold the same one, of other seeds and with its data elsewhere, already.
 
     Raises:
         UserError: if it holds another one, or anything else, or cannot be written.
@@ -300,8 +319,9 @@ def keep(sweep: Sweep, out: Path) -> None:
     path = out / KEPT
     if path.exists():
         said = {"seeds": sweep.seeds, "title": sweep.title, "cited": sweep.cited}
-        if (before := kept(out)).model_copy(update=said) != sweep:
-            raise UserError(f"{out} holds another sweep, {_apart(before, sweep)}; give another --out.")
+        before, now = (_anywhere(found) for found in (kept(out), sweep))
+        if before.model_copy(update=said) != now:
+            raise UserError(f"{out} holds another sweep, {_apart(before, now)}; give another --out.")
     elif out.is_file() or (out.is_dir() and any(out.iterdir())):
         raise UserError(f"{out} is not empty and holds no sweep; give a new or an empty folder as --out.")
     out.mkdir(parents=True, exist_ok=True)
@@ -329,6 +349,15 @@ def kept(out: Path) -> Sweep:
 def run_folder(out: Path, arm: Arm, seed: int) -> Path:
     """Where a run of a sweep lives."""
     return out / arm.name / f"seed-{seed}"
+
+
+def _anywhere(sweep: Sweep) -> Sweep:
+    """A sweep but for where its data live."""
+    arms = (
+        arm.model_copy(update={"settings": {key: value for key, value in arm.settings.items() if key != ROOT}})
+        for arm in sweep.arms
+    )
+    return sweep.model_copy(update={"arms": tuple(arms)})
 
 
 def _apart(before: Sweep, now: Sweep) -> str:

@@ -28,7 +28,7 @@ from pyro_delta.errors import UserError
 from pyro_delta.inference.run import config_digest, has_checkpoint, is_finished, read_config, read_state
 from pyro_delta.lock import locked
 from pyro_delta.sweep import require
-from pyro_delta.sweep.file import SEED, Arm, Sweep, run_folder
+from pyro_delta.sweep.file import JOBS, ROOT, SEED, Arm, Sweep, run_folder
 
 POLL = 0.2
 """Seconds between two looks at a process or a lock."""
@@ -79,7 +79,8 @@ class Training:
     def command(self) -> list[str]:
         """From the beginning, or from the checkpoint."""
         if has_checkpoint(self.folder):
-            return ["train", "--out", str(self.folder), "--resume", *_trusting(self.trust)]
+            root = _root(self.settings.get(ROOT))
+            return ["train", "--out", str(self.folder), "--resume", *root, *_trusting(self.trust)]
         preset = [] if self.preset is None else ["--preset", self.preset]
         pairs = [f"{key}={json.dumps(value)}" for key, value in self.settings.items()]
         return ["train", "--out", str(self.folder), *preset, *(part for pair in pairs for part in ("--set", pair))]
@@ -93,11 +94,13 @@ class Judgement:
         folder: of the run.
         control: folder of the control of its seed.
         trust: as of its training.
+        root: where its data live now; None for where they were in training.
     """
 
     folder: Path
     control: Path | None
     trust: bool = False
+    root: str | None = None
 
     def done(self) -> bool:
         """Whether such a check has been kept."""
@@ -105,13 +108,20 @@ class Judgement:
             return False
         numbers = found.numbers
         whole = numbers["split"] == "test" and numbers["n_images"] == numbers["split_images"]
-        against = self.control and config_digest(self.control)
-        return whole and numbers.get("control_config_digest") == against
+        if self.control is None:
+            return whole and "control_config_digest" not in numbers
+        # One that had not come to its end has the same settings afterwards.
+        of_it = numbers.get("control_config_digest") == config_digest(self.control)
+        return whole and of_it and numbers.get("control_finished") is not False
 
     def command(self) -> list[str]:
         """Of all test data."""
         against = [] if self.control is None else ["--control", str(self.control)]
-        return ["check", str(self.folder), "--keep", *against, *_trusting(self.trust)]
+        return ["check", str(self.folder), "--keep", *against, *_root(self.root), *_trusting(self.trust)]
+
+
+def _root(root: str | None) -> list[str]:
+    return [] if root is None else ["--data-root", str(root)]
 
 
 def _trusting(trust: bool) -> list[str]:
@@ -145,7 +155,7 @@ def carry_out(work: Work, threads: int | None, stop: Stop = never) -> str | None
         stop: looked at again and again; once it is true, the process is asked to end, and ends as by an interrupt.
 
     Returns:
-        None if it is done now; else the last line that the process has said.
+        None if it is done now; else the signal that has ended the process, or the last line that it has said.
     """
     log_of(work.folder).parent.mkdir(parents=True, exist_ok=True)
     with log_of(work.folder).open("a", encoding="utf-8") as log:
@@ -159,6 +169,7 @@ def carry_out(work: Work, threads: int | None, stop: Stop = never) -> str | None
         if threads is not None:
             environment.setdefault("OMP_NUM_THREADS", str(threads))
         command = [sys.executable, "-m", "pyro_delta", *work.command()]
+        begun = os.fstat(log.fileno()).st_size  # what former processes have said stands before
         # In a session of its own: an interrupt of the terminal reaches it once, by way of the sweep. Its output is the
         # locked file, so that the lock lives as long as the process.
         with subprocess.Popen(command, stdout=log, stderr=log, env=environment, start_new_session=True) as process:
@@ -172,11 +183,16 @@ def carry_out(work: Work, threads: int | None, stop: Stop = never) -> str | None
             except BaseException:
                 process.terminate()
                 raise
-        return None if work.done() else _last_line(log_of(work.folder)) or f"exit code {process.returncode}"
+        if work.done():
+            return None
+        if process.returncode < 0:  # as by a machine that is out of memory; its last line says nothing of that
+            return f"killed by {signal.Signals(-process.returncode).name}"
+        return _last_line(log_of(work.folder), begun) or f"exit code {process.returncode}"
 
 
-def _last_line(log: Path) -> str:
-    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+def _last_line(log: Path, begun: int) -> str:
+    """Of what has been written since the log had so many bytes."""
+    lines = log.read_bytes()[begun:].decode(errors="replace").splitlines()
     return next((line.strip() for line in reversed(lines) if line.strip()), "")
 
 
@@ -242,7 +258,7 @@ class Submitit:
         chosen = {"timeout_min": LONGEST, **parameters}
         cluster = chosen.pop("cluster", None)
         try:
-            self.executor = submitit.AutoExecutor(out / "submitit", cluster=cluster)
+            self.executor = submitit.AutoExecutor(out / JOBS, cluster=cluster)
             self.executor.update_parameters(**chosen)
         except (NameError, TypeError, ValueError, RuntimeError, AssertionError) as error:
             raise UserError(f"submitit refuses {dict(parameters)}: {' '.join(str(error).split())}") from None
@@ -352,7 +368,7 @@ def run_sweep(sweep: Sweep, out: Path, launch: Launcher, jobs: int, say: Say, tr
         if control is not None and str(control.relative_to(out)) in failed:
             failed[str(training.folder.relative_to(out))] = "its control failed, so that it was not checked"
             continue
-        judgements.append(Judgement(training.folder, control, trust))
+        judgements.append(Judgement(training.folder, control, trust, training.settings.get(ROOT)))
     run_all(launch, judgements, jobs, told("checked", len(judgements)))
     return failed
 

@@ -10,7 +10,10 @@ References:
 
 from __future__ import annotations
 
+import json
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,10 +22,9 @@ from pyro_delta import config as configuration
 from pyro_delta.errors import UserError
 from pyro_delta.inference.run import read_metrics
 from pyro_delta.sweep import require
-from pyro_delta.sweep.file import SEED, Sweep, keep, merged
+from pyro_delta.sweep.file import SEED, STORAGE, Range, Sweep, keep, merged
 from pyro_delta.sweep.runs import Local, Say, Training, interrupted_in_order, is_held
 
-STORAGE = "search.db"
 FOLDER = "folder"
 """What a trial says of itself to Optuna: the name of its run."""
 
@@ -55,7 +57,8 @@ def search(sweep: Sweep, out: Path, trials: int, jobs: int, say: Say) -> Found:
         say: called with a line of progress.
 
     Raises:
-        UserError: if there is nothing to search, Optuna is missing, or no trial came to its end.
+        UserError: if there is nothing to search, Optuna is missing, what it has kept is damaged, or no trial came to
+            its end.
     """
     optuna = require("optuna")
     if not sweep.search:
@@ -68,14 +71,15 @@ def search(sweep: Sweep, out: Path, trials: int, jobs: int, say: Say) -> Found:
         _training(sweep, out, {key: _example(axis, end) for key, axis in sweep.search.items()})
     keep(sweep, out)
     storage = f"sqlite:///{(out / STORAGE).absolute()}"
-    # The seed moves on with the trials, or else a search that goes on would draw its first ones again.
-    study = optuna.create_study(storage=storage, study_name=sweep.name, load_if_exists=True, direction="minimize")
-    study.sampler = optuna.samplers.TPESampler(seed=sweep.seeds[0] + len(study.trials))
-    for trial in study.get_trials(states=(states.RUNNING,)):
-        if not is_held(out / trial.user_attrs.get(FOLDER, "")):  # its search was killed
-            study.tell(trial.number, state=states.FAIL)
-            study.enqueue_trial(trial.params)
-    done = len(study.get_trials(states=(states.COMPLETE, states.PRUNED)))
+    with _readable(out / STORAGE):
+        # The seed moves on with the trials, or else a search that goes on would draw its first ones again.
+        study = optuna.create_study(storage=storage, study_name=sweep.name, load_if_exists=True, direction="minimize")
+        study.sampler = optuna.samplers.TPESampler(seed=sweep.seeds[0] + len(study.trials))
+        for trial in study.get_trials(states=(states.RUNNING,)):
+            if not is_held(out / trial.user_attrs.get(FOLDER, "")):  # its search was killed
+                study.tell(trial.number, state=states.FAIL)
+                study.enqueue_trial(trial.params)
+        done = len(study.get_trials(states=(states.COMPLETE, states.PRUNED)))
     launch = Local(jobs)
     with interrupted_in_order() as ending:
 
@@ -104,7 +108,21 @@ def search(sweep: Sweep, out: Path, trials: int, jobs: int, say: Say) -> Found:
     if not counts["complete"]:
         raise UserError(f"no trial of {out} came to its end; see the logs there.")
     best = study.best_trial
-    return Found(best.params, best.value, out / best.user_attrs[FOLDER], counts)
+    params = {key: _value(sweep.search[key], value) for key, value in best.params.items()}
+    return Found(params, best.value, out / best.user_attrs[FOLDER], counts)
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """Names Optuna's file where it is damaged, or none of Optuna's."""
+    errors = (require("sqlalchemy").exc.SQLAlchemyError, require("optuna").exceptions.StorageInternalError)
+    try:
+        yield
+    except errors as error:
+        why = str(error).partition("\n")[0]
+        raise UserError(
+            f"{path} cannot be read: {why}; restore it, or move it away to begin the search anew."
+        ) from None
 
 
 def _judged(optuna: Any, trial: Any, training: Training, launch: Local, ending: threading.Event) -> float:
@@ -154,10 +172,25 @@ def _training(sweep: Sweep, out: Path, drawn: dict[str, Any]) -> Training:
 
 def _draw(trial: Any, key: str, axis: Any) -> Any:
     if axis.choices is not None:
-        return trial.suggest_categorical(key, axis.choices)
+        return _value(axis, trial.suggest_categorical(key, _choices(axis)))
     if axis.whole:
         return trial.suggest_int(key, int(axis.low), int(axis.high), log=axis.log)
     return trial.suggest_float(key, axis.low, axis.high, log=axis.log)
+
+
+def _choices(axis: Range) -> list[Any]:
+    """The choices as Optuna can keep them: JSON, if some are lists."""
+    choices = list(axis.choices or ())
+    return [json.dumps(choice) for choice in choices] if _has_lists(axis) else choices
+
+
+def _value(axis: Range, kept: Any) -> Any:
+    """A value that Optuna has kept as the setting takes it."""
+    return json.loads(kept) if _has_lists(axis) else kept
+
+
+def _has_lists(axis: Range) -> bool:
+    return any(isinstance(choice, list | tuple | dict) for choice in axis.choices or ())
 
 
 def _example(axis: Any, end: str) -> Any:

@@ -87,7 +87,7 @@ def save_bands(
                 here = known[:, variable]
                 panel.plot(places[here], x_tc[here, variable], marker, color=colour, markersize=2.5, linewidth=0)
             if row == 0:
-                panel.set_title(spec.names[variable], fontsize=6, pad=2)
+                panel.set_title(spec.names[variable].replace("$", r"\$"), fontsize=6, pad=2)
     figure.subplots_adjust(0.05, 0.02, 0.99, 0.93, 0.3, 0.1)
     _save(figure, path)
 
