@@ -7,7 +7,7 @@ import random
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,10 @@ from test_cli import SETTINGS, TINY, call, write_images
 import pyro_delta
 from pyro_delta import trust
 from pyro_delta.api.kept import kept
+from pyro_delta.api.train import begin, carry_out
 from pyro_delta.errors import UserError
 from pyro_delta.files import written_whole
+from pyro_delta.inference import manifest as manifests
 from pyro_delta.lock import Lock
 
 HELPER = "RATE = {rate}\n"
@@ -355,6 +357,118 @@ def test_edited_files_alone_run_nothing(where: str, foreign: Path, trained: Path
     assert "antigravity" not in sys.modules
 
 
+STRANGE = """
+from pathlib import Path
+from pyro_delta.models import AR1Prior as Mine
+Path({proof!r}).write_text("ran")
+"""
+
+
+@pytest.fixture
+def strange(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A received run of shipped programs, beside a file and a module that it does not name; `proof` says they ran."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    for name in ("run/strange.py", "strangers.py"):
+        Path(name).write_text(f"# {os.urandom(8).hex()}\n" + STRANGE.format(proof=str(tmp_path / "proof")))
+    yield run
+    sys.modules.pop("strangers", None)
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        {"kind": "pyro_delta.programs:object_at", "place": "run/strange.py:Mine"},
+        {"kind": "pyro_delta.programs:import_module", "name": "strangers"},
+        {"kind": "pyro_delta.api.train:train", "out": "mine", "settings": {"prior.program": "run/strange.py:Mine"}},
+        {"kind": "pyro_delta.inference.recorder:Recorder", "folder": "mine", "show": None},
+        {"kind": "pyro_delta.lock:Lock", "folder": "mine"},
+    ],
+    ids=lambda spec: spec["kind"],
+)
+def test_a_spec_calls_nothing_but_the_class_of_a_spec(spec: dict[str, Any], strange: Path) -> None:
+    edit_json(strange, "run.json", lambda tree: {**tree, "spec": spec})
+    code, _, err = call("evaluate", "run", "--images", 5)
+    assert (code, "is not a spec of data" in err) == (2, True), err
+    assert not Path("proof").exists()
+    assert not Path("mine").exists()
+
+
+@pytest.mark.parametrize("rest", ["whole", "no copy of it", "another copy", "config.json alone"])
+@pytest.mark.parametrize("name", ["run/strange.py:Mine", "strangers:Mine"])
+def test_settings_of_a_received_run_name_nothing_that_runs(name: str, rest: str, strange: Path) -> None:
+    edit_json(strange, "config.json", lambda tree: {**tree, "prior": {"program": name, "dims": 2}})
+    if rest in ("whole", "another copy"):
+        (strange / "programs").mkdir()
+        (strange / "programs" / ("strange.py" if rest == "whole" else "other.py")).write_text("")
+    if rest == "config.json alone":
+        (strange / "run.json").unlink()
+    command = ["train", "--config", "run/config.json", "--dry-run"]
+    code, _, err = call(*command)
+    assert (code, name in err, err.count("\n")) == (2, True, 1), err
+    assert not Path("proof").exists()
+    assert call(*command, "--prior", "ar1")[0] == 0  # the rest of its settings will do
+    assert not Path("proof").exists()
+
+
+# --- Links and names that lead out of a received folder ---
+
+
+@pytest.mark.parametrize(
+    ("name", "command"),
+    [
+        (".lock", ["evaluate", "run", "--images", "5"]),
+        ("evaluations.json", ["evaluate", "run", "--images", "5"]),
+        ("manifest.json", ["evaluate", "run", "--images", "5"]),
+        ("report.html", ["report", "run"]),
+        ("check.json", ["check", "run", "--keep", "--told-samples", "2", "--told-images", "4"]),
+        ("metrics.jsonl", ["train", "--resume", "--out", "run", "--steps", "11"]),
+        ("samples", ["train", "--resume", "--out", "run", "--steps", "11"]),
+        ("auxiliary.safetensors", ["train-prior", "run", "--steps", "1", "--hidden", "2"]),
+    ],
+)
+@pytest.mark.parametrize("leads", ["to a file", "to nothing"])
+def test_links_in_a_run_are_not_written_through(
+    leads: str, name: str, command: list[str], run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    outside, inside = tmp_path / "outside", run / name
+    if leads == "to a file" and inside.exists():
+        shutil.move(inside, outside)
+    elif leads == "to a file":
+        outside.write_text("mine")
+    elif inside.is_dir():
+        shutil.rmtree(inside)
+    else:
+        inside.unlink(missing_ok=True)
+    if leads == "to nothing" and name in ("manifest.json", "metrics.jsonl"):
+        pytest.skip("it is no run without")
+    inside.symlink_to(outside)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    code, _, err = call(*command)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    if command[0] == "evaluate":  # which only reads, where it may not write
+        assert code == 0, err
+    else:
+        assert (code, f"run/{name} is a link" in err) == (2, True), err
+
+
+@pytest.mark.parametrize("name", ["programs/../../../stolen", "../stolen", "/stolen", "programs/a/b", "programs/.."])
+def test_names_in_a_manifest_lead_nowhere(
+    name: str, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (run / "programs").mkdir()
+    found = manifests.read(run)
+    assert found is not None
+    files = {**found.files, "programs/a.py": [hashlib.sha256(b"").hexdigest()], name: ["0"]}
+    (run / "programs" / "a.py").touch()
+    manifests.write(run, found.model_copy(update={"files": files}))
+    code, _, err = call("export", run, "out")
+    assert (code, "manifest.json is damaged" in err) == (2, True), err
+    assert not Path("out").exists()
+
+
 def test_packages_beside_a_program_are_refused_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path("parts").mkdir()
@@ -392,6 +506,47 @@ def test_two_trainings_cannot_begin_in_one_folder(tmp_path: Path) -> None:
     code, _, err = call("train", *TINY, "--steps", 1, "--out", tmp_path)
     assert (code, f"is being written by process {os.getpid()}" in err) == (2, True)
     lock.release()
+
+
+def test_a_folder_that_was_begun_anew_is_left_to_its_new_writer(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    old = Lock(folder)
+    old.check()
+    (folder / ".lock").unlink()
+    old.check()  # which takes it again
+    with pytest.raises(UserError, match="is being written by process"):
+        Lock(folder)
+    (folder / ".lock").unlink()
+    new = Lock(folder)
+    with pytest.raises(UserError, match="is being written by process"):
+        old.check()
+    new.release()
+    old = Lock(folder)
+    shutil.move(folder, tmp_path / "aside")
+    with pytest.raises(UserError, match="was removed or replaced while it was being written"):
+        old.check()
+    folder.mkdir()
+    with pytest.raises(UserError, match="was removed or replaced while it was being written"):
+        old.check()
+    old.release()
+
+
+def test_a_training_writes_nothing_into_a_folder_that_took_the_place_of_its_own(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+
+    def show(line: dict[str, Any]) -> None:
+        if folder.exists():
+            shutil.rmtree(folder)
+            shutil.copytree(tmp_path / "other", folder)
+
+    other = train(tmp_path / "other")
+    before = {path.name: path.read_bytes() for path in other.rglob("*") if path.is_file()}
+    training = begin(pyro_delta.load(other).config, folder, "none", "cpu")
+    with pytest.raises(UserError, match="was removed or replaced while it was being written"):
+        carry_out(training, folder, show, resumed=False)
+    found = {path.name: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    assert {name: found[name] for name in before} == before
 
 
 # --- The data ---

@@ -20,7 +20,7 @@ from pyro_delta.files import finite
 from pyro_delta.hub import on_hub
 from pyro_delta.inference import manifest as manifests
 from pyro_delta.inference.run import CHECK, EVALUATIONS, TERMS, Run, config_digest
-from pyro_delta.lock import writing
+from pyro_delta.lock import leads_out, writing
 
 
 @dataclass(frozen=True)
@@ -46,8 +46,9 @@ def keepable(run: Run, named: Path | str, numbers: Mapping[str, Any]) -> bool:
         named: the run, as it was given: its folder or its place on the hub.
         numbers: of a check or an evaluation.
     """
-    own = run.finished and numbers["data_as_trained"] is not False
-    return own and run.folder is not None and not on_hub(named) and os.access(run.folder, os.W_OK)
+    if not run.finished or numbers["data_as_trained"] is False or run.folder is None or on_hub(named):
+        return False
+    return os.access(run.folder, os.W_OK) and leads_out(run.folder) is None
 
 
 def of_check(found: Diagnosis) -> Kept:

@@ -243,7 +243,7 @@ def settings_of(
     if file is None:
         return settings
     found = settings_of_file(file, settings)
-    if any(key.endswith(".program") and ".py:" in str(value) for key, value in found):
+    if any(key.endswith(".program") and ":" in str(value) for key, value in found):
         from pyro_delta.inference.run import with_copies
 
         found = with_copies(found, file, trust)

@@ -12,16 +12,19 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from pydantic import ConfigDict, Field, ValidationError
+from pydantic import ConfigDict, Field, ValidationError, field_validator
 
 from pyro_delta.errors import UserError
 from pyro_delta.files import bytes_of, written_whole
 from pyro_delta.validation import Section
 
 MANIFEST, METRICS = "manifest.json", "metrics.jsonl"
+NAME = re.compile(r"[^/\\\0]+(/[^/\\\0]+)?")
+"""Of a file in a run."""
 KEPT = 2
 """Checkpoints, the newest; the older one serves where the newest is damaged."""
 
@@ -49,6 +52,14 @@ class Manifest(Typed):
     """name → SHA-256; two while a file is being replaced"""
     checkpoints: list[Saved] = Field(default=[])
     """the newest last"""
+
+    @field_validator("files")
+    @classmethod
+    def _inside(cls, files: dict[str, list[str]]) -> dict[str, list[str]]:
+        """Names are of files of the run, or of one of its folders."""
+        if any(not NAME.fullmatch(name) or ".." in name.split("/") for name in files):
+            raise ValueError("a name leads out of the run")
+        return files
 
     @property
     def newest(self) -> Saved | None:

@@ -70,7 +70,7 @@ from pyro_delta.inference.manifest import MANIFEST, METRICS, Typed
 from pyro_delta.inference.optim import MAX_STREAK
 from pyro_delta.inference.provenance import provenance
 from pyro_delta.lock import LOCK, Lock
-from pyro_delta.programs import KINDS, Record, check_copies, copies, find
+from pyro_delta.programs import KINDS, Record, check_copies, copies, find, is_foreign, names
 from pyro_delta.protocol import Data, Prior, Spec
 from pyro_delta.vae import VAE, with_prior
 
@@ -534,11 +534,16 @@ def read_config(folder: Path, trust: bool = False) -> Config:
         raise UserError(f"{folder} is not a run: it has no {path.name}; give a folder that `pyro-delta train` wrote.")
     info = read_info(folder)  # which knows runs of other versions
     tree = _sections(folder)
+    _check_trust(folder, info, tree, trust)
+    check_copies(info.programs, folder / PROGRAMS)
+    return configuration.of_tree(tree, path, folder / PROGRAMS)
+
+
+def _check_trust(folder: Path, info: Info, tree: dict[str, Any], trust: bool) -> None:
+    """Refuses a run of programs that are a stranger's, as `pyro_delta.trust.check`."""
     sections, kind = _fixed(tree), info.spec["kind"]
     known_by = trusting.digest(sections, kind, info.programs)
     trusting.check(folder, trusting.foreign(sections, kind), info.programs, known_by, trust)
-    check_copies(info.programs, folder / PROGRAMS)
-    return configuration.of_tree(tree, path, folder / PROGRAMS)
 
 
 def with_copies(settings: list[tuple[str, Any]], file: Path, trust: bool) -> list[tuple[str, Any]]:
@@ -552,12 +557,22 @@ def with_copies(settings: list[tuple[str, Any]], file: Path, trust: bool) -> lis
         trust: as for `load`.
 
     Raises:
-        UserError: if the copies are not what they were, or a stranger's.
+        UserError: if the copies are not what they were, or whatever program it names is a stranger's.
     """
     folder = file.parent
-    if file.name != CONFIG or not (folder / PROGRAMS).is_dir():
+    foreign = [str(value) for key, value in settings if key.endswith(".program") and _is_foreign(key, str(value))]
+    if not foreign or file.name != CONFIG:
         return settings
-    exported, found = read_info(folder).exported, []
+    if not (folder / INFO).exists():
+        if not trust:
+            raise UserError(
+                f"{file} would run {', '.join(foreign)}, and is of a run without its {INFO}, which would say whose "
+                "that is; look at it and say --trust if you trust it, or give a file of another name."
+            )
+        return settings
+    info = read_info(folder)
+    _check_trust(folder, info, _sections(folder), trust)
+    exported, found = info.exported, []
     for key, value in settings:
         source, _, name = str(value).rpartition(":")
         copy = folder / PROGRAMS / Path(source).name
@@ -566,6 +581,12 @@ def with_copies(settings: list[tuple[str, Any]], file: Path, trust: bool) -> lis
     if found != settings:
         read_config(folder, trust)
     return found
+
+
+def _is_foreign(key: str, name: str) -> bool:
+    """Whether the setting of a program names one that is neither shipped nor installed; of data, `folder:PATH` is."""
+    kind = key.partition(".")[0]
+    return kind in KINDS and is_foreign(kind, name) and not (kind == "data" and name.partition(":")[0] in names("data"))
 
 
 def config_digest(folder: Path) -> str:

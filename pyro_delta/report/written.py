@@ -16,6 +16,7 @@ from pyro_delta.errors import UserError
 from pyro_delta.files import written_whole
 from pyro_delta.hub import check_here, check_no_place
 from pyro_delta.inference.run import Run, check_same, load
+from pyro_delta.lock import check_no_links
 from pyro_delta.protocol import Advance, Data
 from pyro_delta.report.page import page
 
@@ -70,6 +71,8 @@ def write_report(
     assert loaded is not None
     if loaded.folder is None:
         raise UserError("the run is in memory alone; give train a folder by out=, and report that.")
+    if path is None:
+        check_no_links(loaded.folder)
     target = loaded.folder / PAGE if path is None else Path(path)
     check_no_place(target)
     if not target.parent.is_dir():
