@@ -25,6 +25,7 @@ from pyro_delta.errors import UserError
 from pyro_delta.files import written_whole
 from pyro_delta.inference import manifest as manifests
 from pyro_delta.lock import Lock
+from pyro_delta.programs import check_copies, copies
 
 HELPER = "RATE = {rate}\n"
 MINE = """
@@ -469,10 +470,48 @@ def test_names_in_a_manifest_lead_nowhere(
     assert not Path("out").exists()
 
 
-def test_packages_beside_a_program_are_refused_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("imports", "file"),
+    [
+        ("from {0}.helper import RATE", "{0}/helper.py"),
+        ("from .helper import RATE", "{0}/helper.py"),
+        ("from . import helper; RATE = helper.RATE", "{0}/helper.py"),
+        ("from .deep import helper; RATE = helper.RATE", "{0}/deep/helper.py"),
+        ("import {0}.deep.helper; RATE = {0}.deep.helper.RATE", "{0}/deep/helper.py"),
+        ("from {0}.between import RATE", "{0}/helper.py"),
+        ("from {0} import RATE", "{0}/__init__.py"),
+        ("from beside_{0} import RATE", "beside_{0}.py"),
+    ],
+)
+def test_a_module_whose_package_has_changed_is_refused(
+    imports: str, file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = f"package_{os.urandom(4).hex()}"
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    for name in (f"{package}/deep/__init__.py", f"{package}/__init__.py", file.format(package)):
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        Path(name).write_text("RATE = 3\n")
+    Path(package, "between.py").write_text("from .helper import RATE\n")
+    Path(package, "mine.py").write_text(f"{imports.format(package)}\nimport torch, pyro_delta.models\n")
+    records, contents = copies({"prior": f"{package}.mine:Mine"})
+    assert not contents
+    assert file.format(package) in records["prior"].beside
+    assert all(not name.startswith(("torch", "pyro_delta")) for name in records["prior"].beside)
+    check_copies(records, tmp_path)
+    check_copies({"prior": records["prior"].model_copy(update={"beside": {}})}, tmp_path)  # of a former version
+    Path(file.format(package)).write_text("RATE = 0.25\n")
+    with pytest.raises(UserError, match=f"has changed: {file.format(package)} is not what the run was made with"):
+        check_copies(records, tmp_path)
+
+
+@pytest.mark.parametrize("inside", ["__init__.py", "deep.py"])
+def test_packages_beside_a_program_are_refused_at_once(
+    inside: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     Path("parts").mkdir()
-    Path("parts/__init__.py").touch()
+    Path("parts", inside).touch()
     Path("mine.py").write_text("def later():\n    import parts.deep\n")
     code, _, err = call("train", *TINY, "--guide", "mine.py:Mine", "--steps", 1, "--out", "run")
     assert (code, "imports parts, a package beside it" in err) == (2, True)
