@@ -209,7 +209,13 @@ def terms(rate: Any) -> Callable[[Path], None]:
     return write
 
 
+def checked(**values: Any) -> Callable[[Path], None]:
+    return lambda run: edit_json(run, "check.json", lambda numbers: {**numbers, **values})
+
+
 DEEP = "[" * 100_000
+STEERS = "\x1b]0;owned\x07"
+EVALUATION = ("n_images", "seed", "step", "config_digest")
 WRONG: dict[str, tuple[str, Callable[[Path], None]]] = {
     "a record of a program that is empty": ("run.json", info(lambda t: t.update(programs={"prior": {}}))),
     "programs as a list": ("run.json", info(lambda t: t.update(programs=[]))),
@@ -256,6 +262,19 @@ WRONG: dict[str, tuple[str, Callable[[Path], None]]] = {
     "deep evaluations": ("evaluations.json", text("evaluations.json", DEEP)),
     "terms of another length": ("kept", terms(np.ones(3))),
     "terms that are NaN": ("kept", terms(np.full(360, np.nan))),
+    "a check of no split": ("kept", checked(split="all")),
+    "an evaluation of no split": (
+        "evaluations",
+        text("evaluations.json", json.dumps([dict.fromkeys(EVALUATION, 1) | {"split": "all", "finished": True}])),
+    ),
+    "a preset that steers a terminal": ("run.json", info(lambda t: t.update(preset=STEERS))),
+    "a version that does": ("run.json", info(lambda t: t.update({STEERS: "1"}))),
+    "settings that do": ("config.json", settings(lambda t: t.update({STEERS: {}}))),
+    "a verdict that does": ("check.json", checked(verdict=STEERS)),
+    "a verdict in reverse": ("check.json", checked(verdict="\u202eabc")),
+    "a verdict of half a character": ("check.json", checked(verdict="\ud800")),
+    "an evaluation that steers": ("evaluations.json", text("evaluations.json", json.dumps([{"prior": STEERS}]))),
+    "metrics that steer": ("metrics", text("metrics.jsonl", json.dumps({"step": 1, "split": STEERS}) + "\n")),
     "terms as objects": ("kept", terms(np.array(["a"] * 360))),
 }
 

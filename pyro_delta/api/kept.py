@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from pyro_delta.data.splits import SPLITS
 from pyro_delta.diagnostics.diagnose import Diagnosis, failure
 from pyro_delta.errors import UserError
 from pyro_delta.files import finite
@@ -135,7 +136,7 @@ def evaluations(folder: Path) -> list[dict[str, Any]]:
 def _is_evaluation(numbers: Any) -> bool:
     if not isinstance(numbers, dict) or not {*SETTINGS[:3], "finished", "config_digest", "step"} <= numbers.keys():
         return False
-    return isinstance(numbers["split"], str) and all(
+    return numbers["split"] in SPLITS and all(
         value is None or (isinstance(value, int | float) and not isinstance(value, bool))
         for key, value in numbers.items()
         if key.rpartition("_")[2] in ("nats", "bpd", "se", "min", "images", "particles", "step")
@@ -178,7 +179,7 @@ TEXTS = ("split", "unit", "judged_digest")
 
 def _checked(numbers: dict[str, Any], rate_b: np.ndarray, distortion_b: np.ndarray) -> Kept:
     """A check whose values have the types and shapes that they must; what is measured is a number or unknown."""
-    if not all(isinstance(numbers[key], str) for key in TEXTS):
+    if not all(isinstance(numbers[key], str) for key in TEXTS) or numbers["split"] not in SPLITS:
         raise TypeError
     measured = [value for key, value in numbers.items() if key.rpartition("_")[2] in ("nats", "bpd", "se", "min")]
     if any(isinstance(value, bool) or not isinstance(value, int | float | None) for value in measured):

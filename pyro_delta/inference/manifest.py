@@ -19,7 +19,7 @@ from pathlib import Path
 from pydantic import ConfigDict, Field, ValidationError, field_validator
 
 from pyro_delta.errors import UserError
-from pyro_delta.files import bytes_of, written_whole
+from pyro_delta.files import bytes_of, json_of, written_whole
 from pyro_delta.validation import Section
 
 MANIFEST, METRICS = "manifest.json", "metrics.jsonl"
@@ -81,13 +81,12 @@ def parsed(content: bytes, path: Path) -> object:
     """What JSON says.
 
     Raises:
-        UserError: if it is none, or nested too deep.
+        UserError: if it is none, nested too deep, or holds control characters.
     """
     try:
-        found: object = json.loads(content)
-    except (ValueError, RecursionError):  # of text, of JSON, of numbers with thousands of digits
-        raise UserError(f"{path} is damaged: it is not JSON; restore it.") from None
-    return found
+        return json_of(content)
+    except ValueError as error:
+        raise UserError(f"{path} is damaged: {error}; restore it.") from None
 
 
 def read(folder: Path) -> Manifest | None:

@@ -52,7 +52,7 @@ from pyro_delta.data.tensors import Given
 from pyro_delta.diagnostics import table
 from pyro_delta.diagnostics.table import unfinished
 from pyro_delta.errors import UserError, unknown_name
-from pyro_delta.files import sweep_parts
+from pyro_delta.files import json_of, sweep_parts
 from pyro_delta.inference import manifest as manifests
 from pyro_delta.inference.auxiliary import AuxiliaryTraining
 from pyro_delta.inference.checkpoint import (
@@ -394,6 +394,14 @@ def create(folder: Path, config: Config, data: Data, preset: str) -> Lock:
         "threads": torch.get_num_threads(),
         "programs": {kind: record.model_dump() for kind, record in records.items()},
     }
+    texts = {CONFIG: configuration.as_text(config), INFO: _as_text(info)}
+    for name, text in texts.items():
+        try:
+            json_of(text)
+        except ValueError as error:
+            raise UserError(
+                f"{name} of the run could not be read back: {error}; give settings and classes other names."
+            ) from None
     lock = None
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -404,7 +412,7 @@ def create(folder: Path, config: Config, data: Data, preset: str) -> Lock:
         (folder / SAMPLES).mkdir(exist_ok=True)
         manifests.write(folder, manifests.Manifest())
         programs = {f"{PROGRAMS}/{name}": content for name, content in contents.items()}
-        manifests.put(folder, {**programs, CONFIG: configuration.as_text(config), INFO: _as_text(info)})
+        manifests.put(folder, {**programs, **texts})
         check_copies(records, folder / PROGRAMS)
     except BaseException as error:
         if lock is not None:
@@ -762,8 +770,8 @@ def parse_metrics(content: bytes, path: Path) -> list[dict[str, Any]]:
     texts, lines = content.splitlines(), []
     for number, text in enumerate(texts, 1):
         try:
-            line = json.loads(text.decode())
-        except (ValueError, RecursionError):
+            line = json_of(text)
+        except ValueError:
             if number == len(texts) and not content.endswith(b"\n"):
                 break
             line = None
