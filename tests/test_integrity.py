@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import random
+import resource
 import shutil
 import subprocess
 import sys
@@ -557,6 +558,35 @@ def test_a_second_writer_is_refused_and_a_killed_one_is_not_waited_for(run: Path
             assert f"is being written by process {process.pid} on {os.uname().nodename!r}; wait until that ends" in err
         process.kill()
     Lock(run).release()
+
+
+@pytest.mark.parametrize("trouble", ["a writer", "a damaged file", "a full disk"])
+@pytest.mark.parametrize(
+    "command", [["evaluate", "--images", "5"], ["check", "--told-samples", "2", "--told-images", "4"]]
+)
+def test_what_cannot_be_kept_unasked_is_told_all_the_same(
+    command: list[str], trouble: str, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (run / "check.json").unlink()
+    name = "evaluations.json" if command[0] == "evaluate" else "check.json"
+    if trouble == "a damaged file":
+        text(name, "{}")(run)
+        (run / name).write_text("[")
+    lock = Lock(run) if trouble == "a writer" else None
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    if trouble == "a full disk":
+        resource.setrlimit(resource.RLIMIT_FSIZE, (300, limits[1]))
+    try:
+        code, out, err = call(command[0], run, *command[1:], "--json")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    if lock is not None:
+        lock.release()
+    assert code in (0, 1), err
+    assert json.loads(out)["step"] == 10
+    words = {"a writer": "is being written by", "a damaged file": f"{name} is damaged", "a full disk": "File too large"}
+    assert f"what was found is not kept with {run} (" in err
+    assert words[trouble] in err
 
 
 def test_two_trainings_cannot_begin_in_one_folder(tmp_path: Path) -> None:

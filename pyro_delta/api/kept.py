@@ -7,7 +7,8 @@ import json
 import math
 import os
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,21 @@ def keepable(run: Run, named: Path | str, numbers: Mapping[str, Any]) -> bool:
     if not run.finished or numbers["data_as_trained"] is False or run.folder is None or on_hub(named):
         return False
     return os.access(run.folder, os.W_OK) and leads_out(run.folder) is None
+
+
+@contextmanager
+def unasked(run: Run, say: Callable[[str], None] = lambda words: None) -> Iterator[None]:
+    """What is kept with a run unasked may fail, as where another writes there: the numbers are there all the same.
+
+    Args:
+        run: that they are of.
+        say: called with a sentence if it fails.
+    """
+    try:
+        yield
+    except (UserError, OSError) as error:
+        reason = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.filename else str(error)
+        say(f"what was found is not kept with {run.folder} ({reason.rstrip('.')}).")
 
 
 def of_check(found: Diagnosis) -> Kept:

@@ -204,6 +204,11 @@ def open_run(
     return run
 
 
+def warn(words: str) -> None:
+    """Says on stderr what does not end a command."""
+    click.echo(f"pyro-delta: {words}", err=True)
+
+
 def next_command(*words: str | Path) -> None:
     """Says on stderr what may be typed next."""
     click.echo(f"next: pyro-delta {shlex.join(map(str, words))}", err=True)

@@ -23,6 +23,7 @@ from pyro_delta.cli.options import (
     set_option,
     settings_of,
     trust_option,
+    warn,
 )
 from pyro_delta.errors import UserError
 
@@ -229,10 +230,7 @@ def _run(
     if not as_json:
         click.echo(f"committed rate: {trainer.committed.sentence} (pyro-delta verify checks that the programs keep it)")
     for notice in trainer.notices:
-        click.echo(f"pyro-delta: {notice}", err=True)
-
-    def warn(words: str) -> None:
-        click.echo(f"pyro-delta: {words}", err=True)
+        warn(notice)
 
     with (
         following(trainer.config, trainer.data.spec.unit, device_of(trainer.vae)) as show,

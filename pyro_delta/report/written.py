@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pyro_delta.api.judge import check
-from pyro_delta.api.kept import evaluations, is_of, keep, keepable, kept
+from pyro_delta.api.kept import evaluations, is_of, keep, keepable, kept, unasked
 from pyro_delta.data.tensors import Given
 from pyro_delta.diagnostics.bounds import ignore
 from pyro_delta.diagnostics.diagnose import passes
@@ -126,6 +126,7 @@ def page_of(
         numbers = found.asdict()
         first = images is None and kept(run.folder) is None
         if first and keepable(run, named, numbers):
-            keep(run, found)
+            with unasked(run):
+                keep(run, found)
     evaluated = evaluations(run.folder)
     return page(run, data, numbers, named=named, evaluated=evaluated, control=control, seed=seed), numbers
