@@ -23,7 +23,7 @@ from pyro_delta import trust
 from pyro_delta.api.kept import kept
 from pyro_delta.api.train import begin, carry_out
 from pyro_delta.errors import UserError
-from pyro_delta.files import written_whole
+from pyro_delta.files import bytes_of, written_whole
 from pyro_delta.inference import manifest as manifests
 from pyro_delta.lock import Lock
 from pyro_delta.programs import check_copies, copies
@@ -635,6 +635,31 @@ def test_a_training_writes_nothing_into_a_folder_that_took_the_place_of_its_own(
         carry_out(training, folder, show, resumed=False)
     found = {path.name: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     assert {name: found[name] for name in before} == before
+
+
+def test_what_is_being_written_is_read_as_it_was_or_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def write(number: int) -> None:
+        manifests.put(tmp_path, {"evaluations.json": b"%d" % number})
+        for step in (number, number + 1):
+            manifests.add_checkpoint(tmp_path, step, b"weights %d" % step)
+
+    def read_and_overtaken(path: Path) -> bytes:
+        content = bytes_of(path)
+        if path.name == "manifest.json" and waiting:
+            write(waiting.pop())
+        return content
+
+    manifests.write(tmp_path, manifests.Manifest())
+    waiting: list[int] = []
+    write(1)
+    monkeypatch.setattr(manifests, "bytes_of", read_and_overtaken)
+    waiting[:] = [4]
+    assert manifests.verified(tmp_path, "evaluations.json") == b"4"
+    waiting[:] = [7]
+    before = manifests.read(tmp_path)
+    assert before is not None
+    manifest, saved, content = manifests.whole_checkpoint(tmp_path, before)
+    assert (saved, content) == (manifest.newest, b"weights 8")
 
 
 # --- The data ---

@@ -623,7 +623,7 @@ def read_state(folder: Path) -> tuple[dict[str, Any], Path, tuple[str, ...]]:
         path, keys = folder / FORMER_CHECKPOINT, required(TrainingState)
         note = f"{folder} was written by an older pyro-delta, without checksums: damage may go unseen."
         return check_types(load_former(path, keys=keys), TrainingState, path), path, (note,)
-    saved, content = manifests.whole_checkpoint(folder, manifest)
+    manifest, saved, content = manifests.whole_checkpoint(folder, manifest)
     path = folder / manifests.checkpoint_name(saved.step)
     damaged = [other.step for other in manifest.checkpoints if other.step > saved.step]
     notes = tuple(
