@@ -415,6 +415,19 @@ def test_a_spec_calls_nothing_but_the_class_of_a_spec(spec: dict[str, Any], stra
     assert not Path("mine").exists()
 
 
+@pytest.mark.parametrize("kind", ["prior", "spec", "twin"])
+def test_records_of_programs_that_are_not_named_import_nothing(kind: str, strange: Path) -> None:
+    Path("strange_package").mkdir()
+    shutil.copy("strangers.py", "strange_package/__init__.py")
+    Path("strange_package/part.py").touch()
+    record = {"name": "strange_package.part:Mine", "digest": hashlib.sha256(b"").hexdigest(), "beside": {}}
+    edit_json(strange, "run.json", lambda tree: {**tree, "programs": {kind: record}})
+    code, _, err = call("evaluate", "run", "--images", 5)
+    assert (code, "strange_package.part:Mine" in err) == (2, True), err
+    assert not Path("proof").exists()
+    assert "strange_package" not in sys.modules
+
+
 @pytest.mark.parametrize("rest", ["whole", "no copy of it", "another copy", "config.json alone"])
 @pytest.mark.parametrize("name", ["run/strange.py:Mine", "strangers:Mine"])
 def test_settings_of_a_received_run_name_nothing_that_runs(name: str, rest: str, strange: Path) -> None:

@@ -549,9 +549,7 @@ def read_config(folder: Path, trust: bool = False) -> Config:
 
 def _check_trust(folder: Path, info: Info, tree: dict[str, Any], trust: bool) -> None:
     """Refuses a run of programs that are a stranger's, as `pyro_delta.trust.check`."""
-    sections, kind = _fixed(tree), info.spec["kind"]
-    known_by = trusting.digest(sections, kind, info.programs)
-    trusting.check(folder, trusting.foreign(sections, kind), info.programs, known_by, trust)
+    trusting.check(folder, _fixed(tree), info.spec["kind"], info.programs, trust)
 
 
 def with_copies(settings: list[tuple[str, Any]], file: Path, trust: bool) -> list[tuple[str, Any]]:
