@@ -214,6 +214,10 @@ def checked(**values: Any) -> Callable[[Path], None]:
     return lambda run: edit_json(run, "check.json", lambda numbers: {**numbers, **values})
 
 
+def without(key: str) -> Callable[[Path], None]:
+    return lambda run: edit_json(run, "check.json", lambda numbers: {k: v for k, v in numbers.items() if k != key})
+
+
 DEEP = "[" * 100_000
 STEERS = "\x1b]0;owned\x07"
 EVALUATION = ("n_images", "seed", "step", "config_digest")
@@ -264,6 +268,12 @@ WRONG: dict[str, tuple[str, Callable[[Path], None]]] = {
     "terms of another length": ("kept", terms(np.ones(3))),
     "terms that are NaN": ("kept", terms(np.full(360, np.nan))),
     "a check of no split": ("kept", checked(split="all")),
+    **{f"a check whose {key} is text": ("kept", checked(**{key: "x"})) for key in ("rate_nats_mean", "probe_accuracy")},
+    **{
+        f"a check whose {key} is a number": ("kept", checked(**{key: 1}))
+        for key in ("floor_holds", "verdict", "advice")
+    },
+    **{f"a check without {key}": ("kept", without(key)) for key in ("rate_nats_min", "floor_holds", "seed")},
     "an evaluation of no split": (
         "evaluations",
         text("evaluations.json", json.dumps([dict.fromkeys(EVALUATION, 1) | {"split": "all", "finished": True}])),

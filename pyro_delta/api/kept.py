@@ -153,9 +153,7 @@ def _is_evaluation(numbers: Any) -> bool:
     if not isinstance(numbers, dict) or not {*SETTINGS[:3], "finished", "config_digest", "step"} <= numbers.keys():
         return False
     return numbers["split"] in SPLITS and all(
-        value is None or (isinstance(value, int | float) and not isinstance(value, bool))
-        for key, value in numbers.items()
-        if key.rpartition("_")[2] in ("nats", "bpd", "se", "min", "images", "particles", "step")
+        _is_number(value) for key, value in numbers.items() if key.rpartition("_")[2] in MEASURED
     )
 
 
@@ -189,16 +187,28 @@ def kept(folder: Path) -> Kept | None:
         ) from None
 
 
-TEXTS = ("split", "unit", "judged_digest")
+TEXTS = ("split", "unit", "judged_digest", "verdict", "advice")
 """What is read of a kept check beside numbers: each there, and a text."""
+FLAGS = ("floor_holds", "latents_used")
+"""Each there, and true, false or unknown."""
+NEEDED = ("rate_nats_min", "delta_known_by", "delta_guarantee", "split_images", "seed", "step")
+"""Others that are always there."""
+MEASURED = {"nats", "bpd", "se", "min", "mean", "accuracy", "tau", "images", "samples", "particles", "seed", "step"}
+"""Last words of the names of numbers."""
+
+
+def _is_number(value: Any) -> bool:
+    """Whether it is a number, or unknown."""
+    return value is None or (isinstance(value, int | float) and not isinstance(value, bool))
 
 
 def _checked(numbers: dict[str, Any], rate_b: np.ndarray, distortion_b: np.ndarray) -> Kept:
     """A check whose values have the types and shapes that they must; what is measured is a number or unknown."""
     if not all(isinstance(numbers[key], str) for key in TEXTS) or numbers["split"] not in SPLITS:
         raise TypeError
-    measured = [value for key, value in numbers.items() if key.rpartition("_")[2] in ("nats", "bpd", "se", "min")]
-    if any(isinstance(value, bool) or not isinstance(value, int | float | None) for value in measured):
+    if not {*FLAGS, *NEEDED} <= numbers.keys() or not all(type(numbers[key]) in (bool, type(None)) for key in FLAGS):
+        raise TypeError
+    if not all(_is_number(value) for key, value in numbers.items() if key.rpartition("_")[2] in MEASURED):
         raise TypeError
     for values in (rate_b, distortion_b):
         if values.shape != (numbers["n_images"],) or values.dtype.kind != "f" or not np.isfinite(values).all():
