@@ -14,6 +14,7 @@ from pydantic import Field, ValidationError, ValidationInfo, model_serializer, m
 
 from pyro_delta import programs
 from pyro_delta.errors import UserError, in_a_line, nearest, unknown_name
+from pyro_delta.files import json_of
 from pyro_delta.validation import Section, Seed, first_mistake
 
 EXCLUSIVE = [
@@ -387,9 +388,9 @@ def tree_of(content: bytes, path: Path) -> dict[str, Any]:
         UserError: if it is something else.
     """
     try:
-        tree = json.loads(content)
-    except (ValueError, RecursionError):
-        raise UserError(f"{path} is damaged: it is not JSON.") from None
+        tree = json_of(content)
+    except ValueError as error:
+        raise UserError(f"{path} is damaged: {error}.") from None
     if not isinstance(tree, dict):
         raise UserError(f"{path} is damaged: it holds {str(tree)[:40]!r} rather than sections of settings; restore it.")
     for kind in programs.KINDS:

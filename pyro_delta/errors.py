@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Iterable
 from difflib import get_close_matches
 
 ALONE = "Expected more than 1 value per channel"
 """What torch's batch normalisation says of a batch of one in training mode."""
+TURNING = frozenset(map(chr, (*range(0x202A, 0x202F), *range(0x2066, 0x206A))))
+"""Characters that turn the order in which others are shown."""
 MANY = 12
 """Names above which an error does not list them all."""
 
@@ -58,6 +61,14 @@ def nearest(name: str, names: Iterable[str]) -> list[str]:
         return by_part[part]
     near = get_close_matches(name, [known for same in by_part.values() for known in same], n=1, cutoff=0.5)
     return near or [known for close in get_close_matches(part, by_part, n=1) for known in by_part[close]]
+
+
+def is_plain(text: str) -> bool:
+    """Whether a text holds no characters that steer a terminal, turn the order of others, or cannot be encoded."""
+    return all(
+        character in "\t\n" or not (unicodedata.category(character) in ("Cc", "Cs") or character in TURNING)
+        for character in text
+    )
 
 
 def in_a_line(error: Exception) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import secrets
@@ -10,7 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from pyro_delta.errors import UserError
+from pyro_delta.errors import UserError, is_plain
 
 
 @contextmanager
@@ -67,6 +68,35 @@ def named(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise OSError(error.errno, error.strerror or str(error), os.fspath(path)) from error
+
+
+def json_of(content: bytes) -> Any:
+    """What JSON says, which may be a stranger's.
+
+    Raises:
+        ValueError: if it is none, nested too deep, or holds text that would steer a terminal.
+    """
+    try:
+        found = json.loads(content)
+        plain = all(map(is_plain, _texts(found)))
+    except (ValueError, RecursionError):  # of text, of JSON, of numbers with thousands of digits
+        raise ValueError("it is not JSON") from None
+    if not plain:
+        raise ValueError("it holds control characters")
+    return found
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """Texts in plain values, at any depth."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for key, part in value.items():
+            yield key
+            yield from _texts(part)
+    elif isinstance(value, list):
+        for part in value:
+            yield from _texts(part)
 
 
 def finite(value: Any) -> Any:

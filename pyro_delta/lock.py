@@ -35,23 +35,74 @@ class Lock:
         folder: that exists.
 
     Raises:
-        UserError: if another writer holds it, with the process and the host that it wrote down.
+        UserError: if another writer holds it, with the process and the host that it wrote down; or if the folder holds
+            links by which a writer would change what lies elsewhere.
     """
 
     def __init__(self, folder: Path) -> None:
-        self.file = (folder / LOCK).open("a+", encoding="utf-8")
+        self.folder = folder
+        check_no_links(folder)
+        self._take()
+        self.identity = os.stat(folder)
+
+    def _take(self) -> None:
+        self.file = (self.folder / LOCK).open("a+", encoding="utf-8")
         if not locked(self.file.fileno()):
             self.file.seek(0)
             who = _writer(self.file.read())
             self.file.close()
-            raise UserError(f"{folder} is being written by {who}; wait until that ends, or give another folder.")
+            raise UserError(f"{self.folder} is being written by {who}; wait until that ends, or give another folder.")
         self.file.truncate(0)
         self.file.write(json.dumps({"pid": os.getpid(), "host": socket.gethostname()}) + "\n")
         self.file.flush()
 
+    def check(self) -> None:
+        """Refuses to write into another folder of the same name, as one that was removed and begun anew meanwhile.
+
+        A lock that somebody has deleted is taken again, if it is free.
+
+        Raises:
+            UserError: if the folder is gone or another, or another writer has it.
+        """
+        with suppress(OSError):
+            if os.path.samestat(os.stat(self.folder / LOCK), os.fstat(self.file.fileno())):
+                return
+        try:
+            here = os.path.samestat(os.stat(self.folder), self.identity)
+        except OSError:
+            here = False
+        if not here:
+            raise UserError(
+                f"{self.folder} was removed or replaced while it was being written, and is left as it is now; what was "
+                "written before is lost with it."
+            )
+        self.file.close()
+        self._take()
+
     def release(self) -> None:
         """Lets others write."""
         self.file.close()
+
+
+def leads_out(folder: Path) -> Path | None:
+    """The first link in a folder, or in those in it, or other file that is none, by which a writer would leave it."""
+    for path in (*folder.iterdir(), *folder.glob("*/*")):
+        if path.is_symlink() or not (path.is_file() or path.is_dir()):
+            return path
+    return None
+
+
+def check_no_links(folder: Path) -> None:
+    """Refuses a folder that holds links, as one that was received may: what is written into it would go elsewhere.
+
+    Raises:
+        UserError: naming the first.
+    """
+    if (path := leads_out(folder)) is not None:
+        raise UserError(
+            f"{path} is a link or no ordinary file, and a folder with such is not written into; take a copy of it, as "
+            "cp -rL makes."
+        )
 
 
 def _writer(text: str) -> str:

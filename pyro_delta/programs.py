@@ -302,7 +302,7 @@ def _beside(path: Path) -> dict[str, Path]:
             if file.is_file() and name not in found:
                 found[name] = file
                 waiting.append(file)
-            elif package.is_file() and name not in packages_distributions() and name != __name__.partition(".")[0]:
+            elif (package.is_file() or any(package.parent.glob("*.py"))) and not _is_installed(name):
                 raise UserError(
                     f"the program {path} imports {name}, a package beside it, of which a run would keep no copy; "
                     "install the package, or put what it needs into files beside the program."
@@ -310,13 +310,66 @@ def _beside(path: Path) -> dict[str, Path]:
     return found
 
 
+def _is_installed(name: str) -> bool:
+    """Whether a top-level module is this package's, Python's own, or one that was installed."""
+    return _is_own(name) or name in sys.stdlib_module_names or name in packages_distributions()
+
+
+def _is_own(name: str) -> bool:
+    return name.partition(".")[0] == __name__.partition(".")[0]
+
+
+def _below(module: str, path: Path) -> dict[str, Path]:
+    """Name → file, of those that a module imports, or that these import, and that lie in its package, or beside that.
+
+    Beside a package that was installed everything else was, too, and is not looked at. Nothing is imported.
+    """
+    parts = module.split(".")
+    root = path.parents[len(parts) - (path.name != "__init__.py")]
+    installed = str(root.resolve()).startswith(LIBRARIES)
+    found: dict[str, Path] = {}
+    waiting = [(module, path)]
+    while waiting:
+        name, file = waiting.pop()
+        package = name.split(".") if file.name == "__init__.py" else name.split(".")[:-1]
+        for steps in ([*package], *(wanted.split(".") for wanted in _dotted(_bytes_of(file), tuple(package)))):
+            if steps and steps[0] != parts[0] and (installed or _is_installed(steps[0])):
+                continue
+            for length in range(1, len(steps) + 1):
+                place = root.joinpath(*steps[:length])
+                for one in (place / "__init__.py", place.with_name(f"{place.name}.py")):
+                    key = one.relative_to(root).as_posix()
+                    if key not in found and one != path and one.is_file():
+                        found[key] = one
+                        waiting.append((".".join(steps[:length]), one))
+    return found
+
+
+@lru_cache(maxsize=64)
+def _dotted(source: bytes, package: tuple[str, ...]) -> frozenset[str]:
+    """Modules, or what is taken from them, that a text in a package imports, by their whole names."""
+    names = set[str]()
+    for node in _nodes(source):
+        if isinstance(node, ast.Import):
+            names.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            above = package[: len(package) - node.level + 1] if node.level else ()
+            base = ".".join([*above, *([node.module] if node.module else [])])
+            names.update(f"{base}.{alias.name}" for alias in node.names if base)
+    return frozenset(names)
+
+
+def _nodes(source: bytes) -> list[ast.AST]:
+    try:
+        return list(ast.walk(ast.parse(source)))
+    except (SyntaxError, ValueError, RecursionError):  # who runs it will say so
+        return []
+
+
 @lru_cache(maxsize=64)
 def _imports(source: bytes) -> frozenset[str]:
     """Modules that a text imports, anywhere in it."""
-    try:
-        nodes = list(ast.walk(ast.parse(source)))
-    except (SyntaxError, ValueError, RecursionError):  # who runs it will say so
-        return frozenset()
+    nodes = _nodes(source)
     names = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
     names += [node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module and not node.level]
     return frozenset(name.partition(".")[0] for name in names)
@@ -504,7 +557,7 @@ class Record(Section):
     digest: str
     """SHA-256 of its file"""
     beside: dict[str, str] = Field(default={})
-    """file → SHA-256, of those beside it that it imports"""
+    """file → SHA-256, of those beside it that it imports; of a module of its package, which a run keeps no copy of"""
 
 
 def copies(chosen: Mapping[str, str]) -> tuple[dict[str, Record], dict[str, bytes]]:
@@ -538,9 +591,13 @@ def check_copies(records: Mapping[str, Record], folder: Path) -> None:
         if source is None or not source.is_file():
             where = record.name if source is None else str(source)
             raise UserError(f"the run's {kind} {record.name!r} is missing: there is no {where}; restore it.")
-        if (now := _record(record.name, source)) != record:
+        now = _record(record.name, source)
+        if not _is_file(record.name) and not record.beside:  # as former versions left it
+            now = now.model_copy(update={"beside": {}})
+        if now != record:
             apart = sorted(file for file, _ in now.beside.items() ^ record.beside.items())
-            changed = source if now.digest != record.digest else source.with_name(apart[0])
+            folder_of = source.parent if _is_file(record.name) else Path()
+            changed = source if now.digest != record.digest else folder_of / apart[0]
             raise UserError(
                 f"the run's {kind} {record.name!r} has changed: {changed} is not what the run was made with; restore "
                 "it."
@@ -548,8 +605,14 @@ def check_copies(records: Mapping[str, Record], folder: Path) -> None:
 
 
 def _record(name: str, source: Path) -> Record:
-    beside = {path.name: _digest(path) for path in _beside(source).values() if path != source} if _is_file(name) else {}
-    return Record(name=name, digest=_digest(source), beside=beside)
+    module = name.rpartition(":")[0]
+    if _is_file(name):
+        files = {path.name: path for path in _beside(source).values() if path != source}
+    elif module and source.suffix == ".py" and not _is_own(module):
+        files = _below(module, source)
+    else:
+        files = {}
+    return Record(name=name, digest=_digest(source), beside={key: _digest(path) for key, path in sorted(files.items())})
 
 
 def _is_file(name: str) -> bool:

@@ -63,19 +63,26 @@ def remember(known_by: str, folder: Path) -> None:
         (store() / known_by).write_text(f"{folder.absolute()}\n", encoding="utf-8")
 
 
-def check(folder: Path, found: Mapping[str, str], records: Mapping[str, Record], known_by: str, trust: bool) -> None:
+def check(folder: Path, sections: Mapping[str, Any], spec: str, records: Mapping[str, Record], trust: bool) -> None:
     """Refuses, before anything of it is imported, a run whose programs are a stranger's.
 
     Args:
         folder: of the run.
-        found: what is `foreign`.
+        sections: of its settings, without those that a resumed run may change.
+        spec: the place of its spec's class.
         records: of its programs.
-        known_by: its `digest`.
         trust: whether it is trusted by a word; from then on it is, in this process.
 
     Raises:
-        UserError: naming the programs, or the one of which the run has no digest.
+        UserError: naming the programs, or the one of which the run has no digest, or a digest and nothing else.
     """
+    found, known_by = foreign(sections, spec), digest(sections, spec, records)
+    for kind, record in records.items():  # a look at a module imports the package that it is in
+        if record.name != found.get(kind) and (kind not in KINDS or record.name != sections[kind]["program"]):
+            raise UserError(
+                f"the run.json of {folder} has a digest of the {kind} {record.name!r}, which the run does not name; "
+                "restore both as they were."
+            )
     for kind, name in found.items():
         if kind not in records or records[kind].name != name:
             raise UserError(

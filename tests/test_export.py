@@ -362,6 +362,16 @@ def test_the_card_says_of_the_posterior_what_is_true_of_this_run(
     assert ("delta-vae" in front_matter(text)["tags"]) == tagged
 
 
+def test_the_card_of_a_strangers_run_holds_no_html_of_theirs(run: Path) -> None:
+    script = "<script>alert(1)</script>"
+    edit_json(run, "run.json", lambda tree: {**tree, "version": script, "versions": {script: script}})
+    edit_json(run, "check.json", lambda numbers: {**numbers, "verdict": script, "advice": script})
+    export(run, "out")
+    text = Path("out/README.md").read_text()
+    assert "<script" not in text
+    assert "&lt;script&gt;alert(1)" in text
+
+
 def test_the_card_of_a_control_says_that_it_does_not_hear_z(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     code, _, err = call("train", *TINY, "--set", "likelihood.use_latents=false", "--steps", 1, "--out", "run")

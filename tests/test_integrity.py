@@ -4,10 +4,11 @@ import hashlib
 import json
 import os
 import random
+import resource
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,12 @@ from test_cli import SETTINGS, TINY, call, write_images
 import pyro_delta
 from pyro_delta import trust
 from pyro_delta.api.kept import kept
+from pyro_delta.api.train import begin, carry_out
 from pyro_delta.errors import UserError
-from pyro_delta.files import written_whole
+from pyro_delta.files import bytes_of, written_whole
+from pyro_delta.inference import manifest as manifests
 from pyro_delta.lock import Lock
+from pyro_delta.programs import check_copies, copies
 
 HELPER = "RATE = {rate}\n"
 MINE = """
@@ -206,7 +210,17 @@ def terms(rate: Any) -> Callable[[Path], None]:
     return write
 
 
+def checked(**values: Any) -> Callable[[Path], None]:
+    return lambda run: edit_json(run, "check.json", lambda numbers: {**numbers, **values})
+
+
+def without(key: str) -> Callable[[Path], None]:
+    return lambda run: edit_json(run, "check.json", lambda numbers: {k: v for k, v in numbers.items() if k != key})
+
+
 DEEP = "[" * 100_000
+STEERS = "\x1b]0;owned\x07"
+EVALUATION = ("n_images", "seed", "step", "config_digest")
 WRONG: dict[str, tuple[str, Callable[[Path], None]]] = {
     "a record of a program that is empty": ("run.json", info(lambda t: t.update(programs={"prior": {}}))),
     "programs as a list": ("run.json", info(lambda t: t.update(programs=[]))),
@@ -253,6 +267,25 @@ WRONG: dict[str, tuple[str, Callable[[Path], None]]] = {
     "deep evaluations": ("evaluations.json", text("evaluations.json", DEEP)),
     "terms of another length": ("kept", terms(np.ones(3))),
     "terms that are NaN, of a run that has not diverged": ("kept", terms(np.full(360, np.nan))),
+    "a check of no split": ("kept", checked(split="all")),
+    **{f"a check whose {key} is text": ("kept", checked(**{key: "x"})) for key in ("rate_nats_mean", "probe_accuracy")},
+    **{
+        f"a check whose {key} is a number": ("kept", checked(**{key: 1}))
+        for key in ("floor_holds", "verdict", "advice")
+    },
+    **{f"a check without {key}": ("kept", without(key)) for key in ("rate_nats_min", "floor_holds", "seed")},
+    "an evaluation of no split": (
+        "evaluations",
+        text("evaluations.json", json.dumps([dict.fromkeys(EVALUATION, 1) | {"split": "all", "finished": True}])),
+    ),
+    "a preset that steers a terminal": ("run.json", info(lambda t: t.update(preset=STEERS))),
+    "a version that does": ("run.json", info(lambda t: t.update({STEERS: "1"}))),
+    "settings that do": ("config.json", settings(lambda t: t.update({STEERS: {}}))),
+    "a verdict that does": ("check.json", checked(verdict=STEERS)),
+    "a verdict in reverse": ("check.json", checked(verdict="\u202eabc")),
+    "a verdict of half a character": ("check.json", checked(verdict="\ud800")),
+    "an evaluation that steers": ("evaluations.json", text("evaluations.json", json.dumps([{"prior": STEERS}]))),
+    "metrics that steer": ("metrics", text("metrics.jsonl", json.dumps({"step": 1, "split": STEERS}) + "\n")),
     "terms as objects": ("kept", terms(np.array(["a"] * 360))),
 }
 
@@ -355,10 +388,173 @@ def test_edited_files_alone_run_nothing(where: str, foreign: Path, trained: Path
     assert "antigravity" not in sys.modules
 
 
-def test_packages_beside_a_program_are_refused_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+STRANGE = """
+from pathlib import Path
+from pyro_delta.models import AR1Prior as Mine
+Path({proof!r}).write_text("ran")
+"""
+
+
+@pytest.fixture
+def strange(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A received run of shipped programs, beside a file and a module that it does not name; `proof` says they ran."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    for name in ("run/strange.py", "strangers.py"):
+        Path(name).write_text(f"# {os.urandom(8).hex()}\n" + STRANGE.format(proof=str(tmp_path / "proof")))
+    yield run
+    sys.modules.pop("strangers", None)
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        {"kind": "pyro_delta.programs:object_at", "place": "run/strange.py:Mine"},
+        {"kind": "pyro_delta.programs:import_module", "name": "strangers"},
+        {"kind": "pyro_delta.api.train:train", "out": "mine", "settings": {"prior.program": "run/strange.py:Mine"}},
+        {"kind": "pyro_delta.inference.recorder:Recorder", "folder": "mine", "show": None},
+        {"kind": "pyro_delta.lock:Lock", "folder": "mine"},
+    ],
+    ids=lambda spec: spec["kind"],
+)
+def test_a_spec_calls_nothing_but_the_class_of_a_spec(spec: dict[str, Any], strange: Path) -> None:
+    edit_json(strange, "run.json", lambda tree: {**tree, "spec": spec})
+    code, _, err = call("evaluate", "run", "--images", 5)
+    assert (code, "is not a spec of data" in err) == (2, True), err
+    assert not Path("proof").exists()
+    assert not Path("mine").exists()
+
+
+@pytest.mark.parametrize("kind", ["prior", "spec", "twin"])
+def test_records_of_programs_that_are_not_named_import_nothing(kind: str, strange: Path) -> None:
+    Path("strange_package").mkdir()
+    shutil.copy("strangers.py", "strange_package/__init__.py")
+    Path("strange_package/part.py").touch()
+    record = {"name": "strange_package.part:Mine", "digest": hashlib.sha256(b"").hexdigest(), "beside": {}}
+    edit_json(strange, "run.json", lambda tree: {**tree, "programs": {kind: record}})
+    code, _, err = call("evaluate", "run", "--images", 5)
+    assert (code, "strange_package.part:Mine" in err) == (2, True), err
+    assert not Path("proof").exists()
+    assert "strange_package" not in sys.modules
+
+
+@pytest.mark.parametrize("rest", ["whole", "no copy of it", "another copy", "config.json alone"])
+@pytest.mark.parametrize("name", ["run/strange.py:Mine", "strangers:Mine"])
+def test_settings_of_a_received_run_name_nothing_that_runs(name: str, rest: str, strange: Path) -> None:
+    edit_json(strange, "config.json", lambda tree: {**tree, "prior": {"program": name, "dims": 2}})
+    if rest in ("whole", "another copy"):
+        (strange / "programs").mkdir()
+        (strange / "programs" / ("strange.py" if rest == "whole" else "other.py")).write_text("")
+    if rest == "config.json alone":
+        (strange / "run.json").unlink()
+    command = ["train", "--config", "run/config.json", "--dry-run"]
+    code, _, err = call(*command)
+    assert (code, name in err, err.count("\n")) == (2, True, 1), err
+    assert not Path("proof").exists()
+    assert call(*command, "--prior", "ar1")[0] == 0  # the rest of its settings will do
+    assert not Path("proof").exists()
+
+
+# --- Links and names that lead out of a received folder ---
+
+
+@pytest.mark.parametrize(
+    ("name", "command"),
+    [
+        (".lock", ["evaluate", "run", "--images", "5"]),
+        ("evaluations.json", ["evaluate", "run", "--images", "5"]),
+        ("manifest.json", ["evaluate", "run", "--images", "5"]),
+        ("report.html", ["report", "run"]),
+        ("check.json", ["check", "run", "--keep", "--told-samples", "2", "--told-images", "4"]),
+        ("metrics.jsonl", ["train", "--resume", "--out", "run", "--steps", "11"]),
+        ("samples", ["train", "--resume", "--out", "run", "--steps", "11"]),
+        ("auxiliary.safetensors", ["train-prior", "run", "--steps", "1", "--hidden", "2"]),
+    ],
+)
+@pytest.mark.parametrize("leads", ["to a file", "to nothing"])
+def test_links_in_a_run_are_not_written_through(
+    leads: str, name: str, command: list[str], run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    outside, inside = tmp_path / "outside", run / name
+    if leads == "to a file" and inside.exists():
+        shutil.move(inside, outside)
+    elif leads == "to a file":
+        outside.write_text("mine")
+    elif inside.is_dir():
+        shutil.rmtree(inside)
+    else:
+        inside.unlink(missing_ok=True)
+    if leads == "to nothing" and name in ("manifest.json", "metrics.jsonl"):
+        pytest.skip("it is no run without")
+    inside.symlink_to(outside)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    code, _, err = call(*command)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    if command[0] == "evaluate":  # which only reads, where it may not write
+        assert code == 0, err
+    else:
+        assert (code, f"run/{name} is a link" in err) == (2, True), err
+
+
+@pytest.mark.parametrize("name", ["programs/../../../stolen", "../stolen", "/stolen", "programs/a/b", "programs/.."])
+def test_names_in_a_manifest_lead_nowhere(
+    name: str, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (run / "programs").mkdir()
+    found = manifests.read(run)
+    assert found is not None
+    files = {**found.files, "programs/a.py": [hashlib.sha256(b"").hexdigest()], name: ["0"]}
+    (run / "programs" / "a.py").touch()
+    manifests.write(run, found.model_copy(update={"files": files}))
+    code, _, err = call("export", run, "out")
+    assert (code, "manifest.json is damaged" in err) == (2, True), err
+    assert not Path("out").exists()
+
+
+@pytest.mark.parametrize(
+    ("imports", "file"),
+    [
+        ("from {0}.helper import RATE", "{0}/helper.py"),
+        ("from .helper import RATE", "{0}/helper.py"),
+        ("from . import helper; RATE = helper.RATE", "{0}/helper.py"),
+        ("from .deep import helper; RATE = helper.RATE", "{0}/deep/helper.py"),
+        ("import {0}.deep.helper; RATE = {0}.deep.helper.RATE", "{0}/deep/helper.py"),
+        ("from {0}.between import RATE", "{0}/helper.py"),
+        ("from {0} import RATE", "{0}/__init__.py"),
+        ("from beside_{0} import RATE", "beside_{0}.py"),
+    ],
+)
+def test_a_module_whose_package_has_changed_is_refused(
+    imports: str, file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = f"package_{os.urandom(4).hex()}"
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    for name in (f"{package}/deep/__init__.py", f"{package}/__init__.py", file.format(package)):
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        Path(name).write_text("RATE = 3\n")
+    Path(package, "between.py").write_text("from .helper import RATE\n")
+    Path(package, "mine.py").write_text(f"{imports.format(package)}\nimport torch, pyro_delta.models\n")
+    records, contents = copies({"prior": f"{package}.mine:Mine"})
+    assert not contents
+    assert file.format(package) in records["prior"].beside
+    assert all(not name.startswith(("torch", "pyro_delta")) for name in records["prior"].beside)
+    check_copies(records, tmp_path)
+    check_copies({"prior": records["prior"].model_copy(update={"beside": {}})}, tmp_path)  # of a former version
+    Path(file.format(package)).write_text("RATE = 0.25\n")
+    with pytest.raises(UserError, match=f"has changed: {file.format(package)} is not what the run was made with"):
+        check_copies(records, tmp_path)
+
+
+@pytest.mark.parametrize("inside", ["__init__.py", "deep.py"])
+def test_packages_beside_a_program_are_refused_at_once(
+    inside: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     Path("parts").mkdir()
-    Path("parts/__init__.py").touch()
+    Path("parts", inside).touch()
     Path("mine.py").write_text("def later():\n    import parts.deep\n")
     code, _, err = call("train", *TINY, "--guide", "mine.py:Mine", "--steps", 1, "--out", "run")
     assert (code, "imports parts, a package beside it" in err) == (2, True)
@@ -387,11 +583,106 @@ def test_a_second_writer_is_refused_and_a_killed_one_is_not_waited_for(run: Path
     Lock(run).release()
 
 
+@pytest.mark.parametrize("trouble", ["a writer", "a damaged file", "a full disk"])
+@pytest.mark.parametrize(
+    "command", [["evaluate", "--images", "5"], ["check", "--told-samples", "2", "--told-images", "4"]]
+)
+def test_what_cannot_be_kept_unasked_is_told_all_the_same(
+    command: list[str], trouble: str, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (run / "check.json").unlink()
+    name = "evaluations.json" if command[0] == "evaluate" else "check.json"
+    if trouble == "a damaged file":
+        text(name, "{}")(run)
+        (run / name).write_text("[")
+    lock = Lock(run) if trouble == "a writer" else None
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    if trouble == "a full disk":
+        resource.setrlimit(resource.RLIMIT_FSIZE, (300, limits[1]))
+    try:
+        code, out, err = call(command[0], run, *command[1:], "--json")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    if lock is not None:
+        lock.release()
+    assert code in (0, 1), err
+    assert json.loads(out)["step"] == 10
+    words = {"a writer": "is being written by", "a damaged file": f"{name} is damaged", "a full disk": "File too large"}
+    assert f"what was found is not kept with {run} (" in err
+    assert words[trouble] in err
+
+
 def test_two_trainings_cannot_begin_in_one_folder(tmp_path: Path) -> None:
     lock = Lock(tmp_path)
     code, _, err = call("train", *TINY, "--steps", 1, "--out", tmp_path)
     assert (code, f"is being written by process {os.getpid()}" in err) == (2, True)
     lock.release()
+
+
+def test_a_folder_that_was_begun_anew_is_left_to_its_new_writer(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    old = Lock(folder)
+    old.check()
+    (folder / ".lock").unlink()
+    old.check()  # which takes it again
+    with pytest.raises(UserError, match="is being written by process"):
+        Lock(folder)
+    (folder / ".lock").unlink()
+    new = Lock(folder)
+    with pytest.raises(UserError, match="is being written by process"):
+        old.check()
+    new.release()
+    old = Lock(folder)
+    shutil.move(folder, tmp_path / "aside")
+    with pytest.raises(UserError, match="was removed or replaced while it was being written"):
+        old.check()
+    folder.mkdir()
+    with pytest.raises(UserError, match="was removed or replaced while it was being written"):
+        old.check()
+    old.release()
+
+
+def test_a_training_writes_nothing_into_a_folder_that_took_the_place_of_its_own(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+
+    def show(line: dict[str, Any]) -> None:
+        if folder.exists():
+            shutil.rmtree(folder)
+            shutil.copytree(tmp_path / "other", folder)
+
+    other = train(tmp_path / "other")
+    before = {path.name: path.read_bytes() for path in other.rglob("*") if path.is_file()}
+    training = begin(pyro_delta.load(other).config, folder, "none", "cpu")
+    with pytest.raises(UserError, match="was removed or replaced while it was being written"):
+        carry_out(training, folder, show, resumed=False)
+    found = {path.name: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    assert {name: found[name] for name in before} == before
+
+
+def test_what_is_being_written_is_read_as_it_was_or_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def write(number: int) -> None:
+        manifests.put(tmp_path, {"evaluations.json": b"%d" % number})
+        for step in (number, number + 1):
+            manifests.add_checkpoint(tmp_path, step, b"weights %d" % step)
+
+    def read_and_overtaken(path: Path) -> bytes:
+        content = bytes_of(path)
+        if path.name == "manifest.json" and waiting:
+            write(waiting.pop())
+        return content
+
+    manifests.write(tmp_path, manifests.Manifest())
+    waiting: list[int] = []
+    write(1)
+    monkeypatch.setattr(manifests, "bytes_of", read_and_overtaken)
+    waiting[:] = [4]
+    assert manifests.verified(tmp_path, "evaluations.json") == b"4"
+    waiting[:] = [7]
+    before = manifests.read(tmp_path)
+    assert before is not None
+    manifest, saved, content = manifests.whole_checkpoint(tmp_path, before)
+    assert (saved, content) == (manifest.newest, b"weights 8")
 
 
 # --- The data ---

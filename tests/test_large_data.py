@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import io
+import json
 import os
 import pickle
 import re
@@ -322,6 +323,35 @@ def test_a_cut_or_changed_set_is_made_anew(tmp_path: Path) -> None:
     assert sorted(everything(changed.test)) == sorted(expected(range(20, 21)))
     assert sorted(everything(data.test)) == sorted(expected(range(10, 11)))  # of a run that still goes on
     assert len(kept_files(tmp_path, "images.npy")) == 1
+
+
+@pytest.mark.parametrize("what", ["the cache", "a set in it", "its images"])
+def test_links_in_received_data_are_not_written_through(tmp_path: Path, what: str) -> None:
+    data, home = tmp_path / "data", tmp_path / "home"
+    write_pickles(data)
+    for name in ("Documents", "0123456789abcdef-notes"):
+        (home / name).mkdir(parents=True)
+        (home / name / "thesis.txt").write_text("mine")
+    load("imagenet32", root=data, validation=HELD_OUT)
+    place = data / cache.NAME
+    (kept,) = (path for path in place.iterdir() if path.is_dir())
+    if what == "the cache":
+        place.rename(tmp_path / "aside")
+        place.symlink_to(home)
+    elif what == "a set in it":
+        kept.rename(home / kept.name)
+        kept.symlink_to(home / kept.name)
+    else:
+        state = json.loads((kept / "state.json").read_text())
+        (kept / "state.json").write_text(json.dumps({**state, "whole": False, "counts": state["counts"][:-1]}))
+        (kept / "images.npy").rename(home / "images.npy")
+        with (home / "images.npy").open("ab") as file:
+            file.write(b"mine")
+        (kept / "images.npy").symlink_to(home / "images.npy")
+    before = {path: path.read_bytes() for path in home.rglob("*") if path.is_file()}
+    data = load("imagenet32", root=data, validation=HELD_OUT)
+    assert sorted(everything(data.test)) == sorted(expected(range(10, 11)))
+    assert {path: path.read_bytes() for path in home.rglob("*") if path.is_file()} == before
 
 
 # ---------------------------------------------------------------- mistakes

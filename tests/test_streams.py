@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from pyro_delta.cli.streams import Steady, is_plain, plain, spelled, steady
+from pyro_delta.cli.streams import Steady, plain, spelled, steady
+from pyro_delta.errors import is_plain
 
 MAIN = [sys.executable, "-m", "pyro_delta"]
 
@@ -103,6 +104,7 @@ def test_what_an_encoding_lacks_is_spelled(text: str, encoding: str, expected: s
         ("a\x9b31mb\x7f", "a\\x9b31mb\\x7f"),
         ("two\nlines\tand a tab", "two lines and a tab"),
         ("für δ 中", "für δ 中"),
+        ("\u202egnp.exe", "\\u202egnp.exe"),
     ],
 )
 def test_control_characters_are_shown_as_they_are_written(text: str, shown: str) -> None:

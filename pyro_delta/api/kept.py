@@ -7,20 +7,22 @@ import json
 import math
 import os
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from pyro_delta.data.splits import SPLITS
 from pyro_delta.diagnostics.diagnose import Diagnosis, failure
 from pyro_delta.errors import UserError
 from pyro_delta.files import finite
 from pyro_delta.hub import on_hub
 from pyro_delta.inference import manifest as manifests
 from pyro_delta.inference.run import CHECK, EVALUATIONS, TERMS, Run, config_digest
-from pyro_delta.lock import writing
+from pyro_delta.lock import leads_out, writing
 
 
 @dataclass(frozen=True)
@@ -46,8 +48,24 @@ def keepable(run: Run, named: Path | str, numbers: Mapping[str, Any]) -> bool:
         named: the run, as it was given: its folder or its place on the hub.
         numbers: of a check or an evaluation.
     """
-    own = run.finished and numbers["data_as_trained"] is not False
-    return own and run.folder is not None and not on_hub(named) and os.access(run.folder, os.W_OK)
+    if not run.finished or numbers["data_as_trained"] is False or run.folder is None or on_hub(named):
+        return False
+    return os.access(run.folder, os.W_OK) and leads_out(run.folder) is None
+
+
+@contextmanager
+def unasked(run: Run, say: Callable[[str], None] = lambda words: None) -> Iterator[None]:
+    """What is kept with a run unasked may fail, as where another writes there: the numbers are there all the same.
+
+    Args:
+        run: that they are of.
+        say: called with a sentence if it fails.
+    """
+    try:
+        yield
+    except (UserError, OSError) as error:
+        reason = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.filename else str(error)
+        say(f"what was found is not kept with {run.folder} ({reason.rstrip('.')}).")
 
 
 def of_check(found: Diagnosis) -> Kept:
@@ -134,10 +152,8 @@ def evaluations(folder: Path) -> list[dict[str, Any]]:
 def _is_evaluation(numbers: Any) -> bool:
     if not isinstance(numbers, dict) or not {*SETTINGS[:3], "finished", "config_digest", "step"} <= numbers.keys():
         return False
-    return isinstance(numbers["split"], str) and all(
-        value is None or (isinstance(value, int | float) and not isinstance(value, bool))
-        for key, value in numbers.items()
-        if key.rpartition("_")[2] in ("nats", "bpd", "se", "min", "images", "particles", "step")
+    return numbers["split"] in SPLITS and all(
+        _is_number(value) for key, value in numbers.items() if key.rpartition("_")[2] in MEASURED
     )
 
 
@@ -171,8 +187,19 @@ def kept(folder: Path) -> Kept | None:
         ) from None
 
 
-TEXTS = ("split", "unit", "judged_digest")
+TEXTS = ("split", "unit", "judged_digest", "verdict", "advice")
 """What is read of a kept check beside numbers: each there, and a text."""
+FLAGS = ("floor_holds", "latents_used")
+"""Each there, and true, false or unknown."""
+NEEDED = ("rate_nats_min", "delta_known_by", "delta_guarantee", "split_images", "seed", "step")
+"""Others that are always there."""
+MEASURED = {"nats", "bpd", "se", "min", "mean", "accuracy", "tau", "images", "samples", "particles", "seed", "step"}
+"""Last words of the names of numbers."""
+
+
+def _is_number(value: Any) -> bool:
+    """Whether it is a number, or unknown."""
+    return value is None or (isinstance(value, int | float) and not isinstance(value, bool))
 
 
 def _checked(numbers: dict[str, Any], rate_b: np.ndarray, distortion_b: np.ndarray) -> Kept:
@@ -180,10 +207,11 @@ def _checked(numbers: dict[str, Any], rate_b: np.ndarray, distortion_b: np.ndarr
 
     Terms are finite unless their mean is unknown: of a training that has diverged they are not.
     """
-    if not all(isinstance(numbers[key], str) for key in TEXTS):
+    if not all(isinstance(numbers[key], str) for key in TEXTS) or numbers["split"] not in SPLITS:
         raise TypeError
-    measured = [value for key, value in numbers.items() if key.rpartition("_")[2] in ("nats", "bpd", "se", "min")]
-    if any(isinstance(value, bool) or not isinstance(value, int | float | None) for value in measured):
+    if not {*FLAGS, *NEEDED} <= numbers.keys() or not all(type(numbers[key]) in (bool, type(None)) for key in FLAGS):
+        raise TypeError
+    if not all(_is_number(value) for key, value in numbers.items() if key.rpartition("_")[2] in MEASURED):
         raise TypeError
     for values, mean in ((rate_b, numbers["rate_nats_mean"]), (distortion_b, numbers["distortion_bpd"])):
         if values.shape != (numbers["n_images"],) or values.dtype.kind != "f":

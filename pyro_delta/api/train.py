@@ -396,7 +396,7 @@ def carry_out(training: Training, folder: Path, show: Show, *, resumed: bool) ->
         with stopping(training):
             with ranks.together():
                 if ranks.first():
-                    recorder = Recorder(folder, show, training.step)
+                    recorder = Recorder(folder, show, training.step, training.lock)
                     training.log = recorder.log
                     if not resumed:
                         recorder.save(training)  # from here on the folder can be resumed whatever happens

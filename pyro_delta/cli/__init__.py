@@ -12,8 +12,16 @@ from typing import NoReturn
 import click
 
 from pyro_delta import __version__
-from pyro_delta.cli.streams import is_plain, lost_output, plain, steady, telling
-from pyro_delta.errors import CheckFailed, NothingCertified, RankLost, UserError, is_out_of_memory, unknown_name
+from pyro_delta.cli.streams import lost_output, plain, steady, telling
+from pyro_delta.errors import (
+    CheckFailed,
+    NothingCertified,
+    RankLost,
+    UserError,
+    is_out_of_memory,
+    is_plain,
+    unknown_name,
+)
 
 COMMANDS = {
     "train": "Train a δ-VAE; its folder holds all that the other commands need.",

@@ -20,6 +20,7 @@ from pyro_delta.cli.options import (
     split_option,
     title_of_numbers,
     trust_option,
+    warn,
     weights_option,
 )
 from pyro_delta.errors import CheckFailed
@@ -87,7 +88,7 @@ def check(
     pyro-delta check runs/first --control runs/first-control
     """  # noqa: D301 (click wants the backspace itself)
     from pyro_delta.api.judge import check as check_run
-    from pyro_delta.api.kept import keep, keepable, kept
+    from pyro_delta.api.kept import keep, keepable, kept, unasked
     from pyro_delta.diagnostics.diagnose import passes
     from pyro_delta.hub import check_here
     from pyro_delta.report.progress import counting
@@ -112,14 +113,18 @@ def check(
             told_samples=told_samples,
             told_images=told_images,
         )
-    whole = images is None and split == "test" and weights == "best"
-    if keeping or (whole and keepable(loaded, run, found.numbers) and kept(run) is None):
-        keep(loaded, found)
     if as_json:
         print_json({**found.asdict(), "failure": found.failure})
     else:
         print_table(title_of_numbers(run, found.numbers), found.numbers, found.unit)
         click.echo(found.advice)
         next_command("report", run, *(() if control is None else ("--control", control)))
+    whole = images is None and split == "test" and weights == "best"
+    if keeping:
+        keep(loaded, found)
+    elif whole and keepable(loaded, run, found.numbers):
+        with unasked(loaded, warn):
+            if kept(run) is None:
+                keep(loaded, found)
     if found.failure:
         raise CheckFailed(found.failure)

@@ -19,6 +19,7 @@ from pyro_delta.cli.options import (
     split_option,
     title_of_numbers,
     trust_option,
+    warn,
     weights_option,
     with_prior_option,
 )
@@ -65,7 +66,7 @@ def evaluate(
     from pyro_delta import ranks
     from pyro_delta.api.judge import OTHER_DATA
     from pyro_delta.api.judge import evaluate as evaluate_run
-    from pyro_delta.api.kept import keep_evaluation, keepable
+    from pyro_delta.api.kept import keep_evaluation, keepable, unasked
     from pyro_delta.report.progress import counting
     from pyro_delta.report.tables import print_table
 
@@ -82,7 +83,8 @@ def evaluate(
     if not ranks.first():
         return
     if keepable(loaded, run, numbers):
-        keep_evaluation(loaded, numbers | {"prior": with_prior})
+        with unasked(loaded, warn):
+            keep_evaluation(loaded, numbers | {"prior": with_prior})
     if as_json:
         print_json({"unit": loaded.spec.unit, **numbers})
     else:

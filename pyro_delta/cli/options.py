@@ -204,6 +204,11 @@ def open_run(
     return run
 
 
+def warn(words: str) -> None:
+    """Says on stderr what does not end a command."""
+    click.echo(f"pyro-delta: {words}", err=True)
+
+
 def next_command(*words: str | Path) -> None:
     """Says on stderr what may be typed next."""
     click.echo(f"next: pyro-delta {shlex.join(map(str, words))}", err=True)
@@ -243,7 +248,7 @@ def settings_of(
     if file is None:
         return settings
     found = settings_of_file(file, settings)
-    if any(key.endswith(".program") and ".py:" in str(value) for key, value in found):
+    if any(key.endswith(".program") and ":" in str(value) for key, value in found):
         from pyro_delta.inference.run import with_copies
 
         found = with_copies(found, file, trust)

@@ -69,6 +69,7 @@ def report(
     from pyro_delta.errors import UserError
     from pyro_delta.files import written_whole
     from pyro_delta.hub import check_here
+    from pyro_delta.lock import check_no_links
 
     if len(runs) > 1 and (out is None or control is not None or images is not None):
         wrong = "--out FILE is missing" if out is None else "--control and --images go with one run"
@@ -76,6 +77,8 @@ def report(
     if out is None:
         check_here(runs[0], "report without --out FILE")
         out = runs[0] / PAGE
+        if runs[0].is_dir():
+            check_no_links(runs[0])
     if out.parent.is_dir() or out.parent != runs[0]:  # that there is no such run is said below
         check_writable(out)
     verdict: str | None = None

@@ -18,6 +18,8 @@ from typing import Any, TextIO
 
 import click
 
+from pyro_delta.errors import is_plain
+
 SPELLED = {
     "δ": "delta", "α": "alpha", "β": "beta", "σ": "sigma", "τ": "tau", "κ": "kappa", "μ": "mu", "λ": "lambda",
     "−": "-", "–": "-", "—": "-", "±": "+/-", "≥": ">=", "≤": "<=", "→": "->", "…": "...", "·": "|", "∣": "|",
@@ -95,15 +97,12 @@ def lost_output() -> OSError | None:
     return raw.lost if isinstance(raw, Steady) else None
 
 
-def is_plain(text: str) -> bool:
-    """Whether a text holds no characters by which a terminal is steered."""
-    return all(character in "\t\n" or unicodedata.category(character) != "Cc" for character in text)
-
-
 def plain(text: str) -> str:
     """A text in a line, with such characters as they are written in Python."""
     line = " ".join(text.split())
-    return "".join(character if is_plain(character) else f"\\x{ord(character):02x}" for character in line)
+    return "".join(
+        character if is_plain(character) else character.encode("unicode_escape").decode() for character in line
+    )
 
 
 class Told(logging.Handler):

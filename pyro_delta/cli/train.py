@@ -23,6 +23,7 @@ from pyro_delta.cli.options import (
     set_option,
     settings_of,
     trust_option,
+    warn,
 )
 from pyro_delta.errors import UserError
 
@@ -230,12 +231,8 @@ def _run(
     if not as_json:
         click.echo(f"committed rate: {trainer.committed.sentence} (pyro-delta verify checks that the programs keep it)")
     for notice in trainer.notices:
-        click.echo(f"pyro-delta: {notice}", err=True)
-
+        warn(notice)
     past = read_metrics(folder) if resumed else []
-
-    def warn(words: str) -> None:
-        click.echo(f"pyro-delta: {words}", err=True)
 
     with (
         following(trainer.config, trainer.data.spec.unit, device_of(trainer.vae), past) as show,

@@ -281,6 +281,8 @@ def spec_as_dict(spec: Any) -> dict[str, Any]:
 def spec_of_dict(values: dict[str, Any]) -> Any:
     """The spec that `spec_as_dict` took apart; its module must be one that can be imported.
 
+    Nothing but a dataclass that shows and opens data is called: the values may be a stranger's.
+
     Raises:
         ValueError, KeyError, TypeError, AttributeError, ImportError: if it cannot be put together again.
     """
@@ -288,7 +290,10 @@ def spec_of_dict(values: dict[str, Any]) -> Any:
     if isinstance(given := fields.get("condition"), dict):
         fields["condition"] = Condition(**{name: _tuples(value) for name, value in given.items()})
     module, _, name = fields.pop("kind").partition(":")
-    return getattr(import_module(module), name)(**fields)
+    made = getattr(import_module(module), name)
+    if not (isinstance(made, type) and is_dataclass(made) and hasattr(made, "show") and hasattr(made, "open")):
+        raise TypeError(f"{module}:{name} is not the class of a spec")
+    return made(**fields)
 
 
 def _tuples(value: Any) -> Any:

@@ -12,16 +12,20 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
-from pydantic import ConfigDict, Field, ValidationError
+from pydantic import ConfigDict, Field, ValidationError, field_validator
 
 from pyro_delta.errors import UserError
-from pyro_delta.files import bytes_of, written_whole
+from pyro_delta.files import bytes_of, json_of, written_whole
 from pyro_delta.validation import Section
 
 MANIFEST, METRICS = "manifest.json", "metrics.jsonl"
+NAME = re.compile(r"[^/\\\0]+(/[^/\\\0]+)?")
+"""Of a file in a run."""
 KEPT = 2
 """Checkpoints, the newest; the older one serves where the newest is damaged."""
 
@@ -50,6 +54,14 @@ class Manifest(Typed):
     checkpoints: list[Saved] = Field(default=[])
     """the newest last"""
 
+    @field_validator("files")
+    @classmethod
+    def _inside(cls, files: dict[str, list[str]]) -> dict[str, list[str]]:
+        """Names are of files of the run, or of one of its folders."""
+        if any(not NAME.fullmatch(name) or ".." in name.split("/") for name in files):
+            raise ValueError("a name leads out of the run")
+        return files
+
     @property
     def newest(self) -> Saved | None:
         """The newest checkpoint."""
@@ -70,13 +82,12 @@ def parsed(content: bytes, path: Path) -> object:
     """What JSON says.
 
     Raises:
-        UserError: if it is none, or nested too deep.
+        UserError: if it is none, nested too deep, or holds control characters.
     """
     try:
-        found: object = json.loads(content)
-    except (ValueError, RecursionError):  # of text, of JSON, of numbers with thousands of digits
-        raise UserError(f"{path} is damaged: it is not JSON; restore it.") from None
-    return found
+        return json_of(content)
+    except ValueError as error:
+        raise UserError(f"{path} is damaged: {error}; restore it.") from None
 
 
 def read(folder: Path) -> Manifest | None:
@@ -118,12 +129,16 @@ def verified(folder: Path, name: str) -> bytes:
         UserError: if it is not what the manifest says, or not in it.
     """
     manifest, path = read(folder), folder / name
-    content = bytes_of(path)
-    if manifest is not None and sha256(content) not in manifest.files.get(name, ()):
-        raise UserError(
-            f"{path} is damaged or was changed: its checksum is not the one in {MANIFEST}; restore it as it was."
-        )
-    return content
+    while manifest is not None:
+        content, before = bytes_of(path), manifest
+        if sha256(content) in manifest.files.get(name, ()):
+            return content
+        manifest = read(folder)
+        if manifest == before:  # else somebody was writing it
+            raise UserError(
+                f"{path} is damaged or was changed: its checksum is not the one in {MANIFEST}; restore it as it was."
+            )
+    return bytes_of(path)
 
 
 def put(folder: Path, contents: Mapping[str, bytes], gone: tuple[str, ...] = ()) -> None:
@@ -172,16 +187,19 @@ def keep_checkpoints(folder: Path, manifest: Manifest, kept: list[Saved]) -> Non
             path.unlink(missing_ok=True)
 
 
-def whole_checkpoint(folder: Path, manifest: Manifest) -> tuple[Saved, bytes]:
-    """The newest checkpoint that is what the manifest says.
+def whole_checkpoint(folder: Path, manifest: Manifest) -> tuple[Manifest, Saved, bytes]:
+    """The newest checkpoint that is what the manifest says, and that manifest, a newer one where a training goes on.
 
     Raises:
         UserError: if there is none.
     """
     for saved in reversed(manifest.checkpoints):
-        path = folder / checkpoint_name(saved.step)
-        if path.is_file() and sha256(content := bytes_of(path)) == saved.sha256:
-            return saved, content
+        with suppress(FileNotFoundError):
+            content = bytes_of(folder / checkpoint_name(saved.step))
+            if sha256(content) == saved.sha256:
+                return manifest, saved, content
+        if (now := read(folder)) not in (None, manifest):  # its place has been taken meanwhile
+            return whole_checkpoint(folder, now)
     raise UserError(
         f"all {len(manifest.checkpoints)} checkpoints of {folder} are damaged or missing: none has the checksum that "
         f"{MANIFEST} says; restore {checkpoint_name(manifest.checkpoints[-1].step)}, or train the run again."

@@ -22,6 +22,7 @@ from pyro_delta.inference.checkpoint import pack
 from pyro_delta.inference.manifest import METRICS
 from pyro_delta.inference.run import EVENTS, SAMPLES, parse_metrics
 from pyro_delta.inference.training import Training
+from pyro_delta.lock import Lock
 
 SHOWN = 16
 """Data that are drawn and shown at each validation."""
@@ -37,10 +38,11 @@ class Recorder:
         folder: of the run; lines that were written after its newest checkpoint are dropped.
         show: called with every line as well.
         step: that training goes on from.
+        lock: on the folder.
     """
 
-    def __init__(self, folder: Path, show: Callable[[Line], None], step: int = 0) -> None:
-        self.folder, self.show = folder, show
+    def __init__(self, folder: Path, show: Callable[[Line], None], step: int = 0, lock: Lock | None = None) -> None:
+        self.folder, self.show, self.lock = folder, show, lock
         manifest = manifests.read(folder)
         self.saved_step = -1 if manifest is None or manifest.newest is None else manifest.newest.step
         vouched = 0 if manifest is None or manifest.newest is None else manifest.newest.metrics_bytes
@@ -52,7 +54,12 @@ class Recorder:
         self.saved, self.drawn = time.monotonic(), -1
 
     def log(self, line: Line) -> None:
-        """Takes a line of metrics; what is not a finite number becomes null, which every reader of JSON knows."""
+        """Takes a line of metrics; what is not a finite number becomes null, which every reader of JSON knows.
+
+        Raises:
+            UserError: as `Lock.check`.
+        """
+        self._check()
         line = finite(line)
         self.lines.append(line)
         path = self.folder / METRICS
@@ -72,12 +79,21 @@ class Recorder:
             self.draw(trainer)
 
     def save(self, trainer: Training) -> None:
-        """Writes the checkpoint, unless that of this step is there."""
+        """Writes the checkpoint, unless that of this step is there.
+
+        Raises:
+            UserError: as `Lock.check`.
+        """
+        self._check()
         if trainer.step != self.saved_step:  # none is replaced while it is the newest
             manifests.add_checkpoint(self.folder, trainer.step, pack(trainer.state()))
             self.saved_step = trainer.step
         self.events.flush()
         self.saved = time.monotonic()
+
+    def _check(self) -> None:
+        if self.lock is not None:
+            self.lock.check()
 
     def draw(self, trainer: Training) -> None:
         """Shows samples, of the same noise each time, unless this step has some."""

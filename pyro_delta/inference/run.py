@@ -52,7 +52,7 @@ from pyro_delta.data.tensors import Given
 from pyro_delta.diagnostics import table
 from pyro_delta.diagnostics.table import unfinished
 from pyro_delta.errors import UserError, unknown_name
-from pyro_delta.files import sweep_parts
+from pyro_delta.files import json_of, sweep_parts
 from pyro_delta.inference import manifest as manifests
 from pyro_delta.inference.auxiliary import AuxiliaryTraining
 from pyro_delta.inference.checkpoint import (
@@ -70,7 +70,7 @@ from pyro_delta.inference.manifest import MANIFEST, METRICS, Typed
 from pyro_delta.inference.optim import MAX_STREAK
 from pyro_delta.inference.provenance import provenance
 from pyro_delta.lock import LOCK, Lock
-from pyro_delta.programs import KINDS, Record, check_copies, copies, find
+from pyro_delta.programs import KINDS, Record, check_copies, copies, find, is_foreign, names
 from pyro_delta.protocol import Data, Prior, Spec
 from pyro_delta.vae import VAE, with_prior
 
@@ -394,6 +394,14 @@ def create(folder: Path, config: Config, data: Data, preset: str) -> Lock:
         "threads": torch.get_num_threads(),
         "programs": {kind: record.model_dump() for kind, record in records.items()},
     }
+    texts = {CONFIG: configuration.as_text(config), INFO: _as_text(info)}
+    for name, text in texts.items():
+        try:
+            json_of(text)
+        except ValueError as error:
+            raise UserError(
+                f"{name} of the run could not be read back: {error}; give settings and classes other names."
+            ) from None
     lock = None
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -404,7 +412,7 @@ def create(folder: Path, config: Config, data: Data, preset: str) -> Lock:
         (folder / SAMPLES).mkdir(exist_ok=True)
         manifests.write(folder, manifests.Manifest())
         programs = {f"{PROGRAMS}/{name}": content for name, content in contents.items()}
-        manifests.put(folder, {**programs, CONFIG: configuration.as_text(config), INFO: _as_text(info)})
+        manifests.put(folder, {**programs, **texts})
         check_copies(records, folder / PROGRAMS)
     except BaseException as error:
         if lock is not None:
@@ -534,11 +542,14 @@ def read_config(folder: Path, trust: bool = False) -> Config:
         raise UserError(f"{folder} is not a run: it has no {path.name}; give a folder that `pyro-delta train` wrote.")
     info = read_info(folder)  # which knows runs of other versions
     tree = written_sections(folder)
-    sections, kind = _fixed(tree), info.spec["kind"]
-    known_by = trusting.digest(sections, kind, info.programs)
-    trusting.check(folder, trusting.foreign(sections, kind), info.programs, known_by, trust)
+    _check_trust(folder, info, tree, trust)
     check_copies(info.programs, folder / PROGRAMS)
     return configuration.of_tree(tree, path, folder / PROGRAMS)
+
+
+def _check_trust(folder: Path, info: Info, tree: dict[str, Any], trust: bool) -> None:
+    """Refuses a run of programs that are a stranger's, as `pyro_delta.trust.check`."""
+    trusting.check(folder, _fixed(tree), info.spec["kind"], info.programs, trust)
 
 
 def with_copies(settings: list[tuple[str, Any]], file: Path, trust: bool) -> list[tuple[str, Any]]:
@@ -552,12 +563,22 @@ def with_copies(settings: list[tuple[str, Any]], file: Path, trust: bool) -> lis
         trust: as for `load`.
 
     Raises:
-        UserError: if the copies are not what they were, or a stranger's.
+        UserError: if the copies are not what they were, or whatever program it names is a stranger's.
     """
     folder = file.parent
-    if file.name != CONFIG or not (folder / PROGRAMS).is_dir():
+    foreign = [str(value) for key, value in settings if key.endswith(".program") and _is_foreign(key, str(value))]
+    if not foreign or file.name != CONFIG:
         return settings
-    exported, found = read_info(folder).exported, []
+    if not (folder / INFO).exists():
+        if not trust:
+            raise UserError(
+                f"{file} would run {', '.join(foreign)}, and is of a run without its {INFO}, which would say whose "
+                "that is; look at it and say --trust if you trust it, or give a file of another name."
+            )
+        return settings
+    info = read_info(folder)
+    _check_trust(folder, info, written_sections(folder), trust)
+    exported, found = info.exported, []
     for key, value in settings:
         source, _, name = str(value).rpartition(":")
         copy = folder / PROGRAMS / Path(source).name
@@ -566,6 +587,12 @@ def with_copies(settings: list[tuple[str, Any]], file: Path, trust: bool) -> lis
     if found != settings:
         read_config(folder, trust)
     return found
+
+
+def _is_foreign(key: str, name: str) -> bool:
+    """Whether the setting of a program names one that is neither shipped nor installed; of data, `folder:PATH` is."""
+    kind = key.partition(".")[0]
+    return kind in KINDS and is_foreign(kind, name) and not (kind == "data" and name.partition(":")[0] in names("data"))
 
 
 def config_digest(folder: Path) -> str:
@@ -594,7 +621,7 @@ def read_state(folder: Path) -> tuple[dict[str, Any], Path, tuple[str, ...]]:
         path, keys = folder / FORMER_CHECKPOINT, required(TrainingState)
         note = f"{folder} was written by an older pyro-delta, without checksums: damage may go unseen."
         return check_types(load_former(path, keys=keys), TrainingState, path), path, (note,)
-    saved, content = manifests.whole_checkpoint(folder, manifest)
+    manifest, saved, content = manifests.whole_checkpoint(folder, manifest)
     path = folder / manifests.checkpoint_name(saved.step)
     damaged = [other.step for other in manifest.checkpoints if other.step > saved.step]
     notes = tuple(
@@ -741,8 +768,8 @@ def parse_metrics(content: bytes, path: Path) -> list[dict[str, Any]]:
     texts, lines = content.splitlines(), []
     for number, text in enumerate(texts, 1):
         try:
-            line = json.loads(text.decode())
-        except (ValueError, RecursionError):
+            line = json_of(text)
+        except ValueError:
             if number == len(texts) and not content.endswith(b"\n"):
                 break
             line = None

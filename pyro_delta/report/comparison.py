@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from pyro_delta.api.judge import check
-from pyro_delta.api.kept import Kept, keep, keepable, kept, of_check
+from pyro_delta.api.kept import Kept, keep, keepable, kept, of_check, unasked
 from pyro_delta.data.values import random_values
 from pyro_delta.diagnostics import table
 from pyro_delta.diagnostics.cost import flops_per_datum, parameters
@@ -139,7 +139,10 @@ def compare(
         run = load(folder, device, trust=trust)
         say(f"checking {folder} first")
         made = check(run, control=control, root=root)
-        return keep(run, made) if keepable(run, folder, made.numbers) else of_check(made)
+        if keepable(run, folder, made.numbers):
+            with unasked(run, say):
+                keep(run, made)
+        return of_check(made)
 
     if not (folders[0] / KEPT).exists():
         names = _names(folders)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pyro_delta.api.judge import check
-from pyro_delta.api.kept import evaluations, is_of, keep, keepable, kept
+from pyro_delta.api.kept import evaluations, is_of, keep, keepable, kept, unasked
 from pyro_delta.data.tensors import Given
 from pyro_delta.diagnostics.bounds import ignore
 from pyro_delta.diagnostics.diagnose import passes
@@ -16,6 +16,7 @@ from pyro_delta.errors import UserError
 from pyro_delta.files import written_whole
 from pyro_delta.hub import check_here, check_no_place
 from pyro_delta.inference.run import Run, check_same, load
+from pyro_delta.lock import check_no_links
 from pyro_delta.protocol import Advance, Data
 from pyro_delta.report.page import page
 
@@ -70,6 +71,8 @@ def write_report(
     assert loaded is not None
     if loaded.folder is None:
         raise UserError("the run is in memory alone; give train a folder by out=, and report that.")
+    if path is None:
+        check_no_links(loaded.folder)
     target = loaded.folder / PAGE if path is None else Path(path)
     check_no_place(target)
     if not target.parent.is_dir():
@@ -123,6 +126,7 @@ def page_of(
         numbers = found.asdict()
         first = images is None and kept(run.folder) is None
         if first and keepable(run, named, numbers):
-            keep(run, found)
+            with unasked(run):
+                keep(run, found)
     evaluated = evaluations(run.folder)
     return page(run, data, numbers, named=named, evaluated=evaluated, control=control, seed=seed), numbers

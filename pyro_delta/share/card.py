@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
@@ -59,6 +60,7 @@ def card(
         graphs: names of its torch programs.
     """
     assert run.folder is not None
+    numbers, info, evaluated = (_escaped(values) for values in (numbers, info, evaluated))
     name = run.folder.name if to is None else to.rpartition("/")[2]
     version = info.get("version")
     parts = [
@@ -85,6 +87,15 @@ def card(
         f"The method is that of the paper below; of pyro-delta, CITATION.cff says how.\n\n```bibtex\n{PAPER}\n```",
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _escaped(values: Any) -> Any:
+    """Plain values whose texts, which may be a stranger's, are no HTML."""
+    if isinstance(values, Mapping):
+        return {str(_escaped(key)): _escaped(value) for key, value in values.items()}
+    if isinstance(values, list):
+        return [_escaped(value) for value in values]
+    return html.escape(values, quote=False) if isinstance(values, str) else values
 
 
 def _deaf(version: Any) -> str:

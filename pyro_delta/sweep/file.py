@@ -324,6 +324,8 @@ def keep(sweep: Sweep, out: Path) -> None:
             raise UserError(f"{out} holds another sweep, {_apart(before, now)}; give another --out.")
     elif out.is_file() or (out.is_dir() and any(out.iterdir())):
         raise UserError(f"{out} is not empty and holds no sweep; give a new or an empty folder as --out.")
+    if path.is_symlink():
+        raise UserError(f"{path} is a link, through which a sweep is not written; put the file itself there.")
     out.mkdir(parents=True, exist_ok=True)
     with written_whole(path) as file:
         file.write((json.dumps(sweep.model_dump(mode="json"), indent=2, ensure_ascii=False) + "\n").encode())
@@ -337,7 +339,10 @@ def kept(out: Path) -> Sweep:
     """
     path = out / KEPT
     try:
-        return Sweep.model_validate(json.loads(path.read_text(encoding="utf-8")))
+        found = Sweep.model_validate(json.loads(path.read_text(encoding="utf-8")))
+        if any("/" in arm.name or arm.name in ("", ".", "..") for arm in found.arms):
+            raise ValueError("the name of an arm leads out of the folder")
+        return found
     except FileNotFoundError:
         raise UserError(
             f"{out} is not a sweep: it has no {KEPT}; give a folder that `pyro-delta sweep` wrote."

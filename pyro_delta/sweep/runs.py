@@ -158,6 +158,8 @@ def carry_out(work: Work, threads: int | None, stop: Stop = never) -> str | None
         None if it is done now; else the signal that has ended the process, or the last line that it has said.
     """
     log_of(work.folder).parent.mkdir(parents=True, exist_ok=True)
+    if log_of(work.folder).is_symlink():
+        raise UserError(f"{log_of(work.folder)} is a link, through which a sweep is not written; take it away.")
     with log_of(work.folder).open("a", encoding="utf-8") as log:
         while not locked(log.fileno()):
             if stop():

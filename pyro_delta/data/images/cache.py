@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -39,6 +40,7 @@ FORMAT = "pyro-delta images 2"
 MOST_IN_MEMORY = 4 << 30  # bytes of images
 SAVED_EVERY = 2.0  # seconds of converting that a kill may cost
 TOLD_EVERY = 10.0  # seconds between lines of progress where there is no terminal
+KEY = re.compile("[0-9a-f]{16}")  # names of folders of converted images end so
 _KEEPS = ContextVar("keeps", default=True)
 
 
@@ -110,7 +112,8 @@ def converted(folder: Path, parts: Sequence[Part], *, in_memory: bool, way: str 
         try:
             with _alone(place):
                 for other in place.iterdir():  # of the files as they were before
-                    if other.is_dir() and other.name != key and other.name.rpartition("-")[0] in ("", way):
+                    made, _, of = other.name.rpartition("-")
+                    if other.is_dir() and other.name != key and made in ("", way) and KEY.fullmatch(of):
                         shutil.rmtree(other, ignore_errors=True)
                 # Another process may have made it in the meantime.
                 if (kept := _opened(place / key, parts, in_memory)) is None:
@@ -122,8 +125,8 @@ def converted(folder: Path, parts: Sequence[Part], *, in_memory: bool, way: str 
             reason = error.strerror or str(error)
     if not in_memory and _KEEPS.get():
         raise UserError(
-            f"{folder} is larger than memory should hold, and its images can be kept neither in {places[0]} nor in "
-            f"{places[1]} ({reason}); make room, or name another cache folder by XDG_CACHE_HOME."
+            f"{folder} is larger than memory should hold, and its images can be kept neither in {folder / NAME} nor in "
+            f"{places[-1]} ({reason}); make room, or name another cache folder by XDG_CACHE_HOME."
         )
     with tempfile.TemporaryDirectory() as aside:
         _convert(Path(aside) / key, parts, str(folder))
@@ -142,10 +145,12 @@ def keeping_nothing() -> Iterator[None]:
         _KEEPS.reset(token)
 
 
-def _places(folder: Path) -> tuple[Path, Path]:
+def _places(folder: Path) -> tuple[Path, ...]:
+    """Where images of a folder may be kept; a link in it, as in one that was received, is not written through."""
     cache_home = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))
     name = hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()[:32]
-    return folder / NAME, cache_home / "pyro-delta" / name
+    elsewhere = cache_home / "pyro-delta" / name
+    return (elsewhere,) if (folder / NAME).is_symlink() else (folder / NAME, elsewhere)
 
 
 @contextmanager
@@ -186,6 +191,8 @@ def _opened(home: Path, parts: Sequence[Part], in_memory: bool) -> Kept | None:
 def _state(home: Path, parts: Sequence[Part]) -> dict[str, Any] | None:
     """What is good so far of these parts; None if nothing."""
     try:
+        if any(path.is_symlink() for path in (home, *home.iterdir())):  # which would be written through
+            return None
         state = json.loads((home / "state.json").read_text(encoding="utf-8"))
         counts = state["counts"]
         good = state["format"] == FORMAT and state["keys"] == [part.key for part in parts[: len(counts)]]
