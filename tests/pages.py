@@ -13,12 +13,18 @@ PAGES = {
 
 
 def commands(text: str) -> list[str]:
-    """`pyro-delta` with arguments, in blocks, cells and running text, where nothing is left out."""
+    """`pyro-delta` with arguments, in blocks, cells and running text, where nothing is left out.
+
+    Also what torchrun starts, and in blocks what needs no arguments.
+    """
     found = blocks("sh", text) + blocks("bash", text) + [cell for cell in cells(text) if cell.startswith("%%sh")]
     lines = [line.split("  #")[0] for line in "\n".join(found).replace("\\\n", " ").splitlines()]
     inline = re.findall(r"`([^`]+)`", re.sub(r"```.*?```", "", text, flags=re.DOTALL))
-    shown = (" ".join(line.split()).removeprefix("OMP_NUM_THREADS=1 ") for line in (*lines, *inline))
-    return [line for line in shown if re.match(r"pyro-delta \S+ \S", line) and not re.search("…|[A-Z]{3}|--help", line)]
+    lines += [code for code in inline if len(code.split()) > 2]
+    shown = (" ".join(line.split()) for line in lines)
+    of_us = re.compile(r"(?:OMP_NUM_THREADS=1 )?((?:torchrun \S+ -m pyro_delta|pyro-delta) [a-z].*)")
+    ours = [match[1] for line in shown if (match := of_us.fullmatch(line))]
+    return [line for line in ours if not re.search("…|(?<!--license )[A-Z]{3}|--help", line)]
 
 
 def blocks(language: str, text: str) -> list[str]:

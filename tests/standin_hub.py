@@ -6,12 +6,16 @@ Written from what huggingface-hub asks for; it keeps everything in memory, and e
 import base64
 import hashlib
 import json
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from threading import Thread
 from typing import Any
 from urllib.parse import unquote, urlsplit
+
+import pytest
 
 TOKEN = "hf_stand_in"
 
@@ -157,3 +161,25 @@ def serving() -> Iterator[Hub]:
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+@contextmanager
+def standing_in(cache: Path, patch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """The hub, taken by huggingface-hub for the real one, with a user who is logged in."""
+    with serving() as hub, _imported_anew():
+        patch.setenv("HF_ENDPOINT", hub.address)
+        patch.setenv("HF_HOME", str(cache))
+        patch.setenv("HF_TOKEN", TOKEN)
+        for name in ("HF_HUB_DISABLE_XET", "HF_HUB_DISABLE_TELEMETRY", "HF_HUB_DISABLE_PROGRESS_BARS"):
+            patch.setenv(name, "1")
+        yield hub
+
+
+@contextmanager
+def _imported_anew() -> Iterator[None]:
+    """It reads its environment when it is imported."""
+    for _ in range(2):
+        for name in [name for name in sys.modules if name.partition(".")[0] == "huggingface_hub"]:
+            del sys.modules[name]
+        if _ == 0:
+            yield

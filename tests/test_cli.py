@@ -201,7 +201,9 @@ def test_check_fails_a_latent_free_run(tmp_path: Path) -> None:
     code, out, err = call("check", tmp_path / "run", "--split", "validation", "--images", 40, "--json")
     assert code == 1
     assert json.loads(out)["shuffled_gap_nats"] == json.loads(out)["told_calibrated_nats"] == 0
-    assert err.startswith("pyro-delta: check failed: the latents are not shown to be used")
+    said = "the run is a control, whose decoder does not hear z: it has no latents to check."
+    assert err.endswith(f"pyro-delta: {said}\n")
+    assert json.loads(out)["failure"] == said
 
 
 @pytest.mark.parametrize(

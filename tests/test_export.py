@@ -1,6 +1,5 @@
 """Models that travel: an exported folder is a run like the one it was made from, and says what it is."""
 
-import contextlib
 import getpass
 import json
 import os
@@ -10,13 +9,14 @@ import socket
 import sys
 import zipfile
 from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from forged import edit_json, forge, state_of
-from standin_hub import TOKEN, Hub, serving
+from standin_hub import Hub, standing_in
 from test_cli import SETS, TINY, call
 
 import pyro_delta
@@ -464,6 +464,11 @@ GRU = {"prior.alpha": 0.7, "likelihood.program": "gru", "guide.program": "gru", 
     "guide.hidden": 4,
     "training.batch": 8,
 }
+TRANSFORMER = {**GRU, "likelihood.program": "transformer", "likelihood.layers": 1, "likelihood.heads": 2}
+SNAIL = {key: value for key, value in IMAGES.items() if not key.startswith("likelihood")} | {
+    f"likelihood.{name}": value
+    for name, value in {"program": "pixelsnail", "channels": 4, "blocks": 1, "layers": 1, "heads": 2}.items()
+}
 
 
 @pytest.mark.parametrize(
@@ -472,9 +477,10 @@ GRU = {"prior.alpha": 0.7, "likelihood.program": "gru", "guide.program": "gru", 
         ("digits", IMAGES, set()),
         ("digits", {**IMAGES, "data.condition": "labels"}, {"condition"}),
         (tokens(), GRU, set()),
-        ({"x": tokens(), "lengths": 1 + torch.arange(80) % 4}, GRU, {"lengths"}),
+        ({"x": tokens(), "lengths": 1 + torch.arange(80) % 4}, TRANSFORMER, {"lengths"}),
+        ("digits", SNAIL, set()),
     ],
-    ids=["gated_pixelcnn", "conditioned", "gru", "lengths"],
+    ids=["gated_pixelcnn", "conditioned", "gru", "transformer and lengths", "pixelsnail"],
 )
 def test_torch_programs_compute_what_the_run_does(
     data: Any, settings: dict[str, Any], told: set[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -483,8 +489,17 @@ def test_torch_programs_compute_what_the_run_does(
     preset = "cifar10-small" if isinstance(data, str) else None
     trained = pyro_delta.train({**settings, "training.steps": 2}, data=data, preset=preset, out="run", device="cpu")
     found = export(trained, "out", torch_programs=True)
-    assert {"guide.pt2", "decoder.pt2"} <= set(found.files)
-    assert "guide.pt2 and decoder.pt2 are `torch.export` programs" in Path("out/README.md").read_text()
+    made = [
+        "guide.pt2",
+        "decoder.pt2",
+        "decoder_start.pt2",
+        *["decoder_row.pt2"] * (isinstance(data, str)),
+        "decoder_step.pt2",
+    ]
+    assert {file for file in found.files if file.endswith(".pt2")} == set(made)
+    text = Path("out/README.md").read_text()
+    assert f"{', '.join(made[:-1])} and decoder_step.pt2 are `torch.export` programs" in text
+    assert "`decoder_start(z, extras)`" in text
     run, test = pyro_delta.load("out"), trained.data().test
     guide, decoder = (torch.export.load(Path("out", name)).module() for name in ("guide.pt2", "decoder.pt2"))
     for count in (1, 2, 4):
@@ -496,10 +511,38 @@ def test_torch_programs_compute_what_the_run_does(
             z = q.sample()
             p = called(run.vae.model.likelihood, extras, z)
             mean, scale = guide(some.x, extras)
-            scored = log_prob_of(p, decoder(some.x, z, extras), some.x)
-            torch.testing.assert_close(scored, p.log_prob(some.x), rtol=1e-6, atol=1e-5)
+            parameters = decoder(some.x, z, extras)
+            torch.testing.assert_close(log_prob_of(p, parameters, some.x), p.log_prob(some.x), rtol=1e-6, atol=1e-5)
+            counted = getattr(p, "counted", None)  # what follows the end is read as token 0
+            x = some.x if counted is None else some.x * counted
+            for place, found in step_by_step("out", x, z, extras) if count == 2 else ():
+                torch.testing.assert_close(found, parameters[(slice(None), *place)], rtol=1e-5, atol=1e-5)
         torch.testing.assert_close(mean, q.base_dist.loc, rtol=1e-6, atol=1e-6)
         torch.testing.assert_close(scale, q.base_dist.scale, rtol=1e-6, atol=1e-6)
+
+
+def step_by_step(
+    folder: str, x: torch.Tensor, z: torch.Tensor, extras: dict[str, torch.Tensor]
+) -> Iterator[tuple[tuple[int, ...], torch.Tensor]]:
+    """Place and parameters of each pixel or token by the programs of one step, each told of x before it alone."""
+    programs = {path.stem: torch.export.load(path).module() for path in Path(folder).glob("decoder_*.pt2")}
+    parameters, state = programs["decoder_start"](z, extras)
+    names = list(state)
+    if x.dim() == 2:
+        for t in range(x.shape[1]):
+            if t:
+                parameters, state = programs["decoder_step"](torch.tensor(t), x[:, t - 1], state)
+            yield (t,), parameters
+        assert list(state) == names
+        return
+    for row, column in product(range(x.shape[2]), range(x.shape[3])):
+        if column:
+            before = x[:, :, row, column - 1]
+            parameters, state = programs["decoder_step"](torch.tensor(row), torch.tensor(column), before, state)
+        elif row:
+            parameters, state = programs["decoder_row"](torch.tensor(row), x[:, :, row - 1], state)
+        yield (row, column), parameters
+    assert list(state) == names
 
 
 def log_prob_of(p: Any, parameters: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
@@ -581,23 +624,8 @@ def test_a_place_on_the_hub_is_no_path_to_write_to(run: Path, command: list[str]
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     """A stand-in of the hub, which huggingface-hub takes for the real one; a user that is logged in."""
     pytest.importorskip("huggingface_hub")
-    with serving() as found, _imported_anew():
-        monkeypatch.setenv("HF_ENDPOINT", found.address)
-        monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
-        monkeypatch.setenv("HF_TOKEN", TOKEN)
-        for name in ("HF_HUB_DISABLE_XET", "HF_HUB_DISABLE_TELEMETRY", "HF_HUB_DISABLE_PROGRESS_BARS"):
-            monkeypatch.setenv(name, "1")
+    with standing_in(tmp_path / "cache", monkeypatch) as found:
         yield found
-
-
-@contextlib.contextmanager
-def _imported_anew() -> Iterator[None]:
-    """It reads its environment when it is imported."""
-    for _ in range(2):
-        for name in [name for name in sys.modules if name.partition(".")[0] == "huggingface_hub"]:
-            del sys.modules[name]
-        if _ == 0:
-            yield
 
 
 def test_there_and_back(hub: Hub, run: Path) -> None:

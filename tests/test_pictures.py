@@ -847,10 +847,10 @@ def test_the_cache_serves_what_was_decoded_in_the_same_way(tmp_path: Path, monke
 
 
 @pytest.mark.parametrize("in_memory", [100, 2])
-def test_a_dry_run_leaves_nothing_beside_pictures(
+def test_a_dry_run_keeps_decoded_pictures_only_if_they_are_many(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, in_memory: int
 ) -> None:
-    """What it reads is what is read otherwise, in memory and from a file that is gone when it is read."""
+    """What it reads is what is read otherwise. What is too large for memory is converted once."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(folder, "IN_MEMORY", in_memory)
@@ -860,8 +860,11 @@ def test_a_dry_run_leaves_nothing_beside_pictures(
     args = [part if part != "digits" else "folder:pictures" for part in TINY]
     code, out, err = call("train", *args, "--set", "training.batch=2", "--dry-run")
     assert (code, "committed rate" in out) == (0, True), err
-    assert contents(tmp_path / "pictures") == before
+    kept = (tmp_path / "pictures" / cache.NAME).is_dir()
+    assert kept == (in_memory == 2)
+    assert kept or contents(tmp_path / "pictures") == before
     assert [path.name for path in tmp_path.iterdir()] == ["pictures"]
+    monkeypatch.setattr(cache, "_convert", None if kept else cache._convert)  # it is not converted again
     assert torch.equal(load("folder:pictures").train.x[:], data.train.x[:])
     assert (tmp_path / "pictures" / cache.NAME).is_dir()
 

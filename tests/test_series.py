@@ -4,7 +4,7 @@ import json
 import math
 import re
 from collections.abc import Callable
-from itertools import pairwise
+from itertools import pairwise, product
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from pyro_delta.data import load
 from pyro_delta.data.series import SeriesSpec
 from pyro_delta.data.series.files import read_file
 from pyro_delta.data.series.own import _by_number
+from pyro_delta.data.splits import Split
 from pyro_delta.diagnostics.bounds import encode
 from pyro_delta.diagnostics.series.completing import (
     Completions,
@@ -33,6 +34,7 @@ from pyro_delta.diagnostics.series.completing import (
     interpolated,
     last_value,
     scores,
+    second_halves,
 )
 from pyro_delta.distributions.numbers import AutoregressiveNumbers
 from pyro_delta.errors import UserError
@@ -788,6 +790,29 @@ def test_completions_are_draws_given_what_is_kept(name: str, conditioning: str) 
             edge = drawn[order[torch.searchsorted(below, share)], t, c]
             found = (done.series[:, t, c] <= edge).double().mean().item()
             assert abs(found - share) < 5 * math.sqrt(share * (1 - share) / several), (t, c, share, found)
+
+
+def test_second_halves_are_drawn_given_what_is_known_of_the_first() -> None:
+    """Of a series each, by its length; the middle of what is drawn against importance sampling by the prior alone."""
+    vae, x = telling(), 0.5 * series(SMALL, 2, seed=4)
+    mask = torch.ones(2, 4, 2, dtype=torch.bool)
+    mask[1, 0, 1] = False
+    split = Split(torch.where(mask, x, 9e9), extras={"lengths": torch.tensor([4, 3]), "mask": mask})
+    found = second_halves(vae, split, completions=1000, particles=1024)
+    data, drawn = found.x[:2], found.x[2:].unflatten(0, (1000, 2))
+    first, second = mask & (torch.tensor([4, 3])[:, None] > torch.arange(4))[..., None], mask[0].clone()
+    assert torch.equal(data.nan_to_num(), torch.where(first, x, 0.0))
+    assert torch.equal(drawn[:, 0, :2], x[0, :2].expand(1000, 2, 2))
+    assert torch.equal(drawn[:, 1, 0, 0], x[1, 0, 0].expand(1000))
+    assert drawn[:, 1, 3].isnan().all()
+    assert not drawn[:, 1, :3].isnan().any()
+    assert len(found.effective_sample_sizes) == 2
+    second[2:] = False
+    given, weight, _ = exact(vae, x[0], second, 5000)
+    for t, c in product((2, 3), (0, 1)):
+        order = given[:, t, c].argsort()
+        middle = given[order[torch.searchsorted(weight[order].cumsum(0), 0.5)], t, c]
+        assert abs((drawn[:, 0, t, c] <= middle).double().mean().item() - 0.5) < 0.08
 
 
 @pytest.mark.parametrize("end", [0, 2, 4])

@@ -99,7 +99,7 @@ class ConditionalNetwork(Network):
 
     def start(self, z_bnd: Tensor) -> SamplingState:
         """Begins a cached generation."""
-        return SamplingState(PixelState(), self._context(z_bnd), len(z_bnd))
+        return SamplingState(PixelState(), self._context(z_bnd), z_bnd.shape[0])
 
     def step_row(self, state: SamplingState, row: int, previous_bcw: Tensor | None) -> None:
         """Prepares `row`, given the finished row before it (integers; None at the first)."""

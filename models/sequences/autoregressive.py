@@ -103,7 +103,7 @@ class ConditionalSequence(Network):
             "context": context_bth,
             "trunk": self.trunk.start(context_bth[:, 0]),
             "before": self.embed(nothing_k).sum(0).expand_as(context_bth[:, 0]),
-            "last": context_bth.new_zeros(len(z_bnd), self.voices),
+            "last": context_bth.new_zeros(z_bnd.shape[0], self.voices),
         }
 
     def take(self, state: dict[str, Any], order: Tensor) -> dict[str, Any]:
@@ -113,7 +113,7 @@ class ConditionalSequence(Network):
 
     def step(self, state: dict[str, Any], i: int, previous_b: Tensor | None) -> Tensor:
         """Parameters (B, P) of token or number i = t·K + k, given the one before it (None at the first)."""
-        (t, voice), context_bth = divmod(i, self.voices), state["context"]
+        t, voice, context_bth = i // self.voices, i % self.voices, state["context"]
         if previous_b is not None:
             last = (i - 1) % self.voices
             previous_b1 = here_b1 = previous_b.unsqueeze(1)

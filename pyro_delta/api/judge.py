@@ -79,8 +79,9 @@ def check(
     )
     numbers, advice = found.numbers | measured | _with_auxiliary(run, part, data.spec, seed), found.advice
     numbers |= {f"asked_{name}": value for name, value in options.items() if value != TOLD.get(name, value)}
-    if is_control(run) and found.verdict in ("nothing told", "collapsed"):
-        advice = DEAF
+    if is_control(run):
+        numbers["is_control"] = True
+        advice = DEAF if found.verdict in ("nothing told", "collapsed") else advice
     if measured["data_as_trained"] is False:
         advice += f" {OTHER_DATA}"
     if other is not None:

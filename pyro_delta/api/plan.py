@@ -21,7 +21,7 @@ STEPS = 3
 def plan(config: Config, device: str) -> dict[str, Any]:
     """Weights, δ, memory and time of a training, by its first few steps.
 
-    Nothing is written but data sets that are downloaded.
+    Nothing is written but data sets that are downloaded, and decoded images of a set that is larger than memory.
 
     Args:
         config: all settings.

@@ -78,7 +78,8 @@ def check(
 ) -> None:
     """Does the KL of RUN keep above δ for every datum, and do its latents carry information?
 
-    Exits with 0 only if both hold and the training came to its end, with 1 if not. What counts as information is what
+    Exits with 0 only if both hold and the training came to its end, with 1 if not; a control has no latents to check,
+    which a sentence says, and exits with 1. What counts as information is what
     z tells the decoder, calibrated: its lower 99 % bound must exceed 0.1 nats. The first check of a finished run by its
     whole test split stays with it, for its page and `pyro-delta compare`.
 

@@ -23,7 +23,7 @@ from pyro_delta.cli.options import (
 @click.option("--to", metavar="hf:USER/NAME", help="Upload it to the Hugging Face hub (needs pyro-delta[hub]).")
 @click.option("--private", is_flag=True, help="A new repository of the hub is shown to you alone.")
 @click.option("--license", "licence", metavar="SPDX", help="Of the weights, such as CC-BY-4.0 (default: as before).")
-@click.option("--torch", "torch_programs", is_flag=True, help="With guide.pt2 and decoder.pt2, by torch.export.")
+@click.option("--torch", "torch_programs", is_flag=True, help="With guide, decoder and its steps, by torch.export.")
 @weights_option
 @root_option
 @trust_option
@@ -51,7 +51,7 @@ def export(
     pyro-delta export runs/first first --license CC-BY-4.0
     pyro-delta sample first --num 16 --out samples.png
     pyro-delta export runs/first first.zip
-    pyro-delta export runs/first with-torch --torch       # guide.pt2 and decoder.pt2, which need torch alone
+    pyro-delta export runs/first with-torch --torch       # guide.pt2, decoder.pt2, …, which need torch alone
     pyro-delta export runs/first --to hf:me/first --license MIT
     pyro-delta sample hf:me/first --num 16 --out samples.png
     """  # noqa: D301 (click wants the backspace itself)

@@ -27,7 +27,7 @@ def forecast(run: Path, given: str, keep: int | None, horizon: int | None, seed:
     DATA: train, validation or test, or a .csv or .npz file.
 
     \b
-    pyro-delta forecast runs/vowels test --keep 8 --out forecast.csv
+    pyro-delta forecast runs/vowels test --keep 6 --out forecast.csv
     """  # noqa: D301 (click wants the backspace itself)
     import torch
 

@@ -288,7 +288,7 @@ def _floors(events: Mapping[str, tuple[int, ...]]) -> str:
 
 
 def failure(numbers: Mapping[str, Any]) -> str | None:
-    """Why a `check` fails, in a sentence, or None if it passes."""
+    """Why a `check` fails, in a sentence, or None if it passes. A control never does: nothing hears its latents."""
     reasons: list[str] = []
     diverged = _diverged(numbers)
     if diverged:
@@ -297,7 +297,8 @@ def failure(numbers: Mapping[str, Any]) -> str | None:
         reasons.append("the KL or δ has no closed form, so the floor cannot be certified")
     elif not numbers["floor_holds"]:
         reasons.append(f"the floor is broken: {_broken(numbers)}")
-    if not (diverged or numbers["latents_used"]):
+    deaf = bool(numbers.get("is_control")) and not numbers["latents_used"]
+    if not (diverged or deaf or numbers["latents_used"]):
         reasons.append(
             "the latents are not shown to be used: they tell the decoder at least "
             f"{max(0.0, least_told(numbers)):.2g} nats "
@@ -305,4 +306,6 @@ def failure(numbers: Mapping[str, Any]) -> str | None:
         )
     if numbers.get("finished") is False:
         reasons.append(f"the training has not come to its end: {table.unfinished(numbers)}")
-    return f"check failed: {'; and '.join(reasons)}." if reasons else None
+    if reasons:
+        return f"check failed: {'; and '.join(reasons)}."
+    return "the run is a control, whose decoder does not hear z: it has no latents to check." if deaf else None

@@ -9,9 +9,11 @@ from torch import Tensor
 
 from pyro_delta.api.judge import is_control
 from pyro_delta.data.condition import condition_of
+from pyro_delta.data.series import SeriesSpec
 from pyro_delta.data.splits import Split
 from pyro_delta.diagnostics.bounds import Encoding
 from pyro_delta.diagnostics.drawing import continuations, decode, draw, extras_of, is_told, paths, reconstructions
+from pyro_delta.diagnostics.series.completing import second_halves
 from pyro_delta.diagnostics.steps import slowest_modes
 from pyro_delta.diagnostics.trace import prior as prior_of
 from pyro_delta.errors import UserError
@@ -23,8 +25,8 @@ SHIFTS = (-2.0, -1.0, 0.0, 1.0, 2.0)
 """Of latents, in standard deviations of the prior."""
 TRAVERSED = 4
 """Modes or dimensions, at most, along which they are shifted."""
-COMPLETED, PARTICLES = 4, 64
-"""Data whose first half is kept, and particles of each."""
+COMPLETED, PARTICLES, PARTICLES_OF_SERIES = 4, 64, 512
+"""Data whose first half is kept, and particles of each: of series, half of which come from the guide."""
 
 
 def drawn(run: Run, data: Data, encoding: Encoding, part: Split, seed: int) -> Iterator[Shown]:
@@ -86,15 +88,17 @@ def drawn(run: Run, data: Data, encoding: Encoding, part: Split, seed: int) -> I
 def _continued(run: Run, data: Data, column: str, seed: int) -> Iterator[Shown]:
     """Test data, and how they may go on after their first half, where the decoder draws number after number."""
     few = data.test.take(slice(COMPLETED))
+    better = isinstance(run.spec, SeriesSpec)
+    particles = PARTICLES_OF_SERIES if better else PARTICLES
     try:
-        found = continuations(run.vae, few, particles=PARTICLES, seed=seed)
+        found = (second_halves if better else continuations)(run.vae, few, particles=particles, seed=seed)
     except UserError:
         return
     sizes = ", ".join(f"{size:.1f}" for size in found.effective_sample_sizes)
     half = "upper rows" if getattr(run.spec, "place", "") == "row" else "first positions"
     caption = (
         f"Test data, first in each {column}, and two ways in which their first half ({half}) may go on: exact draws as "
-        f"particles grow in number; of {PARTICLES} here, {sizes} count. Where that is near 1, both have one z."
+        f"particles grow in number; of {particles} here, {sizes} count. Where that is near 1, both have one z."
     )
     yield from shown_data(run.spec, found.x, len(few), caption, down=True)
 

@@ -16,6 +16,7 @@ from pyro_delta.errors import UserError
 from pyro_delta.inference.run import Run
 from pyro_delta.report.commands import GIVEN, command_of_check, commands_of_training, python_of_training
 from pyro_delta.report.page import in_words
+from pyro_delta.share.steps import START
 
 KNOWN_LICENCES = {
     "afl-3.0", "agpl-3.0", "apache-2.0", "artistic-2.0", "bsd-2-clause", "bsd-3-clause", "bsd-3-clause-clear",
@@ -244,11 +245,18 @@ def _used(run: Run, place: str, own: Sequence[str], graphs: Sequence[str]) -> It
         )
     if graphs:
         yield (
-            f"{' and '.join(graphs)} are `torch.export` programs, which need torch alone: guide(x, extras) gives mean "
-            "and standard deviation of q(z | x), decoder(x, z, extras) the likelihood's parameters at all positions; "
-            "extras holds lengths, mask and condition where the data have them, else {}."
+            f"{', '.join(graphs[:-1])} and {graphs[-1]} are `torch.export` programs, which need torch alone: guide(x, "
+            "extras) gives mean and standard deviation of q(z | x), decoder(x, z, extras) the likelihood's parameters "
+            "at all positions; extras holds lengths, mask and condition where the data have them, else {}."
         )
         yield '```python\nimport torch\nguide = torch.export.load("guide.pt2").module()\n```'
+    if START in graphs:
+        yield (
+            "Drawn number by number, `decoder_start(z, extras)` gives the parameters of the first pixel or token and "
+            "the state, a dict of tensors, which each next call takes and gives back: `decoder_row(row, row_before, "
+            "state)` those of the first pixel of a row, `decoder_step(row, column, pixel_before, state)` those of any "
+            "other, `decoder_step(position, token_before, state)` those of a token; places are tensors without axes."
+        )
     yield "Training cannot go on from here: the state of the optimiser is left out."
 
 

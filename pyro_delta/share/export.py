@@ -96,7 +96,7 @@ def export(
         weights: best or last, as for `load`; the others do not travel.
         license: of the weights, an SPDX expression such as CC-BY-4.0; None keeps what an exported run says; else it
             is unknown.
-        torch_programs: whether guide.pt2 and decoder.pt2 go with it, see `pyro_delta.share.graphs`.
+        torch_programs: whether guide.pt2, decoder.pt2 and its steps go with it, see `pyro_delta.share.graphs`.
         private: whether a new repository on the hub is shown to its owner alone.
         data_root: where the data of the run live now, some of which `torch_programs` tries.
         trust: as for `load`.
@@ -126,7 +126,7 @@ def export(
         name = "run" if target is None else target.stem if _packed(target) else target.absolute().name
         folder = part / (name or "run")
         folder.mkdir()
-        made = graphs(loaded, loaded.data(data_root).test) if torch_programs else {}
+        made, left_out = graphs(loaded, loaded.data(data_root).test) if torch_programs else ({}, [])
         for file, content in made.items():
             (folder / file).write_bytes(content)
         notes = _write(loaded, folder, to, license, tuple(made))
@@ -138,7 +138,7 @@ def export(
             _fill(target, folder)
         elif target is not None:
             folder.rename(target)
-    return Exported(target, address, files, (*loaded.notes, *notes), loaded.config.data.program != "given")
+    return Exported(target, address, files, (*loaded.notes, *notes, *left_out), loaded.config.data.program != "given")
 
 
 def _expression(license: str) -> str:

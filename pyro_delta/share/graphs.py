@@ -7,6 +7,7 @@ import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from itertools import product
 from typing import Any
 
 import pyro
@@ -17,6 +18,7 @@ from pyro_delta.call import call, required
 from pyro_delta.errors import UserError, in_a_line
 from pyro_delta.inference.run import Run
 from pyro_delta.protocol import Split
+from pyro_delta.share.steps import Program, steps
 from pyro_delta.vae import VAE, parameters_of
 
 GUIDE, DECODER = "guide.pt2", "decoder.pt2"
@@ -24,6 +26,7 @@ TRACED, TRIED = 3, 5
 """Data that a program is traced with, and then compared with eager torch on."""
 TOLERANCE = 1e-6
 """Of that comparison, absolute and relative."""
+STAY = "the steps of its sampling stay behind."
 TOLD = ("lengths", "mask", "condition")
 """Of what goes with x, by name, that a guide or a likelihood may be told."""
 
@@ -51,18 +54,23 @@ class _Decoder(nn.Module):
         return call(self.likelihood, extras, z).parameters_at(x)
 
 
-def graphs(run: Run, split: Split) -> dict[str, bytes]:
-    """The files `guide.pt2` and `decoder.pt2` of a run, each checked against eager torch on another batch.
+def graphs(run: Run, split: Split) -> tuple[dict[str, bytes], list[str]]:
+    """The files `guide.pt2` and `decoder.pt2` of a run, and those of `steps`, checked against eager torch.
 
     Their batch size is free. They are called as `torch.export.load(FILE).module()(x, extras)` and `(x, z, extras)`, on
-    the CPU; `extras` holds those of lengths, mask and condition that the data have, often none: `{}`.
+    the CPU; `extras` holds those of lengths, mask and condition that the data have, often none: `{}`. How those of
+    cached sampling are called, `pyro_delta.share.steps` says.
 
     Args:
         run: on the CPU.
         split: some of its data, at least `TRIED`.
 
+    Returns:
+        The content of each file, and sentences that a person should know: older versions of torch cannot make the steps
+        of cached sampling, which then stay behind.
+
     Raises:
-        UserError: if a program cannot be exported, saying why, or the result computes something else.
+        UserError: if guide or decoder cannot be exported, saying why, or the result computes something else.
     """
     some = split.take(slice(TRIED))
     if len(some) < TRIED:
@@ -84,10 +92,17 @@ def graphs(run: Run, split: Split) -> dict[str, bytes]:
                 f"the likelihood {run.config.likelihood.program!r} gives a distribution without parameters_at, which "
                 f"{DECODER} would call; leave --torch out."
             )
-        return {
-            GUIDE: _exported(_Guide(run.vae), (some.x, extras), GUIDE),
-            DECODER: _exported(_Decoder(run.vae), (some.x, z, extras), DECODER),
-        }
+        programs = [
+            Program(GUIDE, _Guide(run.vae), [(some.x, extras)], {}),
+            Program(DECODER, _Decoder(run.vae), [(some.x, z, extras)], {}),
+        ]
+        made, notes = {program.name: _exported(program) for program in programs}, []
+        try:
+            of_sampling = steps(model.likelihood.eval(), some.x, z, extras)
+            made |= {program.name: _exported(program, STAY) for program in of_sampling}
+        except UserError as error:
+            notes.append(str(error))
+        return made, notes
 
 
 def _has(distribution: Any, name: str) -> bool:
@@ -99,27 +114,39 @@ def _has(distribution: Any, name: str) -> bool:
     return isinstance(found, Tensor)
 
 
-def _exported(program: nn.Module, given: tuple[Any, ...], name: str) -> bytes:
-    """A program as the bytes of its file, traced with some of the data and tried with all and with one."""
-    batch = torch.export.Dim("batch", min=1)
-    free = tuple({key: {0: batch} for key in part} if isinstance(part, dict) else {0: batch} for part in given)
+def _exported(program: Program, mend: str = "leave --torch out.") -> bytes:
+    """A program as the bytes of its file, traced with some of the data and tried with all and with one.
+
+    Raises:
+        UserError: if torch cannot, or makes something else of it; `mend` says what follows from that.
+    """
+    batch, name, axes = torch.export.Dim("batch", min=1), program.name, program.axes
+    free = tuple(
+        {key: {axes.get(key, 0): batch} for key in part}
+        if isinstance(part, dict)
+        else {0: batch}
+        if part.dim()
+        else None
+        for part in program.tries[0]
+    )
+    module = program.module.eval()
     try:
         with _quiet():
-            made = torch.export.export(program.eval(), _first(given, TRACED), dynamic_shapes=free, strict=False)
+            given = _first(program.tries[0], TRACED, axes)
+            made = torch.export.export(module, given, dynamic_shapes=free, strict=False)
             file = io.BytesIO()
             torch.export.save(made, file)
             read = torch.export.load(io.BytesIO(file.getvalue())).module()
     except Exception as error:  # whatever torch meets that it cannot trace
         raise UserError(
-            f"torch.export of torch {torch.__version__} cannot make {name} of this run ({in_a_line(error)}); leave "
-            "--torch out."
+            f"torch.export of torch {torch.__version__} cannot make {name} of this run ({in_a_line(error)}); {mend}"
         ) from error
-    for count in (TRIED, 1):
-        some = _first(given, count)
-        for found, expected in zip(_flat(read(*some)), _flat(program(*some)), strict=True):
+    for given, count in product(program.tries, (TRIED, 1)):
+        some = _first(given, count, axes)
+        for found, expected in zip(_flat(read(*some)), _flat(module(*some)), strict=True):
             if not torch.allclose(found, expected, rtol=TOLERANCE, atol=TOLERANCE, equal_nan=True):
                 apart = (found - expected).abs().max().item()
-                raise UserError(f"{name} differs from the run by {apart:.2g} on a batch of {count}; leave --torch out.")
+                raise UserError(f"{name} differs from the run by {apart:.2g} on a batch of {count}; {mend}")
     return file.getvalue()
 
 
@@ -136,12 +163,20 @@ def _quiet() -> Iterator[None]:
         logging.disable(before)
 
 
-def _first(given: tuple[Any, ...], count: int) -> tuple[Any, ...]:
+def _first(given: tuple[Any, ...], count: int, axes: dict[str, int]) -> tuple[Any, ...]:
+    """The first so many data of a batch; a number is one of all data."""
     return tuple(
-        {key: value[:count] for key, value in part.items()} if isinstance(part, dict) else part[:count]
+        {key: value.narrow(axes.get(key, 0), 0, count).contiguous() for key, value in part.items()}
+        if isinstance(part, dict)
+        else part[:count]
+        if part.dim()
+        else part
         for part in given
     )
 
 
-def _flat(found: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    return (found,) if isinstance(found, Tensor) else found
+def _flat(found: Any) -> list[Tensor]:
+    """The tensors of what a program returns."""
+    if isinstance(found, Tensor):
+        return [found]
+    return [tensor for part in (found.values() if isinstance(found, dict) else found) for tensor in _flat(part)]

@@ -108,7 +108,8 @@ def converted(folder: Path, parts: Sequence[Part], *, in_memory: bool, way: str 
         if (kept := _opened(place / key, parts, in_memory)) is not None:
             return kept
     reason = ""
-    for place in places if _KEEPS.get() else ():
+    keeps = _KEEPS.get() or not in_memory  # what takes minutes or hours is done once
+    for place in places if keeps else ():
         try:
             with _alone(place):
                 for other in place.iterdir():  # of the files as they were before
@@ -123,7 +124,7 @@ def converted(folder: Path, parts: Sequence[Part], *, in_memory: bool, way: str 
                 return kept
         except OSError as error:
             reason = error.strerror or str(error)
-    if not in_memory and _KEEPS.get():
+    if not in_memory:
         raise UserError(
             f"{folder} is larger than memory should hold, and its images can be kept neither in {folder / NAME} nor in "
             f"{places[-1]} ({reason}); make room, or name another cache folder by XDG_CACHE_HOME."
@@ -137,7 +138,7 @@ def converted(folder: Path, parts: Sequence[Part], *, in_memory: bool, way: str 
 
 @contextmanager
 def keeping_nothing() -> Iterator[None]:
-    """What is converted within is gone with the last who reads it; what was kept before serves."""
+    """What is converted within is gone with the last who reads it, but for sets too large for memory."""
     token = _KEEPS.set(False)
     try:
         yield

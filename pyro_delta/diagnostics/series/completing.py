@@ -11,6 +11,8 @@ from torch import Tensor
 from torch.distributions import MultivariateNormal
 
 from pyro_delta.data.condition import KEY
+from pyro_delta.data.splits import Split
+from pyro_delta.diagnostics.drawing import Continued
 from pyro_delta.diagnostics.trace import decoder, device_of, evaluating, posterior, prior
 from pyro_delta.distributions.any_gaussian import as_gaussian
 from pyro_delta.distributions.numbers import AutoregressiveNumbers
@@ -101,6 +103,42 @@ def complete(
         before = (torch.arange(len(x_tc), device=device) < end)[:, None]
         drawn = _decoder(vae, z, length, given).sample(keep=(x[chosen].reshape(-1, *x_tc.shape), before))
         return Completions(drawn.cpu(), 1 / of_root.square().sum().item())
+
+
+def second_halves(vae: VAE, split: Split, *, completions: int = 2, particles: int = 512, seed: int = 0) -> Continued:
+    """Draws of how series go on after the first half of their positions, as `drawing.continuations`, by `complete`.
+
+    Args:
+        vae: as for `complete`.
+        split: N series.
+        completions: of each.
+        particles: K of each.
+        seed: of all noise.
+
+    Raises:
+        UserError: as `complete`.
+    """
+    x_ntc, extras = split.x[:], split.extras
+    lengths = extras.get("lengths", torch.full((len(split),), x_ntc.shape[1]))
+    place_t = torch.arange(x_ntc.shape[1])
+    known = extras.get("mask", torch.ones_like(x_ntc, dtype=torch.bool)) & (place_t < lengths[:, None])[..., None]
+    keep = known & (place_t < lengths[:, None] // 2)[..., None]
+    found = [
+        complete(
+            vae,
+            x_ntc[i],
+            keep[i],
+            int(lengths[i]),
+            particles=particles,
+            completions=completions,
+            seed=seed,
+            condition=extras[KEY][i : i + 1] if KEY in extras else None,
+        )
+        for i in range(len(split))
+    ]
+    drawn = torch.stack([one.series for one in found], 1).flatten(0, 1)
+    data = torch.where(known, x_ntc, math.nan).to(drawn.dtype)
+    return Continued(torch.cat((data, drawn)), [one.effective_sample_size for one in found])
 
 
 def _decoder(vae: VAE, z: Tensor, length: int, given: dict[str, Tensor]) -> AutoregressiveNumbers:

@@ -128,7 +128,7 @@ class RowConv(nn.Module):
             state.rows[self] = row_bwc.new_zeros(self.history + 1, batch, width + 2 * self.side, channels)
             state.kernels[self] = self.conv.weight.permute(2, 1, 3, 0).flatten(1, 2)
         held_hbwc = state.rows[self]
-        held_hbwc[state.row % len(held_hbwc), :, self.side : self.side + row_bwc.shape[1]] = row_bwc
+        held_hbwc[state.row % len(held_hbwc)].narrow(1, self.side, row_bwc.shape[1]).copy_(row_bwc)
         result = bias_of(self.conv)
         for index, kernel in enumerate(state.kernels[self]):
             row = state.row - self.history + index * self.conv.dilation[0]
@@ -157,11 +157,11 @@ class PixelConv(nn.Module):
         """One column; the link is added, and is to hold the bias."""
         if self not in state.lines:
             columns = self.history + state.width
-            state.lines[self] = x_bc.new_zeros(len(x_bc), columns, x_bc.shape[1])
+            state.lines[self] = x_bc.new_zeros(x_bc.shape[0], columns, x_bc.shape[1])
             state.kernels[self] = self.conv.weight.squeeze(2).permute(2, 1, 0).flatten(0, 1)
         line_bwc = state.lines[self]
-        line_bwc[:, self.history + column] = x_bc
-        window_bkc = line_bwc[:, column : column + self.history + 1]
+        window_bkc = line_bwc.narrow(1, column, self.history + 1)
+        window_bkc[:, -1] = x_bc
         return torch.addmm(link_bc, window_bkc.flatten(1), state.kernels[self])
 
 

@@ -83,17 +83,17 @@ class RasterAttention(Block):
         query, key_value = qkv_bc.split(self.sizes, dim=1)
         query = query.unflatten(1, (self.heads, 1, -1))
         if self not in state.rows:
-            state.rows[self] = query.new_zeros(len(h_bc), 2, self.heads, self.positions, query.shape[-1])
+            state.rows[self] = query.new_zeros(h_bc.shape[0], 2, self.heads, self.positions, query.shape[-1])
         keys, values = state.rows[self][:, :, :, :position].unbind(1)
         # no keys at the first position: zero
         seen_bc = F.scaled_dot_product_attention(query, keys, values).flatten(1)
-        state.rows[self][:, :, :, position] = key_value.unflatten(1, (2, self.heads, -1))
+        state.rows[self].select(3, position).copy_(key_value.unflatten(1, (2, self.heads, -1)))
         link_bc = along(self.link, seen_bc) + bias_of(self.merge.conv.conv)
         return self.merge.step_pixel(h_bc, position % state.width, link_bc, state)
 
     def see_pixel(self, x_bc: Tensor, position: int, state: PixelState) -> None:
         """Completes the key and value of a position, now that its pixel is known."""
-        state.rows[self][:, :, :, position] += along(self.pixel, x_bc).unflatten(1, (2, self.heads, -1))
+        state.rows[self].select(3, position).add_(along(self.pixel, x_bc).unflatten(1, (2, self.heads, -1)))
 
     def _split(self, x_bchw: Tensor) -> Tensor:
         """(B, C, H, W) → (B, heads, H·W, C/heads)."""
@@ -217,7 +217,7 @@ class PixelSNAIL(nn.Module):
             h_bwc = h_bwc + along(self.context, context_bcw.transpose(1, 2))
         state.links[self] = columns_first(h_bwc + bias_of(self.stem_pixels.conv))
         for block in self._blocks():
-            block.step_row(len(row_bcw), state)
+            block.step_row(row_bcw.shape[0], state)
 
     def step_pixel(self, x_bc: Tensor, column: int, state: PixelState) -> Tensor:
         """Output (B, channels_out) at `column`, given the input's pixel before it (zeros at the first column)."""

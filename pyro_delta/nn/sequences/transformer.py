@@ -54,7 +54,7 @@ class TransformerBlock(Block):
         """One position, (B, h) → (B, h): its key and value are kept beside those of the positions before it."""
         parts = self.query_key_value(self.before_attention(v_bh)).chunk(3, dim=-1)
         query, key, value = (part.unflatten(-1, (self.heads, -1)) for part in parts)
-        kept_2bats[0, :, :, position], kept_2bats[1, :, :, position] = turned(key, turn_2s), value
+        kept_2bats.select(3, position).copy_(torch.stack((turned(key, turn_2s), value)))
         keys, values = kept_2bats[:, :, :, : position + 1]
         query = turned(query, turn_2s).unsqueeze(2)
         found = F.scaled_dot_product_attention(query, keys, values)
@@ -99,7 +99,7 @@ class CausalTransformer(nn.Module):
 
     def start(self, v_bh: Tensor) -> dict[str, Tensor]:
         """Nothing read yet; v is like an input in its number, type and device. Keys and values will be kept."""
-        sizes = len(v_bh), self.heads, self.positions, v_bh.shape[1] // self.heads
+        sizes = v_bh.shape[0], self.heads, self.positions, v_bh.shape[1] // self.heads
         return {
             "kept": v_bh.new_zeros(len(self.blocks), 2, *sizes),
             "turn": rotation(self.positions, v_bh[0], self.heads),
