@@ -154,7 +154,7 @@ def _pictures(path: Path) -> None:
 
 def _text(path: Path) -> None:
     words = ["sea", "sand", "salt", "ship", "shore", "storm", "swell"]
-    path.write_text("".join(f"{words[i % 7]} {i}\n" for i in range(40)))
+    path.write_text("".join(f"{words[i % 7]} {i}\n" for i in range(240)))
 
 
 def _score(path: Path) -> None:
