@@ -34,7 +34,7 @@ class Contour:
     """
 
     def __init__(self, prior: Distribution, rate_nats: float) -> None:
-        check_standard_normal(prior)
+        _check_standard_normal(prior)
         most = MOST_NATS * prior.event_shape.numel()
         if not 0 < rate_nats <= most:
             raise UserError(
@@ -49,17 +49,13 @@ class Contour:
 
     def committed_rate(self, prior: Distribution) -> float | Tensor:
         """δ in nats against a prior, which must be standard normal; of each datum, (B,), if it has their lengths."""
-        check_standard_normal(prior)
+        _check_standard_normal(prior)
         lengths = getattr(prior, "lengths", None)
         return self.rate_nats if lengths is None else self.rate_nats / self.steps * lengths.double()
 
 
-def check_standard_normal(prior: Distribution) -> None:
-    """Refuse a prior that is not N(0, 1) in every coordinate, with no rate committed by correlations.
-
-    Raises:
-        UserError: naming it.
-    """
+def _check_standard_normal(prior: Distribution) -> None:
+    # N(0, 1) in every coordinate, and no rate committed by correlations
     if prior.mean.any() or (prior.variance != 1).any() or bool((committed_rate(prior) > 1e-12).any()):
         raise UserError(
             f"guide.rate_nats needs a standard normal prior, not {type(prior).__name__}; choose standard_normal."
