@@ -23,7 +23,14 @@ import pyro_delta
 from pyro_delta import trust
 from pyro_delta.api.kept import evaluations, kept
 from pyro_delta.call import call as called
+from pyro_delta.data import Splits, from_tensors
+from pyro_delta.data.audio import SoundSpec
+from pyro_delta.data.music import ScoreSpec
+from pyro_delta.data.series import SeriesSpec
+from pyro_delta.data.spec import Spec
 from pyro_delta.distributions import DiscretizedLogisticMixture
+from pyro_delta.distributions.images.autoregressive_image import AutoregressiveImage
+from pyro_delta.distributions.sequences import AutoregressiveTokens
 from pyro_delta.errors import UserError
 from pyro_delta.inference.run import Run
 from pyro_delta.share.card import KNOWN_LICENCES
@@ -456,6 +463,17 @@ def tokens(count: int = 80) -> torch.Tensor:
     return torch.randint(5, (count, 4), generator=torch.Generator().manual_seed(0))
 
 
+def given(shape: tuple[int, ...], spec: Spec, levels: int | None = None) -> Splits:
+    """Noise, of numbers every fifth of which is missing."""
+    generator = torch.Generator().manual_seed(0)
+    if levels is not None:
+        return from_tensors(torch.randint(levels, (80, *shape), generator=generator), spec=spec)
+    x = torch.randn(80, *shape, generator=generator)
+    mask = torch.rand(x.shape, generator=generator) > 0.2
+    return from_tensors({"x": torch.where(mask, x, 0.0), "mask": mask}, spec=spec)
+
+
+SERIES = SeriesSpec(4, ("a", "b", "c"), (0.0, 1.0, 0.0), (1.0, 2.0, 1.0), 0.125)
 SMALL = {"channels": (8,), "row_blocks": (1,), "pixel_blocks": 1}
 IMAGES = {"prior.rate_nats": 4.0, "prior.dims": 2, "likelihood.mixtures": 2, "training.batch": 8} | {
     f"{kind}.{name}": value for kind in ("likelihood", "guide") for name, value in SMALL.items()
@@ -465,6 +483,11 @@ GRU = {"prior.alpha": 0.7, "likelihood.program": "gru", "guide.program": "gru", 
     "training.batch": 8,
 }
 TRANSFORMER = {**GRU, "likelihood.program": "transformer", "likelihood.layers": 1, "likelihood.heads": 2}
+SOUND = {"prior.alpha": 0.7, "likelihood.program": "wavenet", "guide.program": "spectral", "training.batch": 8} | {
+    "likelihood.channels": 4,
+    "likelihood.blocks": 3,
+    "guide.hidden": 4,
+}
 SNAIL = {key: value for key, value in IMAGES.items() if not key.startswith("likelihood")} | {
     f"likelihood.{name}": value
     for name, value in {"program": "pixelsnail", "channels": 4, "blocks": 1, "layers": 1, "heads": 2}.items()
@@ -479,8 +502,11 @@ SNAIL = {key: value for key, value in IMAGES.items() if not key.startswith("like
         (tokens(), GRU, set()),
         ({"x": tokens(), "lengths": 1 + torch.arange(80) % 4}, TRANSFORMER, {"lengths"}),
         ("digits", SNAIL, set()),
+        (given((4, 3), ScoreSpec(4, 5, voices=3), 5), GRU, set()),
+        (given((4, 3), SERIES), GRU, {"mask"}),
+        (given((2, 6), SoundSpec(2, samples=6, levels=16), 16), SOUND, set()),
     ],
-    ids=["gated_pixelcnn", "conditioned", "gru", "transformer and lengths", "pixelsnail"],
+    ids=["gated_pixelcnn", "conditioned", "gru", "transformer", "pixelsnail", "voices", "series", "wavenet"],
 )
 def test_torch_programs_compute_what_the_run_does(
     data: Any, settings: dict[str, Any], told: set[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -495,10 +521,11 @@ def test_torch_programs_compute_what_the_run_does(
         "decoder_start.pt2",
         *["decoder_row.pt2"] * (isinstance(data, str)),
         "decoder_step.pt2",
+        *["decoder_voice.pt2"] * (isinstance(data, Splits) and "wavenet" not in settings.values()),
     ]
     assert {file for file in found.files if file.endswith(".pt2")} == set(made)
     text = Path("out/README.md").read_text()
-    assert f"{', '.join(made[:-1])} and decoder_step.pt2 are `torch.export` programs" in text
+    assert f"{', '.join(made[:-1])} and {made[-1]} are `torch.export` programs" in text
     assert "`decoder_start(z, extras)`" in text
     run, test = pyro_delta.load("out"), trained.data().test
     guide, decoder = (torch.export.load(Path("out", name)).module() for name in ("guide.pt2", "decoder.pt2"))
@@ -513,8 +540,8 @@ def test_torch_programs_compute_what_the_run_does(
             mean, scale = guide(some.x, extras)
             parameters = decoder(some.x, z, extras)
             torch.testing.assert_close(log_prob_of(p, parameters, some.x), p.log_prob(some.x), rtol=1e-6, atol=1e-5)
-            counted = getattr(p, "counted", None)  # what follows the end is read as token 0
-            x = some.x if counted is None else some.x * counted
+            counted = getattr(p, "counted", None)  # what follows the end is read as token 0, a missing number as NaN
+            x = some.x if counted is None else torch.where(counted, some.x, p.blank)
             for place, found in step_by_step("out", x, z, extras) if count == 2 else ():
                 torch.testing.assert_close(found, parameters[(slice(None), *place)], rtol=1e-5, atol=1e-5)
         torch.testing.assert_close(mean, q.base_dist.loc, rtol=1e-6, atol=1e-6)
@@ -528,11 +555,14 @@ def step_by_step(
     programs = {path.stem: torch.export.load(path).module() for path in Path(folder).glob("decoder_*.pt2")}
     parameters, state = programs["decoder_start"](z, extras)
     names = list(state)
-    if x.dim() == 2:
-        for t in range(x.shape[1]):
-            if t:
-                parameters, state = programs["decoder_step"](torch.tensor(t), x[:, t - 1], state)
-            yield (t,), parameters
+    if x.dim() < 4:
+        voices = x.shape[2] if "decoder_voice" in programs else 1
+        for i, place in enumerate(product(*map(range, x.shape[1:]))):
+            if i:
+                position, voice = divmod(i, voices)
+                name, at = ("decoder_voice", voice) if voice else ("decoder_step", position)
+                parameters, state = programs[name](torch.tensor(at), x.flatten(1)[:, i - 1], state)
+            yield place, parameters
         assert list(state) == names
         return
     for row, column in product(range(x.shape[2]), range(x.shape[3])):
@@ -546,13 +576,16 @@ def step_by_step(
 
 
 def log_prob_of(p: Any, parameters: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-    """Log-probabilities from parameters at all positions, by the distributions of a pixel and of a token."""
-    if p.event_shape[1:]:
+    """Log-probabilities from parameters at all positions, by the distributions of a pixel, a token and a number."""
+    if isinstance(p, AutoregressiveImage):
         channels, levels = p.event_shape[0], p.network.spec.levels
         pixels = DiscretizedLogisticMixture.from_parameters(parameters, channels=channels, levels=levels)
         return pixels.log_prob(x.movedim(-3, -1)).sum((-2, -1))
-    terms = parameters.log_softmax(-1).gather(-1, x.long().unsqueeze(-1)).squeeze(-1)
-    return (terms if p.counted is None else terms * p.counted).sum(-1)
+    if isinstance(p, AutoregressiveTokens):
+        terms = parameters.log_softmax(-1).gather(-1, x.long().unsqueeze(-1)).squeeze(-1)
+    else:
+        terms = p.scores(parameters, x)
+    return (terms if p.counted is None else torch.where(p.counted, terms, 0.0)).flatten(1).sum(-1)
 
 
 def test_what_torch_cannot_follow_is_refused_and_nothing_is_left(

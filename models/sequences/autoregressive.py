@@ -102,7 +102,7 @@ class ConditionalSequence(Network):
         return {
             "context": context_bth,
             "trunk": self.trunk.start(context_bth[:, 0]),
-            "before": self.embed(nothing_k).sum(0).expand_as(context_bth[:, 0]),
+            "before": self.embed(nothing_k).sum(0).expand_as(context_bth[:, 0]),  # of voices since the last position
             "last": context_bth.new_zeros(z_bnd.shape[0], self.voices),
         }
 
@@ -113,28 +113,39 @@ class ConditionalSequence(Network):
 
     def step(self, state: dict[str, Any], i: int, previous_b: Tensor | None) -> Tensor:
         """Parameters (B, P) of token or number i = t·K + k, given the one before it (None at the first)."""
-        t, voice, context_bth = i // self.voices, i % self.voices, state["context"]
-        if previous_b is not None:
-            last = (i - 1) % self.voices
-            previous_b1 = here_b1 = previous_b.unsqueeze(1)
-            if self.units is not None:
-                previous_b1 = self.units.standardised(previous_b1, last)
-                last_bk = state["last"].clone()
-                here_b1 = previous_b1 - last_bk[:, last : last + 1]
-                last_bk[:, last : last + 1] = torch.where(previous_b1.isnan(), last_bk[:, last : last + 1], previous_b1)
-                state["last"] = last_bk
-            embedded_bh = self.embed(previous_b1, last)[:, 0]
-            state["before"] = state["before"] + embedded_bh if last else embedded_bh
+        t, voice = i // self.voices, i % self.voices  # divmod would not do for a number that is traced
         if voice == 0:
-            context_bh = context_bth[:, t]
-            seen_bh = self.trunk.step(state["trunk"], t, state["before"] + context_bh)
-            state["heads"] = self._heads(seen_bh, context_bh)
-        else:
-            assert self.above is not None
-            above_bh = self.above(here_b1, voice - 1)[:, 0]
-            state["above"] = state["above"] + above_bh if voice > 1 else above_bh
-        hidden_bh = state["heads"][:, voice]
-        return self._of_heads(hidden_bh + state["above"] if voice else hidden_bh, state["last"][:, voice], voice)
+            return self.step_position(state, t, previous_b)
+        assert previous_b is not None
+        return self.step_voice(state, voice, previous_b)
+
+    def step_position(self, state: dict[str, Any], t: int, previous_b: Tensor | None) -> Tensor:
+        """Parameters (B, P) of the first voice at position t, given the last voice before it (None at the first)."""
+        if previous_b is not None:
+            self._hear(state, self.voices - 1, previous_b)
+        context_bh = state["context"][:, t]
+        seen_bh = self.trunk.step(state["trunk"], t, state["before"] + context_bh)
+        state["heads"] = self._heads(seen_bh, context_bh)
+        state["before"] = state["above"] = torch.zeros_like(context_bh)
+        return self._of_heads(state["heads"][:, 0], state["last"][:, 0], 0)
+
+    def step_voice(self, state: dict[str, Any], voice: int, previous_b: Tensor) -> Tensor:
+        """Parameters (B, P) of a voice but the first at the position of the step before, given the voice before it."""
+        here_b = self._hear(state, voice - 1, previous_b)
+        assert self.above is not None
+        state["above"] = state["above"] + self.above(here_b.unsqueeze(1), voice - 1)[:, 0]
+        return self._of_heads(state["heads"][:, voice] + state["above"], state["last"][:, voice], voice)
+
+    def _hear(self, state: dict[str, Any], voice: int, x_b: Tensor) -> Tensor:
+        """Notes down a voice for the next position; what those above it are to hear of it, (B,)."""
+        here_b = x_b
+        if self.units is not None:
+            x_b, last_b = self.units.standardised(x_b, voice), state["last"][:, voice]
+            here_b = x_b - last_b
+            state["last"] = state["last"].clone()
+            state["last"].select(1, voice).copy_(torch.where(x_b.isnan(), last_b, x_b))
+        state["before"] = state["before"] + self.embed(x_b.unsqueeze(1), voice)[:, 0]
+        return here_b
 
     def _table(self, voices: int, levels: int, hidden: int) -> TokenTable | NumberTable:
         return TokenTable(voices, levels, hidden) if self.units is None else NumberTable(voices, hidden)

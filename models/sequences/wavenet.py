@@ -96,8 +96,8 @@ class ConditionalWaveNet(Network):
         blocks = [*cast("Iterable[DilatedBlock]", self.blocks)]
         bias_kc = torch.stack([block.conv.bias for block in blocks])
         links_pkbc = (self._links(z_bnd, self.shape[0]) + bias_kc).permute(1, 2, 0, 3).contiguous()
-        said_bc = links_pkbc.new_zeros(len(z_bnd), self.head.in_features)
-        return SampleState(links_pkbc, [block.held(len(z_bnd)) for block in blocks], said_bc)
+        said_bc = links_pkbc.new_zeros(z_bnd.shape[0], self.head.in_features)
+        return SampleState(links_pkbc, [block.held(z_bnd.shape[0]) for block in blocks], said_bc)
 
     def step(self, state: SampleState, i: int, previous_b: Tensor | None) -> Tensor:
         """Parameters (B, 3K) of sample i, given the one before it (None at the first)."""
@@ -114,7 +114,7 @@ class ConditionalWaveNet(Network):
         """What each of the first positions tells each block of z: (B, P, blocks, 2C)."""
         sizes = (len(self.blocks), 2 * self.head.in_features)
         if self.latents is None:
-            return self.out.weight.new_zeros(len(z_bnd), positions, *sizes)
+            return self.out.weight.new_zeros(z_bnd.shape[0], positions, *sizes)
         return self.latents(z_bnd, positions).unflatten(-1, sizes)
 
     def _heard(self, x: Tensor) -> Tensor:

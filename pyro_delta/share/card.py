@@ -252,10 +252,11 @@ def _used(run: Run, place: str, own: Sequence[str], graphs: Sequence[str]) -> It
         yield '```python\nimport torch\nguide = torch.export.load("guide.pt2").module()\n```'
     if START in graphs:
         yield (
-            "Drawn number by number, `decoder_start(z, extras)` gives the parameters of the first pixel or token and "
+            "Drawn number by number, `decoder_start(z, extras)` gives the parameters of the first pixel or number and "
             "the state, a dict of tensors, which each next call takes and gives back: `decoder_row(row, row_before, "
             "state)` those of the first pixel of a row, `decoder_step(row, column, pixel_before, state)` those of any "
-            "other, `decoder_step(position, token_before, state)` those of a token; places are tensors without axes."
+            "other; `decoder_step(place, before, state)` those of a token or a sample of sound, or of the first voice "
+            "of a position, whose others `decoder_voice(voice, before, state)` gives; places are tensors without axes."
         )
     yield "Training cannot go on from here: the state of the optimiser is left out."
 

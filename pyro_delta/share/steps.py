@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from pyro_delta.call import call
 
-START, ROW, STEP = "decoder_start.pt2", "decoder_row.pt2", "decoder_step.pt2"
+START, ROW, STEP, VOICE = "decoder_start.pt2", "decoder_row.pt2", "decoder_step.pt2", "decoder_voice.pt2"
 
 
 class Program(NamedTuple):
@@ -42,7 +42,7 @@ class _Cached(nn.Module):
     Args:
         likelihood: program.
         network: of its distributions.
-        places: T, or rows and columns.
+        places: rows and columns; positions and voices; or all tokens or numbers.
         like: a state, whose tensors are filled in.
         kept: those that do not change.
     """
@@ -74,7 +74,7 @@ class _Cached(nn.Module):
 
 
 class _Start(_Cached):
-    """z (B, n, d), and what goes with x, → parameters (B, P) of the first pixel or token, and the state after that."""
+    """z (B, n, d), and what goes with x, → parameters (B, P) of the first pixel or number, and the state after that."""
 
     def forward(self, z: Tensor, extras: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         parameters, state = _started(call(self.past_the_tracer["likelihood"], extras, z))
@@ -104,17 +104,35 @@ class _Pixel(_Cached):
         return parameters, self.emptied(filled)
 
 
-class _Token(_Cached):
-    """Position t ≥ 1, the token before it (B,) and the state → parameters (B, P) of the token, and the state."""
+class _Number(_Cached):
+    """Place i ≥ 1 in their order, the token or number before it (B,) and the state → its parameters, and the state."""
+
+    def forward(self, place: Tensor, before_b: Tensor, state: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        filled = self.filled(state)
+        parameters = self.network.step(filled, _within(place, 1, self.places[0]), before_b)
+        return parameters, self.emptied(filled)
+
+
+class _Position(_Cached):
+    """Position t ≥ 1, the last voice before it (B,) and the state → parameters of its first voice, and the state."""
 
     def forward(self, position: Tensor, before_b: Tensor, state: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         filled = self.filled(state)
-        parameters = self.network.step(filled, _within(position, 1, self.places[0]), before_b)
+        parameters = self.network.step_position(filled, _within(position, 1, self.places[0]), before_b)
+        return parameters, self.emptied(filled)
+
+
+class _Voice(_Cached):
+    """Voice k ≥ 1, the voice before it (B,) and the state → parameters (B, P) of the voice, and the state."""
+
+    def forward(self, voice: Tensor, before_b: Tensor, state: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        filled = self.filled(state)
+        parameters = self.network.step_voice(filled, _within(voice, 1, self.places[1]), before_b)
         return parameters, self.emptied(filled)
 
 
 def steps(likelihood: nn.Module, x: Tensor, z: Tensor, extras: dict[str, Tensor]) -> list[Program]:
-    """The programs of a likelihood's cached sampling; none if it has none, or several numbers at a position.
+    """The programs of a likelihood's cached sampling; none if it has none.
 
     Args:
         likelihood: a program whose distribution has a `network` with `start` and steps, as those that are shipped.
@@ -125,8 +143,9 @@ def steps(likelihood: nn.Module, x: Tensor, z: Tensor, extras: dict[str, Tensor]
     distribution = call(likelihood, extras, z)
     network: Any = getattr(distribution, "network", None)
     by_rows = all(hasattr(network, name) for name in ("start", "step_row", "step_pixel"))
-    if not by_rows and not (hasattr(network, "start") and hasattr(network, "step") and x.dim() == 2):
+    if not by_rows and not (hasattr(network, "start") and hasattr(network, "step")):
         return []
+    by_voices = x.dim() == 3 and hasattr(network, "step_position") and hasattr(network, "step_voice")
     like = _started(distribution)[1]
     one = {name: values[:1] for name, values in extras.items()}
     of_one = dict(_tensors(_started(call(likelihood, one, z[:1]))[1], _names(network)))
@@ -138,18 +157,23 @@ def steps(likelihood: nn.Module, x: Tensor, z: Tensor, extras: dict[str, Tensor]
     }
     kept = {name: tensor for name, tensor in whole.items() if name not in axes}
     state = {name: tensor for name, tensor in whole.items() if name in axes}
-    places = tuple(x.shape[-2:] if by_rows else x.shape[1:])
+    places = tuple(x.shape[-2:] if by_rows else x.shape[1:] if by_voices else (x[0].numel(),))
     parts = likelihood, network, places, like, kept
     made = [Program(START, _Start(*parts), [(z, extras)], axes)]
     last = tuple(torch.tensor(size - 1) for size in places)
     first, second = torch.tensor(0), torch.tensor(1)
     if not by_rows:
-        tries: list[tuple[Any, ...]] = [(t, x[:, 0], state) for t in (second, *last)]
-        return made + [Program(STEP, _Token(*parts), tries, axes)] * (places[0] > 1)
+        module = _Position(*parts) if by_voices else _Number(*parts)
+        before_b = x.flatten(1)[:, 0]
+        if places[0] > 1:
+            made.append(Program(STEP, module, [(place, before_b, state) for place in (second, last[0])], axes))
+        if by_voices and places[1] > 1:
+            made.append(Program(VOICE, _Voice(*parts), [(voice, before_b, state) for voice in (second, last[1])], axes))
+        return made
     if places[0] > 1:
         made.append(Program(ROW, _Row(*parts), [(row, x[:, :, 0], state) for row in (second, last[0])], axes))
     if places[1] > 1:
-        tries = [(row, column, x[:, :, 0, 0], state) for row, column in ((first, second), last)]
+        tries: list[tuple[Any, ...]] = [(row, column, x[:, :, 0, 0], state) for row, column in ((first, second), last)]
         made.append(Program(STEP, _Pixel(*parts), tries, axes))
     return made
 
