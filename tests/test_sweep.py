@@ -938,6 +938,7 @@ def test_a_search_is_kept_goes_on_and_prunes(tmp_path: Path, monkeypatch: pytest
     found = search.search(sweep, tmp_path, 12, 1, print)
     assert Scripted.begun[4] == cut  # the trial that was cut short goes on, in its own folder
     assert found.trials["complete"] + found.trials["pruned"] == 12
+    assert found.trials["fail"] == 0  # one was cut short and went on
     assert found.trials["pruned"] > 0
     study = optuna.load_study(storage=f"sqlite:///{tmp_path / 'search.db'}", study_name="s")
     rates = {

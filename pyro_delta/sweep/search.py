@@ -104,12 +104,23 @@ def search(sweep: Sweep, out: Path, trials: int, jobs: int, say: Say) -> Found:
 
         if done < trials:
             study.optimize(objective, n_trials=trials - done, n_jobs=jobs, catch=(UserError,))
-    counts = {state.name.lower(): len(study.get_trials(states=(state,))) for state in states if state.is_finished()}
+    counts = _counts(study, states)
     if not counts["complete"]:
         raise UserError(f"no trial of {out} came to its end; see the logs there.")
     best = study.best_trial
     params = {key: _value(sweep.search[key], value) for key, value in best.params.items()}
     return Found(params, best.value, out / best.user_attrs[FOLDER], counts)
+
+
+def _counts(study: Any, states: Any) -> dict[str, int]:
+    """How many trials ended in each way; one that was cut short and begun again, in the same folder, did not fail."""
+    last = {trial.user_attrs.get(FOLDER, trial.number): trial.number for trial in study.trials}
+    again = [
+        trial.state is states.FAIL and trial.number < last[trial.user_attrs.get(FOLDER, trial.number)]
+        for trial in study.trials
+    ]
+    ended = [trial.state for trial, went_on in zip(study.trials, again, strict=True) if not went_on]
+    return {state.name.lower(): ended.count(state) for state in states if state.is_finished()}
 
 
 @contextmanager
