@@ -209,7 +209,7 @@ class PixelBlock(Block):
         return self.gated(h_bchw, self.conv(h_bchw) + link_bchw)
 
     def gated(self, h_bchw: Tensor, linked_bchw: Tensor) -> Tensor:
-        """h and what the block adds to it, given the sum of its convolution and the link."""
+        """Adds to h what the block makes of its convolution and the link, added up."""
         return h_bchw + self.out(self.dropout(gate(linked_bchw)))
 
     def step_pixel(self, h_bc: Tensor, column: int, link_bc: Tensor, state: PixelState) -> Tensor:
