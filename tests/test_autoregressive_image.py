@@ -52,6 +52,7 @@ class Snail:
     blocks: int = 1
     layers: int = 1
     heads: int = 2
+    norm: bool = False
     use_latents: bool = True
     conditioning: str = "causal"
 
@@ -79,6 +80,7 @@ CASES = {
     "snail_colour_256": Snail(ImageSpec(3, 4, 6, 256), length=4, layers=2),
     "snail_full_conditioning": Snail(ImageSpec(1, 6, 4, 5), length=3, conditioning="full"),
     "snail_no_latents": Snail(ImageSpec(3, 4, 5, 5), use_latents=False),
+    "snail_norm": Snail(ImageSpec(3, 5, 4, 256), length=5, blocks=2, norm=True),
     "snail_one_row": Snail(ImageSpec(1, 1, 6, 5)),
     "snail_one_column": Snail(ImageSpec(1, 6, 1, 5), length=6),
     "snail_one_pixel": Snail(ImageSpec(3, 1, 1, 5)),

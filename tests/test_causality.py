@@ -361,7 +361,16 @@ SNAILS = {
 
 def snail(height: int, width: int, blocks: int, layers: int) -> PixelSNAIL:
     network = PixelSNAIL(
-        2, 3, height=height, width=width, channels=4, blocks=blocks, layers=layers, heads=2, context_channels=2
+        2,
+        3,
+        height=height,
+        width=width,
+        channels=4,
+        blocks=blocks,
+        layers=layers,
+        heads=2,
+        norm=layers > 1,
+        context_channels=2,
     )
     return randomise(network)
 

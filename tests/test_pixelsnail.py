@@ -44,7 +44,7 @@ class Loops:
     """
 
     def __init__(self, network: PixelSNAIL, x_chw: Tensor, context_chw: Tensor) -> None:
-        self.weights = network.state_dict()
+        self.weights, self.norm = network.state_dict(), network.norm
         self.x, self.context = x_chw, context_chw
         _, self.height, self.width = x_chw.shape
         self.places = [(r, c) for r in range(self.height) for c in range(self.width)]
@@ -74,6 +74,10 @@ class Loops:
         row, column = place[0] / self.height - 0.5, place[1] / self.width - 0.5
         return torch.tensor([row, column], dtype=self.x.dtype)
 
+    def read(self, h: Tensor) -> Tensor:
+        """Of mean 0 and variance 1 where the network has a norm."""
+        return (h - h.mean()) / (h.var(correction=0) + 1e-5).sqrt() if self.norm else h
+
     def run(self, blocks: int, layers: int, heads: int) -> Tensor:
         x = {p: self.x[:, p[0], p[1]] for p in self.places}
         h = {
@@ -86,23 +90,27 @@ class Loops:
         for b in range(blocks):
             for i in range(layers):
                 name = f"blocks.{b}.layers.{i}"
+                read = {p: self.read(h[p]) for p in self.places}
                 h = {
                     p: self.gated(
                         f"{name}.along",
                         h[p],
-                        self.convolve(f"{name}.above.conv", h, p, 1, 1)
-                        + self.convolve(f"{name}.along.conv.conv", h, p, 0, 1),
+                        self.convolve(f"{name}.above.conv", read, p, 1, 1)
+                        + self.convolve(f"{name}.along.conv.conv", read, p, 0, 1),
                     )
                     for p in self.places
                 }
             h = self.attend(f"blocks.{b}.attention", h, x, heads)
-        out = [self.linear("out", torch.nn.functional.silu(self.linear("head", h[p]))) for p in self.places]
+        hidden_of = [torch.nn.functional.silu(self.linear("head", self.read(h[p]))) for p in self.places]
+        out = [self.linear("out", hidden) for hidden in hidden_of]
         return torch.stack(out, dim=1).unflatten(1, (self.height, self.width))
 
     def attend(self, name: str, h: Features, x: Features, heads: int) -> Features:
         keys, values, merged = [], [], {}
         for p in self.places:
-            of_place = self.linear(f"{name}.features", h[p]) + self.linear(f"{name}.place", self.background(p))
+            of_place = self.linear(f"{name}.features", self.read(h[p])) + self.linear(
+                f"{name}.place", self.background(p)
+            )
             query, key, value = of_place.chunk(3)
             of_pixel = self.linear(f"{name}.pixel", x[p]).chunk(2)
             seen = torch.zeros_like(query)
@@ -113,19 +121,29 @@ class Loops:
                 total = sum(math.exp(score) for score in scores)
                 for score, earlier in zip(scores, values, strict=True):
                     seen[own] += math.exp(score) / total * earlier[own]
-            inner = self.linear(f"{name}.merge.conv.conv", h[p]) + self.linear(f"{name}.link", seen)
+            inner = self.linear(f"{name}.merge.conv.conv", self.read(h[p])) + self.linear(f"{name}.link", seen)
             merged[p] = self.gated(f"{name}.merge", h[p], inner)
             keys.append(key + of_pixel[0])
             values.append(value + of_pixel[1])
         return merged
 
 
+@pytest.mark.parametrize("norm", [False, True])
 @pytest.mark.parametrize("size", [(4, 8, 1, 2, 2), (8, 4, 2, 1, 4), (1, 8, 1, 1, 1)])
-def test_the_network_is_what_the_page_says(size: tuple[int, int, int, int, int]) -> None:
+def test_the_network_is_what_the_page_says(size: tuple[int, int, int, int, int], norm: bool) -> None:
     height, width, blocks, layers, heads = size
     network = randomise(
         PixelSNAIL(
-            3, 5, height=height, width=width, channels=8, blocks=blocks, layers=layers, heads=heads, context_channels=2
+            3,
+            5,
+            height=height,
+            width=width,
+            channels=8,
+            blocks=blocks,
+            layers=layers,
+            heads=heads,
+            norm=norm,
+            context_channels=2,
         )
     )
     x, context = random_normal(1, 3, height, width), random_normal(1, 2, height, width, seed=1)

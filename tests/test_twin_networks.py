@@ -121,7 +121,7 @@ CASES = {
     "gated, colour and alpha": gated(ImageSpec(4, 3, 4, 17), [0, 1], mixtures=2, latent_channels=3, **FLAT),
     "gated, no latents": gated(GREY, [0, 2], use_latents=False, mixtures=1, stem=(2, 5, 3), **U_NET),
     "snail, grey, odd size, blocks, layers, heads": snail(
-        GREY, [0, 1, 1, 3], mixtures=2, latent_channels=3, channels=8, blocks=2, layers=2, heads=2
+        GREY, [0, 1, 1, 3], mixtures=2, latent_channels=3, channels=8, blocks=2, layers=2, heads=2, norm=True
     ),
     "snail, colour, full": snail(
         COLOUR, [0, 2], conditioning="full", mixtures=1, latent_channels=3, channels=4, blocks=1, layers=1, heads=1

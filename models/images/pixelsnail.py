@@ -34,6 +34,8 @@ class PixelSNAILLikelihood(ImageLikelihood):
         blocks: blocks, of which each ends with attention.
         layers: gated residual convolutions of each block.
         heads: attention heads, which share half of the channels.
+        norm: whether blocks read features of mean 0 and variance 1: training takes larger steps then, and samples do
+            not run off into noise.
         dropout: probability with which features are dropped in training.
         latents: use_latents, conditioning and latent_channels, as for `ImageLikelihood`.
 
@@ -57,6 +59,7 @@ class PixelSNAILLikelihood(ImageLikelihood):
         blocks: Count = 2,
         layers: int = 4,
         heads: int = 2,
+        norm: bool = False,
         dropout: Dropout = 0.0,
         **latents: Any,
     ) -> None:
@@ -68,6 +71,7 @@ class PixelSNAILLikelihood(ImageLikelihood):
             blocks=blocks,
             layers=layers,
             heads=heads,
+            norm=norm,
             dropout=dropout,
             **latents,
         )

@@ -62,6 +62,12 @@ def gate(x: Tensor, dim: int = 1) -> Tensor:
     return a * torch.sigmoid(b)
 
 
+def normalised(x: Tensor, dim: int = 1) -> Tensor:
+    """Channels of mean 0 and variance 1 at every position, without gains."""
+    last = x.movedim(dim, -1)
+    return F.layer_norm(last, last.shape[-1:]).movedim(-1, dim)
+
+
 def shift_down(x_bchw: Tensor) -> Tensor:
     """Row r of the result is row r−1 of the argument; row 0 is zero."""
     return F.pad(x_bchw, (0, 0, 1, -1))
@@ -194,19 +200,27 @@ class PixelBlock(Block):
     Args:
         channels: of h; the link has twice as many.
         width: of the convolution.
+        norm: whether the convolution reads h `normalised`.
         dropout: probability with which `forward` in training mode drops a gated feature. `step_pixel` drops none:
             generation runs in evaluation mode.
     """
 
-    def __init__(self, channels: int, width: int, *, dropout: float = 0.0, causal: bool = True) -> None:
+    def __init__(
+        self, channels: int, width: int, *, norm: bool = False, dropout: float = 0.0, causal: bool = True
+    ) -> None:
         super().__init__()
+        self.norm = norm
         self.conv = PixelConv(channels, 2 * channels, width, causal=causal)
         self.dropout = nn.Dropout(dropout)
         self.out = nn.Conv2d(channels, channels, 1)
 
     def forward(self, h_bchw: Tensor, link_bchw: Tensor) -> Tensor:
         """All columns at once."""
-        return self.gated(h_bchw, self.conv(h_bchw) + link_bchw)
+        return self.gated(h_bchw, self.conv(self.read(h_bchw)) + link_bchw)
+
+    def read(self, h: Tensor, dim: int = 1) -> Tensor:
+        """Of h what the convolution reads."""
+        return normalised(h, dim) if self.norm else h
 
     def gated(self, h_bchw: Tensor, linked_bchw: Tensor) -> Tensor:
         """Adds to h what the block makes of its convolution and the link, added up."""
@@ -214,7 +228,11 @@ class PixelBlock(Block):
 
     def step_pixel(self, h_bc: Tensor, column: int, link_bc: Tensor, state: PixelState) -> Tensor:
         """One column; the link is to hold the bias of the convolution."""
-        return h_bc + along(self.out, gate(self.conv.step_pixel(h_bc, column, link_bc, state)))
+        return self.step_read(h_bc, self.read(h_bc), column, link_bc, state)
+
+    def step_read(self, h_bc: Tensor, read_bc: Tensor, column: int, link_bc: Tensor, state: PixelState) -> Tensor:
+        """The same, given of h what the convolution reads."""
+        return h_bc + along(self.out, gate(self.conv.step_pixel(read_bc, column, link_bc, state)))
 
 
 class RasterBlock(Block):
@@ -224,22 +242,23 @@ class RasterBlock(Block):
 
     Args:
         channels: of the stream.
+        norm: as for `PixelBlock`, of both convolutions.
         dropout: as for `PixelBlock`.
     """
 
     ROW_KERNEL = (1, 3)
     PIXEL_KERNEL = 2
 
-    def __init__(self, channels: int, *, dropout: float = 0.0) -> None:
+    def __init__(self, channels: int, *, norm: bool = False, dropout: float = 0.0) -> None:
         super().__init__()
         self.above = RowConv(channels, 2 * channels, self.ROW_KERNEL)
-        self.along = PixelBlock(channels, self.PIXEL_KERNEL, dropout=dropout)
+        self.along = PixelBlock(channels, self.PIXEL_KERNEL, norm=norm, dropout=dropout)
 
     def forward(self, h_bchw: Tensor) -> Tensor:
         """All positions at once: both convolutions are one of (2, 3), whose place to the right of a pixel is empty."""
         above, here = self.above.conv, self.along.conv.conv
         kernel = torch.cat((above.weight, F.pad(here.weight, (0, 1))), dim=2)
-        linked_bchw = F.conv2d(F.pad(h_bchw, (1, 1, 1, 0)), kernel, bias_of(above) + bias_of(here))
+        linked_bchw = F.conv2d(F.pad(self.along.read(h_bchw), (1, 1, 1, 0)), kernel, bias_of(above) + bias_of(here))
         return self.along.gated(h_bchw, linked_bchw)
 
     def step_row(self, batch: int, state: PixelState) -> None:
@@ -250,9 +269,10 @@ class RasterBlock(Block):
         state.links[self] = columns_first(links_bwc + bias_of(self.along.conv.conv))
 
     def step_pixel(self, h_bc: Tensor, column: int, state: PixelState) -> Tensor:
-        """One column; h is noted down for the row to come."""
-        state.rows[self][column] = h_bc
-        return self.along.step_pixel(h_bc, column, state.links[self][column], state)
+        """One column; what is read of h is noted down for the row to come."""
+        read_bc = self.along.read(h_bc)
+        state.rows[self][column] = read_bc
+        return self.along.step_read(h_bc, read_bc, column, state.links[self][column], state)
 
 
 class RowsAbove(nn.Module):

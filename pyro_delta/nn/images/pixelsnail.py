@@ -19,6 +19,7 @@ from pyro_delta.nn.images.causal import (
     along,
     bias_of,
     columns_first,
+    normalised,
     shift_down,
     shift_right,
 )
@@ -45,6 +46,7 @@ class RasterAttention(Block):
         height: H.
         width: W.
         heads: attention heads, which share the half of the channels evenly.
+        norm: as for `PixelBlock`, of queries, keys and values, too.
         dropout: as for `PixelBlock`.
 
     References:
@@ -54,7 +56,15 @@ class RasterAttention(Block):
     ends = ("pixel", "place")
 
     def __init__(
-        self, channels: int, pixel_channels: int, *, height: int, width: int, heads: int, dropout: float = 0.0
+        self,
+        channels: int,
+        pixel_channels: int,
+        *,
+        height: int,
+        width: int,
+        heads: int,
+        norm: bool = False,
+        dropout: float = 0.0,
     ) -> None:
         super().__init__()
         self.positions, self.heads, size = height * width, heads, channels // 2
@@ -62,12 +72,13 @@ class RasterAttention(Block):
         self.pixel = nn.Conv2d(pixel_channels, 2 * size, 1)
         self.place = nn.Conv2d(2, 3 * size, 1)
         self.link = nn.Conv2d(size, 2 * channels, 1)
-        self.merge = PixelBlock(channels, 1, dropout=dropout)
+        self.merge = PixelBlock(channels, 1, norm=norm, dropout=dropout)
         self.sizes = [size, 2 * size]
 
     def forward(self, h_bchw: Tensor, x_bchw: Tensor, background_chw: Tensor) -> Tensor:
         """All positions at once; x is the input, not shifted."""
-        query, key_value = (self.features(h_bchw) + self.place(background_chw[None])).split(self.sizes, dim=1)
+        features_bchw = self.features(self.merge.read(h_bchw)) + self.place(background_chw[None])
+        query, key_value = features_bchw.split(self.sizes, dim=1)
         key, value = (key_value + self.pixel(x_bchw)).chunk(2, dim=1)
         query, key, value = (self._split(part) for part in (query, key, value))
         # Without the first query and the last key, "strictly before" is the common causal mask, for which kernels skip
@@ -79,7 +90,8 @@ class RasterAttention(Block):
 
     def step_pixel(self, h_bc: Tensor, background_c: Tensor, position: int, state: PixelState) -> Tensor:
         """One position, counted in raster order, after `see_pixel` of the one before."""
-        qkv_bc = along(self.features, h_bc) + along(self.place, background_c)
+        read_bc = self.merge.read(h_bc)
+        qkv_bc = along(self.features, read_bc) + along(self.place, background_c)
         query, key_value = qkv_bc.split(self.sizes, dim=1)
         query = query.unflatten(1, (self.heads, 1, -1))
         if self not in state.rows:
@@ -89,7 +101,7 @@ class RasterAttention(Block):
         seen_bc = F.scaled_dot_product_attention(query, keys, values).flatten(1)
         state.rows[self].select(3, position).copy_(key_value.unflatten(1, (2, self.heads, -1)))
         link_bc = along(self.link, seen_bc) + bias_of(self.merge.conv.conv)
-        return self.merge.step_pixel(h_bc, position % state.width, link_bc, state)
+        return self.merge.step_read(h_bc, read_bc, position % state.width, link_bc, state)
 
     def see_pixel(self, x_bc: Tensor, position: int, state: PixelState) -> None:
         """Completes the key and value of a position, now that its pixel is known."""
@@ -103,9 +115,11 @@ class RasterAttention(Block):
 class SnailBlock(nn.Module):
     """Gated residual causal convolutions, then attention."""
 
-    def __init__(self, channels: int, layers: int, attention: RasterAttention, *, dropout: float = 0.0) -> None:
+    def __init__(
+        self, channels: int, layers: int, attention: RasterAttention, *, norm: bool = False, dropout: float = 0.0
+    ) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(RasterBlock(channels, dropout=dropout) for _ in range(layers))
+        self.layers = nn.ModuleList(RasterBlock(channels, norm=norm, dropout=dropout) for _ in range(layers))
         self.attention = attention
 
     def forward(self, h_bchw: Tensor, x_bchw: Tensor, background_chw: Tensor) -> Tensor:
@@ -147,6 +161,8 @@ class PixelSNAIL(nn.Module):
         blocks: blocks, of which each ends with attention.
         layers: gated residual convolutions of each block.
         heads: attention heads; 2·heads divides the channels.
+        norm: whether blocks and the hidden layer before the output read the stream `normalised`; the stream itself is
+            not, as in a Transformer whose blocks begin with a norm.
         dropout: probability with which gated features are dropped in training.
         context_channels: channels of the context, 0 for none.
 
@@ -175,6 +191,7 @@ class PixelSNAIL(nn.Module):
         blocks: int,
         layers: int,
         heads: int,
+        norm: bool = False,
         dropout: float = 0.0,
         context_channels: int = 0,
     ) -> None:
@@ -183,15 +200,17 @@ class PixelSNAIL(nn.Module):
             raise UserError(
                 f"heads={heads} cannot share half of {channels} channels evenly; let channels be a multiple of 2·heads."
             )
-        self.width = width
+        self.width, self.norm = width, norm
         self.stem_rows = RowConv(channels_in, channels, self.STEM_KERNEL)
         self.stem_pixels = PixelConv(channels_in, channels, self.STEM_WIDTH)
         self.place = nn.Conv2d(2, channels, 1)
         self.context = nn.Conv2d(context_channels, channels, 1) if context_channels else None
         self.blocks = nn.ModuleList()
         for _ in range(blocks):
-            attention = RasterAttention(channels, channels_in, height=height, width=width, heads=heads, dropout=dropout)
-            self.blocks.append(SnailBlock(channels, layers, attention, dropout=dropout))
+            attention = RasterAttention(
+                channels, channels_in, height=height, width=width, heads=heads, norm=norm, dropout=dropout
+            )
+            self.blocks.append(SnailBlock(channels, layers, attention, norm=norm, dropout=dropout))
         self.head = nn.Conv2d(channels, channels, 1)
         self.out = nn.Conv2d(channels, channels_out, 1)
         self.register_buffer("background_chw", background(height, width), persistent=False)
@@ -204,7 +223,7 @@ class PixelSNAIL(nn.Module):
         h_bchw = h_bchw + self.stem_pixels(shift_right(x_bchw))
         for block in self.blocks:
             h_bchw = block(h_bchw, x_bchw, self.background_chw)
-        return self.out(F.silu(self.head(h_bchw)))
+        return self.out(F.silu(self.head(normalised(h_bchw) if self.norm else h_bchw)))
 
     def step_row(self, row_bcw: Tensor, context_bcw: Tensor | None, index: int, state: PixelState) -> None:
         """Prepares row `index`, given the finished row before it (zeros at the first row) and the row's context."""
@@ -228,7 +247,7 @@ class PixelSNAIL(nn.Module):
         background_c = self.background_chw[:, state.row, column]
         for block in self._blocks():
             h_bc = block.step_pixel(h_bc, background_c, position, column, state)
-        return along(self.out, F.silu(along(self.head, h_bc)))
+        return along(self.out, F.silu(along(self.head, normalised(h_bc) if self.norm else h_bc)))
 
     def _see_pixel(self, x_bc: Tensor, position: int, state: PixelState) -> None:
         for block in self._blocks():

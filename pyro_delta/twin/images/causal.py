@@ -93,6 +93,12 @@ def gate(v: Array) -> Array:
     return a * jax.nn.sigmoid(b)
 
 
+def normalised(v: Array) -> Array:
+    """Channels of mean 0 and variance 1 at every position, without gains."""
+    centred = v - v.mean(-1, keepdims=True)
+    return centred * jax.lax.rsqrt(jnp.square(centred).mean(-1, keepdims=True) + 1e-5)
+
+
 def shift_down(v_bhwc: Array) -> Array:
     """Row r of the result is row r − 1, row 0 is zero."""
     return jnp.pad(v_bhwc, ((0, 0), (1, 0), (0, 0), (0, 0)))[:, :-1]
@@ -207,21 +213,36 @@ class PixelBlock(nnx.Module):
     Args:
         channels: c.
         width: of the kernel.
+        norm: whether the convolution reads h `normalised`.
         dropout: probability with which gated features are dropped in training.
         causal: as for `PixelConv`.
         rngs: of the initial values.
     """
 
-    def __init__(self, channels: int, width: int, *, dropout: float = 0.0, causal: bool = True, rngs: nnx.Rngs) -> None:
+    def __init__(
+        self,
+        channels: int,
+        width: int,
+        *,
+        norm: bool = False,
+        dropout: float = 0.0,
+        causal: bool = True,
+        rngs: nnx.Rngs,
+    ) -> None:
         """See the class."""
+        self.norm = norm
         self.conv = PixelConv(channels, 2 * channels, width, causal=causal, rngs=rngs)
         self.out = Pointwise(channels, channels, rngs=rngs)
         self.dropout = nnx.Dropout(dropout)
 
     def __call__(self, h_bhwc: Array, link_bhwc: Array, rngs: nnx.Rngs | None = None) -> Array:
         """(B, H, W, c) and a link (B, H, W, 2c) → (B, H, W, c). Features are dropped if `rngs` are given."""
-        gated = gate(self.conv(h_bhwc) + link_bhwc)
+        gated = gate(self.conv(self.read(h_bhwc)) + link_bhwc)
         return h_bhwc + self.out(self.dropout(gated, deterministic=rngs is None, rngs=rngs))
+
+    def read(self, h: Array) -> Array:
+        """Of h what the convolution reads."""
+        return normalised(h) if self.norm else h
 
     def start(self, batch: int, dtype: Any) -> Array:
         """The window at the start of a row."""
@@ -229,21 +250,21 @@ class PixelBlock(nnx.Module):
 
     def step(self, window: Array, pixel_bc: Array, link_bc: Array) -> tuple[Array, Array]:
         """The next window, and the result for the pixel."""
-        window, v = self.conv.step(window, pixel_bc)
+        window, v = self.conv.step(window, self.read(pixel_bc))
         return window, pixel_bc + self.out(gate(v + link_bc))
 
 
 class RasterBlock(nnx.Module):
     """A residual block on one stream in raster order: three pixels of the row above and two of its own."""
 
-    def __init__(self, channels: int, *, dropout: float = 0.0, rngs: nnx.Rngs) -> None:
+    def __init__(self, channels: int, *, norm: bool = False, dropout: float = 0.0, rngs: nnx.Rngs) -> None:
         """See the class."""
         self.above = RowConv(channels, 2 * channels, (1, 3), rngs=rngs)
-        self.along = PixelBlock(channels, 2, dropout=dropout, rngs=rngs)
+        self.along = PixelBlock(channels, 2, norm=norm, dropout=dropout, rngs=rngs)
 
     def __call__(self, h_bhwc: Array, rngs: nnx.Rngs | None = None) -> Array:
         """(B, H, W, c) → (B, H, W, c)."""
-        return self.along(h_bhwc, self.above(shift_down(h_bhwc)), rngs)
+        return self.along(h_bhwc, self.above(shift_down(self.along.read(h_bhwc))), rngs)
 
     def links(self, row_above_wbc: Array) -> Array:
         """The links of a row, (W, B, 2c), from the block's inputs along the row above, (W, B, c)."""

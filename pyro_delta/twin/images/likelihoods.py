@@ -195,6 +195,7 @@ class PixelSNAILLikelihood(ImageLikelihood):
         blocks: each ends with attention.
         layers: gated convolutions of each block.
         heads: of attention.
+        norm: whether blocks read features of mean 0 and variance 1.
         dropout: probability with which features are dropped in training.
     """
 
@@ -212,6 +213,7 @@ class PixelSNAILLikelihood(ImageLikelihood):
         blocks: int = 2,
         layers: int = 4,
         heads: int = 2,
+        norm: bool = False,
         dropout: float = 0.0,
     ) -> None:
         """See the class."""
@@ -224,6 +226,7 @@ class PixelSNAILLikelihood(ImageLikelihood):
             blocks=blocks,
             layers=layers,
             heads=heads,
+            norm=norm,
             dropout=dropout,
             rngs=rngs,
         )

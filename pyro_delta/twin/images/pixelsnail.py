@@ -23,6 +23,7 @@ from pyro_delta.twin.images.causal import (
     Pointwise,
     RasterBlock,
     RowConv,
+    normalised,
     shift_down,
     shift_right,
 )
@@ -57,6 +58,7 @@ class RasterAttention(nnx.Module):
         height: H.
         width: W.
         heads: a divisor of a = c/2.
+        norm: as for `PixelBlock`, of queries, keys and values, too.
         dropout: as for `PixelBlock`.
         rngs: of the initial values.
     """
@@ -69,6 +71,7 @@ class RasterAttention(nnx.Module):
         height: int,
         width: int,
         heads: int,
+        norm: bool = False,
         dropout: float = 0.0,
         rngs: nnx.Rngs,
     ) -> None:
@@ -79,11 +82,11 @@ class RasterAttention(nnx.Module):
         self.place = Pointwise(2, 3 * a, rngs=rngs)
         self.pixel = Pointwise(pixel_channels, 2 * a, rngs=rngs)
         self.link = Pointwise(a, 2 * channels, rngs=rngs)
-        self.merge = PixelBlock(channels, 1, dropout=dropout, rngs=rngs)
+        self.merge = PixelBlock(channels, 1, norm=norm, dropout=dropout, rngs=rngs)
 
     def __call__(self, h_bhwc: Array, x_bhwc: Array, background_hwc: Array, rngs: nnx.Rngs | None = None) -> Array:
         """(B, H, W, c) and the image (B, H, W, in) → (B, H, W, c)."""
-        features = self.features(h_bhwc) + self.place(background_hwc)
+        features = self.features(self.merge.read(h_bhwc)) + self.place(background_hwc)
         query, key_value = jnp.split(features, [self.size], axis=-1)
         key, value = jnp.split(key_value + self.pixel(x_bhwc), 2, axis=-1)
         batch, height, width, _ = h_bhwc.shape
@@ -100,7 +103,7 @@ class RasterAttention(nnx.Module):
     def step(self, cache: Cache, position: Array, h_bc: Array, before_bc: Array, place_a: Array) -> tuple[Cache, Array]:
         """The result (B, c) at a position, given the pixel at the position before it, and `place` of this one."""
         keys, values = self._complete(cache, position, before_bc)
-        query, pending = jnp.split(self.features(h_bc) + place_a, [self.size], axis=-1)
+        query, pending = jnp.split(self.features(self.merge.read(h_bc)) + place_a, [self.size], axis=-1)
         before = jnp.arange(self.positions) < position
         seen = self._attend(self._heads(query[:, None]), keys, values, before)[:, 0]
         # The block has a kernel of width 1: its window is empty, at this pixel as at any other.
@@ -134,10 +137,10 @@ class SnailBlock(nnx.Module):
     """Residual blocks, then attention."""
 
     def __init__(
-        self, channels: int, layers: int, attention: RasterAttention, *, dropout: float, rngs: nnx.Rngs
+        self, channels: int, layers: int, attention: RasterAttention, *, norm: bool, dropout: float, rngs: nnx.Rngs
     ) -> None:
         """See the class."""
-        self.layers = nnx.List([RasterBlock(channels, dropout=dropout, rngs=rngs) for _ in range(layers)])
+        self.layers = nnx.List([RasterBlock(channels, norm=norm, dropout=dropout, rngs=rngs) for _ in range(layers)])
         self.attention = attention
 
 
@@ -178,7 +181,7 @@ class Links(NamedTuple):
 
 
 Notes = list[list[Array]]
-"""(W, B, c) of each layer of each block: its inputs along a row"""
+"""(W, B, c) of each layer of each block: what it read along a row"""
 
 
 class PixelSNAIL(nnx.Module):
@@ -193,6 +196,7 @@ class PixelSNAIL(nnx.Module):
         blocks: each some layers and attention.
         layers: residual blocks in each block.
         heads: of the attention.
+        norm: whether blocks and the hidden layer before the result read the stream `normalised`.
         dropout: probability with which gated features are dropped in training, everywhere.
         context_channels: of the context; 0 if there is none.
         rngs: of the initial values.
@@ -212,13 +216,14 @@ class PixelSNAIL(nnx.Module):
         blocks: int,
         layers: int,
         heads: int,
+        norm: bool = False,
         dropout: float = 0.0,
         context_channels: int = 0,
         rngs: nnx.Rngs,
     ) -> None:
         """See the class."""
         c = channels
-        self.height, self.width = height, width
+        self.height, self.width, self.norm = height, width, norm
         self.stem_rows = RowConv(channels_in, c, self.STEM_KERNEL, rngs=rngs)
         self.stem_pixels = PixelConv(channels_in, c, self.STEM_WIDTH, rngs=rngs)
         self.place = Pointwise(2, c, rngs=rngs)
@@ -227,9 +232,9 @@ class PixelSNAIL(nnx.Module):
         self.blocks = nnx.List([])
         for _ in range(blocks):
             attention = RasterAttention(
-                c, channels_in, height=height, width=width, heads=heads, dropout=dropout, rngs=rngs
+                c, channels_in, height=height, width=width, heads=heads, norm=norm, dropout=dropout, rngs=rngs
             )
-            self.blocks.append(SnailBlock(c, layers, attention, dropout=dropout, rngs=rngs))
+            self.blocks.append(SnailBlock(c, layers, attention, norm=norm, dropout=dropout, rngs=rngs))
         self.head = Pointwise(c, c, rngs=rngs)
         self.out = Pointwise(c, channels_out, rngs=rngs)
 
@@ -243,7 +248,7 @@ class PixelSNAIL(nnx.Module):
             for layer in block.layers:
                 h = layer(h, rngs)
             h = block.attention(h, x_bhwc, place_hwc, rngs)
-        return self.out(jax.nn.silu(self.head(h)))
+        return self._told(h)
 
     def start(self, batch: int) -> State:
         """What is known before the first pixel."""
@@ -293,7 +298,7 @@ class PixelSNAIL(nnx.Module):
     ) -> tuple[State, Array, Notes]:
         """The result (B, out) at a position, given the pixel to its left (zero at column 0) and the one before it.
 
-        Notes are what every layer was given, (B, c): the next row needs them.
+        Notes are what every layer read, (B, c): the next row needs them.
         """
         stem_pixels, h_bc = self.stem_pixels.step(state.stem_pixels, left_bc)
         h_bc = h_bc + links.base
@@ -303,13 +308,16 @@ class PixelSNAIL(nnx.Module):
             windows: list[Array] = []
             given: list[Array] = []
             for layer, window, link in zip(block.layers, old.windows, above, strict=True):
-                given.append(h_bc)
+                given.append(layer.along.read(h_bc))
                 next_window, h_bc = layer.along.step(window, h_bc, link)
                 windows.append(next_window)
             cache, h_bc = block.attention.step(old.cache, position, h_bc, before_bc, place_a)
             states.append(BlockState(windows, cache))
             notes.append(given)
-        return State(state.stem_rows, stem_pixels, states), self.out(jax.nn.silu(self.head(h_bc))), notes
+        return State(state.stem_rows, stem_pixels, states), self._told(h_bc), notes
+
+    def _told(self, h: Array) -> Array:
+        return self.out(jax.nn.silu(self.head(normalised(h) if self.norm else h)))
 
     def _background(self) -> Array:
         return jnp.asarray(background(self.height, self.width), self.place.bias[...].dtype)
