@@ -236,9 +236,22 @@ def begin(config: Config, folder: Path | None, preset: str, device: str, data: D
         if folder is not None and ranks.first():
             check_free(folder)
         training = prepare(config, device, data=data)
+    _check_agreed(training)
+    with ranks.together():
         if folder is not None and ranks.first():
             training.lock = create(folder, config, training.data, preset)
     return training
+
+
+def _check_agreed(training: Training) -> None:
+    """Refuses ranks that would not make one training: of other settings, or with other data, as hosts may have.
+
+    Raises:
+        UserError: naming the rank.
+    """
+    if ranks.count() > 1:
+        ranks.agree("the settings", configuration.digest(training.config))
+        ranks.agree("the data", fingerprints(training.data))
 
 
 def reopen(
@@ -265,19 +278,21 @@ def reopen(
     if training is None:
         return None, preset
     training.lock = lock
-    if ranks.first():
-        try:
-            sweep_parts(out)
-            manifest = manifests.read(out)
-            assert manifest is not None
-            kept = [saved for saved in manifest.checkpoints if saved.step <= training.step]
-            manifests.keep_checkpoints(out, manifest, kept)
-            if config != read_config(out):
-                note_configuration(out, config)
-        except BaseException:
-            if lock is not None:
-                lock.release()
-            raise
+    try:
+        _check_agreed(training)
+        with ranks.together():
+            if ranks.first():
+                sweep_parts(out)
+                manifest = manifests.read(out)
+                assert manifest is not None
+                kept = [saved for saved in manifest.checkpoints if saved.step <= training.step]
+                manifests.keep_checkpoints(out, manifest, kept)
+                if config != read_config(out):
+                    note_configuration(out, config)
+    except BaseException:
+        if lock is not None:
+            lock.release()
+        raise
     return training, preset
 
 
