@@ -115,12 +115,19 @@ def _writer(text: str) -> str:
 
 @contextmanager
 def awaited(folder: Path, said: str) -> Iterator[None]:
-    """Holds the lock of a folder, for which it waits, and says so once on stderr."""
-    with (folder / LOCK).open("a") as file:
-        if not locked(file.fileno()):
+    """Holds the lock of a folder, for which it waits, and says so once on stderr.
+
+    Raises:
+        OSError: if it is a link, as in a folder that was received: what that leads to is not made.
+    """
+    descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+    try:
+        if not locked(descriptor):
             print(said, file=sys.stderr)
-            fcntl.flock(file.fileno(), fcntl.LOCK_EX)
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
+    finally:
+        os.close(descriptor)
 
 
 @contextmanager
