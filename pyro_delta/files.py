@@ -28,7 +28,9 @@ NO_ARRAYS: tuple[type[Exception], ...] = (
     zipfile.BadZipFile,
     zlib.error,
 )
-"""What NumPy raises, beside an OSError, for arrays (.npy, .npz) that are damaged: a bit of their heads is enough."""
+"""What NumPy raises for arrays (.npy, .npz) that are damaged: a bit of their heads is enough."""
+UNREADABLE: tuple[type[Exception], ...] = (OSError, *NO_ARRAYS)
+"""The same, and what the system raises for their files."""
 
 
 @contextmanager

@@ -33,7 +33,7 @@ from pyro_delta.data.folders import CACHE as NAME
 from pyro_delta.data.folders import readable
 from pyro_delta.data.stored import StoredFile
 from pyro_delta.errors import UserError
-from pyro_delta.files import NO_ARRAYS, sweep_parts, written_whole
+from pyro_delta.files import NO_ARRAYS, UNREADABLE, sweep_parts, written_whole
 from pyro_delta.lock import awaited, leads_out
 
 FORMAT = "pyro-delta images 2"
@@ -187,7 +187,7 @@ def _opened(home: Path, parts: Sequence[Part], in_memory: bool) -> Kept | None:
             images = np.fromfile(file, np.uint8).reshape(count, *shape)
         if any(zlib.crc32(image) != known for image, known in zip(images, sums.tolist(), strict=True)):
             return None
-    except (OSError, *NO_ARRAYS):
+    except UNREADABLE:
         return None
     return Kept(images, labels, tuple(state["counts"]))
 
