@@ -707,6 +707,11 @@ def test_other_data_are_refused_or_said(tmp_path: Path, monkeypatch: pytest.Monk
     code, out, err = call("evaluate", tmp_path / "run", "--json")
     assert code == 0, err
     assert json.loads(out)["data_as_trained"] is True
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")  # where others have the same name
+    write_images(Path("images"), 16)
+    control = pyro_delta.train_control(tmp_path / "run", out=tmp_path / "control", device="cpu")
+    assert control.trained_on(pyro_delta.load(tmp_path / "run").data())
     monkeypatch.chdir(tmp_path)
     shutil.move("images", "moved")
     code, _, err = call("evaluate", "run")

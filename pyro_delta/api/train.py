@@ -188,12 +188,20 @@ def train_control(
     config = control_config(run.config, run.trained_steps)
     if out is None and run.folder is not None:
         out = control_folder(run.folder)
-    given = run.data() if data is None and run.config.data.program == "given" else None
     if data is not None:
         given = run.in_its_terms(data)
         if run.trained_on(given) is False:
             raise UserError(f"the data are not those that {run.folder or 'the run'} was trained on; give these again.")
-    return train(config, data=given, out=out, device=device, show=show)
+        return train(config, data=given, out=out, device=device, show=show)
+    given = run.data()
+    if config.data.program == "given":
+        return train(config, data=given, out=out, device=device, show=show)
+    record = run.data_record
+    if record is not None and record.folder is not None and Path(record.folder).exists():  # wherever one is now
+        options = {**config.data.options, "root": record.folder}
+        config = config.model_copy(update={"data": config.data.model_copy(update={"options": options})})
+    folder = None if out is None else Path(out)
+    return _run(begin(config, folder, "none", device, given), folder, show, None, resumed=False)
 
 
 def control_folder(folder: Path) -> Path:
