@@ -404,6 +404,7 @@ def test_links_in_received_data_are_not_written_through(tmp_path: Path, what: st
         place.symlink_to(home)
     elif what == "a set in it":
         kept.rename(home / kept.name)
+        (home / kept.name / ".draft.part").write_text("mine")
         kept.symlink_to(home / kept.name)
     else:
         state = json.loads((kept / "state.json").read_text())

@@ -114,7 +114,6 @@ def converted(folder: Path, parts: Sequence[Part], *, in_memory: bool, way: str 
     for place in places if keeps else ():
         try:
             with _alone(place):
-                sweep_parts(place)
                 for other in place.iterdir():  # of the files as they were before
                     made, _, of = other.name.rpartition("-")
                     if other.is_dir() and other.name != key and made in ("", way) and KEY.fullmatch(of):
@@ -215,6 +214,7 @@ def _convert(home: Path, parts: Sequence[Part], title: str) -> None:
     """
     state = _state(home, parts)
     if state is not None and not state["whole"]:
+        sweep_parts(home)
         try:
             _write(home, parts, title, state)
             return
