@@ -6,12 +6,31 @@ import json
 import math
 import os
 import secrets
+import zipfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any, BinaryIO
 
 from pyro_delta.errors import UserError, is_plain
+
+NO_ARRAYS: tuple[type[Exception], ...] = (
+    ValueError,
+    TypeError,
+    LookupError,
+    AttributeError,
+    EOFError,
+    SyntaxError,
+    TokenError,
+    RuntimeError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
+"""What NumPy raises for arrays (.npy, .npz) that are damaged: a bit of their heads is enough."""
+UNREADABLE: tuple[type[Exception], ...] = (OSError, *NO_ARRAYS)
+"""The same, and what the system raises for their files."""
 
 
 @contextmanager

@@ -15,14 +15,19 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from pyro_delta.errors import UserError
+from pyro_delta.files import named
 
 LOCK = ".lock"
 """The file of a folder that its writer holds; it stays behind, and means nothing by itself."""
 
 
-def locked(descriptor: int) -> bool:
-    """Takes the lock on an open file, if it is free; processes that inherit the descriptor hold it as well."""
-    with suppress(BlockingIOError):
+def locked(descriptor: int, path: Path) -> bool:
+    """Takes the lock on an open file, if it is free; processes that inherit the descriptor hold it as well.
+
+    Raises:
+        OSError: that names `path`, where its file system has no locks.
+    """
+    with named(path), suppress(BlockingIOError):
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         return True
     return False
@@ -47,7 +52,12 @@ class Lock:
 
     def _take(self) -> None:
         self.file = (self.folder / LOCK).open("a+", encoding="utf-8")
-        if not locked(self.file.fileno()):
+        try:
+            free = locked(self.file.fileno(), self.folder / LOCK)
+        except OSError:
+            self.file.close()
+            raise
+        if not free:
             self.file.seek(0)
             who = _writer(self.file.read())
             self.file.close()
@@ -115,12 +125,19 @@ def _writer(text: str) -> str:
 
 @contextmanager
 def awaited(folder: Path, said: str) -> Iterator[None]:
-    """Holds the lock of a folder, for which it waits, and says so once on stderr."""
-    with (folder / LOCK).open("a") as file:
-        if not locked(file.fileno()):
+    """Holds the lock of a folder, for which it waits, and says so once on stderr.
+
+    Raises:
+        OSError: if it is a link, as in a folder that was received: what that leads to is not made.
+    """
+    descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+    try:
+        if not locked(descriptor, folder / LOCK):
             print(said, file=sys.stderr)
-            fcntl.flock(file.fileno(), fcntl.LOCK_EX)
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
+    finally:
+        os.close(descriptor)
 
 
 @contextmanager

@@ -201,6 +201,23 @@ def together() -> Iterator[None]:
     raise common from mine
 
 
+def agree(what: str, value: Any) -> None:
+    """Refuses what is not the same on all ranks, such as data that each host has a copy of; the first of them says it.
+
+    Raises:
+        UserError: naming the first rank that has another.
+    """
+    with watched():
+        found = gathered(value)
+    other = next((number for number, theirs in enumerate(found) if theirs != found[0]), None)
+    if other is not None:
+        error = UserError(
+            f"{what} of process {other} are not those of process 0; start all with the same command, on the same data."
+        )
+        error.said = not first()
+        raise error
+
+
 @contextmanager
 def watched() -> Iterator[None]:
     """Where ranks wait for one another: if one has ended, the others end with a sentence.

@@ -723,7 +723,7 @@ class FakeTime:
 @pytest.fixture
 def fake_time(monkeypatch: pytest.MonkeyPatch) -> FakeTime:
     fake = FakeTime()
-    monkeypatch.setattr(training, "time", SimpleNamespace(perf_counter=fake.read, time=fake.read))
+    monkeypatch.setattr(training, "time", SimpleNamespace(perf_counter=fake.read, monotonic=fake.read))
     return fake
 
 
@@ -766,12 +766,24 @@ def test_minutes_go_on_after_an_interruption(fake_time: FakeTime, tmp_path: Path
     assert [(line["step"], line["train_s"], line["wall_s"]) for line in lines] == [(6, 6, 6)]
 
 
+def test_a_clock_that_is_set_back_spoils_no_checkpoint(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    path, hours = tmp_path / "last.pt", iter(range(10**6, 0, -1))
+    monkeypatch.setattr("time.time", lambda: 3600.0 * next(hours))
+    trainer = trainer_of(steps=2)
+    trainer.run()
+    state = trainer.state()
+    assert 0 <= check_types(unpack(pack(state), path), TrainingState, path)["wall_s"] < 60
+    other = trainer_of(steps=2)  # from a checkpoint that was spoilt before
+    other.restore(check_types(unpack(pack(state | {"wall_s": -3600.0}), path), TrainingState, path), path)
+    assert 0 <= other.state()["wall_s"] < 60
+
+
 def test_a_clock_that_strikes_between_two_steps_loses_no_line(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every reading is later than the last, so some reading is the first to be past the end, wherever it falls."""
     for tick in (0.37, 0.41, 0.43, 0.47, 0.53, 0.61):
         readings = iter(range(10**6))
         monkeypatch.setattr(
-            training, "time", SimpleNamespace(perf_counter=lambda it=readings, t=tick: next(it) * t, time=lambda: 0.0)
+            training, "time", SimpleNamespace(perf_counter=lambda it=readings, t=tick: next(it) * t, monotonic=float)
         )
         lines: list[dict[str, Any]] = []
         trainer = trainer_of(lines, minutes=0.1, log_every=1000, validations=1)

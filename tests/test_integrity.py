@@ -1,5 +1,6 @@
 """What a run folder is worth: damage, forgeries, strangers' programs, two writers and other data."""
 
+import errno
 import hashlib
 import json
 import os
@@ -25,7 +26,7 @@ from pyro_delta.api.train import begin, carry_out
 from pyro_delta.errors import UserError
 from pyro_delta.files import bytes_of, written_whole
 from pyro_delta.inference import manifest as manifests
-from pyro_delta.lock import Lock
+from pyro_delta.lock import LOCK, Lock
 from pyro_delta.programs import check_copies, copies
 
 HELPER = "RATE = {rate}\n"
@@ -583,6 +584,16 @@ def test_a_second_writer_is_refused_and_a_killed_one_is_not_waited_for(run: Path
     Lock(run).release()
 
 
+def test_a_file_system_without_locks_is_told_of(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(descriptor: int, operation: int) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr("fcntl.flock", refused)
+    for command in (["train", "--resume", "--steps", 20, "--out", run], ["train-prior", run]):
+        words = f"pyro-delta: cannot use {run / LOCK}: No locks available; give another path.\n"
+        assert call(*command)[::2] == (2, words)
+
+
 @pytest.mark.parametrize("trouble", ["a writer", "a damaged file", "a full disk"])
 @pytest.mark.parametrize(
     "command", [["evaluate", "--images", "5"], ["check", "--told-samples", "2", "--told-images", "4"]]
@@ -696,6 +707,11 @@ def test_other_data_are_refused_or_said(tmp_path: Path, monkeypatch: pytest.Monk
     code, out, err = call("evaluate", tmp_path / "run", "--json")
     assert code == 0, err
     assert json.loads(out)["data_as_trained"] is True
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")  # where others have the same name
+    write_images(Path("images"), 16)
+    control = pyro_delta.train_control(tmp_path / "run", out=tmp_path / "control", device="cpu")
+    assert control.trained_on(pyro_delta.load(tmp_path / "run").data())
     monkeypatch.chdir(tmp_path)
     shutil.move("images", "moved")
     code, _, err = call("evaluate", "run")

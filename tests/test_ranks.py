@@ -21,15 +21,16 @@ from test_inference import SPEC, config_of, flat, toy_data
 from torch import Tensor, nn
 
 from pyro_delta import ranks, resume
-from pyro_delta.api.train import carry_out, prepare, reopen
+from pyro_delta.api.train import begin, carry_out, prepare, reopen
 from pyro_delta.build import build
 from pyro_delta.config import Config, validate
+from pyro_delta.data import Split, Splits
 from pyro_delta.data.batches import Batches
 from pyro_delta.diagnostics.bounds import Encoding, encode
 from pyro_delta.errors import CheckFailed, RankLost, UserError
 from pyro_delta.inference.pyro_training import PyroTraining, seed_of_part
 from pyro_delta.inference.run import create, load
-from pyro_delta.vae import VAE
+from pyro_delta.vae import VAE, parameters_of
 
 RANKS = 2
 STEPS = 50
@@ -44,11 +45,14 @@ TRAININGS: dict[str, dict[str, Any]] = {
     "free bits": {"objective": "free_bits", "free_nats": 3.0},
     "free bits per dimension": {"objective": "free_bits_per_dim", "free_nats": 3.0},
     "a target rate": {"objective": "target_rate", "target_nats": 5.0, "multiplier_lr": 0.1},
+    "data with more than x": {"more": True},
 }  # fmt: skip
 NONLINEAR = [name for name, settings in TRAININGS.items() if "rate" in name or "free" in name]
 
 
-def training_of(*, auxiliary: bool = False, unused: bool = False, **settings: Any) -> tuple[PyroTraining, list[Any]]:
+def training_of(
+    *, auxiliary: bool = False, unused: bool = False, more: bool = False, **settings: Any
+) -> tuple[PyroTraining, list[Any]]:
     """A training in double precision, and its lines of metrics."""
     config = config_of(**{"batch": 8, "steps": STEPS, "validations": 0, **settings})
     if auxiliary:
@@ -58,7 +62,11 @@ def training_of(*, auxiliary: bool = False, unused: bool = False, **settings: An
     vae, lines = build(config, SPEC), []
     if unused:
         vae.guide.spare = nn.Parameter(torch.ones(3))
-    return PyroTraining(config, toy_data(), vae, lines.append), lines
+    data = toy_data()
+    if more:  # batches are dicts, as where data have lengths, masks or conditions
+        parts = (data.train, data.validation, data.test)
+        data = Splits(SPEC, *(Split(part.x, None, {"weight": torch.ones(len(part))}) for part in parts))
+    return PyroTraining(config, data, vae, lines.append), lines
 
 
 @contextmanager
@@ -190,6 +198,18 @@ def mistaken() -> list[tuple[str, str, bool]]:
     return said
 
 
+def unlike(folder: Path) -> list[tuple[str, bool]]:
+    """What ranks raise that have data of their own, or were started with settings of their own."""
+    said, data, others = [], toy_data(), toy_data()
+    others.validation.x[3, 0, 1, 2] ^= 1
+    mine = ranks.rank() == RANKS - 1
+    for given, config in ((others if mine else data, small()), (data, small(seed=1) if mine else small())):
+        with pytest.raises(UserError) as caught:
+            begin(config, folder, "none", "cpu", given)
+        said.append((str(caught.value), caught.value.said))
+    return said
+
+
 SCENARIOS: dict[str, Callable[[Path], Any]] = {
     **{name: lambda folder, name=name: trained(name) for name in TRAININGS},  # type: ignore[misc]
     "two parts each": lambda folder: trained("adam, trace", 5, accumulate=2),
@@ -202,6 +222,7 @@ SCENARIOS: dict[str, Callable[[Path], Any]] = {
     "by the clock": lambda folder: by_the_clock(),
     "spoilt": lambda folder: spoilt(),
     "mistaken": lambda folder: mistaken(),
+    "unlike": lambda folder: unlike(folder / "unlike"),
 }
 
 
@@ -383,6 +404,38 @@ def test_the_mistake_of_one_rank_is_raised_by_all_and_said_once(told: list[dict[
     assert last[:2] == [("UserError", "a is wrong; mend it.", True), ("CheckFailed", "b failed.", True)]
     assert first[2] == ("RankLost", "process 1 failed: OSError: no disk", True)
     assert last[2] == ("OSError", "no disk", False)
+
+
+def test_ranks_that_would_not_make_one_training_are_refused(told: list[dict[str, Any]], home: Path) -> None:
+    mend = "of process 1 are not those of process 0; start all with the same command, on the same data."
+    said = [f"the data {mend}", f"the settings {mend}"]
+    for number, rank in enumerate(told):
+        assert rank["unlike"] == [(words, number > 0) for words in said]
+    assert not (home / "unlike").exists()
+
+
+def test_what_is_tried_at_the_start_leaves_running_statistics_alone() -> None:
+    training, _ = training_of(steps=1)
+    guide = training.vae.guide
+    guide.register_buffer("seen", torch.zeros(()))
+    guide.register_forward_hook(lambda module, *_: module.seen.add_(1) and None)
+    with parameters_of(training.vae):
+        assert training._tried() is False
+        assert guide.seen == 0
+        training.advance()
+    assert guide.seen == 1
+
+
+def test_a_rank_that_is_lost_before_the_first_step_is_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    def lost(training: PyroTraining) -> bool:
+        raise RuntimeError("[third_party/gloo/gloo/transport/tcp/pair.cc:545] Read error: Connection reset by peer")
+
+    training, _ = training_of(steps=1)
+    monkeypatch.setattr(PyroTraining, "_tried", lost)
+    monkeypatch.setattr(ranks, "count", lambda: 2)
+    monkeypatch.setattr(ranks, "rank", lambda: 0)
+    with pytest.raises(RankLost, match=r"^process 0 of 2 stops: another process has ended"):
+        training.run()
 
 
 def test_parts_of_one_process_have_noise_of_their_own() -> None:

@@ -1,5 +1,6 @@
 """Series of real numbers: their distribution, the GRU pair over them, files, and runs of them by the commands."""
 
+import io
 import json
 import math
 import re
@@ -20,11 +21,12 @@ from torch import Tensor
 import pyro_delta
 from pyro_delta import config
 from pyro_delta.build import build
-from pyro_delta.data import load
+from pyro_delta.data import ArraySpec, load
 from pyro_delta.data.series import SeriesSpec
 from pyro_delta.data.series.files import read_file
 from pyro_delta.data.series.own import _by_number
 from pyro_delta.data.splits import Split
+from pyro_delta.data.values import read_numbers
 from pyro_delta.diagnostics.bounds import encode
 from pyro_delta.diagnostics.series.completing import (
     Completions,
@@ -404,6 +406,24 @@ def csv_of(text: str | bytes) -> Callable[[Path], Path]:
         return path
 
     return write
+
+
+@pytest.mark.parametrize("form", ["npz", "npy"])
+def test_damaged_bits_of_arrays_are_told_or_harmless(form: str, tmp_path: Path) -> None:
+    """Heads are parsed by tokenize, archives by zipfile: each has errors of its own."""
+    path, saved, spec = tmp_path / f"x.{form}", io.BytesIO(), ArraySpec((3, 2))
+    x = np.random.default_rng(0).normal(size=(2, 3, 2))
+    np.savez(saved, x=x) if form == "npz" else np.save(saved, x)
+    told = 0
+    for bit in range(0, 8 * len(saved.getvalue()), 11):
+        raw = bytearray(saved.getvalue())
+        raw[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(raw)
+        try:
+            read_file(path) if form == "npz" else read_numbers(spec, path, None)
+        except UserError:
+            told += 1
+    assert told > 20
 
 
 def npz_of(**given: Any) -> Callable[[Path], Path]:

@@ -6,7 +6,6 @@ import io
 import json
 import math
 import os
-import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ import numpy as np
 from pyro_delta.data.splits import SPLITS
 from pyro_delta.diagnostics.diagnose import Diagnosis, failure
 from pyro_delta.errors import UserError
-from pyro_delta.files import finite
+from pyro_delta.files import UNREADABLE, finite
 from pyro_delta.hub import on_hub
 from pyro_delta.inference import manifest as manifests
 from pyro_delta.inference.run import CHECK, EVALUATIONS, TERMS, Run, config_digest
@@ -179,7 +178,7 @@ def kept(folder: Path) -> Kept | None:
             return None
         with np.load(io.BytesIO(manifests.verified(folder, TERMS)), allow_pickle=False) as terms:
             return _checked(numbers, terms["rate"], terms["distortion"])
-    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
+    except UNREADABLE as error:
         if isinstance(error, UserError):
             raise
         raise UserError(

@@ -188,12 +188,20 @@ def train_control(
     config = control_config(run.config, run.trained_steps)
     if out is None and run.folder is not None:
         out = control_folder(run.folder)
-    given = run.data() if data is None and run.config.data.program == "given" else None
     if data is not None:
         given = run.in_its_terms(data)
         if run.trained_on(given) is False:
             raise UserError(f"the data are not those that {run.folder or 'the run'} was trained on; give these again.")
-    return train(config, data=given, out=out, device=device, show=show)
+        return train(config, data=given, out=out, device=device, show=show)
+    given = run.data()
+    if config.data.program == "given":
+        return train(config, data=given, out=out, device=device, show=show)
+    record = run.data_record
+    if record is not None and record.folder is not None and Path(record.folder).exists():  # wherever one is now
+        options = {**config.data.options, "root": record.folder}
+        config = config.model_copy(update={"data": config.data.model_copy(update={"options": options})})
+    folder = None if out is None else Path(out)
+    return _run(begin(config, folder, "none", device, given), folder, show, None, resumed=False)
 
 
 def control_folder(folder: Path) -> Path:
@@ -236,9 +244,22 @@ def begin(config: Config, folder: Path | None, preset: str, device: str, data: D
         if folder is not None and ranks.first():
             check_free(folder)
         training = prepare(config, device, data=data)
+    _check_agreed(training)
+    with ranks.together():
         if folder is not None and ranks.first():
             training.lock = create(folder, config, training.data, preset)
     return training
+
+
+def _check_agreed(training: Training) -> None:
+    """Refuses ranks that would not make one training: of other settings, or with other data, as hosts may have.
+
+    Raises:
+        UserError: naming the rank.
+    """
+    if ranks.count() > 1:
+        ranks.agree("the settings", configuration.digest(training.config))
+        ranks.agree("the data", fingerprints(training.data))
 
 
 def reopen(
@@ -265,19 +286,21 @@ def reopen(
     if training is None:
         return None, preset
     training.lock = lock
-    if ranks.first():
-        try:
-            sweep_parts(out)
-            manifest = manifests.read(out)
-            assert manifest is not None
-            kept = [saved for saved in manifest.checkpoints if saved.step <= training.step]
-            manifests.keep_checkpoints(out, manifest, kept)
-            if config != read_config(out):
-                note_configuration(out, config)
-        except BaseException:
-            if lock is not None:
-                lock.release()
-            raise
+    try:
+        _check_agreed(training)
+        with ranks.together():
+            if ranks.first():
+                sweep_parts(out)
+                manifest = manifests.read(out)
+                assert manifest is not None
+                kept = [saved for saved in manifest.checkpoints if saved.step <= training.step]
+                manifests.keep_checkpoints(out, manifest, kept)
+                if config != read_config(out):
+                    note_configuration(out, config)
+    except BaseException:
+        if lock is not None:
+            lock.release()
+        raise
     return training, preset
 
 

@@ -67,6 +67,7 @@ def evaluate(
     from pyro_delta.api.judge import OTHER_DATA
     from pyro_delta.api.judge import evaluate as evaluate_run
     from pyro_delta.api.kept import keep_evaluation, keepable, unasked
+    from pyro_delta.data.splits import fingerprints
     from pyro_delta.report.progress import counting
     from pyro_delta.report.tables import print_table
 
@@ -74,6 +75,8 @@ def evaluate(
     with ranks.together():
         loaded = open_run(run, ranks.device(device), with_prior, weights, trust=trust)
         data = loaded.data(data_root, other=other_data)
+    if ranks.count() > 1:
+        ranks.agree("the data", fingerprints(data))
     count = len(getattr(data, split)) if images is None else images
     passes = count * (1 if particles == 1 else 2)
     with ranks.together(), counting("evaluating", passes, show=ranks.first()) as advance:

@@ -162,7 +162,8 @@ def train(
             if control:  # refused before anything is written
                 control_config(config, 1)
                 check_free(control_folder(folder))
-        folder = ranks.of_first(folder)
+        with ranks.watched():
+            folder = ranks.of_first(folder)
         trainer = begin(config, folder, preset, device)
     result = _run(trainer, folder, preset, resume, as_json, tracker)
     out = folder

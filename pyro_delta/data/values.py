@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pyro_delta.data.condition import some_conditions
 from pyro_delta.errors import UserError
+from pyro_delta.files import NO_ARRAYS
 from pyro_delta.protocol import Batch, Spec
 
 
@@ -112,8 +113,8 @@ def read_numbers(spec: Spec, path: Path, count: int | None) -> tuple[Tensor, lis
             raise ValueError("it has no real numbers")
     except OSError as error:
         raise UserError(f"cannot read {path} ({error.strerror or error}); give a file of numbers.") from None
-    except (ValueError, EOFError) as error:
-        reason = str(error).rstrip(".")
+    except NO_ARRAYS as error:
+        reason = str(error).rstrip(".") if isinstance(error, ValueError | EOFError) else "it is damaged"
         raise UserError(f"{path} does not hold data of shape {spec.shape}: {reason}; give a file that does.") from None
     found = found[:count].astype(np.float64)  # whatever the file's own type
     return checked(spec, found, str(path)), [f"{path.name}/{number}" for number in range(len(found))]

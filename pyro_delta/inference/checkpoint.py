@@ -77,7 +77,8 @@ class TrainingState(_Optimised):
     auxiliary: _Beside | None
     step: Count
     train_s: Seconds
-    wall_s: Seconds
+    wall_s: Annotated[float, Field(ge=-1e15, le=1e15)]
+    """below 0 where an earlier version trained while the clock was set back"""
     validated: Count
     stale: Count = 0
     """validations since the best one"""

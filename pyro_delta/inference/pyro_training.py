@@ -273,7 +273,7 @@ class PyroTraining(Training):
             self.update.stop_if_stuck(self.step, "start a new run with a lower training.lr or a training.clip")
 
     def _tried(self) -> bool:
-        """Makes the gradients of a part, for which networks are compiled, and drops them; the random state stays.
+        """Makes the gradients of a part, for which networks are compiled, and drops them; noise and buffers stay.
 
         Returns:
             Whether some parameter got none, on any rank.
@@ -282,20 +282,25 @@ class PyroTraining(Training):
         size = size_of(batch) // self.config.training.accumulate
         # Compiling switches validation of distributions off for the whole process; leaving the context puts it back.
         devices = [self.device] if self.device.type == "cuda" else []
+        before = [buffer.detach().clone() for buffer in self.vae.buffers()]  # running statistics of a batch, for one
         with torch.random.fork_rng(devices), pyro.validation_enabled(False):
             self.loss(_rows(batch, 0, size)).backward()
+        with torch.no_grad():
+            for buffer, value in zip(self.vae.buffers(), before, strict=True):
+                buffer.copy_(value)
         unused = any(weight.grad is None for weight in self.vae.parameters() if weight.requires_grad)
         self.optimizer.zero_grad(set_to_none=True)
         return bool(ranks.total(torch.tensor(float(unused))))
 
 
-class _Called:
-    """A program that is handed of a dict what its signature names."""
+class _Called(nn.Module):
+    """A program that is handed of a dict what its signature names; a module, for its weights are those of the loss."""
 
     def __init__(self, program: nn.Module) -> None:
+        super().__init__()
         self.program = program
 
-    def __call__(self, batch: Batch) -> Any:
+    def forward(self, batch: Batch) -> Any:
         return run(self.program, batch)
 
 

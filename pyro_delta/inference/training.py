@@ -83,7 +83,7 @@ class Training(ABC):
             self.delta = _mean_delta(vae, data.train)
         if data.train.extras:
             self.unit = Unit.of(data.spec, _mean_scored(vae, data))
-        self.clock, self.step, self.wall = Clock(), 0, time.time()
+        self.clock, self.step, self.wall = Clock(), 0, time.monotonic()
         self.lr = config.training.lr
         self.validated = 0
         self.best: dict[str, Any] | None = None
@@ -115,7 +115,7 @@ class Training(ABC):
             CheckFailed: if non-finite steps persist.
             RankLost: if another rank has ended.
         """
-        with self.running(), ranks.watched():
+        with ranks.watched(), self.running():
             progress, stopped = self._agreed()
             self.clock.start()
             while progress < 1 and not stopped and not self.config.training.out_of_patience(self.stale):
@@ -187,7 +187,7 @@ class Training(ABC):
             "config": self.config.model_dump(mode="json"),
             "step": self.step,
             "train_s": self.clock.read(),
-            "wall_s": time.time() - self.wall,
+            "wall_s": time.monotonic() - self.wall,  # a clock that somebody may set back would do harm
             "validated": self.validated,
             "stale": self.stale,
             "best": self.best,
@@ -196,7 +196,7 @@ class Training(ABC):
     def restore(self, state: dict[str, Any], path: Path) -> None:
         """Goes on from a `state` that was read from `path`."""
         self.step, self.best, self.stale = state["step"], state["best"], state.get("stale", 0)
-        self.clock, self.wall = Clock(state["train_s"]), time.time() - state["wall_s"]
+        self.clock, self.wall = Clock(state["train_s"]), time.monotonic() - max(0.0, state["wall_s"])
         self.validated = min(state["validated"], self._due())  # fewer are due again when a run is extended
 
     def line(self, split: str, numbers: dict[str, Any]) -> None:
@@ -204,7 +204,7 @@ class Training(ABC):
         self.log(
             {
                 "step": self.step,
-                "wall_s": round(time.time() - self.wall, 3),
+                "wall_s": round(time.monotonic() - self.wall, 3),
                 "train_s": round(self.clock.read(), 3),
                 "lr": self.lr,
                 "split": split,

@@ -138,7 +138,7 @@ def is_held(folder: Path) -> bool:
     if not log_of(folder).exists():
         return False
     with log_of(folder).open("a") as log:
-        return not locked(log.fileno())
+        return not locked(log.fileno(), log_of(folder))
 
 
 def never() -> bool:
@@ -161,7 +161,7 @@ def carry_out(work: Work, threads: int | None, stop: Stop = never) -> str | None
     if log_of(work.folder).is_symlink():
         raise UserError(f"{log_of(work.folder)} is a link, through which a sweep is not written; take it away.")
     with log_of(work.folder).open("a", encoding="utf-8") as log:
-        while not locked(log.fileno()):
+        while not locked(log.fileno(), log_of(work.folder)):
             if stop():
                 return "stopped"
             time.sleep(POLL)

@@ -33,8 +33,8 @@ from pyro_delta.data.folders import CACHE as NAME
 from pyro_delta.data.folders import readable
 from pyro_delta.data.stored import StoredFile
 from pyro_delta.errors import UserError
-from pyro_delta.files import written_whole
-from pyro_delta.lock import awaited
+from pyro_delta.files import NO_ARRAYS, UNREADABLE, sweep_parts, written_whole
+from pyro_delta.lock import awaited, leads_out
 
 FORMAT = "pyro-delta images 2"
 MOST_IN_MEMORY = 4 << 30  # bytes of images
@@ -51,10 +51,12 @@ class Part:
     Attributes:
         key: fingerprint of the files that they are read from.
         read: gives the images piece by piece, uint8 (M, C, H, W), and their labels, integers (M,), or None.
+        key_now: gives the fingerprint anew.
     """
 
     key: str
     read: Callable[[], Iterable[tuple[np.ndarray, np.ndarray | None]]]
+    key_now: Callable[[], str]
 
 
 @dataclass(frozen=True)
@@ -184,7 +186,7 @@ def _opened(home: Path, parts: Sequence[Part], in_memory: bool) -> Kept | None:
             images = np.fromfile(file, np.uint8).reshape(count, *shape)
         if any(zlib.crc32(image) != known for image, known in zip(images, sums.tolist(), strict=True)):
             return None
-    except (OSError, ValueError, EOFError, TypeError, KeyError):
+    except UNREADABLE:
         return None
     return Kept(images, labels, tuple(state["counts"]))
 
@@ -192,7 +194,7 @@ def _opened(home: Path, parts: Sequence[Part], in_memory: bool) -> Kept | None:
 def _state(home: Path, parts: Sequence[Part]) -> dict[str, Any] | None:
     """What is good so far of these parts; None if nothing."""
     try:
-        if any(path.is_symlink() for path in (home, *home.iterdir())):  # which would be written through
+        if home.is_symlink() or leads_out(home) is not None:  # which would be written through, or waited for
             return None
         state = json.loads((home / "state.json").read_text(encoding="utf-8"))
         counts = state["counts"]
@@ -207,17 +209,18 @@ def _convert(home: Path, parts: Sequence[Part], title: str) -> None:
     """Writes all parts, after those that are good already.
 
     Raises:
-        UserError: if a part cannot be read.
+        UserError: if a part cannot be read, or changes meanwhile; those before it are kept.
         OSError: if it cannot be written; then nothing is left.
     """
     state = _state(home, parts)
     if state is not None and not state["whole"]:
+        sweep_parts(home)
         try:
             _write(home, parts, title, state)
             return
         except UserError:
             raise
-        except (ValueError, EOFError, KeyError, TypeError):
+        except NO_ARRAYS:
             pass  # what was left is damaged
     shutil.rmtree(home, ignore_errors=True)
     try:
@@ -261,6 +264,8 @@ def _write(home: Path, parts: Sequence[Part], title: str, state: dict[str, Any] 
                     if found is not None:
                         labels.append(found.astype(np.int64))
                     counts[-1] += len(images)
+                if part.key_now() != part.key:  # else other images would be known by the key
+                    raise UserError(f"{title} was changed while it was read; start again when nothing writes there.")
                 assert shape is not None
                 tell(len(counts), sum(counts))
                 if len(counts) == len(parts) or time.monotonic() - saved > SAVED_EVERY:

@@ -96,8 +96,11 @@ def parts_of(folder: Path, files: Sequence[str], how: Conversion = Conversion())
             yield _decode([folder / name for name in names[start : start + at_once]], first(), how), None
 
     def part(names: Sequence[str]) -> cache.Part:
-        key = hashlib.sha256(f"{DECODER} {how.digest()} {cache.digest(folder, names)}".encode()).hexdigest()[:16]
-        return cache.Part(key, lambda: read(names))
+        def key() -> str:
+            text = f"{DECODER} {how.digest()} {cache.digest(folder, names)}"
+            return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+        return cache.Part(key(), lambda: read(names), key)
 
     return [part(files[start : start + PART]) for start in range(0, len(files), PART)]
 

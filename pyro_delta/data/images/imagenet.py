@@ -68,8 +68,7 @@ def _batches(folder: Path) -> tuple[list[cache.Part], int] | None:
             continue
         if missing:
             raise UserError(f"{folder} lacks {', '.join(missing)} of ImageNet 32×32; put all {len(names)} files there.")
-        parts = [cache.Part(cache.digest(folder, [name]), partial(_pieces, folder / name)) for name in names]
-        return parts, len(names) - 1
+        return [_part(folder, name) for name in names], len(names) - 1
     return None
 
 
@@ -96,6 +95,11 @@ def _nothing(folder: Path) -> tuple[list[cache.Part], int]:
         f"there is no ImageNet 32×32 in {folder}; put {BATCHES[0]} … {BATCHES[-2]} and {BATCHES[-1]} there, as they "
         f"come or as .npz, or the folders {' and '.join(FOLDERS)}."
     )
+
+
+def _part(folder: Path, name: str) -> cache.Part:
+    key = partial(cache.digest, folder, [name])
+    return cache.Part(key(), partial(_pieces, folder / name), key)
 
 
 def _pieces(path: Path) -> Iterator[tuple[np.ndarray, np.ndarray]]:

@@ -14,8 +14,6 @@ from __future__ import annotations
 
 import csv
 import io
-import zipfile
-import zlib
 from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple
@@ -28,6 +26,7 @@ from pyro_delta.data.numerals import number_of, whole_of
 from pyro_delta.data.series.spec import SeriesSpec
 from pyro_delta.data.texts import save_text
 from pyro_delta.errors import UserError, unknown_name
+from pyro_delta.files import UNREADABLE
 
 SPLITS = ("train", "validation", "test")
 LONGEST = 100_000
@@ -198,16 +197,7 @@ def _read_npz(path: Path, content: bytes) -> Found:
     try:
         with np.load(io.BytesIO(content), allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
-    except (
-        ValueError,
-        AttributeError,
-        TypeError,
-        EOFError,
-        OSError,
-        zipfile.BadZipFile,
-        zlib.error,
-        KeyError,
-    ) as error:
+    except UNREADABLE as error:
         reason = next(iter(str(error).splitlines()), "") or type(error).__name__
         raise UserError(f"{path} holds no arrays that can be read ({reason.rstrip('.')}); give another.") from None
     for name in arrays:
