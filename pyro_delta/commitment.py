@@ -134,6 +134,10 @@ def commitment(
         claims = [_claim(formula, each, guarantee, learns) for each in (p, *(one[name] for one in of_others))]
         if any(claim.nats is None for claim in claims):
             return next(claim for claim in claims if claim.nats is None)
+        said = sorted({claim.nats for claim in claims if claim.nats is not None})
+        if getattr(p, "lengths", None) is not None and len(said) > 1:
+            # What it would say of other lengths is not known: the least of some data is not that of all.
+            return Commitment(None, None, _NOT_BY_DATUM.format(said[0], said[-1]), learns)
         return min(claims, key=lambda claim: claim.nats or 0.0)  # of no datum is less claimed
     total, ways, sites = 0.0, set(), []
     for name, (q, p) in pairs.items():
@@ -178,16 +182,34 @@ def committed_by_datum(pairs: Pairs, formula: Formula | None = None) -> Tensor |
     return sum(map(committed_rate, committing.values()), torch.zeros((), dtype=torch.float64))
 
 
+_NOT_BY_DATUM = (
+    "the guide's formula gives {:.6g} nats for one length and {:.6g} for another, but not those of each datum, (B,), "
+    "against a prior with their lengths"
+)
+
+
 def _claimed_by_datum(pairs: Pairs, formula: Formula) -> Tensor | None:
-    """What a guide's own formula gives of each datum, where one site has a prior with their lengths."""
-    priors = [p for _, p in pairs.values()]
+    """What a guide's own formula gives of each datum, where one site has a prior with their lengths.
+
+    Raises:
+        UserError: if what it gives of one is no rate.
+    """
+    priors: list[Any] = [p for _, p in pairs.values()]
     if len(priors) != 1 or getattr(priors[0], "lengths", None) is None:
         return None
     try:
         claimed = torch.as_tensor(formula(priors[0]), dtype=torch.float64)
-    except (UserError, NotImplementedError):
+    except (UserError, NotImplementedError, TypeError, ValueError, RuntimeError):  # `_claim` says what is no number
         return None
-    return claimed if claimed.shape == priors[0].batch_shape else None
+    if claimed.shape != priors[0].batch_shape:
+        return None
+    if (wrong := ~((claimed >= 0) & (claimed < math.inf))).any():
+        raise UserError(
+            f"committed_rate of the guide gives {claimed[wrong][0].item():g} for a datum of "
+            f"{priors[0].lengths[wrong][0].item()} of {priors[0].event_shape[0]} steps; it must be a finite number of "
+            "nats, 0 or more, for every length."
+        )
+    return claimed
 
 
 def _is_sequence(p: Distribution) -> bool:
