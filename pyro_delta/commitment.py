@@ -130,7 +130,11 @@ def commitment(
     if formula is not None and len(pairs) == 1:
         ((name, (_, p)),) = pairs.items()
         if guarantee == AT_LEAST and _claimed_by_datum(pairs, formula) is not None:
-            return _claim(formula, p.whole, BY_LENGTH, learns)  # type: ignore[attr-defined]
+            try:
+                whole = _whole(name, p)
+            except UserError as error:
+                return Commitment(None, None, str(error), learns)
+            return _claim(formula, whole, BY_LENGTH, learns)
         claims = [_claim(formula, each, guarantee, learns) for each in (p, *(one[name] for one in of_others))]
         if any(claim.nats is None for claim in claims):
             return next(claim for claim in claims if claim.nats is None)
@@ -214,8 +218,8 @@ def _claimed_by_datum(pairs: Pairs, formula: Formula) -> Tensor | None:
 
 def _is_sequence(p: Distribution) -> bool:
     """Whether what a prior commits is known for each datum: its batch is that of the data."""
-    of_each = type(p) in (GaussianAR1, GaussianSequence) or getattr(p, "lengths", None) is not None
-    return of_each and len(p.batch_shape) == 1
+    with_lengths = getattr(p, "lengths", None) is not None and has_closed_form(p)
+    return (type(p) in (GaussianAR1, GaussianSequence) or with_lengths) and len(p.batch_shape) == 1
 
 
 def _guarantee(of_sites: list[Guarantee]) -> Guarantee:
@@ -290,7 +294,25 @@ def _by_length(name: str, q: Distribution, p: Any) -> _Site:
     """
     if normal_parameters(q) is None:
         raise UserError(f"posteriors of {name!r} are {title_of(q)}, of which no formula is known for data with lengths")
-    return _Site(committed_rate(p.whole).sum().item(), "formula", BY_LENGTH, f"a formula of {title_of(p)}")
+    if not has_closed_form(p):
+        # A subclass may have another density, and a density that is probed is not known for every length.
+        raise UserError(f"the prior of {name!r} is {title_of(p)}, of which no formula is known for data with lengths")
+    return _Site(committed_rate(_whole(name, p)).sum().item(), "formula", BY_LENGTH, f"a formula of {title_of(p)}")
+
+
+def _whole(name: str, p: Distribution) -> Distribution:
+    """A prior that has lengths, without them.
+
+    Raises:
+        UserError: if it does not say so in its own class.
+    """
+    whole = getattr(p, "whole", None)
+    if type(whole) is not type(p):
+        raise UserError(
+            f"the prior of {name!r} is {title_of(p)}, which has lengths, but no `whole` of its own class: the same "
+            "without them"
+        )
+    return whole
 
 
 def _is_fixed(family: Family, name: str, q: Distribution, others: Callable[[], Iterable[Posteriors]]) -> bool:

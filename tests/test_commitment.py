@@ -318,3 +318,25 @@ def test_a_rate_that_moves_is_that_of_the_moment() -> None:
     after = committed(vae, torch.ones(1, 1)).nats
     assert before == pytest.approx(TWO, rel=1e-6)
     assert after == pytest.approx(ar1_committed_rate([0.5, 0.5], 4).item(), rel=1e-6)
+
+
+class Half(GaussianAR1):
+    """A class of its own, whose density may be another than its name says: no formula of AR(1) is one of it."""
+
+
+class Lengths(dist.Independent):
+    """A prior of somebody's own that has lengths."""
+
+    lengths = torch.tensor([2])
+
+
+def test_lengths_are_certified_by_a_formula_of_their_own_class_alone() -> None:
+    priors = Half(ALPHA, 4, torch.tensor([2])), Lengths(dist.Normal(torch.zeros(1, 4, 2), 1.0), 2)
+    for prior in priors:
+        pairs = {"z": (mean_field(1, 4, 2), prior)}
+        assert plain(prior).nats is None
+        assert "no formula is known for data with lengths" in plain(prior).known_by
+        claimed = plain(prior, formula=lambda prior: torch.ones(1))
+        assert claimed.nats is None
+        assert "no `whole` of its own class" in claimed.known_by
+        assert committed_by_datum(pairs) is None
