@@ -13,6 +13,7 @@ from test_cli import call
 from torch import Tensor, nn
 
 import pyro_delta
+from pyro_delta.api.judge import extras_of
 from pyro_delta.data import Split, load
 from pyro_delta.data.sequences import TextSpec, TokenSpec
 from pyro_delta.data.sequences import documents as of_text
@@ -477,10 +478,15 @@ def test_both_backends_start_from_what_is_inside(tmp_path: Path, monkeypatch: py
         run = pyro_delta.load(backend)
         train = run.data().train
         lengths = train.extras["lengths"]
+        tried = extras_of(run)  # what `verify` of a run tries it with
+        assert tried is not None
+        assert {int(lengths.min()), int(lengths.max())} <= set(tried["lengths"].tolist())
         with torch.no_grad():
             mean = run.vae.guide.posterior(train.x, lengths).mean[torch.arange(run.spec.length) < lengths[:, None]]
         torch.testing.assert_close(mean.mean(0), torch.zeros(2), atol=1e-4, rtol=0)
         torch.testing.assert_close(mean.std(0, correction=0), torch.ones(2), atol=1e-4, rtol=0)
+    Path("x.txt").unlink()
+    assert extras_of(run) is None
 
 
 def test_bounds_do_not_depend_on_the_order_of_lengths() -> None:
