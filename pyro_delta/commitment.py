@@ -130,10 +130,18 @@ def commitment(
     if formula is not None and len(pairs) == 1:
         ((name, (_, p)),) = pairs.items()
         if guarantee == AT_LEAST and _claimed_by_datum(pairs, formula) is not None:
-            return _claim(formula, p.whole, BY_LENGTH, learns)  # type: ignore[attr-defined]
+            try:
+                whole = _whole(name, p)
+            except UserError as error:
+                return Commitment(None, None, str(error), learns)
+            return _claim(formula, whole, BY_LENGTH, learns)
         claims = [_claim(formula, each, guarantee, learns) for each in (p, *(one[name] for one in of_others))]
         if any(claim.nats is None for claim in claims):
             return next(claim for claim in claims if claim.nats is None)
+        said = sorted({claim.nats for claim in claims if claim.nats is not None})
+        if getattr(p, "lengths", None) is not None and len(said) > 1:
+            # What it would say of other lengths is not known: the least of some data is not that of all.
+            return Commitment(None, None, _NOT_BY_DATUM.format(said[0], said[-1]), learns)
         return min(claims, key=lambda claim: claim.nats or 0.0)  # of no datum is less claimed
     total, ways, sites = 0.0, set(), []
     for name, (q, p) in pairs.items():
@@ -178,22 +186,40 @@ def committed_by_datum(pairs: Pairs, formula: Formula | None = None) -> Tensor |
     return sum(map(committed_rate, committing.values()), torch.zeros((), dtype=torch.float64))
 
 
+_NOT_BY_DATUM = (
+    "the guide's formula gives {:.6g} nats for one length and {:.6g} for another, but not those of each datum, (B,), "
+    "against a prior with their lengths"
+)
+
+
 def _claimed_by_datum(pairs: Pairs, formula: Formula) -> Tensor | None:
-    """What a guide's own formula gives of each datum, where one site has a prior with their lengths."""
-    priors = [p for _, p in pairs.values()]
+    """What a guide's own formula gives of each datum, where one site has a prior with their lengths.
+
+    Raises:
+        UserError: if what it gives of one is no rate.
+    """
+    priors: list[Any] = [p for _, p in pairs.values()]
     if len(priors) != 1 or getattr(priors[0], "lengths", None) is None:
         return None
     try:
         claimed = torch.as_tensor(formula(priors[0]), dtype=torch.float64)
-    except (UserError, NotImplementedError):
+    except (UserError, NotImplementedError, TypeError, ValueError, RuntimeError):  # `_claim` says what is no number
         return None
-    return claimed if claimed.shape == priors[0].batch_shape else None
+    if claimed.shape != priors[0].batch_shape:
+        return None
+    if (wrong := ~((claimed >= 0) & (claimed < math.inf))).any():
+        raise UserError(
+            f"committed_rate of the guide gives {claimed[wrong][0].item():g} for a datum of "
+            f"{priors[0].lengths[wrong][0].item()} of {priors[0].event_shape[0]} steps; it must be a finite number of "
+            "nats, 0 or more, for every length."
+        )
+    return claimed
 
 
 def _is_sequence(p: Distribution) -> bool:
     """Whether what a prior commits is known for each datum: its batch is that of the data."""
-    of_each = type(p) in (GaussianAR1, GaussianSequence) or getattr(p, "lengths", None) is not None
-    return of_each and len(p.batch_shape) == 1
+    with_lengths = getattr(p, "lengths", None) is not None and has_closed_form(p)
+    return (type(p) in (GaussianAR1, GaussianSequence) or with_lengths) and len(p.batch_shape) == 1
 
 
 def _guarantee(of_sites: list[Guarantee]) -> Guarantee:
@@ -268,7 +294,25 @@ def _by_length(name: str, q: Distribution, p: Any) -> _Site:
     """
     if normal_parameters(q) is None:
         raise UserError(f"posteriors of {name!r} are {title_of(q)}, of which no formula is known for data with lengths")
-    return _Site(committed_rate(p.whole).sum().item(), "formula", BY_LENGTH, f"a formula of {title_of(p)}")
+    if not has_closed_form(p):
+        # A subclass may have another density, and a density that is probed is not known for every length.
+        raise UserError(f"the prior of {name!r} is {title_of(p)}, of which no formula is known for data with lengths")
+    return _Site(committed_rate(_whole(name, p)).sum().item(), "formula", BY_LENGTH, f"a formula of {title_of(p)}")
+
+
+def _whole(name: str, p: Distribution) -> Distribution:
+    """A prior that has lengths, without them.
+
+    Raises:
+        UserError: if it does not say so in its own class.
+    """
+    whole = getattr(p, "whole", None)
+    if type(whole) is not type(p):
+        raise UserError(
+            f"the prior of {name!r} is {title_of(p)}, which has lengths, but no `whole` of its own class: the same "
+            "without them"
+        )
+    return whole
 
 
 def _is_fixed(family: Family, name: str, q: Distribution, others: Callable[[], Iterable[Posteriors]]) -> bool:

@@ -107,6 +107,25 @@ def test_a_formula_that_says_nothing_of_lengths_bounds_every_datum_alike_or_none
     assert known.guarantee in ("every datum, at least", None)
 
 
+@pytest.mark.parametrize("formula", [lambda prior: by_steps(prior).sum(), lambda prior: by_steps(prior)[:, None]])
+def test_what_is_not_said_of_each_datum_is_not_certified_by_the_least_of_some(formula: Any) -> None:
+    lengths = [GaussianAR1(torch.zeros(1, 2), 4, torch.tensor([steps])) for steps in (4, 2)]
+    pairs = {"z": (mean_field(1, 4, 2), lengths[0])}
+    known = commitment(pairs, learns=False, priors=[{"z": lengths[1]}], formula=formula)
+    assert known.nats is known.throughout is None
+    assert "2.5 nats for one length and 5 for another" in known.known_by
+
+
+@pytest.mark.parametrize("wrong", [math.nan, -1.0, math.inf])
+def test_what_is_no_rate_for_a_short_datum_is_refused(wrong: float) -> None:
+    def formula(prior: Any) -> Any:
+        rates = torch.as_tensor(by_steps(prior))
+        return rates if prior.lengths is None else torch.where(prior.lengths < 2, wrong, rates)
+
+    with pytest.raises(UserError, match=r"gives -?\w+ for a datum of 1 of 4 steps; it must be a finite number"):
+        commitment({"z": (mean_field(3, 4, 2), WITH_LENGTHS)}, learns=False, formula=formula)
+
+
 def refuses(prior: Any) -> float:
     raise UserError("not this one.")
 
@@ -299,3 +318,25 @@ def test_a_rate_that_moves_is_that_of_the_moment() -> None:
     after = committed(vae, torch.ones(1, 1)).nats
     assert before == pytest.approx(TWO, rel=1e-6)
     assert after == pytest.approx(ar1_committed_rate([0.5, 0.5], 4).item(), rel=1e-6)
+
+
+class Half(GaussianAR1):
+    """A class of its own, whose density may be another than its name says: no formula of AR(1) is one of it."""
+
+
+class Lengths(dist.Independent):
+    """A prior of somebody's own that has lengths."""
+
+    lengths = torch.tensor([2])
+
+
+def test_lengths_are_certified_by_a_formula_of_their_own_class_alone() -> None:
+    priors = Half(ALPHA, 4, torch.tensor([2])), Lengths(dist.Normal(torch.zeros(1, 4, 2), 1.0), 2)
+    for prior in priors:
+        pairs = {"z": (mean_field(1, 4, 2), prior)}
+        assert plain(prior).nats is None
+        assert "no formula is known for data with lengths" in plain(prior).known_by
+        claimed = plain(prior, formula=lambda prior: torch.ones(1))
+        assert claimed.nats is None
+        assert "no `whole` of its own class" in claimed.known_by
+        assert committed_by_datum(pairs) is None

@@ -195,6 +195,8 @@ def test_a_window_and_its_transpositions_by_hand() -> None:
         [[44, 0, 19, 2], [43, 29, 19, 3]], [[45, 0, 20, 3], [44, 30, 20, 4]], [[46, 0, 21, 4], [45, 31, 21, 5]],
     ]  # fmt: skip
     assert [KEYS[label] for label in split.labels] == ["5 sharps", "none", "5 sharps", "none", "5 flats"]
+    rests = windows([0 * piece], [0], 2, stride=2, semitones=range(-1, 2))
+    assert (rests.x.tolist(), len(rests.labels)) == ([[[0] * 4] * 2] * 3, 3)
 
 
 def test_a_window_is_of_the_pieces() -> None:

@@ -464,6 +464,7 @@ WRONG: dict[str, tuple[Callable[[Path], Path], str]] = {
     "a position of thousands": (csv_of("series,position,a\ns,1_0,1\n"), "line 2 of … has the position '1_0'; give a"),
     "a position in wide digits": (csv_of("series,position,a\ns,\uff11,1\n"), "line 2 of … has the position '\uff11'"),
     "no series": (csv_of("a,b\n1,2\n"), "has no column 'series', which says which series a row is of; add it."),
+    "semicolons": (csv_of("series;a\ns;1,5\n"), "has ';' between its cells; separate them by commas, with points in"),
     "no variable": (csv_of("series,label\ns,1\n"), "has no column of a variable; add one."),
     "a column twice": (csv_of("series,a,a\ns,1,2\n"), "has two columns 'a'; give each a name of its own."),
     "rows apart": (csv_of(f"{HEAD}s,1,2\nt,1,2\ns,1,2\n"), "line 4 of … goes on with series 's'; put its rows"),

@@ -13,15 +13,17 @@ from test_cli import call
 from torch import Tensor, nn
 
 import pyro_delta
+from pyro_delta.api.judge import extras_of
 from pyro_delta.data import Split, load
 from pyro_delta.data.sequences import TextSpec, TokenSpec
 from pyro_delta.data.sequences import documents as of_text
 from pyro_delta.data.sequences.pieces import learned, size_of_vocabulary
-from pyro_delta.diagnostics.bounds import Encoding, Unit, encode, per_measure
+from pyro_delta.diagnostics.bounds import Encoding, Unit, encode, evaluate, per_measure
 from pyro_delta.distributions.sequences import AutoregressiveTokens
 from pyro_delta.errors import UserError
 from pyro_delta.models import AR1Prior, TransformerLikelihood
 from pyro_delta.nn.sequences.transformer import CausalTransformer, rotation, turned
+from pyro_delta.rate import ar1_committed_rate
 
 WORDS = ("the", "a", "cat", "dog", "sat", "ran", "on", "under", "mat", "house", "old", "grey", "and", "then")
 ODD = ["  two  spaces ", "naïve — “quoted” ☃", "tab\there", "line\nbreak", " ", "x", "é" * 9]
@@ -476,10 +478,15 @@ def test_both_backends_start_from_what_is_inside(tmp_path: Path, monkeypatch: py
         run = pyro_delta.load(backend)
         train = run.data().train
         lengths = train.extras["lengths"]
+        tried = extras_of(run)  # what `verify` of a run tries it with
+        assert tried is not None
+        assert {int(lengths.min()), int(lengths.max())} <= set(tried["lengths"].tolist())
         with torch.no_grad():
             mean = run.vae.guide.posterior(train.x, lengths).mean[torch.arange(run.spec.length) < lengths[:, None]]
         torch.testing.assert_close(mean.mean(0), torch.zeros(2), atol=1e-4, rtol=0)
         torch.testing.assert_close(mean.std(0, correction=0), torch.ones(2), atol=1e-4, rtol=0)
+    Path("x.txt").unlink()
+    assert extras_of(run) is None
 
 
 def test_bounds_do_not_depend_on_the_order_of_lengths() -> None:
@@ -499,3 +506,7 @@ def test_bounds_do_not_depend_on_the_order_of_lengths() -> None:
     torch.testing.assert_close(together.distortion, torch.cat([each.distortion for each in one]), rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(together.rate, torch.cat([each.rate for each in one]), rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(together.mean["z"], torch.cat([each.mean["z"] for each in one]), rtol=1e-4, atol=1e-5)
+    short = evaluate(vae, documents(spec, ["ab", "cd", "ef"]))  # all of one length, which is not that of the model
+    assert short["delta_nats"] == pytest.approx(ar1_committed_rate(0.5, 3).item(), rel=1e-12)
+    assert one[0].delta is not None
+    assert one[0].delta.item() == ar1_committed_rate(0.5, int(split.extras["lengths"][0])).item()

@@ -17,12 +17,12 @@ from torch import Tensor, nn
 
 from pyro_delta.build import build
 from pyro_delta.config import load_preset
-from pyro_delta.data import ArraySpec
+from pyro_delta.data import ArraySpec, Split
 from pyro_delta.data.images import ImageSpec
 from pyro_delta.data.music import ScoreSpec
 from pyro_delta.data.sequences import TokenSpec
 from pyro_delta.diagnostics.trace import committed
-from pyro_delta.diagnostics.verify import Certificate, Finding, verify
+from pyro_delta.diagnostics.verify import COUNT, Certificate, Finding, examples, verify
 from pyro_delta.distributions import AutoregressiveImage, GaussianAR1, GaussianSequence
 from pyro_delta.errors import UserError
 from pyro_delta.guides import AntiCausalGuide, ContourGuide, GRUGuide, StructuredGuide
@@ -658,12 +658,29 @@ def says_more_of_short_ones(guide: Any) -> None:
     guide.contour.committed_rate = committed_rate
 
 
-@pytest.mark.parametrize("spoil", [commits_a_tenth_less, says_more_of_short_ones])
+def says_more_of_two_steps(guide: Any) -> None:
+    """Of a length that none of the data has that are given."""
+    rate_of = guide.contour.committed_rate
+
+    def committed_rate(prior: Any) -> Any:
+        return rate_of(prior) if prior.lengths is None else rate_of(prior) + 0.3 * (prior.lengths == 2)
+
+    guide.contour.committed_rate = committed_rate
+
+
+@pytest.mark.parametrize("spoil", [commits_a_tenth_less, says_more_of_short_ones, says_more_of_two_steps])
 def test_a_guide_that_commits_less_than_it_says_of_a_length_is_refuted(spoil: Callable[[Any], None]) -> None:
     certificate = verify(beyond_a_contour(spoil), TOKENS, extras=LENGTHS)
     passed, found = finding(certificate, "committed rate")
     assert passed is False
     assert "the guide claims δ = 3 nats, but a KL of 2." in found
+
+
+def test_the_shortest_and_the_longest_of_the_data_are_tried() -> None:
+    lengths = torch.tensor([5, 5, 5, 9, 5, 2, 7])
+    some = examples(Split(torch.zeros(7, 12), None, {"lengths": lengths}))
+    assert sorted(some.extras["lengths"].tolist()) == [2, 5, 9]
+    assert len(examples(Split(torch.zeros(7, 12)))) == COUNT
 
 
 class Weaker(AR1Prior):

@@ -24,7 +24,7 @@ from pyro_delta.diagnostics import bounds
 from pyro_delta.diagnostics.diagnose import Diagnosis, diagnosed
 from pyro_delta.diagnostics.told import TOLD_IMAGES, TOLD_SAMPLES
 from pyro_delta.diagnostics.trace import device_of, runs
-from pyro_delta.diagnostics.verify import Certificate
+from pyro_delta.diagnostics.verify import Certificate, examples
 from pyro_delta.diagnostics.verify import verify as certify
 from pyro_delta.errors import UserError, unknown_name
 from pyro_delta.inference.provenance import provenance
@@ -294,7 +294,7 @@ def verify(
         vae: model and guide, or a run of them, or its folder.
         spec: of the data; that of a run where None.
         seed: as there.
-        extras: as there.
+        extras: as there; where None, those of the data of a run, as `extras_of` gives them.
         batch: as there.
 
     Raises:
@@ -302,10 +302,22 @@ def verify(
     """
     if isinstance(vae, Run | str | Path):
         run = run_of(vae)
+        extras = extras_of(run) if spec is None and extras is None else extras
         vae, spec = run.vae, spec or run.spec
     if spec is None:
         raise UserError("verify(vae) needs to know the data; call verify(vae, spec), or verify(run).")
     return certify(vae, spec, seed, extras, batch=batch)
+
+
+def extras_of(run: Run) -> Mapping[str, Tensor] | None:
+    """What goes with some of a run's data, where its guide hears of lengths; None where they cannot be read, too."""
+    guide = run.vae.guide
+    if "lengths" not in inspect.signature(getattr(guide, "forward", guide)).parameters:
+        return None
+    try:
+        return examples(run.data().train).extras
+    except UserError:
+        return None
 
 
 def _has_splits(data: Any) -> bool:

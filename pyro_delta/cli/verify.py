@@ -61,7 +61,7 @@ def verify(
     from pyro_delta.config import choose
     from pyro_delta.data.condition import KEY
     from pyro_delta.data.named import spec_before_data
-    from pyro_delta.diagnostics.verify import COUNT
+    from pyro_delta.diagnostics.verify import examples
     from pyro_delta.diagnostics.verify import verify as certify
 
     config, _ = choose(settings, preset)
@@ -72,7 +72,8 @@ def verify(
         more = required(plain.guide, 1) + required(plain.model.likelihood, 1)  # what only data can give
     if spec is None or more:
         data = load_data(config)
-        spec, extras, example = data.spec, data.train.take(slice(COUNT)).extras, data.train.batch(slice(COUNT))
+        some = examples(data.train)
+        spec, extras, example = data.spec, some.extras, some.batch(slice(None))
     torch.manual_seed(config.training.seed)
     vae = build(config, spec, example=example)
     certificate = certify(vae, spec, extras=extras, batch=config.training.batch)

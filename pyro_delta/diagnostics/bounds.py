@@ -68,7 +68,7 @@ class Encoding:
         families: what the posterior of each site is, by name, in any batch; one where it is the same for all data.
         scored: numbers of a datum that were scored, a mean over the data.
         masked: whether some latents may not count, of some data.
-        delta: (N,) what each datum commits in nats, float64, where their priors have lengths.
+        delta: (N,) what each datum commits in nats, float64, where that is known of each.
         rate_per_dimension: mean KL of each latent dimension (the last axis of the event), (d,) nats; None where the
             rate has no such parts, or there are several sites.
     """
@@ -250,7 +250,7 @@ def _joined(seen: list[_Seen]) -> Encoding:
         apart=all(one.apart for one in seen),
         scored=sum(one.scored for one in seen) / len(rate),
         masked=any(one.masked for one in seen),
-        delta=None if delta is None or bool((delta == delta[0]).all()) else delta,
+        delta=delta,
         rate_per_dimension=per_dimension,
         families={name: frozenset(found) for name, found in families.items()},
     )
@@ -302,11 +302,11 @@ def committed_by_all(known: Commitment, encoding: Encoding) -> Commitment:
             return replace(
                 known, nats=None, throughout=None, known_by=f"posteriors of {name!r} are {which}, by batch: no one rate"
             )
-    own_priors = encoding.delta is not None and known.guarantee not in (None, BY_LENGTH, BY_PRIOR)
-    if own_priors and not known.claimed:
-        assert encoding.delta is not None
-        return replace(known, nats=encoding.delta.min().item(), guarantee=BY_PRIOR)
-    return known
+    if encoding.delta is None or known.claimed or known.guarantee in (None, BY_LENGTH, BY_PRIOR):
+        return known
+    if bool((encoding.delta == encoding.delta[0]).all()):
+        return known
+    return replace(known, nats=encoding.delta.min().item(), guarantee=BY_PRIOR)
 
 
 def importance_line(
@@ -393,10 +393,12 @@ def summarise(encoding: Encoding, unit: Unit, delta: float | None) -> Line:
     Args:
         encoding: of the data.
         unit: of bounds.
-        delta: nats that every datum commits; None if they are not known. Of data with lengths the mean is given.
+        delta: nats that every datum commits; None if they are not known. Where each is known to commit its own, the
+            mean is given.
     """
     if delta is not None and encoding.delta is not None:
-        delta = encoding.delta.mean().item()
+        # Less the first, so that the mean of what is all the same is that, to the last digit.
+        delta = (encoding.delta[0] + (encoding.delta - encoding.delta[0]).mean()).item()
     return line_of(
         encoding.rate.mean().item(),
         encoding.distortion.mean().item(),

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from pyro_delta.commitment import IN_THE_MEAN
+from pyro_delta.commitment import BY_LENGTH, BY_PRIOR, IN_THE_MEAN
 from pyro_delta.data.condition import condition_of, in_words
 from pyro_delta.diagnostics import table
 from pyro_delta.diagnostics.bounds import (
@@ -172,7 +172,7 @@ def diagnosed(
         numbers["delta_known_by"] = known.known_by
         numbers["delta_guarantee"] = known.guarantee
         numbers["floor_holds"] = floor_holds(encoding, known.nats, known.guarantee)
-        if encoding.delta is not None:
+        if encoding.delta is not None and known.guarantee in (BY_LENGTH, BY_PRIOR):
             numbers["rate_above_delta_nats_min"] = (encoding.rate - encoding.delta).min().item()
         numbers["rate_closed_form"] = encoding.closed_form
         per_dimension = encoding.rate_per_dimension

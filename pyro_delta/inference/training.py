@@ -234,7 +234,8 @@ def _mean_delta(vae: VAE, split: Split) -> float:
     """What data commit in the mean, each by its length or its own prior, in nats."""
     with parameters_of(vae), torch.no_grad():
         rate_of = formula_of(vae) or committed_rate
-        return rate_of(prior(vae, len(split), split.extras)).mean().item()
+        rates = rate_of(prior(vae, len(split), split.extras))
+        return torch.as_tensor(rates, dtype=torch.float64).mean().item()
 
 
 def _mean_scored(vae: VAE, data: Data) -> float:

@@ -253,12 +253,12 @@ def _event_shape(vae: in_pyro.VAE, batch: Batch) -> tuple[int, ...]:
 
 
 def _deltas_of(vae: in_pyro.VAE, split: Split) -> Array | None:
-    """δ of each datum in nats (N,), where each has a prior of its own, by its length, say; None where all have one."""
+    """δ of each datum in nats (N,), where it is known of each, for each may have its own length; else None."""
     if not split.extras:
         return None
     with parameters_of(vae), torch.no_grad():
         found = deltas(vae, trace(vae, split.batch()))
-    return None if found is None or bool((found == found[0]).all()) else _array(found)
+    return None if found is None else _array(found)
 
 
 def _deltas_of_twin(twin: VAE, extras: Mapping[str, Any]) -> Array:

@@ -144,7 +144,7 @@ def windows(pieces: list[Tensor], fifths: list[int], length: int | None, *, stri
             window = piece[start : start + size].long()
             for shift in semitones:
                 moved = torch.where(window == 0, 0, window + shift)
-                if moved[window > 0].min() >= 1 and moved.max() < LEVELS:
+                if moved[window > 0].ge(1).all() and moved.max() < LEVELS:  # of rests alone, too
                     room = size if length else ROOM
                     found.append(torch.nn.functional.pad(moved.to(torch.uint8), (0, 0, 0, room - size)))
                     labels.append(KEYS.index(_signature(sharps + 7 * shift)))

@@ -113,6 +113,8 @@ def _read_csv(path: Path, content: bytes) -> Found:
         raise UserError(f"{path} has two columns {twice[0]!r}; give each a name of its own.")
     if "" in header:
         raise UserError(f"column {header.index('') + 1} of {path} has no name; give it one, or take it out.")
+    if len(header) == 1 and (other := [mark for mark in (";", "\t", "|") if mark in header[0]]):
+        raise UserError(f"{path} has {other[0]!r} between its cells; separate them by commas, with points in numbers.")
     if SERIES not in header:
         raise UserError(f"{path} has no column {SERIES!r}, which says which series a row is of; add it.")
     names = tuple(name for name in header if name not in (SERIES, POSITION, LABEL, SPLIT))

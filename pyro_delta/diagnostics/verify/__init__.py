@@ -6,7 +6,7 @@ several sizes of the batch, for random, blank and full data, of every class. Wha
 in docs/architecture.md.
 """
 
-from pyro_delta.diagnostics.verify.case import COUNT, Finding
+from pyro_delta.diagnostics.verify.case import COUNT, Finding, examples
 from pyro_delta.diagnostics.verify.certificate import Certificate, verify
 
-__all__ = ["COUNT", "Certificate", "Finding", "verify"]
+__all__ = ["COUNT", "Certificate", "Finding", "examples", "verify"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -17,13 +18,15 @@ from pyro_delta.data.condition import KEY, condition_of
 from pyro_delta.data.values import dtype_of, random_values
 from pyro_delta.diagnostics.trace import posteriors, sites
 from pyro_delta.errors import UserError, is_out_of_memory
-from pyro_delta.protocol import Batch, Spec
+from pyro_delta.protocol import Batch, Spec, Split
 from pyro_delta.vae import VAE, copied, parameters_of
 
 COUNT = 3
 """Data in a batch, one random, one blank and one full: with more than one, a leak across the batch shows, …"""
 CLASSES = 16
 """… and random ones of other classes, so that there is one of each, up to so many classes."""
+LENGTHS = 8
+"""Lengths of data at which what a guide claims by them is tried."""
 SAME = 1e-9
 """Change, relative to the largest value, that counts as none: sums may be taken in another order."""
 SAME_IN_SINGLE = 1e-5
@@ -139,6 +142,31 @@ def with_every_class(spec: Spec, extras: Mapping[str, Tensor], most: int) -> dic
     again = torch.arange(len(new)) % len(told)
     more = {name: values[again] for name, values in extras.items()} | {KEY: torch.tensor(new).to(told)}
     return {name: torch.cat((values, more[name])) for name, values in extras.items()}
+
+
+def examples(split: Split) -> Split:
+    """`COUNT` data that programs are tried with: the first, but shortest and longest where they have lengths."""
+    lengths = split.extras.get("lengths")
+    if lengths is None or lengths.dim() != 1:
+        return split.take(slice(COUNT))
+    ends = int(lengths.argmin()), int(lengths.argmax())
+    chosen = list(dict.fromkeys((*ends, *range(min(COUNT, len(split))))))[:COUNT]
+    return split.take(torch.tensor(chosen))
+
+
+def with_more_lengths(case: Case) -> Case:
+    """The case with more data, of lengths between the shortest and the longest of its own; itself if they have none."""
+    own = case.extras.get("lengths")
+    if own is None or own.dim() != 1:
+        return case
+    spread = torch.linspace(float(own.min()), float(own.max()), LENGTHS, device=own.device).round().to(own).unique()
+    new = spread[~torch.isin(spread, own)]
+    again = torch.arange(len(new)) % len(own)
+    other = copy.copy(case)
+    other.extras = {name: torch.cat((values, values[again])) for name, values in case.extras.items()}
+    other.extras["lengths"] = torch.cat((own, new))
+    other.x = kinds_of_data(case.spec, len(case.x) + len(new)).to(case.x.dtype)
+    return other
 
 
 def kinds_of_data(spec: Spec, count: int) -> Tensor:

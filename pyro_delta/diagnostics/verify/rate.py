@@ -26,7 +26,15 @@ from pyro_delta.diagnostics.trace import (
     prior,
     trace,
 )
-from pyro_delta.diagnostics.verify.case import Case, Finding, is_other_in_training, moved, shake, with_every_class
+from pyro_delta.diagnostics.verify.case import (
+    Case,
+    Finding,
+    is_other_in_training,
+    moved,
+    shake,
+    with_every_class,
+    with_more_lengths,
+)
 from pyro_delta.distributions.float64 import as_float64
 from pyro_delta.families import family_of
 from pyro_delta.rate import committed_rate
@@ -61,6 +69,8 @@ def check_rate(title: str, case: Case) -> tuple[Finding, Commitment | None]:
     if known.throughout is not None and not known.claimed:
         finding = _learned_rate(title, case, known) if known.learns else _as_measured(title, case, known)
         return finding, known if finding.passed else None
+    if case.by_length:
+        case = with_more_lengths(case)  # a formula may be wrong for some of them alone
     with torch.no_grad():
         batch = case.batch(case.x)
         seen = trace(case.vae, batch)
