@@ -27,6 +27,7 @@ class Case:
     row_kernel: tuple[int, int] = (2, 3)
     pixel_kernel: int = 3
     stem: tuple[int, int, int] = (3, 9, 5)
+    norm: bool = False
     use_latents: bool = True
 
     cls = ConditionalGatedPixelCNN
@@ -68,6 +69,7 @@ CASES = {
     "colour_alpha": Case(ImageSpec(4, 3, 4, 256), length=3),
     "colour_odd_3_levels": Case(ImageSpec(3, 7, 5, 5), (6, 4, 5), (1, 2, 1), length=7),
     "4_levels": Case(ImageSpec(1, 9, 8, 256), (6, 4, 5, 4), (1, 1, 1, 2), length=3),
+    "norm": Case(ImageSpec(3, 5, 6, 256), (6, 4, 5), (1, 1, 1), length=5, norm=True),
     "wide_kernels": Case(ImageSpec(1, 6, 6, 17), (6, 4), (2, 1), length=3, row_kernel=(3, 5), pixel_kernel=4),
     "two_pixels": Case(ImageSpec(1, 6, 6, 17), (6,), (0,), length=3, pixel_kernel=1, stem=(1, 1, 1)),
     "no_blocks_at_full_resolution": Case(ImageSpec(1, 7, 6, 5), (6, 4), (0, 1), length=7),

@@ -105,7 +105,7 @@ FLAT: dict[str, Any] = {"channels": (4,), "row_blocks": (1,), "pixel_blocks": 1}
 
 CASES = {
     "gated, grey, strides, odd size, rows without a step": gated(
-        GREY, [1, 2, 4], mixtures=2, latent_channels=3, **U_NET
+        GREY, [1, 2, 4], mixtures=2, latent_channels=3, norm=True, **U_NET
     ),
     "gated, colour, full, wide kernels, shared rows": gated(
         COLOUR,

@@ -30,6 +30,8 @@ class GatedPixelCNNLikelihood(ImageLikelihood):
         row_kernel: (rows, columns) of the rows-above stream's convolutions.
         pixel_kernel: columns of the within-row stream's convolutions.
         stem: (rows, columns, pixels) of the first look at the rows above and at the pixels to the left.
+        norm: whether blocks read features of mean 0 and variance 1: training takes larger steps then, and samples do
+            not run off into noise.
         latents: use_latents, conditioning and latent_channels, as for `ImageLikelihood`.
 
     Raises:
@@ -51,6 +53,7 @@ class GatedPixelCNNLikelihood(ImageLikelihood):
         row_kernel: tuple[int, int] = (2, 3),
         pixel_kernel: int = 3,
         stem: tuple[int, int, int] = (3, 9, 5),
+        norm: bool = False,
         **latents: Any,
     ) -> None:
         super().__init__(
@@ -63,5 +66,6 @@ class GatedPixelCNNLikelihood(ImageLikelihood):
             row_kernel=row_kernel,
             pixel_kernel=pixel_kernel,
             stem=stem,
+            norm=norm,
             **latents,
         )

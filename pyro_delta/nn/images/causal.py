@@ -68,6 +68,18 @@ def normalised(x: Tensor, dim: int = 1) -> Tensor:
     return F.layer_norm(last, last.shape[-1:]).movedim(-1, dim)
 
 
+class Reads(nn.Module):
+    """What reads a stream of features, as it is or, with `norm`, `normalised`; the stream itself stays as it is."""
+
+    def __init__(self, *, norm: bool = False) -> None:
+        super().__init__()
+        self.norm = norm
+
+    def read(self, x: Tensor, dim: int = 1) -> Tensor:
+        """What is read of features whose channels are at `dim`."""
+        return normalised(x, dim) if self.norm else x
+
+
 def shift_down(x_bchw: Tensor) -> Tensor:
     """Row r of the result is row r−1 of the argument; row 0 is zero."""
     return F.pad(x_bchw, (0, 0, 1, -1))
@@ -177,24 +189,32 @@ class PixelConv(nn.Module):
         return torch.addmm(link_bc, window_bkc.flatten(1), state.kernels[self])
 
 
-class RowBlock(Block):
+class RowBlock(Reads, Block):
     """Gated residual block of the rows-above stream: x + W·gate(RowConv(x))."""
 
-    def __init__(self, channels: int, kernel: tuple[int, int], *, dilation: int = 1, causal: bool = True) -> None:
-        super().__init__()
+    def __init__(
+        self,
+        channels: int,
+        kernel: tuple[int, int],
+        *,
+        dilation: int = 1,
+        norm: bool = False,
+        causal: bool = True,
+    ) -> None:
+        super().__init__(norm=norm)
         self.conv = RowConv(channels, 2 * channels, kernel, dilation=dilation, causal=causal)
         self.out = nn.Conv2d(channels, channels, 1)
 
     def forward(self, v_bchw: Tensor) -> Tensor:
         """All rows at once."""
-        return v_bchw + self.out(gate(self.conv(v_bchw)))
+        return v_bchw + self.out(gate(self.conv(self.read(v_bchw))))
 
     def step_row(self, row_bwc: Tensor, state: PixelState) -> Tensor:
         """The current row."""
-        return row_bwc + along(self.out, gate(self.conv.step_row(row_bwc, state), dim=-1))
+        return row_bwc + along(self.out, gate(self.conv.step_row(self.read(row_bwc, -1), state), dim=-1))
 
 
-class PixelBlock(Block):
+class PixelBlock(Reads, Block):
     """Gated residual block of the within-row stream: h + W·gate(PixelConv(h) + link), link from the rows above.
 
     Args:
@@ -208,8 +228,7 @@ class PixelBlock(Block):
     def __init__(
         self, channels: int, width: int, *, norm: bool = False, dropout: float = 0.0, causal: bool = True
     ) -> None:
-        super().__init__()
-        self.norm = norm
+        super().__init__(norm=norm)
         self.conv = PixelConv(channels, 2 * channels, width, causal=causal)
         self.dropout = nn.Dropout(dropout)
         self.out = nn.Conv2d(channels, channels, 1)
@@ -217,10 +236,6 @@ class PixelBlock(Block):
     def forward(self, h_bchw: Tensor, link_bchw: Tensor) -> Tensor:
         """All columns at once."""
         return self.gated(h_bchw, self.conv(self.read(h_bchw)) + link_bchw)
-
-    def read(self, h: Tensor, dim: int = 1) -> Tensor:
-        """Of h what the convolution reads."""
-        return normalised(h, dim) if self.norm else h
 
     def gated(self, h_bchw: Tensor, linked_bchw: Tensor) -> Tensor:
         """Adds to h what the block makes of its convolution and the link, added up."""
@@ -289,6 +304,7 @@ class RowsAbove(nn.Module):
         blocks: gated residual blocks of each level.
         kernel: (rows, columns) of every block and of the strided convolutions.
         dilation: of rows, 2^s at level s.
+        norm: whether blocks and strided convolutions read the stream `normalised`.
         causal: False for unmasked kernels.
     """
 
@@ -299,14 +315,19 @@ class RowsAbove(nn.Module):
         kernel: tuple[int, int],
         *,
         dilation: int = 1,
+        norm: bool = False,
         causal: bool = True,
     ) -> None:
         super().__init__()
         fine, *coarser = channels
         self.coarser: Coarser | None = None
         if coarser:
-            self.coarser = Coarser(fine, tuple(coarser), blocks[1:], kernel, dilation=dilation, causal=causal)
-        self.blocks = nn.ModuleList(RowBlock(fine, kernel, dilation=dilation, causal=causal) for _ in range(blocks[0]))
+            self.coarser = Coarser(
+                fine, tuple(coarser), blocks[1:], kernel, dilation=dilation, norm=norm, causal=causal
+            )
+        self.blocks = nn.ModuleList(
+            RowBlock(fine, kernel, dilation=dilation, norm=norm, causal=causal) for _ in range(blocks[0])
+        )
 
     def forward(self, v_bchw: Tensor, context_bchw: Tensor | None = None) -> Tensor:
         """All rows at once; the context has the shape of the input."""
@@ -329,7 +350,7 @@ class RowsAbove(nn.Module):
         return row_bwc
 
 
-class Coarser(nn.Module):
+class Coarser(Reads):
     """What the coarser levels say to a finer one: half the columns, the stream there, and back up."""
 
     def __init__(
@@ -340,20 +361,21 @@ class Coarser(nn.Module):
         kernel: tuple[int, int],
         *,
         dilation: int,
+        norm: bool = False,
         causal: bool = True,
     ) -> None:
-        super().__init__()
+        super().__init__(norm=norm)
         self.down = RowConv(fine, channels[0], kernel, stride=2, dilation=dilation, causal=causal)
-        self.stream = RowsAbove(channels, blocks, kernel, dilation=2 * dilation, causal=causal)
+        self.stream = RowsAbove(channels, blocks, kernel, dilation=2 * dilation, norm=norm, causal=causal)
         self.up = nn.Conv2d(channels[0], 2 * fine, 1)
 
     def forward(self, v_bchw: Tensor) -> Tensor:
         """All rows at once; an odd width is rounded up on the way down and cropped on the way back."""
-        return dealt_out(self.up(self.stream(self.down(v_bchw))))[..., : v_bchw.shape[3]]
+        return dealt_out(self.up(self.stream(self.down(self.read(v_bchw)))))[..., : v_bchw.shape[3]]
 
     def step_row(self, row_bwc: Tensor, state: PixelState) -> Tensor:
         """The current row."""
-        coarse_bwc = self.stream.step_row(self.down.step_row(row_bwc, state), None, state)
+        coarse_bwc = self.stream.step_row(self.down.step_row(self.read(row_bwc, -1), state), None, state)
         return along(self.up, coarse_bwc).unflatten(2, (2, -1)).flatten(1, 2)[:, : row_bwc.shape[1]]
 
 

@@ -14,6 +14,7 @@ from pyro_delta.nn.images.causal import (
     PixelBlock,
     PixelConv,
     PixelState,
+    Reads,
     RowConv,
     RowsAbove,
     along,
@@ -25,7 +26,7 @@ from pyro_delta.nn.images.causal import (
 from pyro_delta.nn.recompute import applied
 
 
-class GatedPixelCNN(nn.Module):
+class GatedPixelCNN(Reads):
     """Two-stream gated causal network [1] whose rows-above stream is a U-net.
 
     The output at (r, c) depends on the input at rows < r (all columns) and at row r, columns < c, and on the context
@@ -47,6 +48,8 @@ class GatedPixelCNN(nn.Module):
         row_kernel: (rows, columns) in the rows-above stream.
         pixel_kernel: columns in the within-row stream.
         stem: (rows, columns, pixels) of the first look at the rows above and at the pixels to the left.
+        norm: whether blocks, strided convolutions, links and the hidden layer before the output read the streams
+            `normalised`; the streams themselves are not, as in a Transformer whose blocks begin with a norm.
         context_channels: channels of the context, 0 for none.
         causal: False for the same network without masks and shifts, in which every position sees its whole
             surroundings: an encoder, not for generation.
@@ -73,10 +76,11 @@ class GatedPixelCNN(nn.Module):
         row_kernel: tuple[int, int] = (2, 3),
         pixel_kernel: int = 3,
         stem: tuple[int, int, int] = (3, 9, 5),  # wide: cheap on few channels, and where most bits are won
+        norm: bool = False,
         context_channels: int = 0,
         causal: bool = True,
     ) -> None:
-        super().__init__()
+        super().__init__(norm=norm)
         _check_sizes(channels, row_blocks, pixel_blocks, row_kernel, pixel_kernel, stem)
         fine = channels[0]
         self.causal = causal
@@ -84,8 +88,10 @@ class GatedPixelCNN(nn.Module):
         self.stem_pixels = PixelConv(channels_in, fine, stem[2], causal=causal)
         self.position = nn.Parameter(torch.zeros(fine, height, width))
         self.context = nn.Conv2d(context_channels, fine, 1) if context_channels else None
-        self.rows_above = RowsAbove(channels, row_blocks, row_kernel, causal=causal)
-        self.within_row = nn.ModuleList(PixelBlock(fine, pixel_kernel, causal=causal) for _ in range(pixel_blocks))
+        self.rows_above = RowsAbove(channels, row_blocks, row_kernel, norm=norm, causal=causal)
+        self.within_row = nn.ModuleList(
+            PixelBlock(fine, pixel_kernel, norm=norm, causal=causal) for _ in range(pixel_blocks)
+        )
         self.head = nn.Conv2d(fine, fine, 1)
         self.link_sizes = [2 * fine] * pixel_blocks + [fine]
         self.link = nn.Conv2d(fine, sum(self.link_sizes), 1)
@@ -97,11 +103,11 @@ class GatedPixelCNN(nn.Module):
         if self.context is not None:
             context_bchw = self.context(context_bchw)
         v_bchw = self.rows_above(v_bchw, context_bchw)
-        *links, head_link = self.link(v_bchw).split(self.link_sizes, dim=1)
+        *links, head_link = self.link(self.read(v_bchw)).split(self.link_sizes, dim=1)
         h_bchw = self.stem_pixels(shift_right(x_bchw) if self.causal else x_bchw)
         for block, link in zip(self.within_row, links, strict=True):
             h_bchw = applied(block, h_bchw, link)
-        return self.out(F.silu(self.head(h_bchw) + head_link))
+        return self.out(F.silu(self.head(self.read(h_bchw)) + head_link))
 
     def step_row(self, row_bcw: Tensor, context_bcw: Tensor | None, index: int, state: PixelState) -> None:
         """Prepares row `index`, given the finished row before it (zeros at the first row) and the row's context."""
@@ -110,7 +116,7 @@ class GatedPixelCNN(nn.Module):
         context_bwc = None
         if self.context is not None and context_bcw is not None:
             context_bwc = along(self.context, context_bcw.transpose(1, 2))
-        links_bwc = along(self.link, self.rows_above.step_row(v_bwc, context_bwc, state))
+        links_bwc = along(self.link, self.read(self.rows_above.step_row(v_bwc, context_bwc, state), -1))
         biases = [bias_of(block.conv.conv) for block in self._within_row()]
         state.links[self] = columns_first(links_bwc + torch.cat((*biases, bias_of(self.head))))
 
@@ -120,7 +126,7 @@ class GatedPixelCNN(nn.Module):
         h_bc = self.stem_pixels.step_pixel(x_bc, column, bias_of(self.stem_pixels.conv), state)
         for block, link in zip(self._within_row(), links, strict=True):
             h_bc = block.step_pixel(h_bc, column, link, state)
-        return along(self.out, F.silu(torch.addmm(head_link, h_bc, self.head.weight.flatten(1).T)))
+        return along(self.out, F.silu(torch.addmm(head_link, self.read(h_bc), self.head.weight.flatten(1).T)))
 
     def _within_row(self) -> Iterable[PixelBlock]:
         return cast("Iterable[PixelBlock]", self.within_row)

@@ -15,11 +15,11 @@ from pyro_delta.nn.images.causal import (
     PixelConv,
     PixelState,
     RasterBlock,
+    Reads,
     RowConv,
     along,
     bias_of,
     columns_first,
-    normalised,
     shift_down,
     shift_right,
 )
@@ -140,7 +140,7 @@ class SnailBlock(nn.Module):
         return self.attention.step_pixel(h_bc, background_c, position, state)
 
 
-class PixelSNAIL(nn.Module):
+class PixelSNAIL(Reads):
     """Gated residual causal convolutions and causal attention in turns [1], in a single stream of full resolution.
 
     The output at (r, c) depends on the input at all positions strictly before (r, c) in raster order, and on the
@@ -195,12 +195,12 @@ class PixelSNAIL(nn.Module):
         dropout: float = 0.0,
         context_channels: int = 0,
     ) -> None:
-        super().__init__()
+        super().__init__(norm=norm)
         if heads < 1 or channels % (2 * heads):
             raise UserError(
                 f"heads={heads} cannot share half of {channels} channels evenly; let channels be a multiple of 2·heads."
             )
-        self.width, self.norm = width, norm
+        self.width = width
         self.stem_rows = RowConv(channels_in, channels, self.STEM_KERNEL)
         self.stem_pixels = PixelConv(channels_in, channels, self.STEM_WIDTH)
         self.place = nn.Conv2d(2, channels, 1)
@@ -223,7 +223,7 @@ class PixelSNAIL(nn.Module):
         h_bchw = h_bchw + self.stem_pixels(shift_right(x_bchw))
         for block in self.blocks:
             h_bchw = block(h_bchw, x_bchw, self.background_chw)
-        return self.out(F.silu(self.head(normalised(h_bchw) if self.norm else h_bchw)))
+        return self.out(F.silu(self.head(self.read(h_bchw))))
 
     def step_row(self, row_bcw: Tensor, context_bcw: Tensor | None, index: int, state: PixelState) -> None:
         """Prepares row `index`, given the finished row before it (zeros at the first row) and the row's context."""
@@ -247,7 +247,7 @@ class PixelSNAIL(nn.Module):
         background_c = self.background_chw[:, state.row, column]
         for block in self._blocks():
             h_bc = block.step_pixel(h_bc, background_c, position, column, state)
-        return along(self.out, F.silu(along(self.head, normalised(h_bc) if self.norm else h_bc)))
+        return along(self.out, F.silu(along(self.head, self.read(h_bc))))
 
     def _see_pixel(self, x_bc: Tensor, position: int, state: PixelState) -> None:
         for block in self._blocks():

@@ -99,6 +99,16 @@ def normalised(v: Array) -> Array:
     return centred * jax.lax.rsqrt(jnp.square(centred).mean(-1, keepdims=True) + 1e-5)
 
 
+class Reads(nnx.Module):
+    """What reads a stream of features, as it is or, with `norm`, `normalised`."""
+
+    norm: bool
+
+    def read(self, v: Array) -> Array:
+        """What is read of features."""
+        return normalised(v) if self.norm else v
+
+
 def shift_down(v_bhwc: Array) -> Array:
     """Row r of the result is row r − 1, row 0 is zero."""
     return jnp.pad(v_bhwc, ((0, 0), (1, 0), (0, 0), (0, 0)))[:, :-1]
@@ -183,19 +193,27 @@ class PixelConv(nnx.Module):
         return pixels_bkc[:, 1:], result
 
 
-class RowBlock(nnx.Module):
+class RowBlock(Reads):
     """v + out(gate(conv(v))), a gated residual block [1] on rows."""
 
     def __init__(
-        self, channels: int, kernel: tuple[int, int], *, dilation: int = 1, causal: bool = True, rngs: nnx.Rngs
+        self,
+        channels: int,
+        kernel: tuple[int, int],
+        *,
+        dilation: int = 1,
+        norm: bool = False,
+        causal: bool = True,
+        rngs: nnx.Rngs,
     ) -> None:
         """See the class."""
+        self.norm = norm
         self.conv = RowConv(channels, 2 * channels, kernel, dilation=dilation, causal=causal, rngs=rngs)
         self.out = Pointwise(channels, channels, rngs=rngs)
 
     def __call__(self, v_bhwc: Array) -> Array:
         """(B, H, W, c) → (B, H, W, c)."""
-        return v_bhwc + self.out(gate(self.conv(v_bhwc)))
+        return v_bhwc + self.out(gate(self.conv(self.read(v_bhwc))))
 
     def start(self, batch: int, width: int, dtype: Any) -> Array:
         """The window before row 0."""
@@ -203,11 +221,11 @@ class RowBlock(nnx.Module):
 
     def step(self, window: Array, row_bwc: Array) -> tuple[Array, Array]:
         """The next window, and the result for the row."""
-        window, gated = self.conv.step(window, row_bwc)
+        window, gated = self.conv.step(window, self.read(row_bwc))
         return window, row_bwc + self.out(gate(gated))
 
 
-class PixelBlock(nnx.Module):
+class PixelBlock(Reads):
     """h + out(gate(conv(h) + link)): a gated residual block [1] along the row, told of the rows above by the link.
 
     Args:
@@ -239,10 +257,6 @@ class PixelBlock(nnx.Module):
         """(B, H, W, c) and a link (B, H, W, 2c) → (B, H, W, c). Features are dropped if `rngs` are given."""
         gated = gate(self.conv(self.read(h_bhwc)) + link_bhwc)
         return h_bhwc + self.out(self.dropout(gated, deterministic=rngs is None, rngs=rngs))
-
-    def read(self, h: Array) -> Array:
-        """Of h what the convolution reads."""
-        return normalised(h) if self.norm else h
 
     def start(self, batch: int, dtype: Any) -> Array:
         """The window at the start of a row."""

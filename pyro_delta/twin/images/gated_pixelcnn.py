@@ -16,7 +16,16 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from pyro_delta.twin.images.causal import PixelBlock, PixelConv, Pointwise, RowBlock, RowConv, shift_down, shift_right
+from pyro_delta.twin.images.causal import (
+    PixelBlock,
+    PixelConv,
+    Pointwise,
+    Reads,
+    RowBlock,
+    RowConv,
+    shift_down,
+    shift_right,
+)
 
 
 def dealt_out(v: Array, width: int) -> Array:
@@ -40,7 +49,7 @@ class RowsState(NamedTuple):
     """one of each block"""
 
 
-class Coarser(nnx.Module):
+class Coarser(Reads):
     """The coarser levels, seen from the finest: half the columns, their stream, and all columns again."""
 
     def __init__(
@@ -51,17 +60,19 @@ class Coarser(nnx.Module):
         kernel: tuple[int, int],
         *,
         dilation: int,
+        norm: bool,
         causal: bool,
         rngs: nnx.Rngs,
     ) -> None:
         """`fine` is the number of channels of the finer level."""
+        self.norm = norm
         self.down = RowConv(fine, channels[0], kernel, stride=2, dilation=dilation, causal=causal, rngs=rngs)
-        self.stream = RowsAbove(channels, blocks, kernel, dilation=2 * dilation, causal=causal, rngs=rngs)
+        self.stream = RowsAbove(channels, blocks, kernel, dilation=2 * dilation, norm=norm, causal=causal, rngs=rngs)
         self.up = Pointwise(channels[0], 2 * fine, rngs=rngs)
 
     def __call__(self, v_bhwc: Array) -> Array:
         """(B, H, W, fine) → (B, H, W, fine)."""
-        return dealt_out(self.up(self.stream(self.down(v_bhwc))), v_bhwc.shape[2])
+        return dealt_out(self.up(self.stream(self.down(self.read(v_bhwc)))), v_bhwc.shape[2])
 
     def start(self, batch: int, width: int, dtype: Any) -> CoarserState:
         """What is known before row 0."""
@@ -69,7 +80,7 @@ class Coarser(nnx.Module):
 
     def step(self, state: CoarserState, row_bwc: Array) -> tuple[CoarserState, Array]:
         """The next window and stream, and the result for the row."""
-        window, u_bwc = self.down.step(state.window, row_bwc)
+        window, u_bwc = self.down.step(state.window, self.read(row_bwc))
         stream, u_bwc = self.stream.step(state.stream, u_bwc)
         return CoarserState(window, stream), dealt_out(self.up(u_bwc), row_bwc.shape[1])
 
@@ -82,6 +93,7 @@ class RowsAbove(nnx.Module):
         blocks: the number of blocks at each level.
         kernel: (k_r, k_c) of all of them.
         dilation: of rows at the finest level; it doubles from level to level.
+        norm: whether blocks and strided convolutions read the stream `normalised`.
         causal: if false, rows below are seen as well.
         rngs: of the initial values.
     """
@@ -93,12 +105,13 @@ class RowsAbove(nnx.Module):
         kernel: tuple[int, int],
         *,
         dilation: int = 1,
+        norm: bool = False,
         causal: bool = True,
         rngs: nnx.Rngs,
     ) -> None:
         """See the class."""
         fine, *coarser = channels
-        same: dict[str, Any] = {"dilation": dilation, "causal": causal, "rngs": rngs}
+        same: dict[str, Any] = {"dilation": dilation, "norm": norm, "causal": causal, "rngs": rngs}
         self.has_coarser = bool(coarser)
         if self.has_coarser:
             self.coarser = Coarser(fine, tuple(coarser), blocks[1:], kernel, **same)
@@ -145,7 +158,7 @@ class State(NamedTuple):
     """one of each block within the row"""
 
 
-class GatedPixelCNN(nnx.Module):
+class GatedPixelCNN(Reads):
     """The causal trunk: a result knows the pixels before it in raster order, and the context up to its row.
 
     Args:
@@ -159,6 +172,7 @@ class GatedPixelCNN(nnx.Module):
         row_kernel: (k_r, k_c) of the rows-above stream.
         pixel_kernel: width of the kernels within the row.
         stem: rows and columns of the kernel over the rows above, and width of that within the row, that see the input.
+        norm: whether blocks, strided convolutions, links and the hidden layer before the result read `normalised`.
         context_channels: of the context; 0 if there is none.
         causal: if false, there are neither masks nor shifts: every pixel sees all around it.
         rngs: of the initial values.
@@ -177,21 +191,25 @@ class GatedPixelCNN(nnx.Module):
         row_kernel: tuple[int, int] = (2, 3),
         pixel_kernel: int = 3,
         stem: tuple[int, int, int] = (3, 9, 5),
+        norm: bool = False,
         context_channels: int = 0,
         causal: bool = True,
         rngs: nnx.Rngs,
     ) -> None:
         """See the class."""
         c = channels[0]
+        self.norm = norm
         self.causal, self.splits = causal, tuple(2 * c * (i + 1) for i in range(pixel_blocks))
         self.stem_rows = RowConv(channels_in, c, stem[:2], causal=causal, rngs=rngs)
         self.stem_pixels = PixelConv(channels_in, c, stem[2], causal=causal, rngs=rngs)
         self.position = nnx.Param(jnp.zeros((c, height, width), float))
         if context_channels:
             self.context = Pointwise(context_channels, c, rngs=rngs)
-        self.rows_above = RowsAbove(tuple(channels), tuple(row_blocks), row_kernel, causal=causal, rngs=rngs)
+        self.rows_above = RowsAbove(tuple(channels), tuple(row_blocks), row_kernel, norm=norm, causal=causal, rngs=rngs)
         self.link = Pointwise(c, 2 * c * pixel_blocks + c, rngs=rngs)
-        self.within_row = nnx.List([PixelBlock(c, pixel_kernel, causal=causal, rngs=rngs) for _ in range(pixel_blocks)])
+        self.within_row = nnx.List(
+            [PixelBlock(c, pixel_kernel, norm=norm, causal=causal, rngs=rngs) for _ in range(pixel_blocks)]
+        )
         self.head = Pointwise(c, c, rngs=rngs)
         self.out = Pointwise(c, channels_out, rngs=rngs)
 
@@ -200,11 +218,11 @@ class GatedPixelCNN(nnx.Module):
         above, left = (shift_down(x_bhwc), shift_right(x_bhwc)) if self.causal else (x_bhwc, x_bhwc)
         v = self.stem_rows(above) + self._positions()
         v = self.rows_above(v, None if context_bhwc is None else self.context(context_bhwc))
-        *links, link = jnp.split(self.link(v), self.splits, axis=-1)
+        *links, link = jnp.split(self.link(self.read(v)), self.splits, axis=-1)
         h = self.stem_pixels(left)
         for block, block_link in zip(self.within_row, links, strict=True):
             h = block(h, block_link)
-        return self.out(jax.nn.silu(self.head(h) + link))
+        return self.out(jax.nn.silu(self.head(self.read(h)) + link))
 
     def start(self, batch: int) -> State:
         """What is known before the first pixel."""
@@ -232,7 +250,7 @@ class GatedPixelCNN(nnx.Module):
         position_wc, context_bwc = inputs
         stem_rows, v_bwc = self.stem_rows.step(state.stem_rows, above_bwc)
         rows, v_bwc = self.rows_above.step(state.rows, v_bwc + position_wc, context_bwc)
-        links = jnp.split(jnp.swapaxes(self.link(v_bwc), 0, 1), self.splits, axis=-1)
+        links = jnp.split(jnp.swapaxes(self.link(self.read(v_bwc)), 0, 1), self.splits, axis=-1)
         fresh = self.start(above_bwc.shape[0])
         return State(stem_rows, rows, fresh.stem_pixels, fresh.windows), links
 
@@ -246,7 +264,7 @@ class GatedPixelCNN(nnx.Module):
         for block, window, block_link in zip(self.within_row, state.windows, block_links, strict=True):
             next_window, h_bc = block.step(window, h_bc, block_link)
             windows.append(next_window)
-        result = self.out(jax.nn.silu(self.head(h_bc) + link))
+        result = self.out(jax.nn.silu(self.head(self.read(h_bc)) + link))
         return State(state.stem_rows, state.rows, stem_pixels, windows), result, None
 
     def _positions(self) -> Array:

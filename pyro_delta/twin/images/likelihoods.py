@@ -144,6 +144,7 @@ class GatedPixelCNNLikelihood(ImageLikelihood):
         row_kernel: (rows, columns) of the rows-above stream's convolutions.
         pixel_kernel: columns of the within-row stream's convolutions.
         stem: (rows, columns, pixels) of the first look at the rows above and at the pixels to the left.
+        norm: whether blocks read features of mean 0 and variance 1.
     """
 
     def __init__(
@@ -162,6 +163,7 @@ class GatedPixelCNNLikelihood(ImageLikelihood):
         row_kernel: tuple[int, int] = (2, 3),
         pixel_kernel: int = 3,
         stem: tuple[int, int, int] = (3, 9, 5),
+        norm: bool = False,
     ) -> None:
         """See the class."""
         network = partial(
@@ -175,6 +177,7 @@ class GatedPixelCNNLikelihood(ImageLikelihood):
             row_kernel=tuple(row_kernel),
             pixel_kernel=pixel_kernel,
             stem=tuple(stem),
+            norm=norm,
             rngs=rngs,
         )
         super().__init__(network, Told(spec, prior, conditioning, use_latents=use_latents, rngs=rngs))

@@ -22,8 +22,8 @@ from pyro_delta.twin.images.causal import (
     PixelConv,
     Pointwise,
     RasterBlock,
+    Reads,
     RowConv,
-    normalised,
     shift_down,
     shift_right,
 )
@@ -184,7 +184,7 @@ Notes = list[list[Array]]
 """(W, B, c) of each layer of each block: what it read along a row"""
 
 
-class PixelSNAIL(nnx.Module):
+class PixelSNAIL(Reads):
     """The causal trunk: a result knows the pixels before it in raster order, and the context up to its position.
 
     Args:
@@ -317,7 +317,7 @@ class PixelSNAIL(nnx.Module):
         return State(state.stem_rows, stem_pixels, states), self._told(h_bc), notes
 
     def _told(self, h: Array) -> Array:
-        return self.out(jax.nn.silu(self.head(normalised(h) if self.norm else h)))
+        return self.out(jax.nn.silu(self.head(self.read(h))))
 
     def _background(self) -> Array:
         return jnp.asarray(background(self.height, self.width), self.place.bias[...].dtype)
