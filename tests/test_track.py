@@ -173,3 +173,7 @@ def test_operations_are_those_of_the_products() -> None:
     assert parameters(vae) == (21 + 7) + (21 + 3)
     vae.guide.layer.bias.requires_grad_(False)
     assert parameters(vae) == 28 + 21
+
+
+def test_recorded_curves_name_no_folder_of_a_machine() -> None:
+    assert [curve.name for curve in curves() if "root" in curve.settings["data"]] == []

@@ -98,9 +98,11 @@ def curve_of(name: str, runs: Sequence[Run], command: str) -> Curve:
     steps = sorted(set.intersection(*(set(bounds) for bounds in by_run)))
     if not steps:
         raise UserError(f"{first.folder} has no validation at a step of all the others; set training.validations.")
+    settings = first.config.model_dump(mode="json")
+    settings["data"].pop("root", None)  # of the machine
     return Curve(
         name=name,
-        settings=first.config.model_dump(mode="json"),
+        settings=settings,
         unit=first.spec.unit,
         steps=steps,
         bounds=[[bounds[step] for bounds in by_run] for step in steps],
