@@ -68,7 +68,8 @@ class Encoding:
         families: what the posterior of each site is, by name, in any batch; one where it is the same for all data.
         scored: numbers of a datum that were scored, a mean over the data.
         masked: whether some latents may not count, of some data.
-        delta: (N,) what each datum commits in nats, float64, where that is known of each.
+        delta: (N,) what each datum commits in nats, float64, where that is known of each, and they have lengths or
+            priors of their own.
         rate_per_dimension: mean KL of each latent dimension (the last axis of the event), (d,) nats; None where the
             rate has no such parts, or there are several sites.
     """
@@ -118,6 +119,8 @@ class _Seen:
     masked: bool
     mean_field: bool
     families: dict[str, str]
+    by_length: bool
+    """whether a prior has the lengths of the data"""
     delta: Tensor | None
     parts: dict[str, dict[str, Tensor]]
 
@@ -183,6 +186,7 @@ class _Encoder:
             masked=any(latent.masked for _, latent in latents),
             mean_field=self.apart and all(normal_parameters(latent.q) is not None for _, latent in latents),
             families={name: title_of(latent.q) for name, latent in latents},
+            by_length=any(getattr(latent.p, "lengths", None) is not None for _, latent in latents),
             delta=deltas(self.vae, seen),
             parts=parts,
         )
@@ -236,6 +240,8 @@ def _joined(seen: list[_Seen]) -> Encoding:
     rate, closed, per_dimension = torch.cat([one.rate for one in seen]), all(one.closed for one in seen), None
     deltas = [one.delta.cpu() for one in seen if one.delta is not None]
     delta = torch.cat(deltas) if len(deltas) == len(seen) else None
+    if delta is not None and not any(one.by_length for one in seen) and bool((delta == delta[0]).all()):
+        delta = None  # one prior for all: what they commit together may be more than the prior alone says
     known = [one.dimensions for one in seen if one.dimensions is not None]
     if closed and len(known) == len(seen):
         per_dimension = torch.stack(known).sum(0).cpu() / len(rate)
