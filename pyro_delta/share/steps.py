@@ -104,30 +104,23 @@ class _Pixel(_Cached):
         return parameters, self.emptied(filled)
 
 
-class _Number(_Cached):
-    """Place i ≥ 1 in their order, the token or number before it (B,) and the state → its parameters, and the state."""
+class _Next(_Cached):
+    """A place ≥ 1, the token or number before it (B,) and the state → parameters (B, P) there, and the state.
+
+    Args:
+        method: of the network: `step` at place i of all in their order, `step_position` at the first voice of position
+            t, given the last voice before it, or `step_voice` at voice k of the position of the step before.
+        end: of such places.
+        parts: as for `_Cached`.
+    """
+
+    def __init__(self, method: str, end: int, *parts: Any) -> None:
+        super().__init__(*parts)
+        self.method, self.end = method, end
 
     def forward(self, place: Tensor, before_b: Tensor, state: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         filled = self.filled(state)
-        parameters = self.network.step(filled, _within(place, 1, self.places[0]), before_b)
-        return parameters, self.emptied(filled)
-
-
-class _Position(_Cached):
-    """Position t ≥ 1, the last voice before it (B,) and the state → parameters of its first voice, and the state."""
-
-    def forward(self, position: Tensor, before_b: Tensor, state: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        filled = self.filled(state)
-        parameters = self.network.step_position(filled, _within(position, 1, self.places[0]), before_b)
-        return parameters, self.emptied(filled)
-
-
-class _Voice(_Cached):
-    """Voice k ≥ 1, the voice before it (B,) and the state → parameters (B, P) of the voice, and the state."""
-
-    def forward(self, voice: Tensor, before_b: Tensor, state: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        filled = self.filled(state)
-        parameters = self.network.step_voice(filled, _within(voice, 1, self.places[1]), before_b)
+        parameters = getattr(self.network, self.method)(filled, _within(place, 1, self.end), before_b)
         return parameters, self.emptied(filled)
 
 
@@ -163,17 +156,17 @@ def steps(likelihood: nn.Module, x: Tensor, z: Tensor, extras: dict[str, Tensor]
     last = tuple(torch.tensor(size - 1) for size in places)
     first, second = torch.tensor(0), torch.tensor(1)
     if not by_rows:
-        module = _Position(*parts) if by_voices else _Number(*parts)
-        before_b = x.flatten(1)[:, 0]
-        if places[0] > 1:
-            made.append(Program(STEP, module, [(place, before_b, state) for place in (second, last[0])], axes))
-        if by_voices and places[1] > 1:
-            made.append(Program(VOICE, _Voice(*parts), [(voice, before_b, state) for voice in (second, last[1])], axes))
+        methods = {STEP: "step_position", VOICE: "step_voice"} if by_voices else {STEP: "step"}
+        tries: list[tuple[Any, ...]]
+        for (name, method), end, at_end in zip(methods.items(), places, last, strict=True):
+            tries = [(place, x.flatten(1)[:, 0], state) for place in (second, at_end)]
+            if end > 1:
+                made.append(Program(name, _Next(method, end, *parts), tries, axes))
         return made
     if places[0] > 1:
         made.append(Program(ROW, _Row(*parts), [(row, x[:, :, 0], state) for row in (second, last[0])], axes))
     if places[1] > 1:
-        tries: list[tuple[Any, ...]] = [(row, column, x[:, :, 0, 0], state) for row, column in ((first, second), last)]
+        tries = [(row, column, x[:, :, 0, 0], state) for row, column in ((first, second), last)]
         made.append(Program(STEP, _Pixel(*parts), tries, axes))
     return made
 
