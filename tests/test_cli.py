@@ -464,6 +464,18 @@ def test_help_and_usage_errors_load_nothing_heavy(args: str) -> None:
     subprocess.run([sys.executable, "-c", script, *args.split()], check=True, capture_output=True, timeout=60)
 
 
+def test_training_and_sampling_load_what_they_use(tmp_path: Path) -> None:
+    script = (
+        "import sys\nfrom pyro_delta.cli import main\n"
+        f"train = {['train', *TINY, '--steps', '2', '--out', 'run']}\n"
+        "for args in train, ['sample', 'run', '--num', '2', '--out', 'a.png']:\n"
+        "    try:\n        main(args)\n    except SystemExit as end:\n        assert not end.code\n"
+        "slow = {'arviz', 'xarray', 'pandas', 'sklearn', 'matplotlib', 'torchvision', 'jax'} & set(sys.modules)\n"
+        "assert not slow, slow"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, timeout=120, cwd=tmp_path)
+
+
 def test_closed_pipe_is_quiet() -> None:
     command = f"{sys.executable} -m pyro_delta list datasets | true"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60)

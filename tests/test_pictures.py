@@ -19,12 +19,13 @@ import soundfile
 import torch
 from PIL import Image, ImageCms
 from test_cli import TINY, call, contents
+from torchvision.utils import make_grid
 
 from pyro_delta.data import Splits, load
 from pyro_delta.data.images import ImageSpec, cache, decoding, folder
 from pyro_delta.data.images.conversion import Conversion
 from pyro_delta.data.images.decoding import SUFFIXES, decoded, quiet
-from pyro_delta.data.images.pictures import grid
+from pyro_delta.data.images.pictures import FRAME, grid, side_by_side
 from pyro_delta.data.spec import spec_as_dict, spec_of_dict
 from pyro_delta.errors import UserError
 
@@ -911,6 +912,12 @@ def test_grids_of_every_kind_of_image(channels: int) -> None:
         part = x[0, -1].double() / 255
         colour = colour * part + 255 * (1 - part)
     assert (shown - colour).abs().max() <= 0.5 + 1e-9
+
+
+@pytest.mark.parametrize(("count", "columns"), [(1, 1), (2, 5), (5, 3), (6, 3), (7, 1)])
+def test_images_lie_side_by_side_as_torchvision_has_them(count: int, columns: int) -> None:
+    x = torch.from_numpy(noise(count, 3, 7, 5))
+    assert torch.equal(side_by_side(x, columns), make_grid(x, nrow=columns, padding=FRAME, pad_value=255))
 
 
 @pytest.mark.parametrize("mode", ["grey_alpha", "rgba"])

@@ -5,10 +5,12 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import xarray
+
+if TYPE_CHECKING:
+    import xarray
 
 
 def load_arviz() -> Any:
@@ -44,6 +46,8 @@ def as_arviz(
 
 def as_tree(data: Any) -> xarray.DataTree:
     """What `as_arviz` gives, as xarray has it."""
+    import xarray  # here, because it takes a while to import, and few commands need it
+
     return data if isinstance(data, xarray.DataTree) else xarray.DataTree.from_dict(dict(data.items()))
 
 

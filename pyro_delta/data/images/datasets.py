@@ -11,6 +11,7 @@ from typing import Annotated
 import numpy as np
 from pydantic import Field
 
+from pyro_delta.data.embedded import scikit_learn_data
 from pyro_delta.data.folders import LOG, readable
 from pyro_delta.data.images.conversion import Conversion, Crop, Mode
 from pyro_delta.data.images.folder import FEW_LEVELS, in_words, levelled, read_folder
@@ -57,10 +58,8 @@ class Digits(Splits):
     spec = ImageSpec(1, 8, 8, 17)
 
     def __init__(self, *, root: str = "data", validation: int | None = None, seed: Seed = 0) -> None:
-        from sklearn.datasets import load_digits  # slow to import, and the other data sets do without
-
-        images_bhw, labels_b = load_digits(return_X_y=True)
-        everything = split_of(images_bhw.astype(np.uint8).reshape(-1, 1, 8, 8), labels_b)
+        rows_bc = np.loadtxt(scikit_learn_data() / "data" / "digits.csv.gz", dtype=np.uint8, delimiter=",")
+        everything = split_of(rows_bc[:, :-1].reshape(-1, 1, 8, 8), rows_bc[:, -1].astype(np.int64))
         train, test = hold_out(everything, 360, TEST_SEED)
         super().__init__(*assembled(self.spec, train, test, _or(validation, 180), seed), TEN_DIGITS)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.nn.functional import pad
 
 from pyro_delta.errors import UserError
 from pyro_delta.files import written_whole
@@ -31,8 +32,6 @@ def grid(images_bchw: Tensor, levels: int, columns: int, hidden_bhw: Tensor | No
         columns: images side by side.
         hidden_bhw: pixels that are painted in a colour of their own instead.
     """
-    from torchvision.utils import make_grid  # here, because it takes seconds to import
-
     scale = max(1, -(-LEAST_SIDE // max(images_bchw.shape[-2:])))
     shown_bchw = images_bchw.double() * (255 / (levels - 1))
     if images_bchw.shape[1] in (2, 4):
@@ -43,7 +42,23 @@ def grid(images_bchw: Tensor, levels: int, columns: int, hidden_bhw: Tensor | No
         colour_c11 = torch.tensor(HIDDEN, dtype=torch.uint8)[:, None, None]
         bytes_bchw = torch.where(hidden_bhw[:, None], colour_c11, bytes_bchw)
     large_bchw = bytes_bchw.repeat_interleave(scale, -2).repeat_interleave(scale, -1)
-    return make_grid(list(large_bchw), nrow=columns, padding=FRAME, pad_value=255)
+    return side_by_side(large_bchw.expand(-1, 3, -1, -1), columns)
+
+
+def side_by_side(images_bchw: Tensor, columns: int) -> Tensor:
+    """One picture (C, H', W') of images with white between and around them, row by row; a single image as it is.
+
+    As torchvision's `make_grid`, which takes seconds to import.
+    """
+    count = len(images_bchw)
+    if count == 1:
+        return images_bchw[0]
+    columns = min(columns, count)
+    rows = -(-count // columns)
+    white_bchw = images_bchw.new_full((rows * columns - count, *images_bchw.shape[1:]), 255)
+    framed_bchw = pad(torch.cat([images_bchw, white_bchw]), (FRAME, 0, FRAME, 0), value=255)
+    picture_chw = framed_bchw.unflatten(0, (rows, columns)).permute(2, 0, 3, 1, 4).flatten(3).flatten(1, 2)
+    return pad(picture_chw, (0, FRAME, 0, FRAME), value=255)
 
 
 def save_png(picture_chw: Tensor, path: Path) -> None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from importlib import resources
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from pyro_delta.data.embedded import scikit_learn_data
 from pyro_delta.data.sequences.spec import TokenSpec
 from pyro_delta.data.splits import TEST_SEED, Split, Splits, reordered
 from pyro_delta.errors import UserError
@@ -94,7 +94,7 @@ def read_lines(spec: TokenSpec, path: Path, count: int | None) -> tuple[Tensor, 
 
 def _descriptions() -> list[tuple[str, str]]:
     """Name and text of each of scikit-learn's descriptions, in the order of their names."""
-    files = sorted(resources.files("sklearn.datasets.descr").iterdir(), key=lambda file: file.name)
+    files = sorted((scikit_learn_data() / "descr").iterdir(), key=lambda file: file.name)
     return [
         (file.name.removesuffix(".rst"), file.read_text(encoding="utf-8"))
         for file in files
