@@ -10,8 +10,12 @@ from pkgutil import resolve_name
 
 import pytest
 from pages import PAGES, ROOT, anchors, blocks, cells, links
+from test_bad_inputs import BAD, HELD
+from test_bad_inputs import rows as mistyped
 from test_cli import call
+from test_integrity import WRONG
 
+from pyro_delta.cli import COMMANDS
 from pyro_delta.data import load
 from pyro_delta.guides import AntiCausalGuide
 from pyro_delta.models import AR1Prior, DeltaVAE, GatedPixelCNNLikelihood
@@ -137,3 +141,14 @@ def test_the_site_builds(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "sphinx", "-q", "-W", "--keep-going", "-n", "-b", "dummy", ROOT / "docs", tmp_path]
     done = subprocess.run(command, env={**os.environ, "DOCS_EXECUTE": "off"}, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_attempts_against_runs_are_counted() -> None:
+    """What was tried says how many rows the tables of tests have, and the page of received runs its sum."""
+    table = PAGES["docs/results.md"].partition("## What was tried against runs")[2]
+    attempts = {by: int(count) for count, by in re.findall(r"\| (\d+) \| 0 \| (`[^|]*) \|", table)}
+    assert len(attempts) == table.count("| 0 |") == 9
+    assert attempts["`tests/test_integrity.py`: `WRONG`"] == len(WRONG)
+    assert attempts["`tests/test_bad_inputs.py`"] == len(mistyped()) + len(BAD) + len(HELD)
+    assert f"over all {len(COMMANDS)} commands" in table
+    assert f"{sum(attempts.values())} attempts" in PAGES["docs/howto/runs_from_others.md"]
