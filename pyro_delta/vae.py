@@ -7,6 +7,7 @@ import inspect
 from collections import OrderedDict
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from functools import cache
 from typing import Any, TypeVar
 
 import pyro
@@ -14,6 +15,9 @@ from pyro.nn import PyroModule
 from torch import Tensor, nn
 
 Copied = TypeVar("Copied", bound=nn.Module)
+
+_UNCHANGED = frozenset({bool, int, float, str, type(None)})
+_EMPTY = frozenset({dict, OrderedDict, set})
 
 
 class VAE(nn.Module):
@@ -44,16 +48,51 @@ def copied(module: Copied) -> Copied:
     """A deep copy, in which tensors that were computed from weights, and are no weights, are values alone.
 
     `copy.deepcopy` refuses those, which `torch.nn.utils.weight_norm` and spectral norms keep until the next call. It
-    spends most of its time on the empty dictionaries of hooks that every module has, so those are made here.
+    spends most of its time on the state of modules: on names, numbers and the empty dictionaries of hooks. That of
+    modules that say nothing of how they are copied is copied here.
     """
     known: dict[int, Any] = {}
-    for part in module.modules():
+    parts = list(module.modules())
+    for part in parts:
         for value in vars(part).values():
             if isinstance(value, Tensor) and not value.is_leaf:
                 known[id(value)] = value.detach().clone()
-            elif type(value) in (dict, OrderedDict) and not value:
+            elif type(value) in _EMPTY and not value:
                 known[id(value)] = type(value)()
+    plain = [part for part in parts if _is_plain(type(part))]
+    known |= {id(part): type(part).__new__(type(part)) for part in plain}
+    for part in plain:
+        vars(known[id(part)]).update(
+            {name: _copied(value, known) for name, value in vars(part).items() if name != "_compiled_call_impl"}
+        )
     return copy.deepcopy(module, known)
+
+
+def _copied(value: Any, known: dict[int, Any]) -> Any:
+    """A deep copy of a value, or of the values of a dictionary whose keys are names."""
+    if type(value) in _UNCHANGED:
+        return value
+    if (made := known.get(id(value))) is not None:
+        return made
+    if type(value) is dict and all(type(name) is str for name in value):
+        known[id(value)] = made = {}
+        made.update({name: _copied(part, known) for name, part in value.items()})
+        return made
+    return copy.deepcopy(value, known)
+
+
+@cache
+def _is_plain(kind: type[nn.Module]) -> bool:
+    """Whether `copy.deepcopy` copies the attributes of such a module, and does nothing else."""
+    return (
+        kind.__new__ is object.__new__
+        and kind.__reduce_ex__ is object.__reduce_ex__
+        and kind.__reduce__ is object.__reduce__
+        and kind.__getstate__ is nn.Module.__getstate__
+        and kind.__setstate__ in (nn.Module.__setstate__, nn.Conv2d.__setstate__)
+        and not hasattr(kind, "__deepcopy__")
+        and not any(vars(base).get("__slots__") for base in kind.__mro__)
+    )
 
 
 def with_prior(vae: VAE, prior: nn.Module) -> VAE:

@@ -53,6 +53,7 @@ COMPARED = 16
 """Data whose posteriors tell whether a family keeps its shape, and whose priors whether all have one; or …"""
 MOST_CLASSES = 64
 """… one datum of each class that they are conditioned on, up to so many."""
+CPU = torch.device("cpu")
 UNKNOWN_DENSITY = (KeyError, NotImplementedError)
 """Errors of a density that knows what it drew itself alone, such as that of a planar flow."""
 
@@ -317,6 +318,18 @@ def noise_seed(seed: int) -> int:
     return int(np.random.SeedSequence([seed, NOISE]).generate_state(1)[0])
 
 
+def seeded(seed: int, device: torch.device = CPU) -> None:
+    """Seeds what is drawn on the CPU, and on a GPU if programs are there.
+
+    `torch.manual_seed` seeds every GPU, whose state is not put back if the programs are on the CPU; and where none has
+    been used, it writes down the stack of each call, which takes longer than a small network.
+    """
+    if device == CPU:
+        torch.default_generator.manual_seed(seed)
+    else:
+        torch.manual_seed(seed)
+
+
 @singledispatch
 def evaluating(vae: Pair, seed: int) -> AbstractContextManager[None]:
     """Evaluation mode, no validation, and parameters and random state of its own; all put back afterwards."""
@@ -332,7 +345,7 @@ def _evaluating(vae: VAE, seed: int) -> Iterator[None]:
         # Weights that diverged give numbers that are not finite, for which the run's own words are better than a trace.
         stack.enter_context(pyro.validation_enabled(False))
         stack.enter_context(torch.random.fork_rng([device] if device.type == "cuda" else []))
-        torch.manual_seed(noise_seed(seed))
+        seeded(noise_seed(seed), device)
         vae.eval()
         if any(not isinstance(program, nn.Module) and owner_of(program) is None for program in (vae.model, vae.guide)):
             # Networks of a function are known when they are called.
@@ -437,8 +450,9 @@ def prior_learns(vae: VAE, batch: Batch, seen: Traced) -> bool:
     """
     if any(latent.p.log_prob(latent.placed.detach()).requires_grad for latent in seen.latents.values()):
         return True
+    device = device_of(vae)
     for number, size in enumerate((0.1, 0.1, 1.0, 1.0, 10.0, 10.0, 10.0, 10.0)):
-        torch.manual_seed(number // 2)  # one way and then the other: a gate may open to one side alone
+        seeded(number // 2, device)  # one way and then the other: a gate may open to one side alone
         with torch.no_grad(), moved(vae, size if number % 2 else -size):
             after = sites(vae, "model", batch, seen.z)
         if any(
