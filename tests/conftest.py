@@ -1,11 +1,13 @@
 """What every test starts from: fixed seeds, an empty parameter store, validation on, float32 in torch and JAX."""
 
 import os
+import random
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 
+import numpy as np
 import pyro
 import pytest
 import torch
@@ -32,7 +34,10 @@ def fresh_state() -> Iterator[None]:
     pyro.enable_validation(True)
     torch.distributions.Distribution.set_default_validate_args(True)
     pyro.clear_param_store()
-    pyro.set_rng_seed(0)
+    random.seed(0)
+    np.random.seed(0)  # noqa: NPY002
+    # Without a GPU, torch.manual_seed writes down the stack of every call for when there is one.
+    (torch if torch.cuda.is_available() else torch.default_generator).manual_seed(0)
     torch.set_default_dtype(torch.float32)
     if jax := sys.modules.get("jax"):  # a page's or an example's own setting is one of the process
         jax.config.update("jax_enable_x64", False)
