@@ -7,7 +7,6 @@ import inspect
 from collections import OrderedDict
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from functools import cache
 from typing import Any, TypeVar
 
 import pyro
@@ -59,7 +58,8 @@ def copied(module: Copied) -> Copied:
                 known[id(value)] = value.detach().clone()
             elif type(value) in _EMPTY and not value:
                 known[id(value)] = type(value)()
-    plain = [part for part in parts if _is_plain(type(part))]
+    kinds = {kind for kind in {type(part) for part in parts} if _is_plain(kind)}
+    plain = [part for part in parts if type(part) in kinds]
     known |= {id(part): type(part).__new__(type(part)) for part in plain}
     for part in plain:
         vars(known[id(part)]).update(
@@ -81,7 +81,6 @@ def _copied(value: Any, known: dict[int, Any]) -> Any:
     return copy.deepcopy(value, known)
 
 
-@cache
 def _is_plain(kind: type[nn.Module]) -> bool:
     """Whether `copy.deepcopy` copies the attributes of such a module, and does nothing else."""
     return (

@@ -1,5 +1,6 @@
 """The certificate: shipped combinations pass, and programs broken on purpose are caught, each for its own reason."""
 
+import copy
 import json
 import re
 from collections.abc import Callable
@@ -28,7 +29,7 @@ from pyro_delta.errors import UserError
 from pyro_delta.guides import AntiCausalGuide, ContourGuide, GRUGuide, StructuredGuide
 from pyro_delta.guides.sequences.sequence_guide import Backward
 from pyro_delta.models import AR1Prior, DeltaVAE, GatedPixelCNNLikelihood, GRULikelihood, StandardNormalPrior
-from pyro_delta.vae import VAE, local_parameters
+from pyro_delta.vae import VAE, copied, local_parameters
 
 SPEC = ImageSpec(1, 4, 5, 5)
 SMALL = [
@@ -73,6 +74,51 @@ def test_shipped_guides_pass(
     assert certificate.failure is None
     seen = finding(certificate, "causality of the guide")[1]
     assert seen.startswith("not causal, as declared" if guide == "bidirectional" else "anti-causal")
+
+
+class Tied(nn.Module):
+    """All that a copy has to keep: what is shared, in names and in places, and what a module says of its own copies."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two, self.gru = nn.Linear(2, 2), nn.Linear(2, 2), nn.GRU(2, 2)
+        self.two.weight = self.one.weight
+        self.places = {"one": [self.one, self.two.bias], 2: {"weight": self.one.weight}}
+        self.seen: dict[str, list[int]] = {}
+        self.listed = self.seen
+        self.register_buffer("count", torch.zeros(1), persistent=False)
+        self.unlike = Unlike()
+
+
+class Unlike(nn.Linear):
+    def __init__(self) -> None:
+        super().__init__(1, 1)
+        self.copies = 0
+
+    def __getstate__(self):
+        return {**super().__getstate__(), "copies": self.copies + 1}
+
+
+def test_a_copy_is_one_of_deepcopy() -> None:
+    made = Tied()
+    made.one.register_forward_hook(hook := lambda *_: None)
+    there, known = copied(made), copy.deepcopy(made)
+    assert there.two.weight is there.one.weight is there.places[2]["weight"] is not made.one.weight
+    assert there.places["one"][0] is there.one
+    assert there.places["one"][1] is there.two.bias
+    assert there.listed is there.seen is not made.seen
+    assert list(there.one._forward_hooks.values()) == [hook]
+    assert there.unlike.copies == known.unlike.copies == 1
+    assert there._non_persistent_buffers_set == {"count"}
+    for mine, other, old in zip(there.modules(), known.modules(), made.modules(), strict=True):
+        assert type(mine) is type(other)
+        assert list(vars(mine)) == list(vars(other))
+        assert not {id(value) for value in vars(mine).values() if isinstance(value, dict | list)} & {
+            id(value) for value in vars(old).values()
+        }
+    assert there.state_dict().keys() == known.state_dict().keys()
+    assert all(torch.equal(value, known.state_dict()[name]) for name, value in there.state_dict().items())
+    assert there.gru(torch.ones(1, 2))[0].shape == (1, 2)
 
 
 def test_verifying_changes_nothing() -> None:
