@@ -33,7 +33,7 @@ from pyro_delta.inference.run import create, load
 from pyro_delta.vae import VAE, parameters_of
 
 RANKS = 2
-STEPS = 50
+STEPS = 25
 NEAR = {"rtol": 1e-10, "atol": 1e-12}
 """Double precision, over a few dozen steps."""
 TRAININGS: dict[str, dict[str, Any]] = {
