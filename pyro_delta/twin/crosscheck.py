@@ -134,8 +134,9 @@ def crosscheck(
         }
         given = [(split.batch(slice(i, i + 1)), noise[i : i + 1]) for i in range(len(split))]
         ours = (_pyro(vae, one, torch.from_numpy(eps).to(dtype), elbo) for one, eps in given)
+        parts = nnx.split(twin, nnx.Param, ...)
         theirs = (
-            _numpyro(twin, mapped(one, _array), eps.astype(str(dtype).removeprefix("torch.")), elbo)
+            _numpyro(parts, mapped(one, _array), eps.astype(str(dtype).removeprefix("torch.")), elbo)
             for one, eps in given
         )
         terms, gradients = _compared(zip(ours, theirs, strict=True), torch.finfo(dtype).eps)
@@ -196,8 +197,8 @@ def _pyro(vae: in_pyro.VAE, batch: Batch, noise: Tensor, elbo: str) -> Side:
     return Side(_terms(seen.log_p, seen.log_px, seen.log_q, kl, loss), gradients)
 
 
-def _numpyro(twin: VAE, batch: Any, noise: Array, elbo: str) -> Side:
-    graph, weights, rest = nnx.split(twin, nnx.Param, ...)
+def _numpyro(parts: tuple[Any, Any, Any], batch: Any, noise: Array, elbo: str) -> Side:
+    graph, weights, rest = parts
     gradients, terms = _numpyro_gradient(graph, elbo, weights, rest, batch, noise)
     return Side(_terms(*terms), torch_weights(nnx.merge(graph, gradients, rest)))
 

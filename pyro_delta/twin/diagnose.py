@@ -208,7 +208,12 @@ class _Program:
             written = self.write(jax.tree.unflatten(tree, moved), batch, given, key)
             return sum((site.log_prob.sum() for site in written.values() if site.fn is not None), jnp.zeros(()))
 
-        return any(bool((slope != 0).any()) for slope in jax.grad(log_prob)([leaves[i] for i in learned]))
+        # Compiled, nothing is left of the likelihood; else every operation of its network would be compiled alone.
+        @jax.jit
+        def moves(values: list[Any]) -> list[Array]:
+            return [(slope != 0).any() for slope in jax.grad(log_prob)(values)]
+
+        return any(map(bool, moves([leaves[i] for i in learned])))
 
     @contextmanager
     def moved(self) -> Iterator[None]:

@@ -186,10 +186,18 @@ def _as_float64(value: InTorch, memo: Any = None) -> InTorch:
     return type(value)(jax.tree.map(widened, value.own))
 
 
+@jax.jit  # once for all parameters of a shape, rather than each operation alone
+def _divergence(q: Any, p: Any) -> jax.Array:
+    return kl_divergence(q, p)
+
+
 @register_kl(InTorch, InTorch)
 def _kl(q: InTorch, p: InTorch) -> Tensor:
     with _precision(q.wide or p.wide):
-        return to_torch(kl_divergence(q.own, p.own))
+        try:
+            return to_torch(_divergence(q.own, p.own))
+        except TypeError:  # it looks at values, or a distribution holds what cannot be hashed
+            return to_torch(kl_divergence(q.own, p.own))
 
 
 @per_dimension.register(InTorch)

@@ -16,7 +16,7 @@ from torch.overrides import TorchFunctionMode
 
 from pyro_delta.data.condition import KEY, condition_of
 from pyro_delta.data.values import dtype_of, random_values
-from pyro_delta.diagnostics.trace import posteriors, sites
+from pyro_delta.diagnostics.trace import posteriors, seeded, sites
 from pyro_delta.errors import UserError, is_out_of_memory
 from pyro_delta.protocol import Batch, Spec, Split
 from pyro_delta.vae import VAE, copied, parameters_of
@@ -234,7 +234,7 @@ def is_other_in_training(case: Case) -> bool:
     with torch.no_grad():
         before = posteriors(vae, batch, z)
     with as_trained(vae.train()):
-        torch.manual_seed(0)
+        seeded(0)
         after = posteriors(vae, batch, z)
     return any(bool(moved(before[name].log_q, after[name].log_q.detach(), case.same).any()) for name in before)
 
@@ -301,17 +301,20 @@ def as_trained(vae: VAE, *, keep: bool = False) -> Iterator[None]:
                 buffer.data.copy_(value)  # unseen by a gradient that is still to be taken
 
 
+_FLOAT, _TO, _TYPE = Tensor.float, Tensor.to, Tensor.type
+
+
 class _Widened(TorchFunctionMode):
     """Gives double precision where a program asks for single: it does the same, and rounding hides less."""
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Calls a function of torch."""
-        if function is Tensor.float:
-            return args[0].double()
-        if function in (Tensor.to, Tensor.type):
-            args = [torch.float64 if value is torch.float32 else value for value in args]
         kwargs = kwargs or {}
-        if kwargs.get("dtype") is torch.float32:
+        if function is _FLOAT:
+            return args[0].double()
+        if function is _TO or function is _TYPE:
+            args = [torch.float64 if value is torch.float32 else value for value in args]
+        if kwargs and kwargs.get("dtype") is torch.float32:
             kwargs = {**kwargs, "dtype": torch.float64}
         try:
             return function(*args, **kwargs)

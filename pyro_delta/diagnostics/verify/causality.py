@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution, Independent
 
-from pyro_delta.diagnostics.trace import Drawn, observed, posteriors
+from pyro_delta.diagnostics.trace import Drawn, observed, posteriors, seeded
 from pyro_delta.diagnostics.verify.case import (
     Case,
     Finding,
@@ -348,7 +348,7 @@ def _told(drawn: Drawn, z: Tensor) -> Tensor:
 def _same_noise(vae: VAE, gradient: bool) -> Iterator[None]:
     """The programs run as in their mode, with or without a gradient, and with the same noise at each call."""
     with torch.random.fork_rng(devices=[]), torch.set_grad_enabled(gradient), as_trained(vae):
-        torch.manual_seed(0)
+        seeded(0)
         yield
 
 

@@ -16,7 +16,7 @@ from torch.nn.parameter import UninitializedParameter
 from pyro_delta.data.condition import some_conditions
 from pyro_delta.data.spec import check_answers
 from pyro_delta.diagnostics import table
-from pyro_delta.diagnostics.trace import trace
+from pyro_delta.diagnostics.trace import seeded, trace
 from pyro_delta.diagnostics.verify.case import (
     CLASSES,
     COUNT,
@@ -138,7 +138,7 @@ def verify(
                 f"the weight {name} has no shape yet; call model and guide on a batch once, and verify then."
             )
     with _copied(), apart(vae, double=False):
-        torch.manual_seed(seed)
+        seeded(seed)
         single = Case(vae, spec, extras, batch, double=False)
         single.batch_norms = _tried(single)
         single = _faster(single)
@@ -147,7 +147,7 @@ def verify(
         drawn = _made(partial(as_drawn, single), _undrawn)
         later = _made(partial(after_calls, single), lambda words: None)  # double precision fails, too, and says so
     with _copied(), apart(vae):
-        torch.manual_seed(seed)
+        seeded(seed)
         case = Case(vae, spec, extras, batch)
         case.batch_norms = _tried(case)
         title = RESTS_ON[0]

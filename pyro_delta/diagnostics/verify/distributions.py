@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.distributions import Distribution, Independent, Transform, constraints
 
 from pyro_delta.data.values import random_values
-from pyro_delta.diagnostics.trace import observed, posteriors, trace
+from pyro_delta.diagnostics.trace import observed, posteriors, seeded, trace
 from pyro_delta.diagnostics.verify.case import Case, Finding, moved, shake, without_dropout
 from pyro_delta.distributions.any_gaussian import title_of
 from pyro_delta.distributions.float64 import as_float64
@@ -222,9 +222,9 @@ def _normalised(title: str, case: Case) -> Finding:
             except NotImplementedError:  # no moments, by which to lay out an integral
                 return Finding(title, None, whole)
         return Finding(title, None, whole)
-    torch.manual_seed(0)  # the same noise for both, such as that of dropout
+    seeded(0)  # the same noise for both, such as that of dropout
     log_prob = core.log_prob(case.x)
-    torch.manual_seed(0)
+    seeded(0)
     terms = core.terms(case.x)
     if (off := moved(log_prob, terms.flatten(len(log_prob.shape)).sum(-1))).any():
         i = int(off.flatten().nonzero()[0])
@@ -393,9 +393,9 @@ def _changed(case: Case, groups: int) -> list[int]:
         return []
     plain = copy.copy(core)
     plain.__class__ = shipped[0]
-    torch.manual_seed(0)
+    seeded(0)
     before = plain.terms(x)
-    torch.manual_seed(0)
+    seeded(0)
     return moved(before, core.terms(x)).reshape(len(x), groups).any(0).nonzero()[:, 0].tolist()
 
 

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from pyro_delta.diagnostics.trace import trace
+from pyro_delta.diagnostics.trace import seeded, trace
 from pyro_delta.diagnostics.verify.case import Case, Finding, shake
 from pyro_delta.diagnostics.verify.distributions import is_real
 from pyro_delta.vae import copied
@@ -37,7 +37,7 @@ def check_gradient(title: str, case: Case) -> Finding:
     direction = [torch.randn_like(p) for p in parameters]
 
     def loss() -> Tensor:
-        torch.manual_seed(0)
+        seeded(0)
         seen = trace(vae, batch, fixed)
         return (seen.log_q - seen.log_p - seen.log_px).sum()
 

@@ -24,6 +24,7 @@ from pyro_delta.diagnostics.trace import (
     depend_on_one_another,
     posteriors,
     prior,
+    seeded,
     trace,
 )
 from pyro_delta.diagnostics.verify.case import (
@@ -303,7 +304,7 @@ def _priors(case: Case, vae: VAE) -> dict[str, Distribution]:
 def _rates(case: Case, vae: VAE, priors: dict[str, Distribution] | None = None) -> Tensor | None:
     """(B,) nats of the data, with a gradient by the weights; None for a prior that is known by its density alone."""
     priors = _priors(case, vae) if priors is None else priors
-    torch.manual_seed(0)
+    seeded(0)
     drawn = posteriors(vae, case.batch(case.x))
     try:
         rates: Tensor = sum(kl_divergence(drawn[name].q, priors[name]) for name in drawn)  # type: ignore[assignment]

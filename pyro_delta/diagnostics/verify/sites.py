@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from pyro_delta.call import call
-from pyro_delta.diagnostics.trace import Drawn, Site, data_first, kept, numbers, placed, sites
+from pyro_delta.diagnostics.trace import Drawn, Site, data_first, kept, numbers, placed, seeded, sites
 from pyro_delta.diagnostics.verify.case import (
     DROPOUT,
     Case,
@@ -164,7 +164,7 @@ def _run(
     keep: bool = False,
 ) -> dict[str, dict[str, Site]]:
     """Sites of guide and model on data, given latents, with the same noise at each call; `keep` as for `as_trained`."""
-    torch.manual_seed(seed)
+    seeded(seed)
     batch = case.batch(x, like)
     with as_trained(vae, keep=keep):
         return {part: _detached(sites(vae, part, batch, z)) for part in ("guide", "model")}
@@ -253,7 +253,7 @@ def _white(case: Case, mode: str, vae: VAE) -> Found:
     In batches of the training's size, of data that differ, and of one datum again and again, of which noise that is a
     function of the data tells.
     """
-    torch.manual_seed(0)
+    seeded(0)
     before = _noise(case, vae, case.x)
     again = _noise(case, vae, case.x)  # with no seed between the two: noise may be one of the seed's alone
     frozen = [name for name, (fn, noise) in again.items() if not is_point(fn) and torch.equal(noise, before[name][1])]
@@ -369,7 +369,7 @@ def _as_stated(case: Case, runs: list[Run]) -> Found:
     """The distributions at the sites are those that prior, likelihood and guide state when they are called alone."""
     for run in runs:
         for what, site, stated in _stated(case, run):
-            torch.manual_seed(0)
+            seeded(0)
             with torch.no_grad(), as_trained(run.vae):
                 distribution = stated()
                 if not isinstance(distribution, Distribution):
@@ -386,7 +386,7 @@ def _as_stated(case: Case, runs: list[Run]) -> Found:
 
 def _scored(distribution: Distribution, value: Tensor) -> Tensor:
     """Log-probability, with the same noise at each call."""
-    torch.manual_seed(0)
+    seeded(0)
     return distribution.log_prob(value)
 
 
@@ -477,9 +477,9 @@ def _apart(case: Case) -> Found:
         found = []
         for other in (case.x, fill.to(case.x.dtype)):
             with torch.no_grad(), as_trained(vae):
-                torch.manual_seed(0)
+                seeded(0)
                 sites(vae, "guide", case.batch(other), {})
-                torch.manual_seed(1)
+                seeded(1)
                 found.append(_detached(sites(vae, "model", case.batch(case.x), z)))
         for name, site in found[0].items():
             if moved(site.log_prob, found[1][name].log_prob).any():
@@ -571,7 +571,7 @@ def after_calls(case: Case) -> Found:
     def seen() -> dict[str, Tensor]:
         for buffer, value in zip(known, before, strict=True):
             buffer.data.copy_(value)
-        torch.manual_seed(0)
+        seeded(0)
         with as_trained(vae):
             guide = sites(vae, "guide", case.batch(x), {})
             z = {name: site.value.detach() for name, site in guide.items()}
@@ -586,7 +586,7 @@ def after_calls(case: Case) -> Found:
         return found
 
     first_ = seen()
-    torch.manual_seed(1)
+    seeded(1)
     with as_trained(vae, keep=True):
         for _ in range(CALLS):
             z = {name: site.value.detach() for name, site in sites(vae, "guide", case.batch(x), {}).items()}
