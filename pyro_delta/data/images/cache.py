@@ -264,6 +264,7 @@ def _write(home: Path, parts: Sequence[Part], title: str, state: dict[str, Any] 
                     if found is not None:
                         labels.append(found.astype(np.int64))
                     counts[-1] += len(images)
+                    del images, found  # which would be in memory while the next are read
                 if part.key_now() != part.key:  # else other images would be known by the key
                     raise UserError(f"{title} was changed while it was read; start again when nothing writes there.")
                 assert shape is not None
