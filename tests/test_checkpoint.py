@@ -251,4 +251,4 @@ def test_weights_that_fit_are_loaded() -> None:
 
 def test_an_incomplete_checkpoint_names_what_it_lacks(path: Path) -> None:
     with pytest.raises(UserError, match=r"checkpoint\.pt is incomplete: it has no 'optimizer'"):
-        unpack(pack({"average": {}, "step": 3}), path, keys=("average", "optimizer"))
+        unpack(pack({"average": {"w": torch.ones(1)}, "step": 3}), path, keys=("average", "optimizer"))

@@ -298,6 +298,7 @@ def test_a_training_that_does_not_get_better_ends(backend: str, tmp_path: Path) 
         pytest.importorskip("flax")
     folder = tmp_path / "run"
     sets = {"lr": 1e-30, "log_every": 2, "validations": 10, "patience": 3, "validation_images": 20, "backend": backend}
+    sets["ema"] = 0.0  # an average of equal weights differs from them by rounding
     still = [part for key, value in sets.items() for part in ("--set", f"training.{key}={value}")]
     networks = [part for pair in zip(SETS[::2], SETS[1::2]) if "training" not in pair[1] for part in pair]
     code, _, err = call(

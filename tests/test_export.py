@@ -494,6 +494,10 @@ SNAIL = {key: value for key, value in IMAGES.items() if not key.startswith("like
 }
 
 
+OLD = torch.__version__.startswith("2.6.")
+"""The oldest torch does not export what indexes by a place that is free, nor Fourier transforms."""
+
+
 @pytest.mark.parametrize(
     ("data", "settings", "told"),
     [
@@ -514,6 +518,10 @@ def test_torch_programs_compute_what_the_run_does(
     monkeypatch.chdir(tmp_path)
     preset = "cifar10-small" if isinstance(data, str) else None
     trained = pyro_delta.train({**settings, "training.steps": 2}, data=data, preset=preset, out="run", device="cpu")
+    if OLD and "wavenet" in settings.values():
+        with pytest.raises(UserError, match=r"cannot make guide\.pt2 of this run .*; leave --torch out"):
+            export(trained, "out", torch_programs=True)
+        return
     found = export(trained, "out", torch_programs=True)
     made = [
         "guide.pt2",
@@ -522,11 +530,12 @@ def test_torch_programs_compute_what_the_run_does(
         *["decoder_row.pt2"] * (isinstance(data, str)),
         "decoder_step.pt2",
         *["decoder_voice.pt2"] * (isinstance(data, Splits) and "wavenet" not in settings.values()),
-    ]
+    ][: 2 if OLD else None]
     assert {file for file in found.files if file.endswith(".pt2")} == set(made)
+    assert any("the steps of its sampling stay behind" in note for note in found.notes) == OLD
     text = Path("out/README.md").read_text()
     assert f"{', '.join(made[:-1])} and {made[-1]} are `torch.export` programs" in text
-    assert "`decoder_start(z, extras)`" in text
+    assert OLD or "`decoder_start(z, extras)`" in text
     run, test = pyro_delta.load("out"), trained.data().test
     guide, decoder = (torch.export.load(Path("out", name)).module() for name in ("guide.pt2", "decoder.pt2"))
     for count in (1, 2, 4):
@@ -542,7 +551,7 @@ def test_torch_programs_compute_what_the_run_does(
             torch.testing.assert_close(log_prob_of(p, parameters, some.x), p.log_prob(some.x), rtol=1e-6, atol=1e-5)
             counted = getattr(p, "counted", None)  # what follows the end is read as token 0, a missing number as NaN
             x = some.x if counted is None else torch.where(counted, some.x, p.blank)
-            for place, found in step_by_step("out", x, z, extras) if count == 2 else ():
+            for place, found in step_by_step("out", x, z, extras) if count == 2 and not OLD else ():
                 torch.testing.assert_close(found, parameters[(slice(None), *place)], rtol=1e-5, atol=1e-5)
         torch.testing.assert_close(mean, q.base_dist.loc, rtol=1e-6, atol=1e-6)
         torch.testing.assert_close(scale, q.base_dist.scale, rtol=1e-6, atol=1e-6)

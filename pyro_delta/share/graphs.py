@@ -22,6 +22,8 @@ from pyro_delta.share.steps import Program, steps
 from pyro_delta.vae import VAE, parameters_of
 
 GUIDE, DECODER = "guide.pt2", "decoder.pt2"
+MOST = 2**31 - 1
+"""Data of a batch for which programs are made."""
 TRACED, TRIED = 3, 5
 """Data that a program is traced with, and then compared with eager torch on."""
 TOLERANCE = 1e-6
@@ -120,7 +122,8 @@ def _exported(program: Program, mend: str = "leave --torch out.") -> bytes:
     Raises:
         UserError: if torch cannot, or makes something else of it; `mend` says what follows from that.
     """
-    batch, name, axes = torch.export.Dim("batch", min=1), program.name, program.axes
+    # Without a largest size, torch before 2.7 finds that it differs from infinity, and refuses.
+    batch, name, axes = torch.export.Dim("batch", min=1, max=MOST), program.name, program.axes
     free = tuple(
         {key: {axes.get(key, 0): batch} for key in part}
         if isinstance(part, dict)
