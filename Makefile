@@ -20,7 +20,7 @@ SWEEPS := collapse rate-distortion independent-against-temporal anti-causal
 
 demo: .venv/installed
 	rm -rf $(DEMO)
-	$(BIN)/pyro-delta train --dataset digits --out $(DEMO)
+	$(BIN)/pyro-delta train --dataset digits --no-report --out $(DEMO)
 	$(BIN)/pyro-delta evaluate $(DEMO)
 	$(BIN)/pyro-delta sample $(DEMO) --num 64 --out $(DEMO)/samples.png
 	$(BIN)/pyro-delta check $(DEMO)

@@ -46,7 +46,7 @@ SETTINGS = {
     "training.validations": "2",
 }
 SETS = [part for key, value in SETTINGS.items() for part in ("--set", f"{key}={value}")]
-TINY = ["--preset", "cifar10-small", "--dataset", "digits", "--device", "cpu", *SETS]
+TINY = ["--preset", "cifar10-small", "--dataset", "digits", "--device", "cpu", *SETS, "--no-report"]
 METRICS = {
     "step",
     "wall_s",

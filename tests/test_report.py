@@ -40,7 +40,7 @@ from pyro_delta.inference.optim import learning_rate
 from pyro_delta.rate import committed_rate
 from pyro_delta.report.commands import command_of, command_of_check, stages
 from pyro_delta.report.page_figures import training_figure
-from pyro_delta.report.shown import FIGURE_BYTES, figure, shown_data
+from pyro_delta.report.shown import FIGURE_BYTES, SOUND_BYTES, figure, shown_data, shown_file
 
 VOID = {"meta", "link", "img", "br", "hr", "input"}
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -382,7 +382,26 @@ def test_a_training_that_was_made_longer_before_its_end_has_no_known_command() -
     assert stages(TrainingConfig(steps=100, **settings), lines[:8]) == [100]  # not yet at its end
 
 
-def test_a_training_ends_with_its_page(tmp_path: Path) -> None:
+def test_a_training_ends_with_a_page_of_what_is_known(tmp_path: Path) -> None:
+    """Nothing is checked for it; beside a control there are that one's curves, and commands that check against it."""
+    run, control = tmp_path / "run", tmp_path / "run-control"
+    code, out, err = call("train", *TINY[:-1], "--steps", 4, "--control", "--out", run)
+    assert code == 0, err
+    assert f"page: {run}/report.html" in out
+    assert not (run / "check.json").exists()
+    for folder, beside in ((run, f" --control {control}"), (control, "")):
+        text = (folder / "report.html").read_text(encoding="utf-8")
+        found = Page(text)
+        assert found.open == []
+        assert "Trained, and not checked yet." in text
+        assert f"{runs.read_metrics(folder)[-1]['neg_elbo_bpd']:.4f}" in text
+        samples = base64.b64encode((folder / "samples" / "step_000004.png").read_bytes()).decode()
+        assert [samples in str(image["src"]) for image in found.all("img")] == [False, True]
+        assert f"pyro-delta check {folder}{beside}\npyro-delta report {folder}{beside}</pre>" in text
+        assert ("Control: " in text) is bool(beside)
+
+
+def test_a_training_ends_with_its_page_checked_where_that_is_asked_for(tmp_path: Path) -> None:
     """Checked and kept, as by commands of their own."""
     run = tmp_path / "run"
     code, out, err = call("train", *TINY, "--steps", 2, "--report", "--out", run)
@@ -391,6 +410,21 @@ def test_a_training_ends_with_its_page(tmp_path: Path) -> None:
     numbers = json.loads((run / "check.json").read_text())
     assert f"{numbers['neg_elbo_bpd']:.4f}" in (run / "report.html").read_text()
     assert call("train", *TINY, "--steps", 2, "--report", "--dry-run")[0] == 2
+
+
+def test_a_page_that_cannot_be_written_ends_no_training(run: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(run, tmp_path / "run")
+    (copy / "report.html").unlink(missing_ok=True)
+    (copy / "report.html").mkdir()
+    code, out, err = call("train", "--out", copy, "--resume", "--steps", 14, "--json")
+    assert code == 0, err
+    assert (json.loads(out)["step"], json.loads(out)["report"]) == (14, None)
+    assert f"what was found is not kept with {copy} ({copy}/report.html: Is a directory)." in err
+
+
+def test_a_training_leaves_its_page_out_where_that_is_asked_for(tmp_path: Path) -> None:
+    assert "page:" not in call("train", *TINY, "--steps", 2, "--out", tmp_path / "run")[1]
+    assert not (tmp_path / "run" / "report.html").exists()
 
 
 def test_runs_side_by_side(run: Path, tmp_path: Path) -> None:
@@ -487,14 +521,15 @@ def data_of(spec: Spec, count: int) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("name", [*SPECS, "large pictures", "long sounds", "one long sound", "long texts"])
-def test_what_is_shown_is_of_its_type_and_no_larger_than_a_page_can_hold(name: str) -> None:
-    """Noise, which is the largest; a page has six of these and four figures."""
+def test_what_is_shown_is_of_its_type_and_no_larger_than_a_page_can_hold(name: str, tmp_path: Path) -> None:
+    """Noise, which is the largest; a page has six of these and four figures. Of files that are there, alike."""
     large = {
         "large pictures": (ImageSpec(3, 128, 128, 256), 100), "long sounds": (SoundSpec(120), 16),
         "one long sound": (SoundSpec(700, rate=16000), 2), "long texts": (TextSpec(5000, 256), 24),
     }  # fmt: skip
     spec, count = large[name] if name in large else (SPECS[name], 16)
-    found = list(shown_data(spec, data_of(spec, count), 2 if count == 2 else 8, "Noise."))
+    x, columns = data_of(spec, count), 2 if count == 2 else 8
+    found = list(shown_data(spec, x, columns, "Noise."))
     kinds = [opened(it.content)[0] for it in found if it.kind != "text"]
     sounds = [] if name == "one long sound" else ["audio/wav"]
     pictures = {
@@ -513,6 +548,19 @@ def test_what_is_shown_is_of_its_type_and_no_larger_than_a_page_can_hold(name: s
     said = {"large pictures": "made smaller", "long sounds": "the first 4 of 16", "one long sound": "too long",
             "long texts": "Of each line, the first 1666 bytes."}  # fmt: skip
     assert said.get(name, "") in words
+    spec.show(x, tmp_path / f"before{spec.suffix}", columns)
+    again = list(shown_file(spec, tmp_path / f"before{spec.suffix}", "Noise."))
+    if texts:
+        lines, before = (it[0].content.split("\n") for it in (found, again))
+        assert [line for line in lines if line] == [line for line in before if line]
+    elif spec.suffix == ".wav":
+        assert [it.kind for it in again] == ["sound", "drawing"]
+        assert "seconds; all of it is test_what" in again[0].caption
+        heard, whole = opened(again[0].content)[1], (tmp_path / "before.wav").read_bytes()
+        assert 0.98 * SOUND_BYTES < len(heard) <= SOUND_BYTES
+        assert heard[44:] == whole[44 : len(heard)]
+    else:
+        assert [(it.kind, it.content) for it in again] == [(it.kind, it.content) for it in found]
 
 
 def test_a_figure_of_many_lines_is_no_larger_either() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -454,6 +455,17 @@ def _run(training: Training, folder: Path | None, show: Show | None, given: Data
         if ALONE not in str(error):
             raise
         raise UserError(f"{in_a_line(error)}.") from error
+    record = {"folder": None, "splits": fingerprints(training.data), "classes": names_of_classes(training.data)}
+    return replace(
+        trained(training, folder),
+        given=given or training.data,
+        lines=tuple(lines),
+        data_record=DataRecord.model_validate(record),
+    )
+
+
+def trained(training: Training, folder: Path | None) -> Run:
+    """A training as a run with the best weights of its validations so far, or the last if there was none."""
     vae, best = copied(training.averaged()).eval(), training.best
     if best is not None:
         vae.load_state_dict(best["vae"])
@@ -466,12 +478,7 @@ def _run(training: Training, folder: Path | None, show: Show | None, given: Data
         training.step,
         training.over,
         folder,
-        given or training.data,
-        tuple(lines),
-        DataRecord.model_validate(
-            {"folder": None, "splits": fingerprints(training.data), "classes": names_of_classes(training.data)}
-        ),
-        int(training.state()["skipped"]),
+        skipped_steps=int(training.state()["skipped"]),
         digest=None if folder is None else config_digest(folder),
     )
 

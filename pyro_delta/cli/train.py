@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -63,7 +64,11 @@ if TYPE_CHECKING:
 @click.option(
     "--tracker", type=click.Choice(["wandb", "trackio", "mlflow"]), help="Send metrics and settings there, too."
 )
-@click.option("--report", is_flag=True, help="Then check the run, and write its page, OUT/report.html.")
+@click.option(
+    "--report/--no-report",
+    default=None,
+    help="Check the run at the end, so that its page, OUT/report.html, has that too; or leave the page out.",
+)
 @click.option("--dry-run", is_flag=True, help="Make a few steps, say what it takes, and write nothing (but data sets).")
 @json_option
 def train(
@@ -89,11 +94,11 @@ def train(
     config_file: Path | None,
     pairs: tuple[str, ...],
     tracker: str | None,
-    report: bool,
+    report: bool | None,
     dry_run: bool,
     as_json: bool,
 ) -> None:
-    """Train a δ-VAE into a run folder: weights, metrics, TensorBoard events and sample grids.
+    """Train a δ-VAE into a run folder: weights, metrics, TensorBoard events, sample grids and a page, report.html.
 
     \b
     pyro-delta train --dataset digits --out runs/first
@@ -165,24 +170,43 @@ def train(
         with ranks.watched():
             folder = ranks.of_first(folder)
         trainer = begin(config, folder, preset, device)
+    pages = report is not False and ranks.first()
     result = _run(trainer, folder, preset, resume, as_json, tracker)
-    out = folder
-    if control:
-        folder = control_folder(folder)
-        trainer = begin(control_config(trainer.config, trainer.step), folder, preset, device)
-        result["control"] = _run(trainer, folder, preset, False, as_json, tracker)
+    if pages:
+        result["report"] = _write_page(trainer, folder, result)
+    beside = control_folder(folder) if control else None
+    if beside is not None:
+        without = begin(control_config(trainer.config, trainer.step), beside, preset, device)
+        result["control"] = _run(without, beside, preset, False, as_json, tracker)
+        if pages:
+            result["control"]["report"] = _write_page(without, beside, result["control"])
+            result["report"] = _write_page(trainer, folder, result, without)
     if not ranks.first():
         return
     if report:
         from pyro_delta.cli.report import write_page
 
-        page = write_page(out, folder if control else None, device)
-        result["report"] = str(page)
-        if not as_json:
-            click.echo(f"page: {page}")
+        write_page(folder, beside, device)
     if as_json:
         print_json(result)
-    next_command("check", out, *(("--control", folder) if control else ()))
+    elif result.get("report"):
+        click.echo(f"page: {result['report']}")
+    next_command("check", folder, *(() if beside is None else ("--control", beside)))
+
+
+def _write_page(
+    trainer: Training, folder: Path, measured: Mapping[str, Any], without: Training | None = None
+) -> str | None:
+    """Writes the page of a training, beside that of its control where that has been made; its path, if it could be."""
+    from pyro_delta.api.kept import unasked
+    from pyro_delta.api.train import control_folder, trained
+    from pyro_delta.report.written import write_page_of_training
+
+    run = trained(trainer, folder)
+    control = None if without is None else trained(without, control_folder(folder))
+    with unasked(run, warn):
+        return str(write_page_of_training(run, trainer.committed.sentence, measured, control))
+    return None
 
 
 def _plan(config: Config, device: str, as_json: bool) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from pyro_delta.data.splits import size_of
 from pyro_delta.diagnostics.trace import trace
@@ -26,6 +25,8 @@ def flops_per_datum(vae: VAE, batch: Batch) -> int:
         vae: model and guide; a copy of them is run.
         batch: one or a few data.
     """
+    from torch.utils.flop_counter import FlopCounterMode  # here, because it takes a while to import
+
     vae = copied(vae)
     weights = [weight for weight in vae.parameters() if weight.requires_grad]
     with torch.random.fork_rng(devices=[]), torch.enable_grad(), FlopCounterMode(display=False) as counter:

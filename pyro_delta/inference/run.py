@@ -13,7 +13,7 @@
     metrics.jsonl    one line of numbers per logging step and validation
     check.json       numbers of `check --keep`
     terms.npz        rate and distortion of each datum of that check
-    report.html      the page of `report`
+    report.html      the page that training ends with, or that of `report`
     manifest.json    checksums of all these, see `pyro_delta.inference.manifest`
     events/          the metrics for TensorBoard
     samples/         what the model drew in training

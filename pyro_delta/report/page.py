@@ -1,4 +1,7 @@
-"""A run as one page: what was trained, what came of it, and what it draws. One file, which needs no network."""
+"""A run as one page: what was trained, what came of it, and what it draws. One file, which needs no network.
+
+Two pages are of one run: that of a check, and that which a training ends with, for which nothing more is measured.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +31,7 @@ from pyro_delta.diagnostics.trace import prior as prior_of
 from pyro_delta.diagnostics.usage import PROBE_DATA, sample_latents, taken_for
 from pyro_delta.errors import UserError
 from pyro_delta.hub import on_hub
-from pyro_delta.inference.run import Run, read_info
+from pyro_delta.inference.run import SAMPLES, Run, read_info
 from pyro_delta.protocol import Data
 from pyro_delta.rate import Modes, committed_rate, modes
 from pyro_delta.report.commands import (
@@ -44,7 +47,7 @@ from pyro_delta.report.delta_figure import modes_figure
 from pyro_delta.report.drawn import drawn
 from pyro_delta.report.formats import cells
 from pyro_delta.report.page_figures import confusion_figure, steps_figure, training_figure
-from pyro_delta.report.shown import Shown, figure
+from pyro_delta.report.shown import Shown, figure, shown_file
 from pyro_delta.report.track import recorded
 
 LOOKED_AT = 1000
@@ -121,13 +124,43 @@ def page(
         _what_was_trained(run, data, numbers, encoding),
         _what_was_measured(run, numbers, check),
         *_evaluations(run, evaluated),
-        _how_it_came(run, control),
+        how_it_came(run, control),
         *(_latents(run, data, part, encoding, seed) if sound else ()),
         *([Section("What it draws", shown=shown)] if shown else []),
-        *_made_by(run, named, checks),
+        *made_by(run, named, checks),
     ]
     verdict, advice = verdict_of(run, numbers)
     return rendered(title=named, verdict=verdict, advice=advice, sections=sections)
+
+
+def page_of_training(run: Run, floor: str, measured: Mapping[str, Any], control: Run | None = None) -> str:
+    """The HTML of a run as its training leaves it, before any check: of what is known of it already.
+
+    Args:
+        run: with its folder.
+        floor: its committed rate, in words.
+        measured: by its newest validation.
+        control: the run without latents whose training is drawn beside it.
+    """
+    assert run.folder is not None
+    named, beside = str(run.folder), () if control is None else ("--control", str(control.folder))
+    check, report = (shlex.join(["pyro-delta", command, named, *beside]) for command in ("check", "report"))
+    samples = run.folder / SAMPLES / f"step_{run.trained_steps:06d}{run.spec.suffix}"
+    sections = [
+        Section("What was trained", [*in_words(run), f"Committed rate: {floor}."]),
+        Section("What validation found", rows=[list(row) for row in table.rows(measured, run.spec.unit)]),
+        how_it_came(run, control),
+    ]
+    if samples.exists():
+        caption = (
+            f"Drawn from the model at the end of the training, by its averaged weights of step {run.trained_steps}."
+        )
+        sections.append(Section("What it draws", shown=list(shown_file(run.spec, samples, caption))))
+    sections += made_by(run, named, [check, report])
+    advice = (
+        f"{check} says whether the decoder uses its latents; {report} does so, and shows here what they hold and draw."
+    )
+    return rendered(title=named, verdict="trained, and not checked yet", advice=advice, sections=sections)
 
 
 def verdict_of(run: Run, numbers: Mapping[str, Any]) -> tuple[str, str]:
@@ -225,7 +258,8 @@ def _evaluations(run: Run, evaluated: Sequence[Mapping[str, Any]]) -> Iterator[S
         yield Section("Bounds", [words], table.evaluations(evaluated), head=True)
 
 
-def _how_it_came(run: Run, control: Run | None) -> Section:
+def how_it_came(run: Run, control: Run | None) -> Section:
+    """Curves of the training, beside the recorded ones of its settings and those of a control."""
     curve = recorded(run.config)
     runs = {"run": run.metrics} | ({} if control is None else {"control": control.metrics})
     known = None if curve is None else (list(curve.steps), [curve.at(step)[0] for step in curve.steps])  # type: ignore[index]
@@ -303,7 +337,8 @@ def _confusion(run: Run, data: Data, part: Split, encoding: Encoding, seed: int)
 # --- Settings, versions, commands ---
 
 
-def _made_by(run: Run, named: str, checks: Sequence[str]) -> Iterator[Section]:
+def made_by(run: Run, named: str, checks: Sequence[str]) -> Iterator[Section]:
+    """Commands of the training and of what was done with it, settings and versions."""
     assert run.folder is not None
     preset = read_info(run.folder).preset
     folder = Path("RUN") if on_hub(named) else run.folder

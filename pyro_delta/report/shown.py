@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import tempfile
+import wave
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,8 @@ SOUNDS = {".wav": "audio/wav", ".ogg": "audio/ogg", ".mp3": "audio/mpeg"}
 FIGURE_BYTES, SHEET_BYTES, BESIDE_BYTES, SOUND_BYTES, TEXT_BYTES = 100_000, 280_000, 90_000, 190_000, 40_000
 """The most that a figure, a sheet of data, a picture beside sounds, sounds, and text may take: a page of four figures
 and six of the others stays below 3 MB."""
+WAV_HEAD = 44
+"""Bytes of a .wav file before its samples."""
 QUALITY = 80
 """Of a picture that has to be made smaller, as WebP counts it."""
 LARGEST_SIDE = 4096
@@ -79,17 +82,66 @@ def shown_data(spec: Spec, x: Tensor, columns: int, caption: str, *, down: bool 
         yield from _sounds(spec, x, group, caption)
         return
     content, picture = _files(spec, x, columns)
-    if spec.suffix in PICTURES or (sheet and picture is not None):
-        kind = "picture" if spec.suffix == ".csv" else "drawing"  # curves have no pixels of their own
-        yield _sheet(spec.suffix if picture is None else ".png", picture or content, caption, SHEET_BYTES, kind)
+    if sheet and (picture is not None or spec.suffix in PICTURES):
+        yield _picture(spec, content, picture, caption)
         return
+    yield _text(content, caption, len(x), group)
+
+
+def shown_file(spec: Spec, path: Path, caption: str) -> Iterator[Shown]:
+    """Data as their spec has shown them in a file before; of sounds, what a page has room for.
+
+    Args:
+        spec: of the data.
+        path: of the file, which may have a picture beside it.
+        caption: of all.
+    """
+    picture = path.with_suffix(".png")
+    content, beside = path.read_bytes(), picture.read_bytes() if picture != path and picture.exists() else None
+    if is_sheet(spec) and (beside is not None or spec.suffix in PICTURES):
+        yield _picture(spec, content, beside, caption)
+    elif spec.suffix in SOUNDS:
+        heard, part = _beginning(content)
+        caption += f" To be heard: {part}; all of it is {path.parent.name}/{path.name}." if part else ""
+        yield Shown("sound", _uri(heard, SOUNDS[spec.suffix]), caption, caption)
+        if beside is not None:
+            yield _sheet(
+                ".png", beside, f"{caption} Spectrograms, time to the right and frequency upwards.", BESIDE_BYTES
+            )
+    else:
+        yield _text(content, caption)
+
+
+def _beginning(content: bytes) -> tuple[bytes, str]:
+    """As much of a .wav file as a page has room for, and in words how much that is where it is not all."""
+    if len(content) <= SOUND_BYTES:
+        return content, ""
+    file = io.BytesIO()
+    with wave.open(io.BytesIO(content)) as whole, wave.open(file, "wb") as cut:
+        cut.setparams(whole.getparams())
+        frames = (SOUND_BYTES - WAV_HEAD) // (whole.getnchannels() * whole.getsampwidth())
+        cut.writeframes(whole.readframes(frames))
+        part = (
+            f"the first {frames / whole.getframerate():.3g} of {whole.getnframes() / whole.getframerate():.3g} seconds"
+        )
+    return file.getvalue(), part
+
+
+def _picture(spec: Spec, content: bytes, beside: bytes | None, caption: str) -> Shown:
+    """The sheet that a spec has written, or the picture beside what it has written."""
+    kind = "picture" if spec.suffix == ".csv" else "drawing"  # curves have no pixels of their own
+    return _sheet(spec.suffix if beside is None else ".png", beside or content, caption, SHEET_BYTES, kind)
+
+
+def _text(content: bytes, caption: str, count: int | None = None, group: int = 1) -> Shown:
+    """Lines, cut where they are too long for a page, in groups if there is one for each of `count` data."""
     lines = content.decode("utf-8", errors="replace").removesuffix("\n").split("\n")
     most = TEXT_BYTES // max(1, len(lines))
     cut = [line if len(line.encode()) <= most else f"{line.encode()[:most].decode(errors='ignore')}…" for line in lines]
     caption += "" if cut == lines else f" Of each line, the first {most} bytes."
-    if len(cut) == len(x):
+    if len(cut) == count:
         cut = "\n\n".join("\n".join(cut[at : at + group]) for at in range(0, len(cut), group)).split("\n")
-    yield Shown("text", "\n".join(cut), caption, caption)
+    return Shown("text", "\n".join(cut), caption, caption)
 
 
 def is_sheet(spec: Spec) -> bool:

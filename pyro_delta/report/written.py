@@ -1,8 +1,8 @@
-"""The page of a run as a file, and the check that it shows."""
+"""The page of a run as a file, and the check that it shows; and the page that a training ends with, unchecked."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from pyro_delta.hub import check_here, check_no_place
 from pyro_delta.inference.run import Run, check_same, load
 from pyro_delta.lock import check_no_links
 from pyro_delta.protocol import Advance, Data
-from pyro_delta.report.page import page
+from pyro_delta.report.page import page, page_of_training
 
 PAGE = "report.html"
 """In the folder of a run."""
@@ -87,6 +87,25 @@ def write_report(
     with written_whole(target) as file:
         file.write(text.encode())
     return target
+
+
+def write_page_of_training(run: Run, floor: str, measured: Mapping[str, Any], control: Run | None = None) -> Path:
+    """Writes what is known of a run at the end of its training as its page, with no further work.
+
+    Args:
+        run: with its folder.
+        floor: its committed rate, in words.
+        measured: by its newest validation.
+        control: a run without latents whose training is drawn beside it.
+
+    Returns:
+        The path of the page, in the folder of the run.
+    """
+    assert run.folder is not None
+    check_no_links(run.folder)
+    with written_whole(run.folder / PAGE) as file:
+        file.write(page_of_training(run, floor, measured, control).encode())
+    return run.folder / PAGE
 
 
 def page_of(
