@@ -563,6 +563,23 @@ def test_what_is_shown_is_of_its_type_and_no_larger_than_a_page_can_hold(name: s
         assert [(it.kind, it.content) for it in again] == [(it.kind, it.content) for it in found]
 
 
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_all_of_a_short_training_is_seen(count: int) -> None:
+    """Each point within its axes, and marked where there is no line to it."""
+    bounds = [4.0, 3.0, 2.5, 2.4, 2.3][:count]
+    lines = [
+        {"split": split, "step": step, "neg_elbo_bpd": bound, "rate_nats_mean": 9.0 * bound, "delta_nats": 4.0}
+        for step, bound in enumerate(bounds, 1)
+        for split in ("train", "validation")
+    ]
+    bound, rate = training_figure({"run": lines}, "bits/dim", None).axes
+    for axes in (bound, rate):
+        for line in axes.lines:
+            assert line.get_marker() != "None" or count > 1
+            low, high = axes.get_ylim()
+            assert all(low <= value <= high for value in line.get_ydata())
+
+
 def test_a_figure_of_many_lines_is_no_larger_either() -> None:
     torch.manual_seed(0)
     noise = torch.randn(20000).tolist()

@@ -145,10 +145,11 @@ def page_of_training(run: Run, floor: str, measured: Mapping[str, Any], control:
     assert run.folder is not None
     named, beside = str(run.folder), () if control is None else ("--control", str(control.folder))
     check, report = (shlex.join(["pyro-delta", command, named, *beside]) for command in ("check", "report"))
+    found = {key: value for key, value in measured.items() if key != "run"}
     samples = run.folder / SAMPLES / f"step_{run.trained_steps:06d}{run.spec.suffix}"
     sections = [
         Section("What was trained", [*in_words(run), f"Committed rate: {floor}."]),
-        Section("What validation found", rows=[list(row) for row in table.rows(measured, run.spec.unit)]),
+        Section("What validation found", rows=[list(row) for row in table.rows(found, run.spec.unit)]),
         how_it_came(run, control),
     ]
     if samples.exists():

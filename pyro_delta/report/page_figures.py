@@ -13,6 +13,8 @@ from pyro_delta.report.comparison_figure import finish, plain
 from pyro_delta.report.delta_figure import ACCENT
 
 Lines = Sequence[Mapping[str, Any]]
+MANY = 20
+"""Values, of which the largest need not be seen."""
 
 
 def training_figure(runs: Mapping[str, Lines], unit: str, recorded: tuple[list[int], list[float]] | None) -> Figure:
@@ -37,8 +39,8 @@ def training_figure(runs: Mapping[str, Lines], unit: str, recorded: tuple[list[i
         bound.plot(*recorded, color="0.4", linestyle="--", label="recorded of these settings")
     keys, every = ("neg_elbo_bpd", "distortion_bpd"), [line for lines in runs.values() for line in lines]
     shown = sorted(line[key] for line in every for key in keys if line.get(key) is not None)
-    if shown:  # what a training begins with would flatten all that comes after it
-        low, high = shown[0], shown[int(0.85 * (len(shown) - 1))]
+    if shown:
+        low, high = shown[0], _most(shown, 0.85)
         bound.set_ylim(low - 0.05 * (high - low or 0.1), high + 0.05 * (high - low or 0.1))
     finish(bound, "step", unit)
     _explain(bound)
@@ -49,9 +51,14 @@ def training_figure(runs: Mapping[str, Lines], unit: str, recorded: tuple[list[i
     finish(rate, "step", "rate KL(q‖p), nats")
     rates = sorted(line["rate_nats_mean"] for line in lines if line.get("rate_nats_mean"))
     if rates:
-        rate.set_ylim(0, 1.3 * rates[int(0.9 * (len(rates) - 1))])
+        rate.set_ylim(0, 1.3 * _most(rates, 0.9))
     _explain(rate)
     return figure
+
+
+def _most(values: Sequence[float], part: float) -> float:
+    """Of sorted values that are seen: what a training begins with would flatten all that comes after, if there is much."""
+    return values[int(part * (len(values) - 1))] if len(values) >= MANY else values[-1]
 
 
 def _explain(axes: Any) -> None:
@@ -63,7 +70,7 @@ def _explain(axes: Any) -> None:
 def _draw(axes: Any, lines: Lines, split: str, key: str, **style: Any) -> None:
     known = [(line["step"], line[key]) for line in lines if line["split"] == split and line.get(key) is not None]
     if known:
-        axes.plot(*zip(*known), **style)
+        axes.plot(*zip(*known), **({"marker": "."} if len(known) == 1 else {}) | style)
 
 
 def steps_figure(rate_nd: Tensor, floor_nd: Tensor) -> Figure:
