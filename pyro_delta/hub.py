@@ -125,4 +125,5 @@ def _told(what: str, mend: str) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
-        raise UserError(f"{what} ({in_a_line(error)}); {mend}.") from error
+        lines = [in_a_line(each) for each in (error, error.__cause__) if isinstance(each, Exception)]
+        raise UserError(f"{what} ({': '.join(lines)}); {mend}.") from error

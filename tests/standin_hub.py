@@ -1,6 +1,7 @@
 """A stand-in of the Hugging Face hub's HTTP API, as far as creating, committing to and fetching model repositories go.
 
-Written from what huggingface-hub asks for; it keeps everything in memory, and every commit is a revision.
+Written from what huggingface-hub asks for; it keeps everything in memory, and every commit is a revision. Weights go by
+git's large file storage (LFS), as on the hub: they are put, and got, at an address of their own.
 """
 
 import base64
@@ -44,6 +45,8 @@ class Hub:
 
     def __init__(self) -> None:
         self.repositories: dict[str, Repository] = {}
+        self.large: dict[str, bytes] = {}
+        self.full = False
         self.asked: list[tuple[str, str]] = []
         self.address = ""
 
@@ -51,8 +54,23 @@ class Hub:
         """Status, headers and body."""
         self.asked.append((method, path))
         parts = [unquote(part) for part in path.strip("/").split("/")]
+        if parts[0] == "large" and method == "PUT":
+            if self.full or hashlib.sha256(body).hexdigest() != parts[1]:
+                return 507 if self.full else 400, {}, b""
+            self.large[parts[1]] = body
+            return 200, {}, b""
+        if parts[0] == "large":
+            return 200, {"ETag": f'"{parts[1]}"'}, self.large[parts[1]]
         if method == "POST" and token != TOKEN:
             return 401, {}, b'{"error": "Invalid username or password."}'
+        if parts[2:] == ["info", "lfs", "objects", "batch"]:
+            objects = [
+                file
+                if file["oid"] in self.large
+                else {**file, "actions": {"upload": {"href": self._large(file["oid"])}}}
+                for file in json.loads(body)["objects"]
+            ]
+            return self._json({"transfer": "basic", "objects": objects})
         if parts[:2] == ["api", "validate-yaml"]:
             return self._json({"errors": [], "warnings": []})
         if parts == ["api", "repos", "create"]:
@@ -78,13 +96,18 @@ class Hub:
             return 404, {"X-Error-Code": "RepoNotFound"}, b"{}"
         if parts[:1] == ["preupload"]:
             files = [
-                {"path": file["path"], "uploadMode": "regular", "shouldIgnore": False, "oid": None}
+                {"path": file["path"], "uploadMode": _mode(file["path"]), "shouldIgnore": False, "oid": None}
                 for file in json.loads(body)["files"]
             ]
             return self._json({"files": files})
         if parts[:1] == ["commit"]:
             lines = [json.loads(line) for line in body.splitlines() if line.strip()]
-            files = {line["value"]["path"]: base64.b64decode(line["value"]["content"]) for line in lines[1:]}
+            files = {
+                line["value"]["path"]: self.large[line["value"]["oid"]]
+                if line["key"] == "lfsFile"
+                else base64.b64decode(line["value"]["content"])
+                for line in lines[1:]
+            }
             oid = known.commit(files)
             return self._json({"success": True, "commitOid": oid, "commitUrl": f"{self.address}/{name}/commit/{oid}"})
         revision = known.named(parts[1] if parts[:1] == ["revision"] else "main")
@@ -107,8 +130,14 @@ class Hub:
         if found is None or file not in known.revisions[found]:
             return 404, {"X-Error-Code": "EntryNotFound"}, b""
         content = known.revisions[found][file]
+        if (oid := hashlib.sha256(content).hexdigest()) in self.large:
+            linked = {"X-Linked-ETag": f'"{oid}"', "X-Linked-Size": str(len(content))}
+            return 302, {"Location": self._large(oid), "X-Repo-Commit": found, **linked}, b""
         headers = {"ETag": f'"{hashlib.sha1(content).hexdigest()}"', "X-Repo-Commit": found}
         return 200, headers, content
+
+    def _large(self, oid: str) -> str:
+        return f"{self.address}/large/{oid}".replace("127.0.0.1", "localhost")  # another host, as on the hub
 
     def _seen(self, name: str, token: str | None) -> Repository | None:
         """A private repository is shown to nobody else."""
@@ -117,6 +146,10 @@ class Hub:
 
     def _json(self, value: Any, code: int = 200) -> tuple[int, dict[str, str], bytes]:
         return code, {"Content-Type": "application/json"}, json.dumps(value).encode()
+
+
+def _mode(path: str) -> str:
+    return "lfs" if path.endswith(".safetensors") else "regular"
 
 
 def _entry(name: str, content: bytes) -> dict[str, Any]:
@@ -132,7 +165,7 @@ def serving() -> Iterator[Hub]:
         protocol_version = "HTTP/1.1"
 
         def _answer(self) -> None:
-            body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            body = self._body()
             token = (self.headers.get("Authorization") or "").removeprefix("Bearer ") or None
             code, headers, content = hub.answer(
                 "GET" if self.command == "HEAD" else self.command, urlsplit(self.path).path, body, token
@@ -145,7 +178,17 @@ def serving() -> Iterator[Hub]:
             if self.command != "HEAD":
                 self.wfile.write(content)
 
-        do_GET = do_POST = do_HEAD = _answer  # noqa: N815
+        def _body(self) -> bytes:
+            if self.headers.get("Transfer-Encoding") != "chunked":
+                return self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            chunks = []
+            while size := int(self.rfile.readline(), 16):
+                chunks.append(self.rfile.read(size))
+                self.rfile.readline()
+            self.rfile.readline()
+            return b"".join(chunks)
+
+        do_GET = do_POST = do_PUT = do_HEAD = _answer  # noqa: N815
 
         def log_message(self, format: str, *args: Any) -> None:
             """Says nothing."""

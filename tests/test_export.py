@@ -676,6 +676,7 @@ def test_there_and_back(hub: Hub, run: Path) -> None:
     mine, theirs = pyro_delta.load(run), pyro_delta.load("hf:me/first")
     assert same(mine, theirs)
     assert mine.facts == theirs.facts
+    assert [method for method, path in hub.asked if path.startswith("/large/")] == ["PUT", "GET"]  # the weights
     (first,) = list(hub.repositories["me/first"].revisions)[1:]
     assert 'pyro_delta.load("hf:me/first")' in hub.repositories["me/first"].revisions[first]["README.md"].decode()
     assert numbers("evaluate", "hf:me/first", "--images", 8) == numbers("evaluate", run, "--images", 8)
@@ -691,6 +692,13 @@ def test_there_and_back(hub: Hub, run: Path) -> None:
     assert same(pyro_delta.load("both"), pyro_delta.load("hf:me/first"))
     assert same(mine, pyro_delta.load(f"hf:me/first@{first}"))
     assert not list(Path().glob(".*.part"))
+
+
+def test_why_weights_could_not_be_put_is_said(hub: Hub, run: Path) -> None:
+    """The package has an error of its own around that."""
+    hub.full = True
+    with pytest.raises(UserError, match=r"Error while uploading 'checkpoint-\d+.safetensors' to the Hub: \w+: .*507"):
+        export(run, to="hf:me/first")
 
 
 def test_what_the_hub_refuses_is_said(hub: Hub, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:

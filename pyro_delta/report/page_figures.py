@@ -57,7 +57,7 @@ def training_figure(runs: Mapping[str, Lines], unit: str, recorded: tuple[list[i
 
 
 def _most(values: Sequence[float], part: float) -> float:
-    """Of sorted values that are seen: what a training begins with would flatten all that comes after, if there is much."""
+    """The largest of sorted values that is seen: the beginning of a long training would flatten the rest."""
     return values[int(part * (len(values) - 1))] if len(values) >= MANY else values[-1]
 
 
