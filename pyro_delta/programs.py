@@ -379,7 +379,8 @@ def _bytes_of(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise UserError(f"cannot read the program {path} ({error.strerror}); give the path of a file.") from None
+        where = "" if path.is_absolute() else f" from the current folder, {Path.cwd()}"
+        raise UserError(f"cannot read the program {path} ({error.strerror}); give the path of a file{where}.") from None
 
 
 @contextmanager

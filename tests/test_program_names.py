@@ -124,7 +124,7 @@ def test_another_program_keeps_the_options_it_shares(mine: str, tmp_path: Path) 
 
 
 BROKEN = {
-    "no file": ("none.py:Mine", "", r"cannot read the program none\.py \(No such file"),
+    "no file": ("none.py:Mine", "", r"cannot read the program none\.py \(No such file .* from the current folder, /"),
     "no object": ("mine.py:Mone", TEN_LINES, r"unknown prior of mine\.py 'Mone'; did you mean 'Mine'"),
     "no module": ("no.such:Mine", "", r"there is no module no\.such"),
     "module that fails to import another": (
