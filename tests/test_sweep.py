@@ -232,11 +232,18 @@ def test_refused_command_lines(args: list[str], words: str, tmp_path: Path, monk
     assert len(err.splitlines()) == 1
 
 
-def test_a_folder_takes_other_seeds_of_its_sweep_and_no_other_sweep(tmp_path: Path) -> None:
+def test_a_folder_takes_other_seeds_and_more_arms_of_its_sweep_and_no_other_sweep(tmp_path: Path) -> None:
     keep(parse(TREE), tmp_path)
     keep(parse(TREE, seeds=5), tmp_path)
     keep(parse(TREE, [("data.root", "moved")]), tmp_path)
     assert kept_sweep(tmp_path).arms[1].settings["data.root"] == "moved"
+    more = {**TREE, "arms": [{"name": "c", "training.lr": 0.5}, *reversed(TREE["arms"])]}
+    keep(parse(more), tmp_path)
+    assert [arm.name for arm in kept_sweep(tmp_path).arms] == ["c", "b", "a"]
+    with pytest.raises(UserError, match=re.escape("holds another sweep, with the arm 'c'; give another --out")):
+        keep(parse(TREE), tmp_path)
+    shutil.rmtree(tmp_path)
+    keep(parse(TREE), tmp_path)
     with pytest.raises(UserError, match=re.escape("whose arm 'a' has training.lr=None, not 0.5; give another --out")):
         keep(parse(TREE, [("training.lr", 0.5)]), tmp_path)
     with pytest.raises(UserError, match=re.escape("with the arm 'b'; give another --out")):

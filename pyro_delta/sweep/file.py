@@ -311,17 +311,15 @@ def merged(*layers: Settings) -> Settings:
 
 
 def keep(sweep: Sweep, out: Path) -> None:
-    """Writes a sweep into its folder, which may hold the same one, of other seeds and with its data elsewhere, already.
+    """Writes a sweep into its folder, which may hold it already, with other seeds, fewer arms, or its data elsewhere.
 
     Raises:
         UserError: if it holds another one, or anything else, or cannot be written.
     """
     path = out / KEPT
     if path.exists():
-        said = {"seeds": sweep.seeds, "title": sweep.title, "cited": sweep.cited}
-        before, now = (_anywhere(found) for found in (kept(out), sweep))
-        if before.model_copy(update=said) != now:
-            raise UserError(f"{out} holds another sweep, {_apart(before, now)}; give another --out.")
+        if (apart := _apart(kept(out), sweep)) is not None:
+            raise UserError(f"{out} holds another sweep, {apart}; give another --out.")
     elif out.is_file() or (out.is_dir() and any(out.iterdir())):
         raise UserError(f"{out} is not empty and holds no sweep; give a new or an empty folder as --out.")
     if path.is_symlink():
@@ -356,28 +354,19 @@ def run_folder(out: Path, arm: Arm, seed: int) -> Path:
     return out / arm.name / f"seed-{seed}"
 
 
-def _anywhere(sweep: Sweep) -> Sweep:
-    """A sweep but for where its data live."""
-    arms = (
-        arm.model_copy(update={"settings": {key: value for key, value in arm.settings.items() if key != ROOT}})
-        for arm in sweep.arms
-    )
-    return sweep.model_copy(update={"arms": tuple(arms)})
-
-
-def _apart(before: Sweep, now: Sweep) -> str:
-    """The first thing in which two sweeps differ, in words."""
+def _apart(before: Sweep, now: Sweep) -> str | None:
+    """The first thing for which a folder of one sweep does not take another, in words."""
     for what in ("name", "preset", "control"):
         if getattr(before, what) != getattr(now, what):
             return f"whose {what} is {getattr(before, what)!r}, not {getattr(now, what)!r}"
-    old, new = ({arm.name: arm.settings for arm in sweep.arms} for sweep in (before, now))
-    for name in old.keys() ^ new.keys():
-        return f"{'with' if name in old else 'without'} the arm {name!r}"
-    for name, settings in new.items():
-        for key in settings.keys() | old[name].keys():
-            if settings.get(key) != old[name].get(key):
-                return f"whose arm {name!r} has {key}={old[name].get(key)!r}, not {settings.get(key)!r}"
-    return "with another [search]"
+    new = {arm.name: arm.settings for arm in now.arms}
+    for name, old in ((arm.name, arm.settings) for arm in before.arms):
+        if name not in new:
+            return f"with the arm {name!r}"
+        for key in (new[name].keys() | old.keys()) - {ROOT}:
+            if new[name].get(key) != old.get(key):
+                return f"whose arm {name!r} has {key}={old.get(key)!r}, not {new[name].get(key)!r}"
+    return None if before.search == now.search else "with another [search]"
 
 
 def _validated(table: type[Table], values: Any, prefix: str) -> Table:
