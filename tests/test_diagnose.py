@@ -1066,6 +1066,11 @@ UNUSED = {"latents_used": False, "told_calibrated_nats": 0.04, "rate_nats_mean":
             "Nothing shows that z tells the decoder of the data (at least 0 nats, calibrated, 99 % bound), though the "
             "rate is 3 nats: start the guide from data (means of deviation 1), let it learn more slowly than the "
             "model, or take a prior with fewer dimensions and a larger α.")),
+        ({**UNUSED, "delta_nats": 4.0, "told_calibrated_nats": 0.15, "told_calibrated_nats_se": 0.07,
+          "told_cap_nats": 0.154, "told_judged": 18}, (4, 2), (
+            "Nothing shows that z tells the decoder of the data (at least 0 nats, calibrated, 99 % bound), though the "
+            "floor of 4 nats is met: the 18 data that judge could not show it, for at most 0.15 ± 0.07 nats tell them "
+            "apart; give more data, alike in length or class where they have one.")),
         ({"k_hat_median": 0.9, "iw_gap_nats": 0.8}, (4, 2), (
             "The latents are used, but the guide fits the model's posterior badly (k̂ 0.90, −ELBO 0.8 nats above the "
             "importance-weighted bound): stop earlier if it overfits, or give it a richer network or family.")),

@@ -59,8 +59,7 @@ ADVICE: dict[Verdict, str] = {
     "collapsed": "The posterior has collapsed and no floor prevents it: {mend}.",
     "nothing told": (
         "Nothing shows that z tells the decoder of the data (at least {told:.2g} nats, calibrated, 99 % bound), though "
-        "{though}: start the guide from data (means of deviation 1), let it learn more slowly than the model, or take "
-        "a prior with fewer dimensions and a larger α."
+        "{though}: {mend}."
     ),
     "guide fits badly": (
         "The latents are used, but the guide fits the model's posterior badly (k̂ {k_hat:.2f}, −ELBO {gap:.3g} nats "
@@ -250,7 +249,7 @@ def advise(verdict: Verdict, numbers: Mapping[str, Any], events: Mapping[str, tu
         delta=delta,
         k_hat=numbers.get("k_hat_median", math.nan),
         gap=numbers.get("iw_gap_nats", math.nan),
-        mend=_floors(events) if verdict == "collapsed" else "",
+        mend=_floors(events) if verdict == "collapsed" else _to_be_told(numbers),
         floor=floor,
         told=max(0.0, least_told(numbers)),
         though=f"the rate is {numbers['rate_nats_mean']:.3g} nats" if delta < SMALL_FLOOR else met,
@@ -266,6 +265,22 @@ def _broken(numbers: Mapping[str, Any]) -> str:
     if numbers.get("delta_guarantee") == IN_THE_MEAN:
         found = f"the mean KL of the data is {numbers['rate_nats_mean']:.6g} nats"
     return f"{found}, below δ = {numbers['delta_nats']:.6g}"
+
+
+def _to_be_told(numbers: Mapping[str, Any]) -> str:
+    """What helps where nothing is seen to be told: other data to see it by, or else another training."""
+    cap = numbers.get("told_cap_nats", math.inf)
+    seen = least_told({**numbers, "told_calibrated_nats": cap}) > LEAST_TOLD
+    if seen or numbers.get("told_of_condition_too"):
+        return (
+            "start the guide from data (means of deviation 1), let it learn more slowly than the model, or take a "
+            "prior with fewer dimensions and a larger α"
+        )
+    return (
+        f"the {numbers['told_judged']} data that judge could not show it, for at most {cap:.2g} ± "
+        f"{numbers['told_calibrated_nats_se']:.2g} nats tell them apart; give more data, alike in length or class "
+        "where they have one"
+    )
 
 
 def _floors(events: Mapping[str, tuple[int, ...]]) -> str:
