@@ -32,6 +32,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN")
     parser.add_argument("--num", type=int, default=48, metavar="N", help="samples of each run")
+    parser.add_argument("--temperature", type=float, default=1.0, help="at which they are drawn")
     parser.add_argument("--data-root", help="where the data are, if not where the run had them")
     add_common_arguments(parser, "saturated")
     arguments = parser.parse_args()
@@ -43,12 +44,13 @@ def main() -> None:
         model = run.vae.model
         with torch.no_grad():
             z_bnd = model.prior().sample((arguments.num,))
-            samples = model.likelihood(z_bnd).sample()
+            samples = model.likelihood(z_bnd).sample(temperature=arguments.temperature)
         rows.append(
             {
                 "run": path.name,
                 "step": run.step,
                 "samples": arguments.num,
+                "temperature": arguments.temperature,
                 "run off": saturated(samples, run.spec.levels),
                 "test images": len(test),
                 "like them": saturated(test.x, run.spec.levels),

@@ -211,6 +211,11 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ("args", "size", "caption"),
     [
         (["sample", "--num", 5], (3 * 66 + 2, 2 * 66 + 2), "5 samples, 3 to a row."),
+        (
+            ["sample", "--num", 5, "--temperature", 0.5],
+            (3 * 66 + 2, 2 * 66 + 2),
+            "5 samples at temperature 0.5, 3 to a row.",
+        ),
         (["sample", "--num", 2, "--same-z", 3], (2 * 66 + 2, 3 * 66 + 2), "Each column: 3 decodings of one z."),
         (
             ["reconstruct", "test", "--num", 3, "--decodings", 2],

@@ -30,6 +30,7 @@ def draw(
     count: int,
     *,
     decodings: int | None = None,
+    temperature: float = 1.0,
     seed: int = 0,
     batch: int = 64,
     advance: Advance = ignore,
@@ -41,6 +42,7 @@ def draw(
         vae: of which the model is used.
         count: data, or latents if `decodings` is given.
         decodings: R data of each latent sequence, in the paper's manner.
+        temperature: of the decoder, number by number; with any but 1 the data are no draws from the model.
         seed: of the noise.
         batch: data drawn at once.
         advance: called with the number of data just drawn.
@@ -48,12 +50,15 @@ def draw(
 
     Returns:
         (count, *shape), or (R·count, *shape) with row after row, each column of which shares its z.
+
+    Raises:
+        UserError: if the likelihood has no temperature, and one but 1 is asked for.
     """
     with evaluating(vae, seed):
         z_bnd = prior(vae, count, extras).sample()
     if decodings is not None:
         z_bnd, extras = _again(z_bnd, decodings), _all_again(extras or {}, decodings)
-    return decode(vae, z_bnd, seed=seed + 1, batch=batch, advance=advance, extras=extras)
+    return decode(vae, z_bnd, temperature=temperature, seed=seed + 1, batch=batch, advance=advance, extras=extras)
 
 
 @torch.no_grad()
@@ -62,6 +67,7 @@ def decode(
     z_bnd: Tensor,
     *,
     same_noise: bool = False,
+    temperature: float = 1.0,
     seed: int = 0,
     batch: int = 64,
     advance: Advance = ignore,
@@ -72,7 +78,8 @@ def decode(
     Args:
         vae: of which the likelihood is used.
         z_bnd: (B, n, d).
-        same_noise: whether all data share the decoder's noise, so that they differ by z alone.
+        same_noise: whether all data share the decoder's noise, so that they differ by z alone; at temperature 1.
+        temperature: as for `draw`.
         seed: of the noise.
         batch: data drawn at once.
         advance: called with the number of data just drawn.
@@ -86,7 +93,7 @@ def decode(
         for start in range(0, len(z_bnd), batch):
             here = slice(start, start + batch)
             z, given = z_bnd[here].to(device), {k: v[here].to(device) for k, v in (extras or {}).items()}
-            drawn = _with_shared_noise(vae, z, given, seed) if same_noise else _sample(vae, z, given)
+            drawn = _with_shared_noise(vae, z, given, seed) if same_noise else _sample(vae, z, given, temperature)
             parts.append(drawn.cpu())
             advance(len(z))
     return torch.cat(parts)
@@ -237,8 +244,14 @@ def _all_again(extras: Extras, count: int) -> Extras:
     return {name: _again(values, count) for name, values in extras.items()}
 
 
-def _sample(vae: VAE, z_bnd: Tensor, extras: Extras) -> Tensor:
-    return decoder(vae, z_bnd, extras).sample()
+def _sample(vae: VAE, z_bnd: Tensor, extras: Extras, temperature: float = 1.0) -> Tensor:
+    distribution: Any = decoder(vae, z_bnd, extras)
+    if temperature == 1:
+        drawn: Tensor = distribution.sample()
+        return drawn
+    if not isinstance(distribution, (AutoregressiveImage, AutoregressiveSequence)):
+        raise UserError(f"data of a {type(distribution).__name__} have no temperature; leave it out.")
+    return distribution.sample(temperature=temperature)
 
 
 def _with_shared_noise(vae: VAE, z_bnd: Tensor, extras: Extras, seed: int) -> Tensor:

@@ -237,6 +237,16 @@ class DiscretizedLogisticMixture(TorchDistribution):
         log_scale = log_scale.clamp(-LOG_SCALE_BOUND, LOG_SCALE_BOUND)
         return _picked_levels(mean, log_scale, rest[0].tanh() if rest else None, uniforms[:, 1:], levels)
 
+    @staticmethod
+    def tempered(parameters: Tensor, temperature: float, *, channels: int) -> Tensor:
+        """Parameters (…, P) at a temperature T: the weights of the components to the power 1/T.
+
+        The components stay as wide as they are: narrower ones draw pictures without texture.
+        """
+        count = parameters.shape[-1] // _parameters_per_component(channels)
+        logits, others = _at_least_float32(parameters).split((count, parameters.shape[-1] - count), dim=-1)
+        return torch.cat((logits / temperature, others), dim=-1)
+
     def _positions(self, x: Tensor) -> Tensor:
         """Levels 0..levels-1 to positions y in [-1, 1]."""
         return x * (2 / (self.levels - 1)) - 1

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.distributions import constraints
 
+from pyro_delta.distributions.logistic_mixture import DiscretizedLogisticMixture
 from pyro_delta.distributions.sequences import AutoregressiveSequence, SequenceNetwork
 
 
@@ -63,6 +64,10 @@ class AutoregressiveNumbers(AutoregressiveSequence):
             log_p = F.logsigmoid(half + centred) + F.logsigmoid(half - centred) + torch.log(-torch.expm1(-2 * half))
             log_p = log_p - math.log(resolution)
         return torch.logsumexp(F.log_softmax(logits, dim=-1) + log_p, dim=-1)
+
+    def tempered(self, parameters: Tensor, temperature: float) -> Tensor:
+        """As `DiscretizedLogisticMixture.tempered`, (…, 3M)."""
+        return DiscretizedLogisticMixture.tempered(parameters, temperature, channels=1)
 
     def pick(self, parameters: Tensor, uniforms: Tensor) -> Tensor:
         """The numbers (…) that noise (…, 2) makes of parameters (…, 3M)."""

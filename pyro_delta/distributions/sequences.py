@@ -10,6 +10,7 @@ from pyro.distributions import TorchDistribution, constraints
 from torch import Size, Tensor
 
 from pyro_delta.distributions.shapes import broadcast_shapes
+from pyro_delta.errors import UserError
 
 LOOK = 16
 """Numbers that are drawn between looks whether all sequences have ended."""
@@ -92,6 +93,16 @@ class AutoregressiveSequence(TorchDistribution):
         """The numbers (…) that noise (…, *noises) makes of parameters (…, P)."""
         raise NotImplementedError
 
+    def tempered(self, parameters: Tensor, temperature: float) -> Tensor:
+        """Parameters (…, P) at a temperature: below 1 what is likely becomes likelier.
+
+        Raises:
+            UserError: if the subclass does not say how.
+        """
+        raise UserError(
+            f"{type(self).__name__} has no temperature; leave it out, or give that class a method tempered."
+        )
+
     def numbers(self, x: Tensor) -> Tensor:
         """Sequences in the type that the network reads."""
         return x.to(self._dtype)
@@ -163,6 +174,7 @@ class AutoregressiveSequence(TorchDistribution):
         *,
         keep: tuple[Tensor, Tensor] | None = None,
         uniforms: Tensor | None = None,
+        temperature: float = 1.0,
     ) -> Tensor:
         """Draws sequences of shape sample_shape + batch_shape + event shape.
 
@@ -171,6 +183,10 @@ class AutoregressiveSequence(TorchDistribution):
             keep: sequences, and where, boolean, their numbers are kept; what follows is drawn given them. Both
                 broadcast with the shape of the draws.
             uniforms: the noise, of that shape + `noises`, in (0, 1), of which `pick` makes numbers. Drawn if not given.
+            temperature: of each number given those before it. With any but 1 they are no draws from p(x | z).
+
+        Raises:
+            UserError: as `tempered`.
         """
         shape = Size(sample_shape) + self.batch_shape
         z_bnd = self.z.expand(shape + self.z.shape[-2:]).reshape((-1, *self.z.shape[-2:]))
@@ -196,6 +212,8 @@ class AutoregressiveSequence(TorchDistribution):
                 if self.end is not None and i % LOOK == 0 and bool(ended_b.all()):
                     break
                 parameters_bp = self.network.step(state, i, x_bi[:, i - 1] if i else None)
+                if temperature != 1:
+                    parameters_bp = self.tempered(parameters_bp, temperature)
                 drawn_b = self.pick(parameters_bp, uniforms_bi[:, i]).to(x_bi.dtype)
                 if kept is not None:
                     drawn_b = torch.where(kept[1][:, i], kept[0][:, i].to(x_bi.dtype), drawn_b)
@@ -236,6 +254,10 @@ class AutoregressiveTokens(AutoregressiveSequence):
         """Log-probabilities (…) of tokens (…) with logits (…, V)."""
         log_p = F.log_softmax(parameters, dim=-1)
         return log_p.gather(-1, x.expand(log_p.shape[:-1]).unsqueeze(-1)).squeeze(-1)
+
+    def tempered(self, parameters: Tensor, temperature: float) -> Tensor:
+        """Logits (…, V) of probabilities to the power 1/T."""
+        return parameters / temperature
 
     def pick(self, parameters: Tensor, uniforms: Tensor) -> Tensor:
         """The token #{v < V − 1 : u ≥ p_0 + … + p_v} of each row."""

@@ -41,6 +41,10 @@ class AutoregressiveSound(AutoregressiveSequence):
         )
         return mixture.log_prob(x.unsqueeze(-1))
 
+    def tempered(self, parameters: Tensor, temperature: float) -> Tensor:
+        """As `DiscretizedLogisticMixture.tempered`, (…, 3K)."""
+        return DiscretizedLogisticMixture.tempered(parameters, temperature, channels=1)
+
     def pick(self, parameters: Tensor, uniforms: Tensor) -> Tensor:
         """The levels (B,) of noise (B, 2) and parameters (B, 3K)."""
         draw = DiscretizedLogisticMixture.sample_parameters

@@ -115,6 +115,7 @@ class AutoregressiveImage(TorchDistribution):
         *,
         keep: tuple[Tensor, Tensor] | None = None,
         uniforms: Tensor | None = None,
+        temperature: float = 1.0,
     ) -> Tensor:
         """Draws images, integers of shape sample_shape + batch_shape + (C, H, W).
 
@@ -126,6 +127,8 @@ class AutoregressiveImage(TorchDistribution):
             uniforms: the noise, shape sample_shape + batch_shape + (H, W, 1 + C) in (0, 1). Entry 0 of a pixel
                 picks the mixture component, entry 1 + c is the logistic noise of channel c. Drawn if not given; the
                 same noise gives the same picture as drawing naively.
+            temperature: of each pixel given those before it, as `DiscretizedLogisticMixture.tempered` has it. With any
+                but 1 the images are no draws from p(x | z).
         """
         channels, height, width = self.event_shape
         shape = Size(sample_shape) + self.batch_shape
@@ -153,6 +156,10 @@ class AutoregressiveImage(TorchDistribution):
                 for column in range(width):
                     previous_bc = x_bchw[:, :, row, column - 1] if column else None
                     parameters_bp = self.network.step_pixel(state, column, previous_bc)
+                    if temperature != 1:
+                        parameters_bp = DiscretizedLogisticMixture.tempered(
+                            parameters_bp, temperature, channels=channels
+                        )
                     drawn_bc = draw(parameters_bp, uniforms_bhwu[:, row, column])
                     if mask_bhw is not None:
                         drawn_bc = torch.where(mask_bhw[:, row, column, None], x_bchw[:, :, row, column], drawn_bc)
