@@ -439,6 +439,16 @@ def test_a_training_leaves_its_page_out_where_that_is_asked_for(tmp_path: Path) 
     assert not (tmp_path / "run" / "report.html").exists()
 
 
+def test_a_training_that_diverged_late_has_its_best_weights(run: Path, tmp_path: Path) -> None:
+    loaded = pyro_delta.load(shutil.copytree(run, tmp_path / "run"))
+    assert loaded.weights == "best"
+    text = write_page_of_training(loaded, "none", {"neg_elbo_bpd": math.nan, "ended_early": True}).read_text()
+    assert "<h2>What validation found" in text
+    assert "<h2>The last batch" in write_page_of_training(loaded, "none", {"split": "train"}).read_text()
+    for said in ("Trained, and not checked yet.", "the best weights are of before it diverged", "It ended early"):
+        assert said in text
+
+
 def test_runs_side_by_side(run: Path, tmp_path: Path) -> None:
     other = run.with_name(f"{run.name}-control")
     code, _, err = call("report", run, other, "--out", tmp_path / "both.html")
