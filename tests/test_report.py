@@ -1,6 +1,7 @@
 """The page of a run: it is whole, it needs nothing else, and what it says is what the run and its check say."""
 
 import base64
+import io
 import itertools
 import json
 import math
@@ -14,14 +15,17 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from forged import edit_json
 from networks import SPECS, random_images, randomise
+from PIL import Image
 from test_cli import TINY, call
 from test_condition import GATED, GUIDE
 from torch.distributions import Independent, MultivariateNormal, Normal, kl_divergence
 
+import pyro_delta
 from pyro_delta.api.kept import evaluations, is_of
 from pyro_delta.build import build
 from pyro_delta.cli.options import settings_of
@@ -40,7 +44,8 @@ from pyro_delta.inference.optim import learning_rate
 from pyro_delta.rate import committed_rate
 from pyro_delta.report.commands import command_of, command_of_check, stages
 from pyro_delta.report.page_figures import training_figure
-from pyro_delta.report.shown import FIGURE_BYTES, SOUND_BYTES, figure, shown_data, shown_file
+from pyro_delta.report.shown import FIGURE_BYTES, SOUND_BYTES, SOUNDS, figure, shown_data, shown_file
+from pyro_delta.report.written import write_page_of_training
 
 VOID = {"meta", "link", "img", "br", "hr", "input"}
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -333,6 +338,10 @@ def test_a_run_that_diverged_has_a_page(tmp_path: Path) -> None:
         call("train", "--dataset", "digits", "--steps", 3, *small, "--device", "cpu", "--out", tmp_path / "run")[0] == 0
     )
     text, printed = shown_by(tmp_path / "run", "--images", 12)
+    before = write_page_of_training(pyro_delta.load(tmp_path / "run"), "none", {"neg_elbo_bpd": None}).read_text()
+    assert "Diverged.</strong>" in before
+    assert "not checked yet" not in before
+    assert "of the steps were not finite and were skipped." in before
     assert printed["verdict"] == "diverged"
     assert "Diverged, and the check fails." in text
     assert "What it draws" not in text
@@ -393,7 +402,7 @@ def test_a_training_ends_with_a_page_of_what_is_known(tmp_path: Path) -> None:
         text = (folder / "report.html").read_text(encoding="utf-8")
         found = Page(text)
         assert found.open == []
-        assert "Trained, and not checked yet." in text
+        assert ("Trained, and not checked yet." if beside else "A control, trained.") in text
         assert f"{runs.read_metrics(folder)[-1]['neg_elbo_bpd']:.4f}" in text
         samples = base64.b64encode((folder / "samples" / "step_000004.png").read_bytes()).decode()
         assert [samples in str(image["src"]) for image in found.all("img")] == [False, True]
@@ -410,6 +419,9 @@ def test_a_training_ends_with_its_page_checked_where_that_is_asked_for(tmp_path:
     numbers = json.loads((run / "check.json").read_text())
     assert f"{numbers['neg_elbo_bpd']:.4f}" in (run / "report.html").read_text()
     assert call("train", *TINY, "--steps", 2, "--report", "--dry-run")[0] == 2
+    (run / "report.html").unlink()  # of a run that is at its end already, too
+    assert call("train", "--out", run, "--resume", "--report")[0] == 0
+    assert f"{numbers['neg_elbo_bpd']:.4f}" in (run / "report.html").read_text()
 
 
 def test_a_page_that_cannot_be_written_ends_no_training(run: Path, tmp_path: Path) -> None:
@@ -425,6 +437,16 @@ def test_a_page_that_cannot_be_written_ends_no_training(run: Path, tmp_path: Pat
 def test_a_training_leaves_its_page_out_where_that_is_asked_for(tmp_path: Path) -> None:
     assert "page:" not in call("train", *TINY, "--steps", 2, "--out", tmp_path / "run")[1]
     assert not (tmp_path / "run" / "report.html").exists()
+
+
+def test_a_training_that_diverged_late_has_its_best_weights(run: Path, tmp_path: Path) -> None:
+    loaded = pyro_delta.load(shutil.copytree(run, tmp_path / "run"))
+    assert loaded.weights == "best"
+    text = write_page_of_training(loaded, "none", {"neg_elbo_bpd": math.nan, "ended_early": True}).read_text()
+    assert "<h2>What validation found" in text
+    assert "<h2>The last batch" in write_page_of_training(loaded, "none", {"split": "train"}).read_text()
+    for said in ("Trained, and not checked yet.", "the best weights are of before it diverged", "It ended early"):
+        assert said in text
 
 
 def test_runs_side_by_side(run: Path, tmp_path: Path) -> None:
@@ -474,9 +496,13 @@ def test_latents_of_a_run_are_where_the_rate_is(run: Path) -> None:
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
 @pytest.mark.parametrize("width", [400, 1400])
 def test_a_browser_shows_it(page: str, width: int, tmp_path: Path) -> None:
-    """No error on the console, and nothing wider than the window."""
+    """No error on the console, nothing wider than the window, and every number on one line."""
     inside = f'<iframe id="page" style="width:{width}px;height:900px" srcdoc="{escape(page)}"></iframe>'
-    probe = "onload = () => { document.title = page.contentDocument.documentElement.scrollWidth }"
+    probe = """onload = () => {
+        const it = page.contentDocument, broken = [...it.querySelectorAll("table:not(details *) td")].filter(cell => {
+            const range = it.createRange(); range.selectNodeContents(cell);
+            return !/\\s/.test(cell.textContent) && range.getClientRects().length > 1 })
+        document.title = it.documentElement.scrollWidth + " " + broken.length }"""
     (tmp_path / "page.html").write_text(f"<title></title>{inside}<script>{probe}</script>", encoding="utf-8")
     done = subprocess.run(
         [
@@ -487,8 +513,9 @@ def test_a_browser_shows_it(page: str, width: int, tmp_path: Path) -> None:
         capture_output=True, text=True, timeout=120,
     )  # fmt: skip
     assert "CONSOLE" not in done.stderr
-    (shown,) = re.findall(r"<title>(\d+)</title>", done.stdout)
+    ((shown, broken),) = re.findall(r"<title>(\d+) (\d+)</title>", done.stdout)
     assert int(shown) <= width
+    assert int(broken) == 0
 
 
 def test_a_run_shows_itself(run: Path) -> None:
@@ -578,6 +605,26 @@ def test_all_of_a_short_training_is_seen(count: int) -> None:
             assert line.get_marker() != "None" or count > 1
             low, high = axes.get_ylim()
             assert all(low <= value <= high for value in line.get_ydata())
+        assert all(float(tick).is_integer() for tick in axes.get_xticks())
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".webp", ".wav", ".ogg"])
+def test_large_files_of_other_makes_are_shown_too(suffix: str, tmp_path: Path) -> None:
+    """Grey pictures and those that are not PNG are made smaller; of sounds that cannot be cut, the file is named."""
+    path, noise = tmp_path / f"it{suffix}", np.random.default_rng(0).integers(0, 256, (700, 900), np.uint8)
+    if suffix in SOUNDS:
+        path.write_bytes(b"OggS" + bytes(SOUND_BYTES))
+    else:
+        Image.fromarray(noise).save(path, quality=95)
+    spec = ImageSpec(1, 700, 900, levels=256)
+    object.__setattr__(spec, "suffix", suffix)
+    (found,) = shown_file(spec, path, "Noise.")
+    if suffix in SOUNDS:
+        assert (found.kind, path.name in found.content) == ("text", True)
+        return
+    shown = Image.open(io.BytesIO(base64.b64decode(found.content.partition(",")[2])))
+    assert shown.format == "WEBP"
+    assert shown.width / shown.height == pytest.approx(900 / 700, rel=0.01)
 
 
 def test_a_figure_of_many_lines_is_no_larger_either() -> None:

@@ -157,6 +157,10 @@ def train(
         reopened, preset = reopen(out, settings, device, preset=preset, trust=trust, other_data=other_data)
         if reopened is None:
             if ranks.first():
+                if report:
+                    from pyro_delta.cli.report import write_page
+
+                    write_page(out, None, device)
                 _say_finished(out, as_json)
             return
         trainer, folder = reopened, out

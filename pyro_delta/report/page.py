@@ -6,6 +6,7 @@ Two pages are of one run: that of a check, and that which a training ends with, 
 from __future__ import annotations
 
 import json
+import math
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -139,17 +140,19 @@ def page_of_training(run: Run, floor: str, measured: Mapping[str, Any], control:
     Args:
         run: with its folder.
         floor: its committed rate, in words.
-        measured: by its newest validation.
+        measured: by its newest validation, or of its last batch where there was none.
         control: the run without latents whose training is drawn beside it.
     """
     assert run.folder is not None
     named, beside = str(run.folder), () if control is None else ("--control", str(control.folder))
     check, report = (shlex.join(["pyro-delta", command, named, *beside]) for command in ("check", "report"))
+    title = "The last batch of training" if measured.get("split") == "train" else "What validation found"
+    in_short, advice = _of_training(run, measured, check, report)
     found = {key: value for key, value in measured.items() if key != "run"}
     samples = run.folder / SAMPLES / f"step_{run.trained_steps:06d}{run.spec.suffix}"
     sections = [
-        Section("What was trained", [*in_words(run), f"Committed rate: {floor}."]),
-        Section("What validation found", rows=[list(row) for row in table.rows(found, run.spec.unit)]),
+        Section("What was trained", [*in_words(run), *_how_it_ended(run, measured), f"Committed rate: {floor}."]),
+        Section(title, rows=[list(row) for row in table.rows(found, run.spec.unit)]),
         how_it_came(run, control),
     ]
     if samples.exists():
@@ -158,10 +161,36 @@ def page_of_training(run: Run, floor: str, measured: Mapping[str, Any], control:
         )
         sections.append(Section("What it draws", shown=list(shown_file(run.spec, samples, caption))))
     sections += made_by(run, named, [check, report])
+    return rendered(title=named, verdict=in_short, advice=advice, sections=sections)
+
+
+def _of_training(run: Run, measured: Mapping[str, Any], check: str, report: str) -> tuple[str, str]:
+    """What stands first on the page of a run that was not checked, and what to do next."""
+    if run.weights == "last" and _has_diverged(measured):  # the best weights are of before
+        return "diverged", "Its bound is not finite; train again with a lower training.lr or a training.clip."
+    if is_control(run):
+        compared = shlex.join(["pyro-delta", "check", "RUN", "--control", str(run.folder)])
+        return "a control, trained", f"Its decoder sees no latents; {compared} compares a run with it."
     advice = (
         f"{check} says whether the decoder uses its latents; {report} does so, and shows here what they hold and draw."
     )
-    return rendered(title=named, verdict="trained, and not checked yet", advice=advice, sections=sections)
+    return "trained, and not checked yet", advice
+
+
+def _has_diverged(measured: Mapping[str, Any]) -> bool:
+    """Whether the newest bound is there and not finite; of a training without validation there is none."""
+    bound = measured.get("neg_elbo_bpd", 0.0)
+    return bound is None or not math.isfinite(bound)
+
+
+def _how_it_ended(run: Run, measured: Mapping[str, Any]) -> Iterator[str]:
+    """What was not as it was set: steps that were skipped, and an end before the last one."""
+    if run.skipped_steps and run.caveat is None:
+        yield f"{run.skipped_steps} of the steps were not finite and were skipped."
+    if run.weights == "best" and _has_diverged(measured):
+        yield "Its newest bound is not finite: the best weights are of before it diverged."
+    if measured.get("ended_early"):
+        yield "It ended early, as training.patience has it: further validations were no better than the best."
 
 
 def verdict_of(run: Run, numbers: Mapping[str, Any]) -> tuple[str, str]:

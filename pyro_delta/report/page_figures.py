@@ -53,6 +53,8 @@ def training_figure(runs: Mapping[str, Lines], unit: str, recorded: tuple[list[i
     if rates:
         rate.set_ylim(0, 1.3 * _most(rates, 0.9))
     _explain(rate)
+    for axes in (bound, rate):
+        axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)  # there is no step between two
     return figure
 
 

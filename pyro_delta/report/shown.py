@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor
@@ -102,8 +103,11 @@ def shown_file(spec: Spec, path: Path, caption: str) -> Iterator[Shown]:
         yield _picture(spec, content, beside, caption)
     elif spec.suffix in SOUNDS:
         heard, part = _beginning(content)
-        caption += f" To be heard: {part}; all of it is {path.parent.name}/{path.name}." if part else ""
-        yield Shown("sound", _uri(heard, SOUNDS[spec.suffix]), caption, caption)
+        words = f"{caption} To be heard: {part}; all of it is {path.parent.name}/{path.name}." if part else caption
+        if heard:
+            yield Shown("sound", _uri(heard, SOUNDS[spec.suffix]), words, words)
+        else:
+            yield Shown("text", f"{path.parent.name}/{path.name}", f"{caption} The file is too large for a page.", "")
         if beside is not None:
             yield _sheet(
                 ".png", beside, f"{caption} Spectrograms, time to the right and frequency upwards.", BESIDE_BYTES
@@ -113,10 +117,17 @@ def shown_file(spec: Spec, path: Path, caption: str) -> Iterator[Shown]:
 
 
 def _beginning(content: bytes) -> tuple[bytes, str]:
-    """As much of a .wav file as a page has room for, and in words how much that is where it is not all."""
+    """As much of a file of sounds as a page has room for, and in words how much that is where it is not all.
+
+    Of a large one whose samples are not plain numbers, as where they are compressed, that is nothing.
+    """
     if len(content) <= SOUND_BYTES:
         return content, ""
     file = io.BytesIO()
+    try:
+        wave.open(io.BytesIO(content)).close()
+    except (wave.Error, EOFError):
+        return b"", ""
     with wave.open(io.BytesIO(content)) as whole, wave.open(file, "wb") as cut:
         cut.setparams(whole.getparams())
         frames = (SOUND_BYTES - WAV_HEAD) // (whole.getnchannels() * whole.getsampwidth())
@@ -186,9 +197,12 @@ def _sheet(suffix: str, content: bytes, caption: str, most: int, kind: str = "dr
 
 def _smaller(content: bytes, most: int) -> tuple[bytes, str]:
     """A picture as WebP of so many bytes at most, and what has become of it."""
-    from matplotlib.image import imread, imsave  # here, because it takes a while to import
+    from matplotlib.image import imsave  # here, because it takes a while to import, as the next
+    from PIL import Image
 
-    picture_chw = torch.from_numpy(imread(io.BytesIO(content))[..., :3]).movedim(-1, 0)
+    # As colours, whatever it is: a grey picture has no channels of its own, and a palette has numbers of colours.
+    picture_hwc = np.asarray(Image.open(io.BytesIO(content)).convert("RGB"), np.float32) / 255
+    picture_chw = torch.from_numpy(picture_hwc).movedim(-1, 0)
     before = (picture_chw.shape[2], picture_chw.shape[1])
     scale = min(1.0, LARGEST_SIDE / max(before))
     while True:
