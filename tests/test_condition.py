@@ -644,8 +644,8 @@ def test_a_conditional_run_from_train_to_inpaint(run: Path, tmp_path: Path) -> N
     ):
         invoke(command, run, cat, "--condition", "cats", *options)
         out = invoke(command, run, cat, *options, code=2)
-        assert "the run is conditioned on 2 classes, which" in out
-        assert "lacks; give --condition" in out
+        assert "the run is conditioned on 2 classes, and" in out
+        assert "is read without them; give --condition" in out
         out = invoke(command, run, "test", "--condition", "dogs", *options, code=2)
         assert "data of the split test have their own conditions; leave out --condition dogs" in out
     invoke("encode", run, run.parent / "data" / "test", "--out", tmp_path / "z.npz")  # folders say the classes
