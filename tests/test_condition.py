@@ -126,6 +126,29 @@ def test_labels_that_have_no_name_are_refused() -> None:
         conditioned(many, "kind")
 
 
+def test_conditions_of_another_kind_than_in_training_are_refused() -> None:
+    classes, number, two = (
+        some(kind=given).train for given in (torch.tensor([0, 1, 1, 0]), torch.rand(4), torch.rand(4, 2))
+    )
+    for train, test, words in (
+        (classes, number, "is real numbers, 1 each in test, and classes in train; make them alike."),
+        (number, classes, "is classes in test, and real numbers, 1 each in train"),
+        (number, two, "is real numbers, 2 each in test, and real numbers, 1 each in train"),
+    ):
+        with pytest.raises(UserError, match=words):
+            conditioned(Splits(ArraySpec((3,)), train, train, test), "kind")
+
+
+def test_a_class_without_training_data_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    few, all_ = (some(given).train for given in ([0, 1, 1, 0], [0, 2, 2, 1]))
+    conditioned(Splits(ArraySpec((3,)), all_, few, all_, ("a", "b", "c")), "labels")
+    assert not caplog.messages
+    conditioned(Splits(ArraySpec((3,)), few, few, all_, ("a", "b", "c")), "labels")
+    assert caplog.messages == [
+        "2 of the test data are conditioned on 'c', of which no training datum is: nothing is learned of it"
+    ]
+
+
 def test_a_name_means_one_class() -> None:
     """Who says it would be given the first, whoever made the data."""
     split = Split(torch.zeros(8, 3), torch.arange(8) % 3)
