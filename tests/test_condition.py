@@ -126,6 +126,29 @@ def test_labels_that_have_no_name_are_refused() -> None:
         conditioned(many, "kind")
 
 
+def test_conditions_of_another_kind_than_in_training_are_refused() -> None:
+    classes, number, two = (
+        some(kind=given).train for given in (torch.tensor([0, 1, 1, 0]), torch.rand(4), torch.rand(4, 2))
+    )
+    for train, test, words in (
+        (classes, number, "is real numbers, 1 each in test, and classes in train; make them alike."),
+        (number, classes, "is classes in test, and real numbers, 1 each in train"),
+        (number, two, "is real numbers, 2 each in test, and real numbers, 1 each in train"),
+    ):
+        with pytest.raises(UserError, match=words):
+            conditioned(Splits(ArraySpec((3,)), train, train, test), "kind")
+
+
+def test_a_class_without_training_data_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    few, all_ = (some(given).train for given in ([0, 1, 1, 0], [0, 2, 2, 1]))
+    conditioned(Splits(ArraySpec((3,)), all_, few, all_, ("a", "b", "c")), "labels")
+    assert not caplog.messages
+    conditioned(Splits(ArraySpec((3,)), few, few, all_, ("a", "b", "c")), "labels")
+    assert caplog.messages == [
+        "2 of the test data are conditioned on 'c', of which no training datum is: nothing is learned of it"
+    ]
+
+
 def test_a_name_means_one_class() -> None:
     """Who says it would be given the first, whoever made the data."""
     split = Split(torch.zeros(8, 3), torch.arange(8) % 3)
@@ -644,8 +667,8 @@ def test_a_conditional_run_from_train_to_inpaint(run: Path, tmp_path: Path) -> N
     ):
         invoke(command, run, cat, "--condition", "cats", *options)
         out = invoke(command, run, cat, *options, code=2)
-        assert "the run is conditioned on 2 classes, which" in out
-        assert "lacks; give --condition" in out
+        assert "the run is conditioned on 2 classes, and" in out
+        assert "is read without them; give --condition" in out
         out = invoke(command, run, "test", "--condition", "dogs", *options, code=2)
         assert "data of the split test have their own conditions; leave out --condition dogs" in out
     invoke("encode", run, run.parent / "data" / "test", "--out", tmp_path / "z.npz")  # folders say the classes

@@ -1227,7 +1227,7 @@ DIVERGED = Diverged()
         ((nothing_observed, X, X), "the guide is a Tensor, not callable; call diagnose(model, guide, data)"),
         ((X, nothing_observed, X), "the model is a Tensor, not callable; call diagnose(model, guide, data)"),
         ((nothing_observed, guide_of_latent), "needs data; give what both are called with"),
-        ((nothing_observed, guide_of_latent, X[:1]), "there is 1 datum; to compare latents takes 4."),
+        ((nothing_observed, guide_of_latent, X[:1]), "there is 1 datum; to compare latents takes 4, so give more."),
         ((nothing_observed, guide_of_latent, torch.tensor(1.0)), "is not data; give a tensor (N, *shape)"),
         ((nothing_observed, guide_of_latent, {}), "a dict of data has the keys []"),
         ((nothing_observed, guide_of_latent, {"x": X, "y": X[:3]}), "'y' has 3 entries for 12 data; give one for each"),

@@ -262,7 +262,7 @@ def test_from_training_to_samples_by_the_commands(tmp_path: Path, monkeypatch: p
             ("train", "--dataset", "chorales", "--set", "data.length=200", "--out", "n"),
             "data.length=200 is longer than",
         ),
-        (("check", "run", "--images", 1), "there is 1 datum; to compare latents takes 4."),
+        (("check", "run", "--images", 1), "there is 1 datum; to compare latents takes 4, so give more."),
     ):
         code, _, err = call(*arguments)
         assert code == 2, (arguments, err)
@@ -308,7 +308,7 @@ def test_whole_pieces_by_the_commands(tmp_path: Path, monkeypatch: pytest.Monkey
             "has 201 quarter notes, and a piece of this model 200",
         ),
         (("encode", "run", "back.mi", "--out", "y.nc"), "cannot read back.mi"),
-        (("check", "run", "--images", 1), "there is 1 datum; to compare latents takes 4."),
+        (("check", "run", "--images", 1), "there is 1 datum; to compare latents takes 4, so give more."),
     ):
         code, _, err = call(*arguments)
         assert code == 2, (arguments, err)

@@ -480,15 +480,22 @@ WRONG: dict[str, tuple[Callable[[Path], Path], str]] = {
     "missing": (named("y.csv", None), "cannot read … y.csv (No such file or directory); give a .csv or .npz file."),
     "another kind": (named("y.txt"), "y.txt is no table and no arrays of NumPy; give a .csv or .npz file."),
     "no archive": (named("y.npz", b"PK no more"), "y.npz holds no arrays that can be read"),
-    "nothing": (named("y.npz"), "y.npz holds no arrays that can be read (No data left in file); give another."),
+    "nothing": (named("y.npz"), "y.npz is no archive of arrays; give what np.savez(…, x=…) writes."),
+    "a single array": (
+        named("y.npz", b"\x93NUMPY\x01\0"),
+        "y.npz is a single array, as np.save writes it; give what np.savez(…, x=…) writes.",
+    ),
     "pickled": (pickled, "x.npz holds no arrays that can be read (Object arrays cannot be loaded when allow_pickle"),
-    "a pickle": (named("y.npz", b"\x80\x04K\x03."), "y.npz holds no arrays that can be read"),
+    "a pickle": (named("y.npz", b"\x80\x04K\x03."), "y.npz is no archive of arrays; give what np.savez"),
+    "a text": (named("y.npz", b"series,a\n"), "y.npz is no archive of arrays; give what np.savez"),
     "no x": (npz_of(y=np.zeros(3)), "unknown array of … 'y'"),
     "labels alone": (npz_of(labels=np.zeros(3)), "has no array 'x' of series; add it."),
     "words": (npz_of(x=np.array([["a"]])), "has 'x' of <U1, (1, 1); give real numbers (N, T, C)."),
     "complex": (npz_of(x=np.zeros((1, 1, 1), complex)), "has 'x' of complex128, (1, 1, 1)"),
     "rows without lengths": (npz_of(x=np.zeros((4, 2))), "has x of shape (4, 2) without lengths"),
     "lengths that do not sum": (npz_of(x=np.zeros((4, 2)), lengths=[1, 2]), "lengths of … sum to 3, and x has 4 rows"),
+    "lengths below nothing": (npz_of(x=np.zeros((4, 2)), lengths=[-1, 5]), "have -1 among them; give 1 or more each."),
+    "no positions": (npz_of(x=np.zeros((2, 0, 1))), "has x of shape (2, 0, 1), which has no positions; give (N, T, C)"),
     "lengths of nothing": (npz_of(x=np.zeros((2, 4, 1)), lengths=[0, 2]), "do not fit x (2, 4, 1); give 2, of 1 to 4."),
     "lengths too long": (npz_of(x=np.zeros((2, 4, 1)), lengths=[5, 2]), "do not fit x (2, 4, 1); give 2, of 1 to 4."),
     "lengths that are real": (npz_of(x=np.zeros((2, 4, 1)), lengths=[1.0, 2.0]), "the lengths of … are of float64"),
@@ -653,6 +660,14 @@ def test_series_that_cannot_be_learned_from(given: dict[str, Any], sentence: str
     with pytest.raises(UserError) as caught:
         load(f"series:{npz_of(**given)(tmp_path)}")
     assert sentence in str(caught.value)
+
+
+def test_a_resolution_that_leaves_one_value_is_refused(tmp_path: Path) -> None:
+    """There would be nothing to learn, at 0 bits a number."""
+    path = npz_of(x=np.random.default_rng(0).uniform(size=(9, 4, 1)))(tmp_path)
+    with pytest.raises(UserError, match=r"data\.resolution=100 rounds all of 'x0' to 0 in the .*; give a finer one\."):
+        load(f"series:{path}", resolution=100.0)
+    assert set(load(f"series:{path}", resolution=1.0).train.x.flatten().tolist()) == {0.0, 1.0}
 
 
 @pytest.mark.parametrize("unit", [1e-320, 1e-200, 1e-40, 1e-29, 1e29, 1e40, 1e300])

@@ -641,7 +641,7 @@ def test_from_training_to_samples_by_the_commands(tmp_path: Path, monkeypatch: p
             ("train", "--dataset", "speech", "--data-root", "no", "--out", "n"),
             "there is no folder no/speech/digits;",
         ),
-        (("check", "run", "--images", 1), "there is 1 datum; to compare latents takes 4."),
+        (("check", "run", "--images", 1), "there is 1 datum; to compare latents takes 4, so give more."),
     ):
         code, _, err = call(*arguments)
         assert code == 2, (arguments, err)

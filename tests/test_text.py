@@ -254,6 +254,12 @@ def spoiled(name: str, folder: Path) -> str:
             path.write_bytes("naïve\nnaïve".encode() + "\nnaïve".encode("latin-1"))
         case "utf-16":
             path.write_bytes("text".encode("utf-16"))
+        case "utf-32":
+            path.write_bytes("text".encode("utf-32"))
+        case "utf-16 without a mark":
+            path.write_bytes("text".encode("utf-16-le"))
+        case "lines of an old Macintosh":
+            path.write_bytes(b"one\rtwo\rthree\r")
         case "nul":
             path.write_bytes(b"a\nb\0c\n")
         case "one document":
@@ -284,7 +290,13 @@ SPOILED = {
     "empty": "has no text; give a file with a document a line.",
     "mixed encodings": "line 3 of {folder}/x.txt is not UTF-8: the byte 0xef at place 3; convert the file.",
     "utf-16": "x.txt is text in UTF-16; convert it to UTF-8.",
-    "nul": "line 2 of {folder}/x.txt has the character NUL, which is in no text; take it out.",
+    "utf-32": "x.txt is text in UTF-32; convert it to UTF-8.",
+    "utf-16 without a mark": "line 1 of {folder}/x.txt has the character NUL, which is in no text in UTF-8; take it "
+    "out, or convert a file in UTF-16.",
+    "nul": "line 2 of {folder}/x.txt has the character NUL, which is in no text in UTF-8; take it out, or convert a "
+    "file in UTF-16.",
+    "lines of an old Macintosh": "x.txt has 1 documents, 1 of them different; training, validation and test take one "
+    "each at least, so give more text, a document a line.",
     "one document": "x.txt has 1 documents, 1 of them different; training, validation and test take one each at least",
     "a folder of one": "train.txt has one document, and validation takes one; give more text.",
     "too many held out": "has 27 documents for training and validation, of which 27 cannot be held out; ask for 1 "

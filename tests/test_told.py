@@ -186,8 +186,8 @@ def test_groups(count: int, options: dict[str, int], plan: tuple[int, int]) -> N
 @pytest.mark.parametrize(
     ("count", "options", "words"),
     [
-        (3, {}, "there are 3 data; to compare latents takes 4."),
-        (1, {}, "there is 1 datum; to compare latents takes 4."),
+        (3, {}, "there are 3 data; to compare latents takes 4, so give more."),
+        (1, {}, "there is 1 datum; to compare latents takes 4, so give more."),
         (9, {"samples": 1}, "told_samples=1 compares z with nothing; give 2 or more."),
     ],
 )

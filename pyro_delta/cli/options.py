@@ -328,7 +328,8 @@ def read_given(
     elif conditioned is not None:
         if labels is None or run.config.data.options.get(KEY) != LABELS:
             raise UserError(
-                f"the run is conditioned on {in_words(conditioned)}, which {given} lacks; give --condition."
+                f"the run is conditioned on {in_words(conditioned)}, and {given} is read without them; give "
+                "--condition."
             )
         place = torch.tensor([conditioned.classes.index(name) for name in run.classes or ()])
         extras = {**extras, KEY: place[labels]}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -17,10 +18,13 @@ if TYPE_CHECKING:
     from pyro_delta.data.splits import Split, Splits
     from pyro_delta.protocol import Data, Spec
 
+LOG = logging.getLogger("pyro_delta.data")
 KEY = "condition"
 """Of a batch: whole numbers (N,), a class for each datum, or real numbers (N, C), standardised."""
 LABELS = "labels"
 MOST_CLASSES = 2**16
+SHOWN = 5
+"""Classes that a message names."""
 NEARLY_CONSTANT = 1e-6
 """Deviation, in parts of the largest value, below which numbers count as constant."""
 
@@ -170,7 +174,7 @@ def conditioned(data: Data, on: str) -> Splits:
             (N, C).
 
     Raises:
-        UserError: if there is no such thing, it is neither, or the spec has no field for it.
+        UserError: if there is no such thing, it is neither, or differs between splits, or the spec has no field for it.
     """
     import numpy as np
     import torch
@@ -182,6 +186,11 @@ def conditioned(data: Data, on: str) -> Splits:
         raise UserError(f"the data are conditioned already, on {in_words(already)}; leave data.condition out.")
     values = {name: _values(getattr(data, name), on, name) for name in SPLITS}
     train = values["train"]
+    for name, each in values.items():
+        if (each.dtype, each.shape[1:]) != (train.dtype, train.shape[1:]):
+            raise UserError(
+                f"data.condition={on!r} is {_kind(each)} in {name}, and {_kind(train)} in train; make them alike."
+            )
     if train.is_floating_point():
         quotients, exponent = in_range(train.numpy())
         part = torch.from_numpy(quotients)
@@ -197,6 +206,14 @@ def conditioned(data: Data, on: str) -> Splits:
         if count > len(names):
             raise UserError(f"labels go up to {count - 1}, but there are names for {len(names)} classes; name all.")
         found = Condition(classes=tuple(names))
+        for name, each in values.items():
+            if unknown := sorted(set(each.tolist()) - set(train.tolist())):
+                LOG.warning(
+                    "%d of the %s data are conditioned on %s, of which no training datum is: nothing is learned of it",
+                    *(int(torch.isin(each, torch.tensor(unknown)).sum()), name),
+                    ", ".join(repr(names[place]) for place in unknown[:SHOWN])
+                    + (", …" if len(unknown) > SHOWN else ""),
+                )
     splits = {name: _with(getattr(data, name), values[name]) for name in SPLITS}
     return Splits(_spec_with(data.spec, found), **splits, classes=data.classes)
 
@@ -257,6 +274,10 @@ def _values(split: Any, on: str, name: str) -> Tensor:
             "gaps."
         )
     return found.long()
+
+
+def _kind(values: Tensor) -> str:
+    return f"real numbers, {values.shape[1]} each" if values.is_floating_point() else "classes"
 
 
 def _with(split: Any, values: Tensor) -> Split:

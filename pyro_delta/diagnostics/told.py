@@ -57,7 +57,9 @@ def group_sizes(count: int, samples: int = TOLD_SAMPLES, images: int = TOLD_IMAG
     if samples < 2:
         raise UserError(f"told_samples={samples} compares z with nothing; give 2 or more.")
     if count < 4:
-        raise UserError(f"there {'is 1 datum' if count == 1 else f'are {count} data'}; to compare latents takes 4.")
+        raise UserError(
+            f"there {'is 1 datum' if count == 1 else f'are {count} data'}; to compare latents takes 4, so give more."
+        )
     size = min(samples, count // 2)
     return size, min(count // size, max(2, images // size))
 

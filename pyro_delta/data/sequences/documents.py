@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -24,6 +25,13 @@ LONGEST = 1024
 """Tokens that documents have at most where no length is given: attention looks at pairs of them."""
 VALIDATION = ("validation.txt", "valid.txt", "val.txt")
 BYTE_SPACE = 32
+MARKS = {
+    codecs.BOM_UTF32_LE: "UTF-32",
+    codecs.BOM_UTF32_BE: "UTF-32",
+    codecs.BOM_UTF16_LE: "UTF-16",
+    codecs.BOM_UTF16_BE: "UTF-16",
+}
+"""How files in other encodings begin; a mark of UTF-32 begins with one of UTF-16."""
 
 
 class TextFile(Splits):
@@ -67,7 +75,7 @@ class TextFile(Splits):
             if (different := len(set(texts))) < len(SPLITS):
                 raise UserError(
                     f"{path} has {len(texts)} documents, {different} of them different; training, validation and test "
-                    "take one each at least, so give more text."
+                    "take one each at least, so give more text, a document a line."
                 )
             train, test = _divided(texts, None, TEST_SEED, path)
             held_out = []
@@ -208,8 +216,8 @@ def lines_of(path: Path) -> list[str]:
         content = path.read_bytes()
     except OSError as error:
         raise UserError(f"cannot read {path} ({error.strerror}); give a text file.") from None
-    if content[:2] in (b"\xff\xfe", b"\xfe\xff"):
-        raise UserError(f"{path} is text in UTF-16; convert it to UTF-8.")
+    if mark := next((mark for mark in MARKS if content.startswith(mark)), None):
+        raise UserError(f"{path} is text in {MARKS[mark]}; convert it to UTF-8.")
     found = []
     for number, line in enumerate(content.removeprefix(b"\xef\xbb\xbf").split(b"\n"), 1):
         try:
@@ -220,7 +228,10 @@ def lines_of(path: Path) -> list[str]:
                 "convert the file."
             ) from None
         if "\0" in text:
-            raise UserError(f"line {number} of {path} has the character NUL, which is in no text; take it out.")
+            raise UserError(
+                f"line {number} of {path} has the character NUL, which is in no text in UTF-8; take it out, or "
+                "convert a file in UTF-16."
+            )
         if text.strip():
             found.append(text.replace("⏎", "\n").replace("␍", "\r"))
     if not found:

@@ -35,6 +35,8 @@ SERIES, POSITION, LABEL, SPLIT = "series", "position", "label", "split"
 FINEST = 1e-2
 """Part of a variable's deviation that rounding to single precision may take."""
 KEYS = ("x", "lengths", "mask", "labels", "split", "names")
+ZIP, ARRAY = b"PK", b"\x93NUMPY"
+"""How files of np.savez begin, and those of np.save."""
 
 
 class Found(NamedTuple):
@@ -196,6 +198,9 @@ def save_csv(spec: SeriesSpec, x: Tensor, path: Path, titles: list[str] | None =
 
 
 def _read_npz(path: Path, content: bytes) -> Found:
+    if not content.startswith(ZIP):
+        found = "a single array, as np.save writes it" if content.startswith(ARRAY) else "no archive of arrays"
+        raise UserError(f"{path} is {found}; give what np.savez(…, x=…) writes.")
     try:
         with np.load(io.BytesIO(content), allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
@@ -208,6 +213,8 @@ def _read_npz(path: Path, content: bytes) -> Found:
     if "x" not in arrays:
         raise UserError(f"{path} has no array 'x' of series; add it.")
     x = _real(path, "x", arrays["x"], (2, 3))
+    if x.ndim == 3 and not x.shape[1]:
+        raise UserError(f"{path} has x of shape {x.shape}, which has no positions; give (N, T, C) with T of 1 or more.")
     mask = _bools(path, arrays["mask"], x.shape) if "mask" in arrays else None
     if mask is not None:
         if np.isnan(x[mask]).any():
@@ -224,7 +231,9 @@ def _read_npz(path: Path, content: bytes) -> Found:
         raise UserError(
             f"{path} has x of shape {x.shape} without lengths; give x (N, T, C), or lengths that divide it."
         )
-    elif sum(lengths) != len(x) or min(lengths, default=1) < 1:
+    elif (least := min(lengths, default=1)) < 1:
+        raise UserError(f"the lengths of {path} have {least} among them; give 1 or more each.")
+    elif sum(lengths) != len(x):
         raise UserError(f"the lengths of {path} sum to {sum(lengths)}, and x has {len(x)} rows; make them fit.")
     else:
         series = np.split(x, np.cumsum(lengths)[:-1])

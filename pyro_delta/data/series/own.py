@@ -61,6 +61,13 @@ def made_of(
     location, scale = _units(x_ntc[part != 2], found.names, title)
     spec = SeriesSpec(x_ntc.shape[1], found.names, location, scale, resolution)
     x = held(spec, x_ntc, title)
+    for name, values in zip(found.names, x[torch.from_numpy(part != 2)].flatten(0, 1).T):
+        known = values[~values.isnan()]
+        if (known == known[0]).all():
+            raise UserError(
+                f"data.resolution={resolution:g} rounds all of {name!r} to {known[0]:g} in the training data of "
+                f"{title}; give a finer one."
+            )
     beside = spec.beside(x)
     whole = Split(beside.pop("x"), labels, beside)
     train, held_out, test = (whole.take(torch.from_numpy(np.flatnonzero(part == which))) for which in range(3))
