@@ -98,7 +98,9 @@ def report(
 def write_page(run: Path, control: Path | None, device: str) -> Path:
     """Writes the page of a run that has just been trained, beside its control if it has one; makes its check."""
     from pyro_delta.files import written_whole
+    from pyro_delta.lock import check_no_links
 
+    check_no_links(run)
     text, _, _ = _of_one(run, control, None, 0, device, None, False, False)
     with written_whole(run / PAGE) as file:
         file.write(text.encode())
