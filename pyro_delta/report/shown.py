@@ -190,19 +190,21 @@ def _sounds(spec: Spec, x: Tensor, group: int, caption: str) -> Iterator[Shown]:
 def _sheet(suffix: str, content: bytes, caption: str, most: int, kind: str = "drawing") -> Shown:
     """A picture of data, smaller and with losses where it has to be."""
     if suffix != ".svg" and len(content) > most:
-        content, words = _smaller(content, most)
+        content, words = _smaller(suffix, content, most)
         suffix, caption = ".webp", f"{caption} {words}"
     return Shown(kind, _uri(content, PICTURES[suffix]), caption, caption)
 
 
-def _smaller(content: bytes, most: int) -> tuple[bytes, str]:
+def _smaller(suffix: str, content: bytes, most: int) -> tuple[bytes, str]:
     """A picture as WebP of so many bytes at most, and what has become of it."""
-    from matplotlib.image import imsave  # here, because it takes a while to import, as the next
-    from PIL import Image
+    from matplotlib.image import imread, imsave  # here, because it takes a while to import
 
-    # As colours, whatever it is: a grey picture has no channels of its own, and a palette has numbers of colours.
-    picture_hwc = np.asarray(Image.open(io.BytesIO(content)).convert("RGB"), np.float32) / 255
-    picture_chw = torch.from_numpy(picture_hwc).movedim(-1, 0)
+    picture = imread(io.BytesIO(content), format=suffix.removeprefix("."))
+    if picture.dtype == np.uint8:  # of all formats but .png
+        picture = picture.astype(np.float32) / 255
+    if picture.ndim == 2:  # grey, which has no channels of its own
+        picture = np.repeat(picture[..., None], 3, axis=-1)
+    picture_chw = torch.from_numpy(picture[..., :3]).movedim(-1, 0)
     before = (picture_chw.shape[2], picture_chw.shape[1])
     scale = min(1.0, LARGEST_SIDE / max(before))
     while True:
