@@ -14,7 +14,7 @@ import psutil
 
 SETTING = "OMP_NUM_THREADS"
 LOOK = 0.1
-"""Seconds that `leave_busy_cores` looks at what other processes do."""
+"""Seconds that one looks at what other processes do."""
 
 
 class Cores:
@@ -42,6 +42,10 @@ class Cores:
         others = (busy_now - busy - own_now + own) / max(now - began, 1e-9)
         return min(max(others, 0.0), float(len(self.allowed)))
 
+    def threads(self, taken: float) -> int:
+        """How many go fastest beside others that keep so many cores busy."""
+        return min(self.count, max(1, round(len(self.allowed) - taken)))
+
     def _read(self) -> tuple[float, float, float]:
         """Now, and seconds of work so far, of the cores and of this process."""
         times = psutil.cpu_times(percpu=True)
@@ -63,9 +67,8 @@ def leave_busy_cores() -> str | None:
     if SETTING in os.environ or (cores := Cores()).count == 1:
         return None
     time.sleep(LOOK)
-    taken = cores.taken()
-    threads = max(1, round(len(cores.allowed) - taken))
-    if threads >= cores.count:
+    threads = cores.threads(taken := cores.taken())
+    if threads == cores.count:
         return None
     os.environ[SETTING] = str(threads)
     return (

@@ -16,6 +16,7 @@ import pytest
 
 from pyro_delta import cores
 from pyro_delta.report.progress import Crowded
+from pyro_delta.sweep import runs
 
 Times = namedtuple("Times", "user nice system idle iowait irq softirq steal guest guest_nice")
 ZERO = Times(*[0.0] * 10)
@@ -100,6 +101,24 @@ def test_a_setting_of_ones_own_stays(machine: Callable[..., None], monkeypatch: 
     monkeypatch.setenv(cores.SETTING, "2")
     assert cores.leave_busy_cores() is None
     assert os.environ[cores.SETTING] == "2"
+
+
+@pytest.mark.parametrize(
+    ("after", "jobs", "threads"),
+    [
+        ((IDLE,) * 8, 2, 4),
+        ((IDLE,) * 8, 3, 2),
+        ((IDLE,) * 2, 5, 1),
+        ((BUSY,) * 2 + (IDLE,) * 6, 2, 3),  # what is free is shared
+        ((BUSY,) * 8, 2, 1),
+        ((BUSY, IDLE), 1, None),  # one alone looks for itself
+    ],
+)
+def test_jobs_share_the_free_cores(
+    after: tuple[Any, ...], jobs: int, threads: int | None, machine: Callable[..., None]
+) -> None:
+    machine(*after, allowed=range(len(after)), physical=len(after))
+    assert runs.threads_for(jobs) == threads
 
 
 def test_a_training_says_once_that_it_is_crowded(machine: Callable[..., None]) -> None:

@@ -16,11 +16,9 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import numpy as np
-import psutil
 import pytest
 from forged import edit_json, forge
 from markdown_it import MarkdownIt
@@ -324,13 +322,6 @@ def test_threads_failures_and_what_is_done(tmp_path: Path, monkeypatch: pytest.M
     assert runs.log_of(tmp_path / "bad").read_text().startswith("7\n")
 
 
-@pytest.mark.parametrize(("cores", "jobs", "threads"), [(8, 2, 4), (8, 3, 2), (2, 5, 1)])
-def test_jobs_share_the_cores(cores: int, jobs: int, threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(psutil, "Process", lambda: SimpleNamespace(cpu_affinity=lambda: list(range(cores))))
-    monkeypatch.setattr(psutil, "cpu_count", lambda logical=True: cores)
-    assert runs.threads_for(jobs) == threads
-
-
 @pytest.mark.usefixtures("as_script")
 def test_a_run_that_another_process_is_at_work_on_is_waited_for(tmp_path: Path) -> None:
     work = Sleeper(tmp_path / "run", seconds=60)
@@ -447,6 +438,7 @@ def test_a_sweep_that_was_cut_and_goes_on_equals_one_that_was_not(
         for file in ("rate", "distortion"):
             terms = [np.load(out / name / "seed-1" / "terms.npz")[file] for out in (tmp_path, done)]
             np.testing.assert_array_equal(*terms)
+    assert not list(tmp_path.glob("*/seed-1/report.html"))
 
 
 def test_what_is_done_is_not_repeated_and_what_is_missing_is_done_by_submitit(sweep_file: Path, done: Path) -> None:

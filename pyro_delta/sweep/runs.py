@@ -23,7 +23,7 @@ from types import FrameType
 from typing import Any, Protocol
 
 from pyro_delta.api.kept import kept
-from pyro_delta.cores import Cores
+from pyro_delta.cores import LOOK, Cores
 from pyro_delta.errors import UserError
 from pyro_delta.inference.run import config_digest, has_checkpoint, is_finished, read_config, read_state
 from pyro_delta.lock import locked
@@ -77,13 +77,14 @@ class Training:
         return is_finished(config, state)
 
     def command(self) -> list[str]:
-        """From the beginning, or from the checkpoint."""
+        """From the beginning, or from the checkpoint; pages are made by `pyro-delta report`, of what one wants to see."""
+        train = ["train", "--out", str(self.folder), "--no-report"]
         if has_checkpoint(self.folder):
             root = _root(self.settings.get(ROOT))
-            return ["train", "--out", str(self.folder), "--resume", *root, *_trusting(self.trust)]
+            return [*train, "--resume", *root, *_trusting(self.trust)]
         preset = [] if self.preset is None else ["--preset", self.preset]
         pairs = [f"{key}={json.dumps(value)}" for key, value in self.settings.items()]
-        return ["train", "--out", str(self.folder), *preset, *(part for pair in pairs for part in ("--set", pair))]
+        return [*train, *preset, *(part for pair in pairs for part in ("--set", pair))]
 
 
 @dataclass(frozen=True)
@@ -198,9 +199,13 @@ def _last_line(log: Path, begun: int) -> str:
     return next((line.strip() for line in reversed(lines) if line.strip()), "")
 
 
-def threads_for(jobs: int) -> int:
-    """Threads of each of so many processes on the cores that this one may use."""
-    return max(1, Cores().count // jobs)
+def threads_for(jobs: int) -> int | None:
+    """Threads of each of so many processes on the cores that are free; None for one alone, which looks for itself."""
+    if jobs == 1:
+        return None
+    cores = Cores()
+    time.sleep(LOOK)
+    return max(1, cores.threads(cores.taken()) // jobs)
 
 
 class Launcher(Protocol):
