@@ -77,7 +77,7 @@ class Training:
         return is_finished(config, state)
 
     def command(self) -> list[str]:
-        """From the beginning, or from the checkpoint; pages are made by `pyro-delta report`, of what one wants to see."""
+        """From the beginning, or from the checkpoint; pages are made by `pyro-delta report`, of what one wants."""
         train = ["train", "--out", str(self.folder), "--no-report"]
         if has_checkpoint(self.folder):
             root = _root(self.settings.get(ROOT))
