@@ -800,11 +800,13 @@ def trunk(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
-def token_vae(starts: list[int], spec: TokenSpec, trunk: str, *, conditioning: str = "causal") -> VAE:
+def token_vae(
+    starts: list[int], spec: TokenSpec, trunk: str, *, conditioning: str = "causal", bidirectional: bool = False
+) -> VAE:
     prior = StepsPrior(starts, [0.5, 0.8])
     likelihood, guide, sizes = OF_TOKENS[trunk]
     model = DeltaVAE(prior, likelihood(spec, prior, conditioning=conditioning, **sizes))
-    return randomise(VAE(model, guide(spec, prior, **sizes)))
+    return randomise(VAE(model, guide(spec, prior, bidirectional=bidirectional, **sizes)))
 
 
 TOKEN_STARTS = {
@@ -830,10 +832,31 @@ def test_tokens_see_all_latents_under_full_conditioning(name: str, spec: TokenSp
     assert_tokens_see_latents(vae, spec, torch.zeros(len(TOKEN_STARTS[name])))
 
 
+@pytest.mark.parametrize("spec", [TOKENS, VOICES], ids=["tokens", "voices"])
 @pytest.mark.parametrize("name", TOKEN_STARTS)
-def test_nothing_is_heard_from_behind_the_end(name: str, trunk: str) -> None:
+def test_a_bidirectional_guide_hears_all_of_a_sequence(name: str, spec: TokenSpec, trunk: str) -> None:
+    vae = token_vae(TOKEN_STARTS[name], spec, trunk, conditioning="full", bidirectional=True)
+    assert vae.guide.causality == "none"
+    x, lengths = random_images(spec, (2,)), torch.tensor([4, 6])
+    for known in (None, lengths):
+        before = vae.guide.posterior(x, known).mean
+        for place, position in some_places(spec, None):
+            y = x.flatten(1).clone()
+            y[0, place] = (y[0, place] + 1) % spec.levels
+            moved = (vae.guide.posterior(y.reshape(x.shape), known).mean != before).any(-1)
+            heard = torch.ones(len(vae.model.prior.starts), dtype=torch.bool)
+            if known is not None:
+                heard = (vae.model.prior.starts < lengths[0]) & (position < lengths[0])
+            assert (moved[0] == heard).all(), f"{place} moved steps {moved[0].tolist()}"
+            assert not moved[1].any(), f"{place} moved the latents of another sequence"
+
+
+@pytest.mark.parametrize("bidirectional", [False, True])
+@pytest.mark.parametrize("name", TOKEN_STARTS)
+def test_nothing_is_heard_from_behind_the_end(name: str, bidirectional: bool, trunk: str) -> None:
     """Nor scored: each sequence is treated as one of its length alone, whatever is behind it."""
-    vae, lengths = token_vae(TOKEN_STARTS[name], VOICES, trunk), torch.tensor([3, 6, 5])
+    vae = token_vae(TOKEN_STARTS[name], VOICES, trunk, bidirectional=bidirectional)
+    lengths = torch.tensor([3, 6, 5])
     starts, x, other = vae.model.prior.starts, random_images(VOICES, (3,)), random_images(VOICES, (3,), 1)
     inside = torch.arange(6) < lengths[:, None]
     y = torch.where(inside[..., None], x, other)
@@ -849,7 +872,8 @@ def test_nothing_is_heard_from_behind_the_end(name: str, trunk: str) -> None:
     assert torch.equal(score(x), vae.model.likelihood(torch.where(padding[..., None], -z, z), lengths).log_prob(x))
     for i, length in enumerate(lengths.tolist()):
         if name == "a_step_a_token":  # a network of that length has the same weights, but for those of later places
-            short = token_vae(TOKEN_STARTS[name][:length], ScoreSpec(length, 5, voices=3), trunk)
+            alone_spec = ScoreSpec(length, 5, voices=3)
+            short = token_vae(TOKEN_STARTS[name][:length], alone_spec, trunk, bidirectional=bidirectional)
             theirs, sizes = vae.state_dict(), short.state_dict()
             short.load_state_dict({k: v[tuple(map(slice, sizes[k].shape))] for k, v in theirs.items()})
             alone = short.guide.posterior(x[i : i + 1, :length]).base_dist

@@ -6,11 +6,16 @@ from pathlib import Path
 import pyro
 import pytest
 import torch
+from test_autoregressive_image import CASES, Case, Snail, noise
 from test_inference import SPEC, config_of, toy_data, trainer_of
 
 from pyro_delta.build import build
+from pyro_delta.data.images import ImageSpec
 from pyro_delta.diagnostics.bounds import evaluate
 from pyro_delta.diagnostics.drawing import draw
+from pyro_delta.distributions import AutoregressiveImage
+from pyro_delta.distributions.images import replayed
+from pyro_delta.distributions.images.replayed import Run, cuda_graph
 from pyro_delta.inference.checkpoint import pack, unpack
 from pyro_delta.inference.pyro_training import PyroTraining, Window
 from pyro_delta.vae import VAE
@@ -71,3 +76,22 @@ def test_numbers_agree_with_the_cpu() -> None:
 
 def test_samples_come_from_the_device() -> None:
     assert draw(programs_on("cuda"), 3).shape == (3, *SPEC.shape)
+
+
+@pytest.mark.parametrize("case", [CASES["4_levels"], Snail(ImageSpec(3, 9, 8, 256), length=3, layers=2)])
+def test_rows_that_were_captured_draw_the_pictures_of_the_cpu(
+    case: Case | Snail, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replays: list[bool] = []
+
+    def captured(run: Run, device: torch.device) -> Run:
+        replay = cuda_graph(run, device)
+        replays.append(replay is not run)
+        return replay
+
+    monkeypatch.setattr(replayed, "cuda_graph", captured)
+    network, z, uniforms = case.network(), case.z(5), noise(case, 5)
+    expected = AutoregressiveImage(network, z).sample(uniforms=uniforms)
+    image = AutoregressiveImage(network.to("cuda"), z.to("cuda"))
+    assert torch.equal(image.sample(uniforms=uniforms.to("cuda")).cpu(), expected)
+    assert replays == [True]

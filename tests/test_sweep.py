@@ -851,6 +851,19 @@ def test_families_are_drawn_along_a_grid_or_in_the_plane() -> None:
             assert [label.get_text() for label in told.get_xticklabels()] == along
 
 
+def test_bounds_are_drawn_beside_those_of_others() -> None:
+    arms = rows_of(["a"], ["x", "y"])
+    for arm, bound in zip(arms, (3.0, 1.0)):
+        arm.checks[0].numbers["neg_elbo_bpd"] = bound
+    cited = [{"name": "theirs_$", "neg_elbo_bpd": 2.0, "source": "a paper"}]
+    found = replace(summary("t", arms, "a,x"), cited=cited)
+    (axes,) = comparison_figure(found).axes
+    drawn = [container.lines[0].get_xydata().tolist()[0] for container in axes.containers]
+    assert drawn == [[1.0, 0], [2.0, 1], [3.0, 2]]  # the lowest first, and on top
+    assert axes.yaxis_inverted()
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["a,y", "theirs_\\$ (cited)", "a,x"]
+
+
 def test_the_front_has_what_nothing_beats() -> None:
     arms = rows_of(["a"], ["x", "y", "z"])
     for arm, distortion in zip(arms, (3.0, 1.0, 2.0)):

@@ -110,10 +110,10 @@ CASES = {
         {"program": "gru", "hidden": 4},
         SCORE,
     ),
-    "learned, gru full, gru": Case(
+    "learned, gru full, gru both ways": Case(
         {"program": "ar1_learned", "dims": 1, "length": 12, "floor_nats": 1.0},
         {"program": "gru", "hidden": 4, "conditioning": "full"},
-        {"program": "gru", "hidden": 5},
+        {"program": "gru", "hidden": 5, "bidirectional": True},
         TOKENS,
         elbo="trace",
     ),
@@ -127,6 +127,12 @@ CASES = {
         {"program": "standard_normal", "dims": 2, "length": 3},
         {"program": "transformer", "hidden": 4, "layers": 1, "heads": 2, "conditioning": "full"},
         {"program": "gru", "hidden": 4, "rate_nats": 0.8},
+        SCORE,
+    ),
+    "standard, transformer of voices full, transformer both ways beyond a contour": Case(
+        {"program": "standard_normal", "dims": 1, "length": 3},
+        {"program": "transformer", "hidden": 4, "layers": 1, "heads": 1, "conditioning": "full"},
+        {"program": "transformer", "hidden": 4, "layers": 1, "heads": 2, "bidirectional": True, "rate_nats": 0.8},
         SCORE,
     ),
     "matern, gru without latents, gru": Case(

@@ -23,6 +23,8 @@ class GRUGuide(SequenceGuide):
         spec: of the sequences: tokens, voices of them, or series.
         prior: a Gaussian prior.
         hidden: units.
+        bidirectional: whether a second GRU reads it forwards, so that every step hears the whole sequence: the paper's
+            ablation, which goes with likelihood.conditioning = "full".
         rate_nats: δ of a datum of all positions against a standard normal prior, see `SequenceGuide`; None leaves it to
             the prior.
 
@@ -32,7 +34,16 @@ class GRUGuide(SequenceGuide):
 
     twin: ClassVar[str] = "pyro_delta.twin.sequences.gru:GRUGuide"
 
-    def __init__(self, spec: Spec, prior: Prior, *, hidden: Count = 64, rate_nats: float | None = None) -> None:
+    def __init__(
+        self,
+        spec: Spec,
+        prior: Prior,
+        *,
+        hidden: Count = 64,
+        bidirectional: bool = False,
+        rate_nats: float | None = None,
+    ) -> None:
         sequences = require_sequences(spec, "guide", "gru")
-        reader = PositionReader(sequences, hidden)
-        super().__init__(sequences, prior, reader, Recurrence(hidden), hidden=hidden, rate_nats=rate_nats)
+        reader, trunk = PositionReader(sequences, hidden), Recurrence(hidden)
+        forwards = Recurrence(hidden) if bidirectional else None
+        super().__init__(sequences, prior, reader, trunk, hidden=hidden, forwards=forwards, rate_nats=rate_nats)

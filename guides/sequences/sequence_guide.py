@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any
 
 import pyro
 import pyro.distributions as dist
@@ -27,7 +27,8 @@ class Backward(Network):
     """From data to a few numbers for each latent step, which hear of positions ≥ starts[t] alone.
 
     What is read at each position is reversed, from the datum's own end on, and goes through a causal trunk; step t
-    takes what comes out at position starts[t].
+    takes what comes out at position starts[t]. With a second trunk, which reads from the beginning, it takes what comes
+    out of that as well, and hears of all positions.
 
     Args:
         reader: of positions: data (B, T, …) → (B, T, hidden); its `blank` stands for what is missing.
@@ -35,6 +36,7 @@ class Backward(Network):
         starts: (n,) of the prior.
         outputs: numbers given out per step.
         hidden: features.
+        forwards: the second trunk, or None.
         condition: of the spec; what is read at every position hears it.
     """
 
@@ -51,10 +53,12 @@ class Backward(Network):
         outputs: int,
         *,
         hidden: int,
+        forwards: nn.Module | None = None,
         condition: Condition | None = None,
     ) -> None:
         super().__init__()
-        self.reader, self.trunk, self.out = reader, trunk, nn.Linear(hidden, outputs)
+        self.reader, self.trunk, self.forwards = reader, trunk, forwards
+        self.out = nn.Linear(hidden if forwards is None else 2 * hidden, outputs)
         self.condition = None if condition is None else ConditionFeatures(condition, hidden, scale=0.0)
         self.register_buffer("starts", starts.clone(), persistent=False)
 
@@ -67,17 +71,26 @@ class Backward(Network):
         return self.out(self.features(x, lengths_b, **given(condition)))
 
     def features(self, x: Tensor, lengths_b: Tensor | None = None, condition: Tensor | None = None) -> Tensor:
-        """(B, n, hidden), before the last layer."""
+        """(B, n, hidden), or twice as many with the second trunk, before the last layer."""
         # Nothing is read behind the end of the longest; a traced program has one width for all.
         if lengths_b is not None and not torch.compiler.is_compiling():
             x = x[:, : int(lengths_b.max())]
         v_bth = self.reader(x)
         if self.condition is not None:
             v_bth = v_bth + self.condition(condition).unsqueeze(1)
+        seen_bnh = self._from_the_end(v_bth, lengths_b)
+        if self.forwards is None:
+            return seen_bnh
+        places_bn = self.starts.expand(len(x), -1)
+        if lengths_b is not None:
+            places_bn = torch.minimum(places_bn, lengths_b.unsqueeze(-1) - 1)
+        return torch.cat((seen_bnh, _taken(self.forwards(v_bth), places_bn)), -1)
+
+    def _from_the_end(self, v_bth: Tensor, lengths_b: Tensor | None) -> Tensor:
         if lengths_b is None:
             return self.trunk(v_bth.flip(1)).flip(1)[:, self.starts]
         last_b1 = lengths_b.unsqueeze(-1) - 1
-        seen_bth = self.trunk(_taken(v_bth, last_b1 - torch.arange(v_bth.shape[1], device=x.device)))
+        seen_bth = self.trunk(_taken(v_bth, last_b1 - torch.arange(v_bth.shape[1], device=v_bth.device)))
         return _taken(seen_bth, last_b1 - self.starts)
 
 
@@ -88,6 +101,8 @@ def _taken(v_bth: Tensor, places_bs: Tensor) -> Tensor:
 
 class SequenceGuide(nn.Module):
     """q(z | x) = Π_t N(z_t; μ_t(x_{≥t}), σ_t(x_{≥t})) from a network that reads backwards.
+
+    With `forwards` every step hears of all positions: x in the place of x_{≥t}, the paper's ablation.
 
     σ starts at that of the posterior that attains the prior's δ. Steps from the end of a datum on are N(0, 1), as a
     prior with lengths has them, and cost nothing. What a mask says is missing is not read.
@@ -101,6 +116,7 @@ class SequenceGuide(nn.Module):
         reader: of positions, see `Backward`.
         trunk: causal.
         hidden: features of both.
+        forwards: a second trunk, which reads from the beginning; None leaves the guide anti-causal.
         rate_nats: δ of a datum of all positions, shared evenly by its n·d coordinates; a shorter one commits the share
             of its steps. None leaves it to the prior.
 
@@ -108,7 +124,7 @@ class SequenceGuide(nn.Module):
         UserError: for a rate with a prior that is not standard normal, or one that cannot be committed.
     """
 
-    causality: ClassVar[str] = "anti_causal"
+    causality: str = "anti_causal"
 
     scale: Tensor
 
@@ -120,13 +136,18 @@ class SequenceGuide(nn.Module):
         trunk: nn.Module,
         *,
         hidden: int,
+        forwards: nn.Module | None = None,
         rate_nats: float | None = None,
     ) -> None:
         super().__init__()
+        if forwards is not None:
+            self.causality = "none"
         self.dims, self.shape = prior().event_shape[-1], spec.shape
         self.datum = getattr(spec, "datum", "datum")
         condition = condition_of(spec)
-        self.encoder = Backward(reader, trunk, prior.starts, 2 * self.dims, hidden=hidden, condition=condition)
+        self.encoder = Backward(
+            reader, trunk, prior.starts, 2 * self.dims, hidden=hidden, forwards=forwards, condition=condition
+        )
         self.contour = None if rate_nats is None else Contour(prior(), rate_nats)
         if self.contour is None:
             with torch.no_grad():

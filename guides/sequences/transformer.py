@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import ClassVar
 
 from pyro_delta.data.series.spec import require_sequences
@@ -25,6 +26,8 @@ class TransformerGuide(SequenceGuide):
         hidden: features, a multiple of 2·heads.
         layers: blocks.
         heads: of attention.
+        bidirectional: whether a second Transformer reads them forwards, so that every step hears the whole sequence:
+            the paper's ablation, which goes with likelihood.conditioning = "full".
         rate_nats: δ of a datum of all positions against a standard normal prior, see `SequenceGuide`; None leaves it to
             the prior.
 
@@ -46,9 +49,10 @@ class TransformerGuide(SequenceGuide):
         hidden: Count = 128,
         layers: Count = 3,
         heads: Count = 4,
+        bidirectional: bool = False,
         rate_nats: float | None = None,
     ) -> None:
         sequences = require_sequences(spec, "guide", "transformer")
-        reader = PositionReader(sequences, hidden)
-        trunk = CausalTransformer(hidden, layers=layers, heads=heads, positions=spec.positions)
-        super().__init__(sequences, prior, reader, trunk, hidden=hidden, rate_nats=rate_nats)
+        make = partial(CausalTransformer, hidden, layers=layers, heads=heads, positions=spec.positions)
+        reader, trunk, forwards = PositionReader(sequences, hidden), make(), make() if bidirectional else None
+        super().__init__(sequences, prior, reader, trunk, hidden=hidden, forwards=forwards, rate_nats=rate_nats)

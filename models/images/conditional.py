@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from pyro_delta.data.images.spec import ImageSpec, require_image
 from pyro_delta.distributions import AutoregressiveImage, DiscretizedLogisticMixture
+from pyro_delta.distributions.images.replayed import FEWEST, Capture, capture_on
 from pyro_delta.models.conditioning import Conditioning, Told
 from pyro_delta.nn.images.causal import PixelState
 from pyro_delta.nn.images.embedding import embed_pixels
@@ -40,11 +41,19 @@ class Trunk(Protocol):
 
 @dataclass
 class SamplingState:
-    """What one cached generation carries along: the network's state and the latents' map."""
+    """What one cached generation carries along: the network's state and the latents' map.
+
+    Attributes:
+        pixels: of the trunk.
+        context_bchw: the map.
+        batch: B.
+        capture: of the operations of a row, where it is worth its time.
+    """
 
     pixels: PixelState
     context_bchw: Tensor | None
     batch: int
+    capture: Capture | None = None
 
 
 class ConditionalNetwork(Network):
@@ -99,7 +108,8 @@ class ConditionalNetwork(Network):
 
     def start(self, z_bnd: Tensor) -> SamplingState:
         """Begins a cached generation."""
-        return SamplingState(PixelState(), self._context(z_bnd), z_bnd.shape[0])
+        capture = capture_on(z_bnd.device) if self.spec.height >= FEWEST else None
+        return SamplingState(PixelState(fixed=capture is not None), self._context(z_bnd), z_bnd.shape[0], capture)
 
     def step_row(self, state: SamplingState, row: int, previous_bcw: Tensor | None) -> None:
         """Prepares `row`, given the finished row before it (integers; None at the first)."""

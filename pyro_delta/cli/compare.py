@@ -42,7 +42,7 @@ def compare(
 
     What lies below the control, or else below the first arm or run, is measured datum by datum. Runs are compared by
     the checks that a sweep, or `check --keep`, has left with them; those without are checked first. Where a [grid] goes
-    through all arms of a sweep, the figure shows rate, told and −ELBO along it.
+    through all arms of a sweep, the figure shows rate, told and −ELBO along it; where a sweep cites others, all bounds.
 
     \b
     pyro-delta compare runs/digits-collapse --format markdown --figure plane.png

@@ -1,4 +1,4 @@
-"""Figures of a comparison: the rate–distortion plane, or its families along a grid that goes through all of them."""
+"""Figures of a comparison: the rate–distortion plane, its families along a grid, or bounds beside those of others."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ Families = dict[str, list[dict[str, Any]]]
 def comparison_figure(found: Comparison) -> Figure:
     """Draws arms with their standard errors; a family is joined by a line.
 
-    Where a grid goes through all families, as that of decoders of growing strength: rate, told and −ELBO along it. Else
-    distortion, and what z tells, against the rate.
+    Where others' bounds are cited: all bounds, the lowest first, with the operations of ours. Where a grid goes through
+    all families, as that of decoders of growing strength: rate, told and −ELBO along it. Else distortion, and what z
+    tells, against the rate.
 
     Args:
         found: the arms.
@@ -29,7 +30,10 @@ def comparison_figure(found: Comparison) -> Figure:
         if row["rate_nats_mean"] is not None:
             families.setdefault(row["family"], []).append(row)
     along = list(dict.fromkeys(row["across"] for row in found.rows if row["across"]))
-    figure = _along(found, families, along) if len(along) > 1 else _plane(found, families)
+    if found.cited:
+        figure = _bounds(found)
+    else:
+        figure = _along(found, families, along) if len(along) > 1 else _plane(found, families)
     figure.suptitle(plain(found.title), x=0.01, ha="left", fontsize=11)
     return figure
 
@@ -65,6 +69,29 @@ def _along(found: Comparison, families: Families, along: list[str]) -> Figure:
         axes.set_xticks(range(len(along)), [place.replace(",", "\n") for place in along], fontsize=8)
         finish(axes, "", name)
     axes.legend(frameon=False, fontsize=8)
+    return figure
+
+
+def _bounds(found: Comparison) -> Figure:
+    ours = [row for row in found.rows if row["neg_elbo_bpd"] is not None]
+    bounds = sorted([*ours, *found.cited], key=lambda bound: bound["neg_elbo_bpd"])
+    figure = Figure(figsize=(8.4, 1.4 + 0.3 * len(bounds)), layout="constrained")
+    axes = figure.subplots()
+    for place, bound in enumerate(bounds):
+        cited = "arm" not in bound
+        style: dict[str, Any] = (
+            {"color": "0.45", "markerfacecolor": "white"} if cited else {"color": "C0", "capsize": 2}
+        )
+        error = None if cited else bound["neg_elbo_bpd_se"]
+        axes.errorbar(bound["neg_elbo_bpd"], place, xerr=error, marker="o", markersize=5, **style)
+        flops = bound.get("training_flops")
+        text = f"{bound['neg_elbo_bpd']:.2f}" + ("" if flops is None else f", {flops:.1e} FLOPs")
+        axes.annotate(text, (bound["neg_elbo_bpd"], place), (8, 0), textcoords="offset points", va="center", fontsize=8)
+    names = [plain(bound["arm"]) if "arm" in bound else f"{plain(bound['name'])} (cited)" for bound in bounds]
+    axes.set_yticks(range(len(bounds)), names, fontsize=9)
+    axes.invert_yaxis()
+    axes.margins(x=0.2)
+    finish(axes, f"−ELBO or −log p(x), {found.unit}", "")
     return figure
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any, Protocol
 
 import torch
 from pyro.distributions import TorchDistribution, constraints
 from torch import Size, Tensor
 
+from pyro_delta.distributions.images.replayed import Replayed
 from pyro_delta.distributions.logistic_mixture import DiscretizedLogisticMixture
 from pyro_delta.distributions.shapes import broadcast_shapes
 
@@ -42,7 +42,11 @@ class PixelNetwork(Protocol):
         """Mixture parameters (B, P, H, W), causal in raster order."""
 
     def start(self, z_bnd: Tensor) -> Any:
-        """A fresh sampling state."""
+        """A fresh sampling state.
+
+        Its attribute `capture`, if it has one that is not None, says that `step_pixel` of every row is the same
+        operations on the same memory, and captures those of a row (`pyro_delta.distributions.images.replayed`).
+        """
 
     def step_row(self, state: Any, row: int, previous_bcw: Tensor | None) -> None:
         """Called once per row, with the finished row before it (None at the first)."""
@@ -148,22 +152,17 @@ class AutoregressiveImage(TorchDistribution):
             x_bchw = torch.where(mask_bhw.unsqueeze(1), kept_bchw, x_bchw)
         was_training = self.network.training
         self.network.train(False)
-        draw = partial(DiscretizedLogisticMixture.sample_parameters, channels=channels, levels=self.network.spec.levels)
         try:
             state = self.network.start(z_bnd)
+            mask_bw = None if mask_bhw is None else mask_bhw[:, 0]
+            line = _Row(self.network, state, x_bchw[:, :, 0], uniforms_bhwu[:, 0], mask_bw, temperature)
+            capture = getattr(state, "capture", None)
+            draw = line.draw if capture is None else Replayed(line.draw, capture)
             for row in range(height):
                 self.network.step_row(state, row, x_bchw[:, :, row - 1] if row else None)
-                for column in range(width):
-                    previous_bc = x_bchw[:, :, row, column - 1] if column else None
-                    parameters_bp = self.network.step_pixel(state, column, previous_bc)
-                    if temperature != 1:
-                        parameters_bp = DiscretizedLogisticMixture.tempered(
-                            parameters_bp, temperature, channels=channels
-                        )
-                    drawn_bc = draw(parameters_bp, uniforms_bhwu[:, row, column])
-                    if mask_bhw is not None:
-                        drawn_bc = torch.where(mask_bhw[:, row, column, None], x_bchw[:, :, row, column], drawn_bc)
-                    x_bchw[:, :, row, column] = drawn_bc
+                line.begin(x_bchw[:, :, row], uniforms_bhwu[:, row], None if mask_bhw is None else mask_bhw[:, row])
+                draw()
+                x_bchw[:, :, row] = line.x_bcw
         finally:
             self.network.train(was_training)
         return x_bchw.reshape(shape + self.event_shape)
@@ -182,6 +181,54 @@ class AutoregressiveImage(TorchDistribution):
         return DiscretizedLogisticMixture.from_parameters(
             parameters, channels=spec.channels, levels=spec.levels, validate_args=validate
         )
+
+
+class _Row:
+    """A row of pictures that is drawn, in memory that stays where it is from row to row.
+
+    Args:
+        network: of the distribution.
+        state: of its cached generation.
+        x_bcw: any row of them, for its shape.
+        noise_bwu: its noise.
+        mask_bw: which of its pixels are kept; None if none is.
+        temperature: as for `AutoregressiveImage.sample`.
+    """
+
+    def __init__(
+        self,
+        network: PixelNetwork,
+        state: Any,
+        x_bcw: Tensor,
+        noise_bwu: Tensor,
+        mask_bw: Tensor | None,
+        temperature: float,
+    ) -> None:
+        self.network, self.state, self.temperature = network, state, temperature
+        self.x_bcw, self.noise_bwu = torch.empty_like(x_bcw), torch.empty_like(noise_bwu)
+        self.mask_bw = None if mask_bw is None else torch.empty_like(mask_bw)
+
+    def begin(self, x_bcw: Tensor, noise_bwu: Tensor, mask_bw: Tensor | None) -> None:
+        """Takes over what is kept of the next row, and its noise."""
+        self.x_bcw.copy_(x_bcw)
+        self.noise_bwu.copy_(noise_bwu)
+        if self.mask_bw is not None and mask_bw is not None:
+            self.mask_bw.copy_(mask_bw)
+
+    def draw(self) -> None:
+        """Draws the row, pixel by pixel."""
+        channels, width = self.x_bcw.shape[1:]
+        for column in range(width):
+            previous_bc = self.x_bcw[:, :, column - 1] if column else None
+            parameters_bp = self.network.step_pixel(self.state, column, previous_bc)
+            if self.temperature != 1:
+                parameters_bp = DiscretizedLogisticMixture.tempered(parameters_bp, self.temperature, channels=channels)
+            drawn_bc = DiscretizedLogisticMixture.sample_parameters(
+                parameters_bp, self.noise_bwu[:, column], channels=channels, levels=self.network.spec.levels
+            )
+            if self.mask_bw is not None:
+                drawn_bc = torch.where(self.mask_bw[:, column, None], self.x_bcw[:, :, column], drawn_bc)
+            self.x_bcw[:, :, column] = drawn_bc
 
 
 @torch.no_grad()

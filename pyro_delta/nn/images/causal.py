@@ -30,10 +30,15 @@ class PixelState:
         rows: the newest rows of every convolution's input, row r at r modulo their number, (rows, B, padded W, C); of
             other blocks what lasts from row to row.
         links: what the rows above say to each column of the current row, (W, B, C), with the biases of what adds it.
+            It lies where it lay for the row before.
         lines: the inputs of the current row's convolutions, (B, k − 1 + W, C), zero before the first column.
         kernels: weights as `step_pixel` multiplies by them.
         row: the current row.
         width: columns of a row.
+        fixed: whether `step_pixel` is to be the same operations on the same memory in every row, so that those of one
+            can be captured, and replayed for others.
+        places: of the columns of the current row in raster order, (W,), if `fixed` and a block asks for them.
+        before: which positions of the image come before each, (W, H·W).
     """
 
     rows: Cache = field(default_factory=dict)
@@ -42,6 +47,16 @@ class PixelState:
     kernels: Cache = field(default_factory=dict)
     row: int = 0
     width: int = 0
+    fixed: bool = False
+    places: Tensor | None = None
+    before: Tensor | None = None
+
+    def link(self, owner: nn.Module, row_bwc: Tensor) -> None:
+        """Sets the links of a module for the current row, given as (B, W, C)."""
+        if owner in self.links:
+            self.links[owner].copy_(row_bwc.transpose(0, 1))
+        else:
+            self.links[owner] = row_bwc.transpose(0, 1).contiguous()
 
 
 def gate(x: Tensor, dim: int = 1) -> Tensor:
@@ -99,11 +114,6 @@ def bias_of(conv: nn.Conv2d) -> Tensor:
     """The bias, which every convolution here has."""
     assert conv.bias is not None
     return conv.bias
-
-
-def columns_first(row_bwc: Tensor) -> Tensor:
-    """(B, W, C) → (W, B, C): one contiguous slice a pixel."""
-    return row_bwc.transpose(0, 1).contiguous()
 
 
 class RowConv(nn.Module):
@@ -281,7 +291,7 @@ class RasterBlock(Block):
         if self not in state.rows:
             state.rows[self] = self.along.out.weight.new_zeros(state.width, batch, self.along.out.in_channels)
         links_bwc = self.above.step_row(state.rows[self].transpose(0, 1), state)
-        state.links[self] = columns_first(links_bwc + bias_of(self.along.conv.conv))
+        state.link(self, links_bwc + bias_of(self.along.conv.conv))
 
     def step_pixel(self, h_bc: Tensor, column: int, state: PixelState) -> Tensor:
         """One column; what is read of h is noted down for the row to come."""

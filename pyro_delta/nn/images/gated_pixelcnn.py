@@ -19,7 +19,6 @@ from pyro_delta.nn.images.causal import (
     RowsAbove,
     along,
     bias_of,
-    columns_first,
     shift_down,
     shift_right,
 )
@@ -118,7 +117,7 @@ class GatedPixelCNN(Reads):
             context_bwc = along(self.context, context_bcw.transpose(1, 2))
         links_bwc = along(self.link, self.read(self.rows_above.step_row(v_bwc, context_bwc, state), -1))
         biases = [bias_of(block.conv.conv) for block in self._within_row()]
-        state.links[self] = columns_first(links_bwc + torch.cat((*biases, bias_of(self.head))))
+        state.link(self, links_bwc + torch.cat((*biases, bias_of(self.head))))
 
     def step_pixel(self, x_bc: Tensor, column: int, state: PixelState) -> Tensor:
         """Output (B, channels_out) at `column`, given the input's pixel before it (zeros at the first column)."""

@@ -19,7 +19,6 @@ from pyro_delta.nn.images.causal import (
     RowConv,
     along,
     bias_of,
-    columns_first,
     shift_down,
     shift_right,
 )
@@ -88,24 +87,41 @@ class RasterAttention(Block):
         seen_bchw = seen_bne.unflatten(1, h_bchw.shape[2:]).permute(0, 3, 1, 2)
         return self.merge(h_bchw, self.link(seen_bchw))
 
-    def step_pixel(self, h_bc: Tensor, background_c: Tensor, position: int, state: PixelState) -> Tensor:
-        """One position, counted in raster order, after `see_pixel` of the one before."""
+    def step_row(self, background_wc: Tensor, state: PixelState) -> None:
+        """Prepares a row, given where its positions are."""
+        state.link(self, along(self.place, background_wc).unsqueeze(0))
+
+    def step_pixel(self, h_bc: Tensor, column: int, state: PixelState) -> Tensor:
+        """One position of the current row, after `see_pixel` of the one before."""
         read_bc = self.merge.read(h_bc)
-        qkv_bc = along(self.features, read_bc) + along(self.place, background_c)
+        qkv_bc = along(self.features, read_bc) + state.links[self][column]
         query, key_value = qkv_bc.split(self.sizes, dim=1)
         query = query.unflatten(1, (self.heads, 1, -1))
         if self not in state.rows:
             state.rows[self] = query.new_zeros(h_bc.shape[0], 2, self.heads, self.positions, query.shape[-1])
-        keys, values = state.rows[self][:, :, :, :position].unbind(1)
+        held, before = state.rows[self], None
+        if state.before is not None:
+            before = state.before[column : column + 1]
+        else:
+            held = held[:, :, :, : state.row * state.width + column]
         # no keys at the first position: zero
-        seen_bc = F.scaled_dot_product_attention(query, keys, values).flatten(1)
-        state.rows[self].select(3, position).copy_(key_value.unflatten(1, (2, self.heads, -1)))
+        keys, values = held.unbind(1)
+        seen_bc = F.scaled_dot_product_attention(query, keys, values, attn_mask=before).flatten(1)
+        self._add(key_value, column, state)
         link_bc = along(self.link, seen_bc) + bias_of(self.merge.conv.conv)
-        return self.merge.step_read(h_bc, read_bc, position % state.width, link_bc, state)
+        return self.merge.step_read(h_bc, read_bc, column, link_bc, state)
 
-    def see_pixel(self, x_bc: Tensor, position: int, state: PixelState) -> None:
-        """Completes the key and value of a position, now that its pixel is known."""
-        state.rows[self].select(3, position).add_(along(self.pixel, x_bc).unflatten(1, (2, self.heads, -1)))
+    def see_pixel(self, x_bc: Tensor, column: int, state: PixelState) -> None:
+        """Completes the key and value of a position of the current row, now that its pixel is known."""
+        self._add(along(self.pixel, x_bc), column, state)
+
+    def _add(self, key_value_bc: Tensor, column: int, state: PixelState) -> None:
+        """Adds to the key and value of a position, which are zero at first."""
+        added = key_value_bc.unflatten(1, (2, self.heads, -1)).unsqueeze(3)
+        if state.places is not None:
+            state.rows[self].index_add_(3, state.places[column : column + 1], added)
+        else:
+            state.rows[self].narrow(3, state.row * state.width + column, 1).add_(added)
 
     def _split(self, x_bchw: Tensor) -> Tensor:
         """(B, C, H, W) → (B, heads, H·W, C/heads)."""
@@ -128,16 +144,17 @@ class SnailBlock(nn.Module):
             h_bchw = applied(layer, h_bchw)
         return applied(self.attention, h_bchw, x_bchw, background_chw)
 
-    def step_row(self, batch: int, state: PixelState) -> None:
+    def step_row(self, batch: int, background_wc: Tensor, state: PixelState) -> None:
         """Prepares a row."""
         for layer in cast("Iterable[RasterBlock]", self.layers):
             layer.step_row(batch, state)
+        self.attention.step_row(background_wc, state)
 
-    def step_pixel(self, h_bc: Tensor, background_c: Tensor, position: int, column: int, state: PixelState) -> Tensor:
+    def step_pixel(self, h_bc: Tensor, column: int, state: PixelState) -> Tensor:
         """One position."""
         for layer in cast("Iterable[RasterBlock]", self.layers):
             h_bc = layer.step_pixel(h_bc, column, state)
-        return self.attention.step_pixel(h_bc, background_c, position, state)
+        return self.attention.step_pixel(h_bc, column, state)
 
 
 class PixelSNAIL(Reads):
@@ -228,30 +245,41 @@ class PixelSNAIL(Reads):
     def step_row(self, row_bcw: Tensor, context_bcw: Tensor | None, index: int, state: PixelState) -> None:
         """Prepares row `index`, given the finished row before it (zeros at the first row) and the row's context."""
         if index:
-            self._see_pixel(row_bcw[:, :, -1], index * self.width - 1, state)
+            self._see_pixel(row_bcw[:, :, -1], self.width - 1, state)
         state.row, state.width = index, self.width
-        place_wc = along(self.place, self.background_chw[:, index].T)
-        h_bwc = self.stem_rows.step_row(row_bcw.transpose(1, 2), state) + place_wc
+        if state.fixed:
+            self._place(index, state)
+        background_wc = self.background_chw[:, index].T
+        h_bwc = self.stem_rows.step_row(row_bcw.transpose(1, 2), state) + along(self.place, background_wc)
         if self.context is not None and context_bcw is not None:
             h_bwc = h_bwc + along(self.context, context_bcw.transpose(1, 2))
-        state.links[self] = columns_first(h_bwc + bias_of(self.stem_pixels.conv))
+        state.link(self, h_bwc + bias_of(self.stem_pixels.conv))
         for block in self._blocks():
-            block.step_row(row_bcw.shape[0], state)
+            block.step_row(row_bcw.shape[0], background_wc, state)
 
     def step_pixel(self, x_bc: Tensor, column: int, state: PixelState) -> Tensor:
         """Output (B, channels_out) at `column`, given the input's pixel before it (zeros at the first column)."""
-        position = state.row * self.width + column
         if column:
-            self._see_pixel(x_bc, position - 1, state)
+            self._see_pixel(x_bc, column - 1, state)
         h_bc = self.stem_pixels.step_pixel(x_bc, column, state.links[self][column], state)
-        background_c = self.background_chw[:, state.row, column]
         for block in self._blocks():
-            h_bc = block.step_pixel(h_bc, background_c, position, column, state)
+            h_bc = block.step_pixel(h_bc, column, state)
         return along(self.out, F.silu(along(self.head, self.read(h_bc))))
 
-    def _see_pixel(self, x_bc: Tensor, position: int, state: PixelState) -> None:
+    def _place(self, index: int, state: PixelState) -> None:
+        """Says where the row is, in the memory of the row before."""
+        positions = torch.arange(self.background_chw[0].numel(), device=self.background_chw.device)
+        places = positions[index * self.width : (index + 1) * self.width]
+        before = positions < places.unsqueeze(1)
+        if state.places is None or state.before is None:
+            state.places, state.before = places.clone(), before
+        else:
+            state.places.copy_(places)
+            state.before.copy_(before)
+
+    def _see_pixel(self, x_bc: Tensor, column: int, state: PixelState) -> None:
         for block in self._blocks():
-            block.attention.see_pixel(x_bc, position, state)
+            block.attention.see_pixel(x_bc, column, state)
 
     def _blocks(self) -> Iterable[SnailBlock]:
         return cast("Iterable[SnailBlock]", self.blocks)

@@ -40,9 +40,17 @@ class GRUGuide(SequenceGuide):
     """q(z | x) by a GRU; arguments as of `SequenceGuide`."""
 
     def __init__(
-        self, spec: Spec, prior: Any, *, rngs: nnx.Rngs, hidden: int = 64, rate_nats: float | None = None
+        self,
+        spec: Spec,
+        prior: Any,
+        *,
+        rngs: nnx.Rngs,
+        hidden: int = 64,
+        bidirectional: bool = False,
+        rate_nats: float | None = None,
     ) -> None:
         """See the class."""
         reader = PositionReader(require_sequences(spec, "guide", "gru"), hidden, rngs=rngs)
         trunk = Recurrence(hidden, rngs=rngs)
-        super().__init__(spec, prior, reader, trunk, hidden=hidden, rngs=rngs, rate_nats=rate_nats)
+        forwards = Recurrence(hidden, rngs=rngs) if bidirectional else None
+        super().__init__(spec, prior, reader, trunk, hidden=hidden, rngs=rngs, rate_nats=rate_nats, forwards=forwards)

@@ -7,7 +7,7 @@ h features.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -28,6 +28,9 @@ from pyro_delta.twin.variables import Buffer
 class Backward(nnx.Module):
     """Numbers for each latent step from a trunk that reads a datum from the end: what comes out at starts[t].
 
+    A second one may read it from the beginning; what comes out of it at starts[t], or at the end of a datum that is
+    shorter, stands behind that.
+
     Args:
         reader: of positions: data (B, T, ...) → (B, T, h); its `blank` stands for what is missing.
         trunk: causal, of h features.
@@ -36,6 +39,7 @@ class Backward(nnx.Module):
         hidden: h.
         rngs: of the initial values.
         condition: of the data.
+        forwards: the second trunk.
     """
 
     def __init__(
@@ -48,10 +52,14 @@ class Backward(nnx.Module):
         hidden: int,
         rngs: nnx.Rngs,
         condition: Condition | None,
+        forwards: Any = None,
     ) -> None:
         """See the class."""
         self.starts = tuple(int(position) for position in starts)
-        self.reader, self.trunk, self.out = reader, trunk, linear(hidden, outputs, rngs=rngs)
+        self.reader, self.trunk = reader, trunk
+        if forwards is not None:
+            self.forwards = forwards
+        self.out = linear(hidden if forwards is None else 2 * hidden, outputs, rngs=rngs)
         if condition is not None:
             self.condition = ConditionFeatures(condition, hidden, rngs=rngs, scale=0.0)
 
@@ -66,8 +74,12 @@ class Backward(nnx.Module):
             read_bth = read_bth + self.condition(condition)[:, None]
         positions = read_bth.shape[1]
         last_b1 = (jnp.full(len(x), positions) if lengths is None else jnp.asarray(lengths))[:, None] - 1
-        seen_bth = self.trunk(_at(read_bth, last_b1 - jnp.arange(positions)))
-        return self.out(_at(seen_bth, last_b1 - np.asarray(self.starts)))
+        places_n = np.asarray(self.starts)
+        seen_bnh = _at(self.trunk(_at(read_bth, last_b1 - jnp.arange(positions))), last_b1 - places_n)
+        if hasattr(self, "forwards"):
+            earlier_bnh = _at(self.forwards(read_bth), jnp.minimum(places_n, last_b1))
+            seen_bnh = jnp.concatenate([seen_bnh, earlier_bnh], -1)
+        return self.out(seen_bnh)
 
 
 def _at(values_bth: Array, places_bs: Array) -> Array:
@@ -88,9 +100,10 @@ class SequenceGuide(nnx.Module):
         hidden: h.
         rngs: of the initial values.
         rate_nats: δ of a datum of all positions; None leaves it to the prior.
+        forwards: a second trunk, with which z_t hears all positions.
     """
 
-    causality: ClassVar[str] = "anti_causal"
+    causality: str = "anti_causal"
 
     def __init__(
         self,
@@ -102,12 +115,17 @@ class SequenceGuide(nnx.Module):
         hidden: int,
         rngs: nnx.Rngs,
         rate_nats: float | None = None,
+        forwards: Any = None,
     ) -> None:
         """See the class."""
+        if forwards is not None:
+            self.causality = "none"
         self.dims = prior().event_shape[-1]
         starts = np.asarray(prior.starts[...]).tolist()
         condition = condition_of(spec)
-        self.encoder = Backward(reader, trunk, starts, 2 * self.dims, hidden=hidden, rngs=rngs, condition=condition)
+        self.encoder = Backward(
+            reader, trunk, starts, 2 * self.dims, hidden=hidden, rngs=rngs, condition=condition, forwards=forwards
+        )
         self.contour = None if rate_nats is None else Contour(prior(), rate_nats)
         if self.contour is None:
             scale_dt = np.diagonal(minimising_factor(prior(), 1), axis1=-2, axis2=-1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, ClassVar
 
 import jax
@@ -140,9 +141,11 @@ class TransformerGuide(SequenceGuide):
         hidden: int = 128,
         layers: int = 3,
         heads: int = 4,
+        bidirectional: bool = False,
         rate_nats: float | None = None,
     ) -> None:
         """See the class."""
         reader = PositionReader(require_sequences(spec, "guide", "transformer"), hidden, rngs=rngs)
-        trunk = CausalTransformer(hidden, layers=layers, heads=heads, positions=spec.positions, rngs=rngs)
-        super().__init__(spec, prior, reader, trunk, hidden=hidden, rngs=rngs, rate_nats=rate_nats)
+        make = partial(CausalTransformer, hidden, layers=layers, heads=heads, positions=spec.positions, rngs=rngs)
+        trunk, forwards = make(), make() if bidirectional else None
+        super().__init__(spec, prior, reader, trunk, hidden=hidden, rngs=rngs, rate_nats=rate_nats, forwards=forwards)
