@@ -59,7 +59,7 @@ LABELS = {
     "skipped_steps": ("steps of it that were not finite and were skipped", ""),
     "control_trained_steps": ("steps of the control's", ""),
     "finished": ("training came to its end", ""),
-    "best_neg_elbo_bpd": ("best −ELBO of a validation: its weights are used", "bits"),
+    "best_neg_elbo_bpd": ("−ELBO of the best validation, whose weights are used", "bits"),
     "best_step": ("step of that", ""),
     "train_s": ("training time", "s"),
     "cross_entropy_nats": ("cross entropy of the prior", "nats"),

@@ -41,6 +41,8 @@ class _Loaded(Section):
 class _Best(_Loaded):
     step: Count
     neg_elbo_bpd: float
+    loss_bpd: float | None = None
+    """by which it is the best, where that is not the bound"""
     vae: Weights
     auxiliary: Weights | None
 

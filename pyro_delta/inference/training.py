@@ -16,10 +16,11 @@ from torch import Tensor
 from pyro_delta import ranks
 from pyro_delta.commitment import BY_LENGTH, BY_PRIOR
 from pyro_delta.config import Config
-from pyro_delta.diagnostics.bounds import Unit, encode, summarise
+from pyro_delta.diagnostics.bounds import Encoding, Unit, encode, summarise
 from pyro_delta.diagnostics.trace import batches, committed, evaluating, formula_of, prior, trace
+from pyro_delta.inference.objectives import NegativeELBO
 from pyro_delta.lock import Lock
-from pyro_delta.protocol import Data, Split
+from pyro_delta.protocol import Data, Objective, Split
 from pyro_delta.rate import committed_rate
 from pyro_delta.vae import VAE, parameters_of
 
@@ -68,7 +69,10 @@ class Training(ABC):
         delta: what is committed throughout the training, in nats; None if no formula says it. Where each
             datum has its own, the mean over those of training.
         unit: of bounds in lines of training, by the numbers that are scored of a datum in the mean.
-        best: `weights` at the least −ELBO of a validation so far, with its `step` and `neg_elbo_bpd`; None before one.
+        objective: what joins rate and distortion; None for their sum.
+        best: `weights` of the best validation so far, with its `step` and `neg_elbo_bpd`; None before one. It has the
+            least −ELBO, or, where that is not what is minimised, the least `loss_bpd`; where what is minimised changes
+            as training goes on, the least −ELBO again.
         stale: validations since then.
         interrupted: set it to end `run` early.
         notices: what a person should know before the start, in sentences.
@@ -86,6 +90,7 @@ class Training(ABC):
         self.clock, self.step, self.wall = Clock(), 0, time.monotonic()
         self.lr = config.training.lr
         self.validated = 0
+        self.objective: Objective | None = None
         self.best: dict[str, Any] | None = None
         self.stale = 0
         self.interrupted = False
@@ -222,12 +227,30 @@ class Training(ABC):
             split = self.data.validation.take(slice(self.config.training.validation_images))
             ranks.as_first(self.vae.buffers())  # such as running statistics, of each rank's own data
             encoding = encode(self.averaged(), split, shared=True)
-            numbers = summarise(encoding, Unit.of(self.data.spec, encoding.scored), self.delta)
+            unit = Unit.of(self.data.spec, encoding.scored)
+            numbers = summarise(encoding, unit, self.delta) | self._loss(encoding, unit)
             self.line("validation", numbers)
             self.stale += 1
-            if numbers["neg_elbo_bpd"] < (math.inf if self.best is None else self.best["neg_elbo_bpd"]):
-                self.best = {"step": self.step, "neg_elbo_bpd": numbers["neg_elbo_bpd"], **self.weights()}
+            by = "loss_bpd" if "loss_bpd" in numbers else "neg_elbo_bpd"
+            if numbers[by] < (self.best or {}).get(by, math.inf):
+                of_it = {key: numbers[key] for key in ("neg_elbo_bpd", by)}
+                self.best = {"step": self.step, **of_it, **self.weights()}
                 self.stale = 0
+
+    def _loss(self, encoding: Encoding, unit: Unit) -> dict[str, float]:
+        """What an objective other than the bound has of these data, unless it changes as training goes on."""
+        objective = self.objective
+        if objective is None or type(objective) is NegativeELBO or getattr(objective, "varying", None):
+            return {}
+        count = torch.tensor(float(len(encoding.rate)), dtype=encoding.rate.dtype)
+        rate = encoding.rate.sum()
+        if getattr(objective, "per_dimension", False):
+            if encoding.rate_per_dimension is None:
+                return {}
+            rate = encoding.rate_per_dimension.to(rate) * count
+        with torch.no_grad():
+            loss = objective(rate, encoding.distortion.sum(), count) / count
+        return {"loss_bpd": loss.item() * unit.per_number}
 
 
 def _mean_delta(vae: VAE, split: Split) -> float:
