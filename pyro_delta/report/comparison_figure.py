@@ -48,6 +48,7 @@ def _plane(found: Comparison, families: Families) -> Figure:
         _line(plane, family, rates, rows, "distortion_bpd", errors)
         _line(told, family, rates, rows, "told_calibrated_nats", errors)
     end = max((row["rate_nats_mean"] for rows in families.values() for row in rows), default=1.0)
+    told.set_ylim(told.get_ylim())  # as far as what is told goes, not the rate
     told.axline((0, 0), (end or 1.0, end or 1.0), color="0.7", linewidth=1, linestyle=":", label="all of the rate")
     for axes, name in ((plane, f"distortion −log p(x|z), {found.unit}"), (told, "told, calibrated, nats")):
         finish(axes, "rate KL(q‖p), nats", name)
