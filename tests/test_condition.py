@@ -395,7 +395,8 @@ def test_information_within_classes_by_hand() -> None:
     ]
     by_hand = torch.stack(told).mean().item()
     assert mutual_information(encoding, 3, classes=classes)[0] == pytest.approx(by_hand, rel=1e-6)
-    assert pairwise_mutual_information(vae, split, encoding.z)[0] == pytest.approx(by_hand, rel=1e-5)
+    in_pairs, _ = pairwise_mutual_information(vae, split, encoding.z)
+    assert in_pairs == pytest.approx(by_hand, rel=1e-5, abs=1e-6)  # in float32, of numbers that are large to it
     assert mutual_information(encoding)[0] > by_hand + 0.1
 
 

@@ -908,6 +908,28 @@ SMALLEST = (
 )  # fmt: skip
 
 
+def test_draws_are_of_classes_in_turn_and_nothing_is_missing_of_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of series with lengths and gaps, too: lengths are those of test data, neither classes nor gaps are."""
+    monkeypatch.chdir(tmp_path)
+    own(tmp_path, 60, labels=["b", "a", "a"] * 20)
+    by_class = ("--set", "data.condition=labels", "--steps", 2, "--no-report", "--out", "run")
+    assert call("train", "--dataset", "series:own.npz", *SMALLEST, *by_class)[0] == 0
+    code, out, err = call("sample", "run", "--num", 4, "--out", "turns.csv", "--json")
+    assert code == 0, err
+    assert json.loads(out)["caption"].startswith("4 samples of the classes a, b in turn")
+    drawn = {"turns": read_file(Path("turns.csv")).series}
+    for name in ("a", "b"):
+        assert call("sample", "run", "--num", 4, "--condition", name, "--out", f"{name}.csv")[0] == 0
+        drawn[name] = read_file(Path(f"{name}.csv")).series
+    for number, name in enumerate("abab"):
+        assert np.isfinite(drawn["turns"][number]).all()
+        np.testing.assert_array_equal(drawn["turns"][number], drawn[name][number])
+        other = drawn["b" if name == "a" else "a"][number]
+        assert not np.array_equal(drawn["turns"][number], other)
+
+
 def test_from_training_to_forecasts_by_the_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Series of one's own, of different lengths, some numbers of which are missing."""
     pytest.importorskip("flax")
@@ -1000,7 +1022,7 @@ def test_what_is_hidden_judges(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         (("impute", "run", "no.csv", "--out", "c.csv"), "cannot read no.csv"),
         (
             ("forecast", "run", "test", "--keep", 11, "--out", "c.csv"),
-            "leaves nothing to draw after 11; give a smaller",
+            "of which 11 cannot be kept; give a smaller --keep.",
         ),
         (("forecast", "run", "test", "--horizon", 11, "--out", "c.csv"), "series of this model have 10 at most; give"),
         (("forecast", "run", "test", "--horizon", 0, "--out", "c.csv"), "0 is not in the range"),

@@ -109,7 +109,9 @@ def train(
         if data is not None:
             of_named = [key for key in pairs if key.startswith("data.") and key != "data.levels"] if given else []
             if named := [*(key for key in pairs if key == "data.program"), *of_named]:
-                raise UserError(f"data are given, and {named[0]} is set, too; leave one of them out.")
+                by_key = "give what they are conditioned on by the key 'condition'"
+                mend = by_key if named[0] == "data.condition" else "leave one of them out"
+                raise UserError(f"data are given, and {named[0]} is set, too; {mend}.")
             pairs["data.program"] = data if isinstance(data, str) else "given"
         if given is not None and preset is None:
             preset = getattr(given, "preset", "default")

@@ -38,7 +38,9 @@ def forecast(run: Path, given: str, keep: int | None, horizon: int | None, seed:
     ends, kept = found.extras["lengths"].tolist(), []
     for name, end in zip(names, ends, strict=True):
         kept.append(keep or (end if horizon else (end + 1) // 2))
-        if kept[-1] > end or (horizon is None and kept[-1] == end):
+        if kept[-1] > end:
+            raise UserError(f"{name} has {end} positions, of which {kept[-1]} cannot be kept; give a smaller --keep.")
+        if horizon is None and kept[-1] == end:
             raise UserError(
                 f"{name} has {end} positions, which leaves nothing to draw after {kept[-1]}; give a smaller --keep, or "
                 "a --horizon."

@@ -71,8 +71,8 @@ def sample(
 ) -> None:
     """Draw data from RUN: a grid of images, lines of text.
 
-    A likelihood that must be told more than z, such as lengths, is told those of the test split; one that is
-    conditioned on classes, these in turn.
+    A likelihood that must be told more than z, such as lengths, is told those of the test split (of what these lack,
+    nothing is missing in what is drawn); one that is conditioned on classes, these in turn.
 
     A decoder that has learned for minutes may draw what no datum has, and run off from there: a --temperature below 1
     keeps it from that, and what is drawn is no longer distributed as the model is.
@@ -106,10 +106,12 @@ def sample(
     loaded = open_run(run, "cpu" if backend == "numpyro" else device, with_prior, weights, trust=trust)
     told = is_told(loaded.vae, loaded.spec, condition_given=condition is not None)
     extras = dict(extras_of(loaded.data(data_root, other=other_data).test, num)) if told else {}
+    known = condition_of(loaded.spec)
+    in_turn = known is not None and bool(known.classes) and condition is None
     if condition is not None:
         extras[KEY] = condition_given(loaded, condition, num)
-    elif not told:
-        extras = some_conditions(loaded.spec, num)
+    elif in_turn or not told:
+        extras |= some_conditions(loaded.spec, num)
     if backend == "numpyro":
         draw_from_run = partial(draw_by_twin, twin_of_run(loaded), extras=extras)
     else:
@@ -118,9 +120,8 @@ def sample(
     with counting("sampling", num * (same_z or 1)) as advance:
         drawn = draw_from_run(num, decodings=same_z, seed=seed, advance=advance)
     columns = math.ceil(math.sqrt(num)) if same_z is None else num
-    known = condition_of(loaded.spec)
     of = f" given {condition}" if condition is not None else ""
-    if known is not None and known.classes and not of and not told:
+    if known is not None and in_turn:
         of = f" of the classes {', '.join(known.classes[:num])} in turn"
     of += "" if temperature == 1 else f" at temperature {temperature:g}"
     words = f"Each column: {same_z} decoding{'s' * (same_z != 1)} of one z{of}."

@@ -143,7 +143,8 @@ def encode(
     Args:
         vae: model and guide.
         data: a split, a tensor (N, …), or anything that `pyro_delta.data.from_tensors` takes.
-        batch: data at a time.
+        batch: data at a time. Rates do not depend on it, nor does the distortion of a given z; but torch draws noise in
+            runs of 16 numbers, so that z may be another sample where a datum's latents are no multiple of 16.
         seed: of the posterior samples.
         advance: called with the number of data just done.
         shared: whether all ranks call this, and each does a part of the data; all get the same, as one alone would.

@@ -222,8 +222,11 @@ def is_told(vae: VAE, spec: Spec, *, condition_given: bool = False) -> bool:
 
 
 def extras_of(split: Split, count: int) -> Extras:
-    """What goes with the first `count` data of a split, over and over if it has fewer."""
-    return split.take(torch.arange(count) % len(split)).extras if split.extras else {}
+    """What goes with the first `count` data of a split, over and over if it has fewer; nothing is missing of a draw."""
+    extras = dict(split.take(torch.arange(count) % len(split)).extras) if split.extras else {}
+    if "mask" in extras:
+        extras["mask"] = torch.ones_like(extras["mask"])
+    return extras
 
 
 def _as_drawn(vae: VAE, split: Split, z_bnd: Tensor) -> Tensor:

@@ -47,8 +47,8 @@ def check_told(features: nn.Module | None, condition: Tensor | None) -> None:
     """
     if features is None and condition is not None:
         raise UserError(
-            "data have the key 'condition', but their spec says nothing of it; set data.condition=condition, or give "
-            "the spec its `condition`."
+            "data have the key 'condition', but their spec says nothing of it; set data.condition=condition where they "
+            "are named, or give the spec its `condition`."
         )
     if features is not None and condition is None:
         raise UserError("the programs are conditioned, and are given no condition; give 'condition' beside x.")
