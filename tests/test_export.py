@@ -232,8 +232,8 @@ def test_no_path_of_the_makers_machine_travels_and_programs_need_trust(
 ) -> None:
     mine = pyro_delta.load(own)
     found = export(own, "out", license="MIT")
-    private = [str(own.parent), str(tmp_path), "alice", socket.gethostname()]
-    private += [name for name in [getpass.getuser()] if len(name) > 4]
+    private = [str(own.parent), str(tmp_path), "alice"]
+    private += [name for name in (getpass.getuser(), socket.gethostname()) if len(name) > 4]
     for name in found.files:
         content = (Path("out") / name).read_bytes()
         assert not [word for word in private if word.encode() in content], name

@@ -87,9 +87,9 @@ class RasterAttention(Block):
         seen_bchw = seen_bne.unflatten(1, h_bchw.shape[2:]).permute(0, 3, 1, 2)
         return self.merge(h_bchw, self.link(seen_bchw))
 
-    def step_row(self, background_wc: Tensor, state: PixelState) -> None:
+    def step_row(self, batch: int, background_wc: Tensor, state: PixelState) -> None:
         """Prepares a row, given where its positions are."""
-        state.link(self, along(self.place, background_wc).unsqueeze(0))
+        state.link(self, along(self.place, background_wc).expand(batch, -1, -1))
 
     def step_pixel(self, h_bc: Tensor, column: int, state: PixelState) -> Tensor:
         """One position of the current row, after `see_pixel` of the one before."""
@@ -148,7 +148,7 @@ class SnailBlock(nn.Module):
         """Prepares a row."""
         for layer in cast("Iterable[RasterBlock]", self.layers):
             layer.step_row(batch, state)
-        self.attention.step_row(background_wc, state)
+        self.attention.step_row(batch, background_wc, state)
 
     def step_pixel(self, h_bc: Tensor, column: int, state: PixelState) -> Tensor:
         """One position."""
@@ -245,6 +245,7 @@ class PixelSNAIL(Reads):
     def step_row(self, row_bcw: Tensor, context_bcw: Tensor | None, index: int, state: PixelState) -> None:
         """Prepares row `index`, given the finished row before it (zeros at the first row) and the row's context."""
         if index:
+            state.row = index - 1  # a step that was exported does not know it
             self._see_pixel(row_bcw[:, :, -1], self.width - 1, state)
         state.row, state.width = index, self.width
         if state.fixed:
