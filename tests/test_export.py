@@ -68,7 +68,7 @@ class Stops(AntiCausalGuide):
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run whose best weights are not its last ones, with what was found of it and an auxiliary prior beside it."""
     folder = tmp_path_factory.mktemp("made") / "run"
-    sets = ("training.lr=3", "training.log_every=1", "training.ema=0", "training.warmup=0", "training.validations=4")
+    sets = ("training.lr=30", "training.log_every=1", "training.ema=0", "training.warmup=0", "training.validations=4")
     sets += ("auxiliary.enabled=true", "auxiliary.hidden=4")
     names = {pair.partition("=")[0] for pair in sets}
     pairs = [*sets, *(pair for pair in SETS if pair != "--set" and pair.partition("=")[0] not in names)]
