@@ -14,7 +14,7 @@ import psutil
 
 SETTING = "OMP_NUM_THREADS"
 LOOK = 0.1
-"""Seconds that one looks at what other processes do."""
+"""Seconds that `Cores.look` takes."""
 
 
 class Cores:
@@ -42,6 +42,12 @@ class Cores:
         others = (busy_now - busy - own_now + own) / max(now - began, 1e-9)
         return min(max(others, 0.0), float(len(self.allowed)))
 
+    def look(self) -> float:
+        """As `taken`, over a moment from now on."""
+        self._before = self._read()
+        time.sleep(LOOK)
+        return self.taken()
+
     def threads(self, taken: float) -> int:
         """How many go fastest beside others that keep so many cores busy."""
         return min(self.count, max(1, round(len(self.allowed) - taken)))
@@ -66,8 +72,7 @@ def leave_busy_cores() -> str | None:
     """
     if SETTING in os.environ or (cores := Cores()).count == 1:
         return None
-    time.sleep(LOOK)
-    threads = cores.threads(taken := cores.taken())
+    threads = cores.threads(taken := cores.look())
     if threads == cores.count:
         return None
     os.environ[SETTING] = str(threads)

@@ -383,7 +383,7 @@ def test_partners_are_of_the_same_class() -> None:
 
 
 def test_information_within_classes_by_hand() -> None:
-    vae = randomise(made("gated, anti-causal", OF_CLASSES)).float()
+    vae = randomise(made("gated, anti-causal", OF_CLASSES))
     classes = torch.tensor([0, 1, 0, 1, 2, 0, 1])
     split = Split(random_images(GREY, (7,)), None, {"condition": classes})
     encoding = encode(vae, split)
@@ -395,8 +395,7 @@ def test_information_within_classes_by_hand() -> None:
     ]
     by_hand = torch.stack(told).mean().item()
     assert mutual_information(encoding, 3, classes=classes)[0] == pytest.approx(by_hand, rel=1e-6)
-    in_pairs, _ = pairwise_mutual_information(vae, split, encoding.z)
-    assert in_pairs == pytest.approx(by_hand, rel=1e-5, abs=1e-6)  # in float32, of numbers that are large to it
+    assert pairwise_mutual_information(vae, split, encoding.z)[0] == pytest.approx(by_hand, rel=1e-5)
     assert mutual_information(encoding)[0] > by_hand + 0.1
 
 

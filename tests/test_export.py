@@ -232,11 +232,13 @@ def test_no_path_of_the_makers_machine_travels_and_programs_need_trust(
 ) -> None:
     mine = pyro_delta.load(own)
     found = export(own, "out", license="MIT")
-    private = [str(own.parent), str(tmp_path), "alice"]
-    private += [name for name in (getpass.getuser(), socket.gethostname()) if len(name) > 4]
+    private = [str(own.parent), str(tmp_path), "alice", socket.gethostname()]
+    private += [name for name in [getpass.getuser()] if len(name) > 4]
     for name in found.files:
         content = (Path("out") / name).read_bytes()
-        assert not [word for word in private if word.encode() in content], name
+        # two letters, such as a host may be called, are found in any weights
+        looked_for = [word for word in private if len(word) > 4 or not name.endswith(".safetensors")]
+        assert not [word for word in looked_for if word.encode() in content], name
     assert {"programs/mine.py", "programs/helper.py"} <= set(found.files)
     config = json.loads(Path("out/config.json").read_text())
     assert config["prior"]["program"] == "mine.py:Mine"

@@ -23,7 +23,7 @@ from types import FrameType
 from typing import Any, Protocol
 
 from pyro_delta.api.kept import kept
-from pyro_delta.cores import LOOK, Cores
+from pyro_delta.cores import Cores
 from pyro_delta.errors import UserError
 from pyro_delta.inference.run import config_digest, has_checkpoint, is_finished, read_config, read_state
 from pyro_delta.lock import locked
@@ -204,8 +204,7 @@ def threads_for(jobs: int) -> int | None:
     if jobs == 1:
         return None
     cores = Cores()
-    time.sleep(LOOK)
-    return max(1, cores.threads(cores.taken()) // jobs)
+    return max(1, cores.threads(cores.look()) // jobs)
 
 
 class Launcher(Protocol):
