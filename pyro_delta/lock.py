@@ -124,8 +124,8 @@ def _writer(text: str) -> str:
 
 
 @contextmanager
-def awaited(folder: Path, said: str) -> Iterator[None]:
-    """Holds the lock of a folder, for which it waits, and says so once on stderr.
+def awaited(folder: Path, said: str = "") -> Iterator[None]:
+    """Holds the lock of a folder, for which it waits, and says so once on stderr where there is something to say.
 
     Raises:
         OSError: if it is a link, as in a folder that was received: what that leads to is not made.
@@ -133,7 +133,8 @@ def awaited(folder: Path, said: str) -> Iterator[None]:
     descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
     try:
         if not locked(descriptor, folder / LOCK):
-            print(said, file=sys.stderr)
+            if said:
+                print(said, file=sys.stderr)
             fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
     finally:

@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -965,6 +966,30 @@ def test_a_search_is_kept_goes_on_and_prunes(tmp_path: Path, monkeypatch: pytest
     assert len({trial.params["training.lr"] for trial in study.trials}) == 12
     search.search(sweep, tmp_path, 12, 1, print)
     assert len(Scripted.begun) == 13
+
+
+def test_searches_share_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    optuna = pytest.importorskip("optuna")
+    monkeypatch.setattr(search, "Local", Scripted)
+    monkeypatch.setattr(Scripted, "begun", [])
+    sweep = parse({**TREE, "arms": TREE["arms"][:1], "search": SEARCH})
+    with ThreadPoolExecutor(3) as pool:
+        found = [done.result() for done in [pool.submit(search.search, sweep, tmp_path, 20, 2, print) for _ in "123"]]
+    study = optuna.load_study(storage=f"sqlite:///{tmp_path / 'search.db'}", study_name="s")
+    assert len(study.trials) == len({trial.params["training.lr"] for trial in study.trials}) == 20
+    assert len(Scripted.begun) == 20
+    assert study.best_trial.user_attrs["folder"] in {one.folder.name for one in found}
+    # One is at work on two trials and another was killed: its trial alone is begun again.
+    with search._worker(tmp_path) as worker:
+        for name in (worker, ".search-of-old"):
+            trial = study.ask()
+            trial.set_user_attr("worker", name)
+            trial.suggest_float("training.lr", 1e-3, 1e-1, log=True)
+        search.search(sweep, tmp_path, 22, 1, print)
+    states = [trial.state.name for trial in study.get_trials()[20:]]
+    assert states == ["RUNNING", "FAIL", "COMPLETE"] or states == ["RUNNING", "FAIL", "PRUNED"]
+    assert study.get_trials()[22].params == trial.params
+    assert not list(tmp_path.glob(".search-*"))
 
 
 def test_a_search_refuses_bad_ranges_before_any_work(tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -23,6 +22,7 @@ from pyro_delta.inference.manifest import METRICS
 from pyro_delta.inference.run import EVENTS, SAMPLES, parse_metrics
 from pyro_delta.inference.training import Training
 from pyro_delta.lock import Lock
+from pyro_delta.signals import ended_by
 
 SHOWN = 16
 """Data that are drawn and shown at each validation."""
@@ -134,9 +134,5 @@ def stopping(trainer: Training) -> Iterator[None]:
             raise KeyboardInterrupt
         trainer.interrupted = True
 
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
+    with ended_by(stop):
         yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -51,6 +51,7 @@ from pyro_delta import config as configuration
 from pyro_delta.config import EXCLUSIVE, Config
 from pyro_delta.errors import UserError, unknown_name
 from pyro_delta.files import written_whole
+from pyro_delta.lock import LOCK, awaited
 from pyro_delta.validation import Section, Seed, first_mistake
 
 KEPT = "sweep.json"
@@ -317,16 +318,19 @@ def keep(sweep: Sweep, out: Path) -> None:
         UserError: if it holds another one, or anything else, or cannot be written.
     """
     path = out / KEPT
-    if path.exists():
-        if (apart := _apart(kept(out), sweep)) is not None:
-            raise UserError(f"{out} holds another sweep, {apart}; give another --out.")
-    elif out.is_file() or (out.is_dir() and any(out.iterdir())):
+    # Another sweep of this folder may begin just now: it has its part of the file there, and then the file.
+    names = [found.name for found in out.iterdir()] if out.is_dir() else []
+    strangers = [name for name in names if name != LOCK and not name.startswith(f".{KEPT}.")]
+    if not path.exists() and (strangers or out.is_file()):
         raise UserError(f"{out} is not empty and holds no sweep; give a new or an empty folder as --out.")
     if path.is_symlink():
         raise UserError(f"{path} is a link, through which a sweep is not written; put the file itself there.")
     out.mkdir(parents=True, exist_ok=True)
-    with written_whole(path) as file:
-        file.write((json.dumps(sweep.model_dump(mode="json"), indent=2, ensure_ascii=False) + "\n").encode())
+    with awaited(out):
+        if path.exists() and (apart := _apart(kept(out), sweep)) is not None:
+            raise UserError(f"{out} holds another sweep, {apart}; give another --out.")
+        with written_whole(path) as file:
+            file.write((json.dumps(sweep.model_dump(mode="json"), indent=2, ensure_ascii=False) + "\n").encode())
 
 
 def kept(out: Path) -> Sweep:

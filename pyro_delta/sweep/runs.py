@@ -27,6 +27,7 @@ from pyro_delta.cores import Cores
 from pyro_delta.errors import UserError
 from pyro_delta.inference.run import config_digest, has_checkpoint, is_finished, read_config, read_state
 from pyro_delta.lock import locked
+from pyro_delta.signals import ended_by
 from pyro_delta.sweep import require
 from pyro_delta.sweep.file import JOBS, ROOT, SEED, Arm, Sweep, run_folder
 
@@ -323,15 +324,8 @@ def interrupted_in_order() -> Iterator[threading.Event]:
             raise KeyboardInterrupt
         ending.set()
 
-    if threading.current_thread() is not threading.main_thread():  # which alone may take signals
+    with ended_by(end):
         yield ending
-        return
-    before = {number: signal.signal(number, end) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield ending
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def run_sweep(sweep: Sweep, out: Path, launch: Launcher, jobs: int, say: Say, trust: bool = False) -> dict[str, str]:

@@ -1,7 +1,8 @@
 """Search over settings by Optuna: TPE [1], pruned by the validation bound [2], kept in an SQLite file of the sweep.
 
 Each trial is an ordinary run, in a folder that is named by its configuration: a trial that was cut short goes on where
-it was, and one of settings that were drawn before costs nothing.
+it was, and one of settings that were drawn before costs nothing. Searches may share a folder, as processes of several
+hosts do: they take turns in drawing, and make so many trials together.
 
 References:
     1. J. Bergstra et al., "Algorithms for Hyper-Parameter Optimization", NIPS 2011.
@@ -13,20 +14,24 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from pyro_delta import config as configuration
 from pyro_delta.errors import UserError
 from pyro_delta.inference.run import read_metrics
+from pyro_delta.lock import awaited, locked
 from pyro_delta.sweep import require
 from pyro_delta.sweep.file import SEED, STORAGE, Range, Sweep, keep, merged
-from pyro_delta.sweep.runs import Local, Say, Training, interrupted_in_order, is_held
+from pyro_delta.sweep.runs import Launcher, Local, Say, Training, interrupted_in_order
 
 FOLDER = "folder"
-"""What a trial says of itself to Optuna: the name of its run."""
+WORKER = "worker"
+"""What a trial says of itself to Optuna: the name of its run, and of the search that has it done."""
 
 
 @dataclass(frozen=True)
@@ -71,45 +76,118 @@ def search(sweep: Sweep, out: Path, trials: int, jobs: int, say: Say) -> Found:
         _training(sweep, out, {key: _example(axis, end) for key, axis in sweep.search.items()})
     keep(sweep, out)
     storage = f"sqlite:///{(out / STORAGE).absolute()}"
-    with _readable(out / STORAGE):
-        # The seed moves on with the trials, or else a search that goes on would draw its first ones again.
+    with _readable(out / STORAGE), awaited(out):
         study = optuna.create_study(storage=storage, study_name=sweep.name, load_if_exists=True, direction="minimize")
-        study.sampler = optuna.samplers.TPESampler(seed=sweep.seeds[0] + len(study.trials))
         for trial in study.get_trials(states=(states.RUNNING,)):
-            if not is_held(out / trial.user_attrs.get(FOLDER, "")):  # its search was killed
+            if not _lives(out, trial):  # its search was killed
                 study.tell(trial.number, state=states.FAIL)
                 study.enqueue_trial(trial.params)
-        done = len(study.get_trials(states=(states.COMPLETE, states.PRUNED)))
-    launch = Local(jobs)
-    with interrupted_in_order() as ending:
-
-        def objective(trial: Any) -> float:
-            name = f"[{trial.number + 1}] {trial.params}"
-            try:
-                training = _training(sweep, out, {key: _draw(trial, key, axis) for key, axis in sweep.search.items()})
-                trial.set_user_attr(FOLDER, training.folder.name)
-                name = f"[{trial.number + 1}] {training.folder.name}, {trial.params}"
-                bound = _judged(optuna, trial, training, launch, ending)
-            except UserError as error:
-                say(f"{name}: {error}")
-                raise
-            except optuna.TrialPruned:
-                say(f"{name}: pruned")
-                raise
-            except KeyboardInterrupt:
-                study.enqueue_trial(trial.params)  # goes on, in the same folder, when the search does
-                raise
-            say(f"{name}: {bound:.4f}")
-            return bound
-
-        if done < trials:
-            study.optimize(objective, n_trials=trials - done, n_jobs=jobs, catch=(UserError,))
+    with interrupted_in_order() as ending, _worker(out) as worker, ThreadPoolExecutor(jobs) as pool:
+        searcher = Searcher(optuna, study, sweep, out, trials, worker, ending, Local(jobs), say)
+        for done in [pool.submit(searcher.work) for _ in range(jobs)]:
+            done.result()
+    if ending.is_set():
+        raise KeyboardInterrupt
     counts = _counts(study, states)
     if not counts["complete"]:
+        if study.get_trials(states=(states.RUNNING,)):
+            raise UserError(f"no trial of {out} has come to its end yet; wait for the search that is at work there.")
         raise UserError(f"no trial of {out} came to its end; see the logs there.")
     best = study.best_trial
     params = {key: _value(sweep.search[key], value) for key, value in best.params.items()}
     return Found(params, best.value, out / best.user_attrs[FOLDER], counts)
+
+
+@dataclass(frozen=True)
+class Searcher:
+    """A process that has trials done, in several threads.
+
+    Attributes:
+        optuna: the package.
+        study: what it has kept.
+        sweep: with the ranges.
+        out: folder of the sweep.
+        trials: that all searchers of the folder make together.
+        worker: name of its locked file.
+        ending: set when it is to end.
+        launch: where runs are trained.
+        say: called with a line of progress.
+        failed: numbers of its trials that failed.
+    """
+
+    optuna: Any
+    study: Any
+    sweep: Sweep
+    out: Path
+    trials: int
+    worker: str
+    ending: threading.Event
+    launch: Launcher
+    say: Say
+    failed: list[int] = field(default_factory=list)
+
+    def work(self) -> None:
+        """Has one trial after another done, until there are enough."""
+        states = self.optuna.trial.TrialState
+        while not self.ending.is_set() and (found := self.draw()) is not None:
+            trial, drawn = found
+            name = f"[{trial.number + 1}] {trial.params}"
+            try:
+                training = _training(self.sweep, self.out, drawn)
+                trial.set_user_attr(FOLDER, training.folder.name)
+                name = f"[{trial.number + 1}] {training.folder.name}, {trial.params}"
+                bound = _judged(self.optuna, trial, training, self.launch, self.ending)
+            except UserError as error:
+                self.study.tell(trial, state=states.FAIL)
+                self.failed.append(trial.number)
+                self.say(f"{name}: {error}")
+            except self.optuna.TrialPruned:
+                self.study.tell(trial, state=states.PRUNED)
+                self.say(f"{name}: pruned")
+            except KeyboardInterrupt:
+                self.study.tell(trial, state=states.FAIL)
+                self.study.enqueue_trial(trial.params)  # goes on, in the same folder, when the search does
+            except BaseException:
+                self.ending.set()  # for the other threads, too
+                raise
+            else:
+                self.study.tell(trial, bound)
+                self.say(f"{name}: {bound:.4f}")
+
+    def draw(self) -> tuple[Any, dict[str, Any]] | None:
+        """The next trial and its settings, or None if there are enough; searchers take turns, or two draw the same."""
+        states = self.optuna.trial.TrialState
+        with awaited(self.out):
+            before = self.study.get_trials(deepcopy=False)
+            counted = [trial for trial in before if trial.state in (states.COMPLETE, states.PRUNED, states.RUNNING)]
+            if max(len(counted), len(self.failed)) >= self.trials:  # what always fails is not tried for ever
+                return None
+            # The seed moves on with the trials, or else a search that goes on would draw its first ones again.
+            self.study.sampler = self.optuna.samplers.TPESampler(seed=self.sweep.seeds[0] + len(before))
+            trial = self.study.ask()
+            trial.set_user_attr(WORKER, self.worker)
+            return trial, {key: _draw(trial, key, axis) for key, axis in self.sweep.search.items()}
+
+
+@contextmanager
+def _worker(out: Path) -> Iterator[str]:
+    """The name of a file of this search, which is locked as long as its process lives."""
+    path = out / f".search-{uuid4().hex}"
+    with path.open("x") as file:
+        locked(file.fileno(), path)
+        try:
+            yield path.name
+        finally:
+            path.unlink(missing_ok=True)
+
+
+def _lives(out: Path, trial: Any) -> bool:
+    """Whether the search that has a trial done is at work, here or on another host."""
+    try:
+        with (out / trial.user_attrs[WORKER]).open() as file:
+            return not locked(file.fileno(), out)
+    except (KeyError, FileNotFoundError):
+        return False
 
 
 def _counts(study: Any, states: Any) -> dict[str, int]:
@@ -136,7 +214,7 @@ def _readable(path: Path) -> Iterator[None]:
         ) from None
 
 
-def _judged(optuna: Any, trial: Any, training: Training, launch: Local, ending: threading.Event) -> float:
+def _judged(optuna: Any, trial: Any, training: Training, launch: Launcher, ending: threading.Event) -> float:
     """The best validation bound of a trial, which is trained.
 
     Raises:
