@@ -24,3 +24,13 @@ def ended_by(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]
     finally:
         for number, former in before.items():
             signal.signal(number, former)
+
+
+@contextmanager
+def without_interrupts() -> Iterator[None]:
+    """Keeps SIGINT from this thread, and for good from the processes that it starts: the terminal sends it to all."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

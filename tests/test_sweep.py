@@ -459,8 +459,25 @@ def test_what_is_done_is_not_repeated_and_what_is_missing_is_done_by_submitit(sw
     assert numbers_of(done, DELTA, 0) == before
     assert len(list((done / "submitit").glob("*_submitted.pkl"))) == 1  # what is done asks for no job
     assert json.loads(out) == json.loads(call("compare", done, "--format", "json")[1])
-    requeued = runs.Requeued(runs.Judgement(done, None), 1).checkpoint()  # where a cluster takes the node away
+    requeued = runs.Requeued(runs.Judgement(done, None), 1, True).checkpoint()  # where a cluster takes the node away
     assert isinstance(requeued, submitit.helpers.DelayedSubmission)
+
+
+def test_an_interrupt_of_the_terminal_ends_the_jobs_of_submitit(sweep_file: Path, tmp_path: Path) -> None:
+    pytest.importorskip("submitit")
+    longer = ["--set", "training.steps=1000000", "--seeds", "1", "--jobs", "1", "--out", str(tmp_path / "out")]
+    command = [sys.executable, "-m", "pyro_delta", "sweep", str(sweep_file), "--launcher", "submitit", *longer]
+    with subprocess.Popen(
+        [*command, "--launch", "cluster=local"], stderr=subprocess.PIPE, text=True, start_new_session=True
+    ) as process:
+        until(lambda: bool(list(tmp_path.glob("out/*/seed-0/metrics.jsonl"))) or process.poll() is not None)
+        os.killpg(process.pid, signal.SIGINT)  # as the terminal does it: of the jobs' processes, too
+        err = process.communicate(timeout=120)[1]
+    assert process.returncode == 130
+    assert err.splitlines() == ["", "pyro-delta: stopped."]
+    (log,) = tmp_path.glob("out/*/seed-0.log")
+    assert re.match(r"pyro-delta: stopped at step \d+; go on with: ", log.read_text().splitlines()[-1])
+    assert not runs.is_held(log.with_suffix(""))
 
 
 def test_a_run_that_dies_is_told_of_and_the_others_go_on(

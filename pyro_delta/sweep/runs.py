@@ -27,7 +27,7 @@ from pyro_delta.cores import Cores
 from pyro_delta.errors import UserError
 from pyro_delta.inference.run import config_digest, has_checkpoint, is_finished, read_config, read_state
 from pyro_delta.lock import locked
-from pyro_delta.signals import ended_by
+from pyro_delta.signals import ended_by, without_interrupts
 from pyro_delta.sweep import require
 from pyro_delta.sweep.file import JOBS, ROOT, SEED, Arm, Sweep, run_folder
 
@@ -232,14 +232,25 @@ class Local:
 
 @dataclass(frozen=True)
 class Requeued:
-    """`carry_out` for submitit, which begins it again where a cluster takes its node away: the run then goes on."""
+    """`carry_out` for submitit, which begins it again where a cluster takes its node away: the run then goes on.
+
+    Attributes:
+        work: to be done.
+        threads: of its process.
+        here: whether it is a process of this machine, which SIGTERM ends in order; a cluster sends that to the run
+            itself as well, and before it begins a job again.
+    """
 
     work: Work
     threads: int | None
+    here: bool
 
     def __call__(self) -> str | None:
         """See `carry_out`."""
-        return carry_out(self.work, self.threads)
+        if not self.here:
+            return carry_out(self.work, self.threads)
+        with interrupted_in_order() as ending:
+            return carry_out(self.work, self.threads, ending.is_set)
 
     def checkpoint(self) -> Any:
         """What submitit is to begin in its place."""
@@ -269,18 +280,23 @@ class Submitit:
             self.executor.update_parameters(**chosen)
         except (NameError, TypeError, ValueError, RuntimeError, AssertionError) as error:
             raise UserError(f"submitit refuses {dict(parameters)}: {' '.join(str(error).split())}") from None
-        self.threads = threads_for(jobs) if self.executor.cluster == "local" else None
+        self.here = self.executor.cluster == "local"
+        self.threads = threads_for(jobs) if self.here else None
         self.submitting = threading.Lock()
 
     def __call__(self, work: Work, stop: Stop) -> str | None:
         """See `Launcher`."""
         if work.done():  # a job costs a place in the queue
             return None
-        with self.submitting:
-            job = self.executor.submit(Requeued(work, self.threads))
+        with self.submitting, without_interrupts():
+            job = self.executor.submit(Requeued(work, self.threads, self.here))
+        asked = False
         while not job.done():
-            if stop():
-                job.cancel()
+            if stop() and not asked:
+                asked = True
+                # By submitit itself a local job is interrupted, which kills it, with a traceback, and leaves the run.
+                os.kill(int(job.job_id), signal.SIGTERM) if self.here else job.cancel()
+            if asked and not self.here:
                 return "stopped"
             time.sleep(POLL)
         if (error := job.exception()) is not None:
