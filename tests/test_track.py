@@ -1,19 +1,23 @@
 """Recorded curves: which training one belongs to, what is said beside it, and what a training costs."""
 
+import re
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from test_cli import call
 from torch import Tensor, nn
 
+import pyro_delta
 from pyro_delta import config as configuration
 from pyro_delta.diagnostics.cost import flops_per_datum, parameters
 from pyro_delta.report import track
 from pyro_delta.report.progress import following
-from pyro_delta.report.track import Curve, Track, curves, recorded, tracked, validation_rows
+from pyro_delta.report.track import Curve, Track, counted, curves, recorded, tracked, validation_rows
 from pyro_delta.report.track_figure import track_figure
 from pyro_delta.vae import VAE
 
@@ -22,7 +26,7 @@ DIGITS = configuration.load_preset("digits", [("training.steps", 4)])
 
 def curve(*bounds: tuple[float, ...], unit: str = "bits/dim") -> Curve:
     return Curve(
-        "c", DIGITS.model_dump(mode="json"), unit, [2, 4], [list(values) for values in bounds], 32, 100, "train"
+        "c", DIGITS.model_dump(mode="json"), unit, [2, 4], [list(values) for values in bounds], 32, "train", 100
     )
 
 
@@ -177,3 +181,19 @@ def test_operations_are_those_of_the_products() -> None:
 
 def test_recorded_curves_name_no_folder_of_a_machine() -> None:
     assert [curve.name for curve in curves() if "root" in curve.settings["data"]] == []
+
+
+def test_operations_of_what_was_recorded_are_those_of_the_networks_at_hand(tmp_path: Path) -> None:
+    """So that both stand on one axis; and what was recorded on other data, such as by class, does not stand there."""
+    tiny = ["--set", "training.steps=4", "--set", "training.validations=2", "--no-report", "--device", "cpu"]
+    for name, more in (("plain", []), ("by-class", ["--set", "data.condition=labels"])):
+        code, _, err = call("train", "--dataset", "digits", *tiny, *more, "--out", tmp_path / name)
+        assert code == 0, err
+        code, out, err = call("compare", tmp_path / name, "--with", "reference", "--figure", tmp_path / "a.png")
+        assert code == 0, err
+        found = re.search(r"(\S+)e\+(\d+) │ (\d\.\d+) bits/dim", out)
+        assert found is not None
+        assert ("digits, recorded" in out) == (name == "plain")
+    run = pyro_delta.load(tmp_path / "plain")
+    shipped = next(curve for curve in curves() if curve.name == "digits")
+    assert counted(shipped, run).flops_per_datum == flops_per_datum(run.vae, torch.zeros(2, 1, 8, 8).long()) > 0

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from pyro_delta.cli.options import check_writable, device_option, json_option, root_option, trust_option
 from pyro_delta.errors import UserError
+
+if TYPE_CHECKING:
+    from pyro_delta.report.track import Curve
 
 FORMS = ("text", "json", "csv", "markdown", "latex")
 
@@ -83,11 +87,12 @@ def _curves(given: tuple[Path, ...], figure: str | None, trust: bool) -> None:
     from pyro_delta.report.comparison import finished_runs, nothing_in
     from pyro_delta.report.delta_figure import save_figure
     from pyro_delta.report.tables import print_rows
-    from pyro_delta.report.track import curve_of, curves, validation_rows, validations
+    from pyro_delta.report.track import counted, curve_of, curves, of_same_data, validation_rows, validations
     from pyro_delta.report.track_figure import track_figure
 
     arms = finished_runs(given, trust).items()
-    own = []
+    own: list[Curve] = []
+    recorded: dict[str, Curve] = {}
     for name, folders in arms:
         runs = [load(folder, trust=trust) for folder in folders]
         known = [run for run in runs if validations(run.metrics)]
@@ -97,11 +102,10 @@ def _curves(given: tuple[Path, ...], figure: str | None, trust: bool) -> None:
                     f"pyro-delta: without {run.folder}, which has no bound: it diverged, or validated never.", err=True
                 )
         if known:
-            own.append(curve_of(name, known, ""))
+            own.append(counted(curve_of(name, known, ""), known[0]))
+            recorded |= {curve.name: counted(curve, known[0]) for curve in of_same_data(curves(), known[0].config)}
     if not own:
         raise nothing_in(given[0])
-    data = {curve.settings["data"]["program"] for curve in own}
-    recorded = [curve for curve in curves() if curve.settings["data"]["program"] in data]
     if figure is not None:
-        save_figure(figure, track_figure(own, recorded))
-    print_rows("−ELBO of the validation split", validation_rows(own, recorded))
+        save_figure(figure, track_figure(own, list(recorded.values())))
+    print_rows("−ELBO of the validation split", validation_rows(own, list(recorded.values())))

@@ -23,7 +23,7 @@ import numpy as np
 
 from pyro_delta.api.judge import check
 from pyro_delta.api.kept import Kept, keep, keepable, kept, of_check, unasked
-from pyro_delta.data.values import random_values
+from pyro_delta.data.values import blank
 from pyro_delta.diagnostics import table
 from pyro_delta.diagnostics.cost import flops_per_datum, parameters
 from pyro_delta.errors import UserError
@@ -192,7 +192,7 @@ def compare(
 def cost(run: Run) -> dict[str, int]:
     """What a run's training has taken: learned weights, data, and floating-point operations, all in all."""
     seen = run.trained_steps * run.config.training.batch
-    each = flops_per_datum(run.vae, random_values(run.spec, 2))
+    each = flops_per_datum(run.vae, blank(run.spec, 2))
     return {"parameters": parameters(run.vae), "data_seen": seen, "training_flops": seen * each}
 
 

@@ -5,14 +5,15 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import resources
 from statistics import fmean, stdev
 from typing import Any
 
 from pyro_delta import config as configuration
+from pyro_delta.build import build
 from pyro_delta.config import Config
-from pyro_delta.data.values import random_values
+from pyro_delta.data.values import blank
 from pyro_delta.diagnostics.cost import flops_per_datum
 from pyro_delta.errors import UserError
 from pyro_delta.inference.run import Run
@@ -42,8 +43,8 @@ class Curve:
         steps: of the validations.
         bounds: −ELBO of the validation split, by step and seed.
         seen: data of a step.
-        flops_per_datum: of a step.
         command: that made the runs.
+        flops_per_datum: of a step; 0 until they are `counted`.
     """
 
     name: str
@@ -52,8 +53,8 @@ class Curve:
     steps: list[int]
     bounds: list[list[float]]
     seen: int
-    flops_per_datum: int
     command: str
+    flops_per_datum: int = 0
 
     def at(self, step: int) -> tuple[float, float] | None:
         """Mean and deviation over the seeds, 0 for one, at a step; None if none was recorded there."""
@@ -107,9 +108,21 @@ def curve_of(name: str, runs: Sequence[Run], command: str) -> Curve:
         steps=steps,
         bounds=[[bounds[step] for bounds in by_run] for step in steps],
         seen=first.config.training.batch,
-        flops_per_datum=flops_per_datum(first.vae, random_values(first.spec, 2)),
         command=command,
     )
+
+
+def counted(curve: Curve, run: Run) -> Curve:
+    """A curve of the data of a run, with the operations that the networks at hand take, whatever they took before."""
+    alike = tracked(configuration.validate(curve.settings)) == tracked(run.config)
+    vae = run.vae if alike else build(configuration.validate(curve.settings), run.spec)
+    return replace(curve, flops_per_datum=flops_per_datum(vae, blank(run.spec, 2)))
+
+
+def of_same_data(known: Iterable[Curve], config: Config) -> list[Curve]:
+    """Those curves that were recorded on the data of a configuration, wherever these lie."""
+    data = tracked(config)["data"]
+    return [curve for curve in known if tracked(configuration.validate(curve.settings))["data"] == data]
 
 
 def validations(lines: Iterable[dict[str, Any]]) -> dict[int, float]:
