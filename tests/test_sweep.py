@@ -748,6 +748,19 @@ def test_validations_are_drawn_beside_the_recorded_ones(done: Path, tmp_path: Pa
     assert re.search(rf"{DELTA} +│ 2 +│ 30 +│", out)
 
 
+def test_seeds_that_were_validated_at_other_steps_stand_by_themselves(done: Path, tmp_path: Path) -> None:
+    """As those of trainings of so many minutes are."""
+    run = tmp_path / shutil.copytree(done, tmp_path / "out") / DELTA / "seed-1"
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    moved = [line | {"step": line["step"] - 1} for line in lines]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in moved))
+    forge(run)
+    code, out, err = call("compare", tmp_path / "out", "--with", "reference")
+    assert code == 0, err
+    assert re.search(rf"{DELTA}, seed-0 +│ 1 +│ 30 +│", out)
+    assert re.search(rf"{DELTA}, seed-1 +│ 1 +│ 29 +│", out)
+
+
 def test_runs_go_on_where_their_data_live_now(done: Path) -> None:
     folder = done / DELTA / "seed-0"
     works = (runs.Training(folder, {"data.root": "moved"}, None), runs.Judgement(folder, None, root="moved"))
@@ -856,16 +869,23 @@ def rows_of(families: Sequence[str], along: Sequence[str]) -> list[ArmChecks]:
     return arms
 
 
-def test_families_are_drawn_along_a_grid_or_in_the_plane() -> None:
-    for along, panels in ((["width=2", "width=4"], 3), (["", ""], 2)):
-        found = summary("t", rows_of(["a", "b"], along), "a,width=2" if panels == 3 else "a,")
+@pytest.mark.parametrize("probed", [True, False])
+def test_families_are_drawn_along_a_grid_or_in_the_plane(probed: bool) -> None:
+    for along in (["width=2", "width=4"], ["", ""]):
+        found = summary("t", rows_of(["a", "b"], along), f"a,{along[0]}")
+        for row in found.rows:
+            row["probe_accuracy"] = row["rate_nats_mean"] / 4 if probed else None
         figure = comparison_figure(found)
-        assert len(figure.axes) == panels
+        assert len(figure.axes) == (3 if any(along) or probed else 2)
         told = figure.axes[1]
-        assert {text.get_text() for text in figure.axes[-1].get_legend().get_texts()} >= {"a", "b"}
+        legend = (figure.axes[-1] if any(along) else told).get_legend()
+        assert {text.get_text() for text in legend.get_texts()} >= {"a", "b"}
+        if probed and not any(along):
+            drawn = [container.lines[0].get_xydata().tolist() for container in figure.axes[2].containers]
+            assert drawn == [[[0, 0], [1, 0.25]]] * 2
         lines = [container.lines[0].get_xydata().tolist() for container in told.containers]
         assert lines == [[[0, 0], [1, 0.5]]] * 2
-        if panels == 3:
+        if any(along):
             assert [label.get_text() for label in told.get_xticklabels()] == along
 
 

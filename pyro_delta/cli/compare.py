@@ -94,16 +94,22 @@ def _curves(given: tuple[Path, ...], figure: str | None, trust: bool) -> None:
     own: list[Curve] = []
     recorded: dict[str, Curve] = {}
     for name, folders in arms:
-        runs = [load(folder, trust=trust) for folder in folders]
-        known = [run for run in runs if validations(run.metrics)]
-        for run in runs:
-            if run not in known:
+        loaded = {folder: load(folder, trust=trust) for folder in folders}
+        known = {folder: run for folder, run in loaded.items() if validations(run.metrics)}
+        for folder in loaded:
+            if folder not in known:
                 click.echo(
-                    f"pyro-delta: without {run.folder}, which has no bound: it diverged, or validated never.", err=True
+                    f"pyro-delta: without {folder}, which has no bound: it diverged, or validated never.", err=True
                 )
-        if known:
-            own.append(counted(curve_of(name, known, ""), known[0]))
-            recorded |= {curve.name: counted(curve, known[0]) for curve in of_same_data(curves(), known[0].config)}
+        if not known:
+            continue
+        runs = list(known.values())
+        kinds = {name: runs}
+        if not set.intersection(*(set(validations(run.metrics)) for run in runs)):
+            # Trainings of so many minutes are validated at steps of their own, and stand by themselves.
+            kinds = {f"{name}, {folder.name}": [run] for folder, run in known.items()}
+        own += [counted(curve_of(kind, of_kind, ""), of_kind[0]) for kind, of_kind in kinds.items()]
+        recorded |= {curve.name: counted(curve, runs[0]) for curve in of_same_data(curves(), runs[0].config)}
     if not own:
         raise nothing_in(given[0])
     if figure is not None:

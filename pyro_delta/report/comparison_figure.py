@@ -10,14 +10,15 @@ from matplotlib.figure import Figure
 from pyro_delta.report.comparison import Comparison
 
 Families = dict[str, list[dict[str, Any]]]
+TOLD = "told, calibrated, nats"
 
 
 def comparison_figure(found: Comparison) -> Figure:
     """Draws arms with their standard errors; a family is joined by a line.
 
     Where others' bounds are cited: all bounds, the lowest first, with the operations of ours. Where a grid goes through
-    all families, as that of decoders of growing strength: rate, told and −ELBO along it. Else distortion, and what z
-    tells, against the rate.
+    all families, as that of decoders of growing strength: rate, told and −ELBO along it. Else distortion, what z
+    tells and, where data have labels, a probe, against the rate.
 
     Args:
         found: the arms.
@@ -39,19 +40,22 @@ def comparison_figure(found: Comparison) -> Figure:
 
 
 def _plane(found: Comparison, families: Families) -> Figure:
-    figure = Figure(figsize=(10.4, 4.4), layout="constrained")
-    plane, told = figure.subplots(1, 2)
+    panels = {"distortion_bpd": f"distortion −log p(x|z), {found.unit}", "told_calibrated_nats": TOLD}
+    if any(row["probe_accuracy"] is not None for rows in families.values() for row in rows):
+        panels["probe_accuracy"] = "accuracy of a linear probe on z"
+    figure = Figure(figsize=(1.2 + 4.2 * len(panels), 4.4), layout="constrained")
+    drawn = dict(zip(panels, figure.subplots(1, len(panels))))
     for family, rows in families.items():
         rows = sorted(rows, key=lambda row: row["rate_nats_mean"])
-        rates = [row["rate_nats_mean"] for row in rows]
         errors = [row["rate_nats_mean_se"] or 0 for row in rows]
-        _line(plane, family, rates, rows, "distortion_bpd", errors)
-        _line(told, family, rates, rows, "told_calibrated_nats", errors)
+        for key, axes in drawn.items():
+            _line(axes, family, [row["rate_nats_mean"] for row in rows], rows, key, errors)
     end = max((row["rate_nats_mean"] for rows in families.values() for row in rows), default=1.0)
+    told = drawn["told_calibrated_nats"]
     told.set_ylim(told.get_ylim())  # as far as what is told goes, not the rate
     told.axline((0, 0), (end or 1.0, end or 1.0), color="0.7", linewidth=1, linestyle=":", label="all of the rate")
-    for axes, name in ((plane, f"distortion −log p(x|z), {found.unit}"), (told, "told, calibrated, nats")):
-        finish(axes, "rate KL(q‖p), nats", name)
+    for key, axes in drawn.items():
+        finish(axes, "rate KL(q‖p), nats", panels[key])
     told.legend(frameon=False, fontsize=8)
     return figure
 
@@ -60,7 +64,7 @@ def _along(found: Comparison, families: Families, along: list[str]) -> Figure:
     figure = Figure(figsize=(13.2, 4.4), layout="constrained")
     panels = {
         "rate_nats_mean": "rate KL(q‖p), nats",
-        "told_calibrated_nats": "told, calibrated, nats",
+        "told_calibrated_nats": TOLD,
         "neg_elbo_bpd": f"−ELBO, {found.unit}",
     }
     for axes, (key, name) in zip(figure.subplots(1, 3), panels.items()):
