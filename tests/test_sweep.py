@@ -889,6 +889,27 @@ def test_families_are_drawn_along_a_grid_or_in_the_plane(probed: bool) -> None:
             assert [label.get_text() for label in told.get_xticklabels()] == along
 
 
+def test_along_a_grid_each_place_has_its_own_baseline_and_front() -> None:
+    """A decoder that sees more has a lower distortion whatever its family does."""
+    arms = []
+    for place, (width, base) in enumerate((("width=2", 9.0), ("width=4", 5.0))):
+        for family, rate, saved in (("a", 1.0, 0.0), ("b", 2.0, 0.5 + place), ("c", 2.0, 0.25)):
+            terms = np.full(3, rate), np.full(3, base - saved)
+            mine = {**NUMBERS, "rate_nats_mean": rate, "distortion_bpd": base - saved}
+            arms.append(ArmChecks(f"{family},{width}", family, width, {0: Kept(mine, *terms)}))
+    found = summary("t", arms, "a,width=2")
+    rows = {row["arm"]: row for row in found.rows}
+    assert found.baseline == "a"
+    assert [rows[f"{arm},width={width}"]["distortion_below_nats"] for width in (2, 4) for arm in "abc"] == [
+        None, 0.5, 0.25, None, 1.5, 0.25,
+    ]  # fmt: skip
+    assert [arm for arm, row in rows.items() if row["on_front"]] == ["a,width=2", "b,width=2", "a,width=4", "b,width=4"]
+    assert any(note.startswith("Below 'a' at the same place of the grid: by datum; ") for note in found.notes)
+    del arms[3]  # the first family has no run of the second place
+    found = summary("t", arms, "a,width=2")
+    assert [row["distortion_below_nats"] for row in found.rows] == [None, 0.5, 0.25, None, None]
+
+
 def test_bounds_are_drawn_beside_those_of_others() -> None:
     arms = rows_of(["a"], ["x", "y"])
     for arm, bound in zip(arms, (3.0, 1.0)):

@@ -1,7 +1,8 @@
 """Runs side by side: a row for each arm, means and standard errors over its seeds, and what lies below the first arm.
 
-A difference to the baseline (the control of a sweep, or else its first arm; the first of several runs) is taken datum
-by datum, run by run of the same seed, where both were checked on the same data. It then has two errors: over the seeds,
+A difference to the baseline (the control of a sweep, or else its first arm, at each place of a grid that goes through
+all arms; the first of several runs) is taken datum by datum, run by run of the same seed, where both were checked on
+the same data. It then has two errors: over the seeds,
 
     sd_s(mean_i d_si) / √S,
 
@@ -76,7 +77,8 @@ class Comparison:
     Attributes:
         title: what they are of.
         unit: of the `_bpd` numbers.
-        baseline: name of the arm that differences are taken to.
+        baseline: name of the arm that differences are taken to; of its family, where each place of a grid that goes
+            through all families has its own.
         rows: numbers of each arm: means under the names of `MEANS` and `BELOW`, errors over the seeds under `<name>_se`
             (over the data where there is one seed, as `errors` says), those of differences over the data under
             `<name>_se_data`. Of a decoder that does not hear z the rate is 0, and the −ELBO is the distortion.
@@ -212,9 +214,15 @@ def summary(title: str, arms: Sequence[ArmChecks], baseline: str, missing: int =
     if len(units) > 1:
         raise UserError(f"the runs' bounds are in {' and '.join(units)}; compare runs of one kind of data.")
     base = next(arm for arm in arms if arm.name == baseline)
-    rows = [_row(arm, base) for arm in arms]
-    _mark_front(rows)
-    return Comparison(title, units[0], baseline, rows, _notes(arms, rows, base, missing))
+    # Along a grid that goes through all families, as that of decoders of growing strength, each has its own.
+    along = len({arm.across for arm in arms}) > 1 and bool(base.across)
+    own = {arm.across: arm for arm in arms if arm.family == base.family} if along else {}
+    bases = {arm.name: own.get(arm.across) if along else base for arm in arms}
+    rows = [_row(arm, bases[arm.name]) for arm in arms]
+    for across in {row["across"] for row in rows} if along else {None}:
+        _mark_front([row for row in rows if across in (None, row["across"])])
+    found = Comparison(title, units[0], base.family if along else baseline, rows, [])
+    return replace(found, notes=_notes(arms, rows, bases, found.baseline, missing))
 
 
 def finished_runs(runs: Sequence[Path], trust: bool = False) -> dict[str, list[Path]]:
@@ -306,7 +314,7 @@ def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
     return mean, math.sqrt(variance / len(values))
 
 
-def _row(arm: ArmChecks, base: ArmChecks) -> dict[str, Any]:
+def _row(arm: ArmChecks, base: ArmChecks | None) -> dict[str, Any]:
     """The numbers of an arm."""
     checks = _paying(arm)
     several = len(checks) > 1
@@ -375,12 +383,12 @@ def _same(values: Iterable[Any]) -> Any:
     return found.pop() if len(found) == 1 else None
 
 
-def _below(arm: ArmChecks, base: ArmChecks) -> dict[str, Any]:
+def _below(arm: ArmChecks, base: ArmChecks | None) -> dict[str, Any]:
     """How far distortion and −ELBO lie below those of the baseline, in nats, by datum; None where data differ."""
     found: dict[str, Any] = {"paired_seeds": 0}
     for key in BELOW:
         found |= {key: None, f"{key}_se": None, f"{key}_se_data": None}
-    if arm is base:
+    if base is None or arm is base:
         return found
     pairs = [(check, base.checks[seed]) for seed, check in arm.checks.items() if seed in base.checks]
     pairs = [pair for pair in pairs if _of_the_same_data(*pair) and all(map(_is_finite, pair))]
@@ -437,7 +445,14 @@ def _alike(rows: Sequence[Mapping[str, Any]]) -> bool:
     return _same(row["judged_digest"] for row in rows) is not None
 
 
-def _notes(arms: Sequence[ArmChecks], rows: list[dict[str, Any]], base: ArmChecks, missing: int) -> list[str]:
+def _notes(
+    arms: Sequence[ArmChecks],
+    rows: list[dict[str, Any]],
+    bases: Mapping[str, ArmChecks | None],
+    baseline: str,
+    missing: int,
+) -> list[str]:
+    along = baseline not in [arm.name for arm in arms]
     counts = sorted({len(arm.checks) for arm in arms})
     over = "over the data" if counts == [1] else "over the seeds"
     if len(counts) > 1 and 1 in counts:
@@ -449,7 +464,8 @@ def _notes(arms: Sequence[ArmChecks], rows: list[dict[str, Any]], base: ArmCheck
         data += ", not the same ones in all rows"
     notes = [
         f"{data}; standard errors {over}.",
-        f"Below {base.name!r}: by datum{' and seed' if counts != [1] else ''}; positive is better.",
+        f"Below {baseline!r}{' at the same place of the grid' if along else ''}: by datum"
+        f"{' and seed' if counts != [1] else ''}; positive is better.",
     ]
     if missing:
         are = (
@@ -467,7 +483,11 @@ def _notes(arms: Sequence[ArmChecks], rows: list[dict[str, Any]], base: ArmCheck
     if deaf := [arm.name for arm in arms if all(map(_is_deaf, arm.checks.values()))]:
         notes.append(f"Decoders that do not hear z pay no rate, their −ELBO is their distortion: {', '.join(deaf)}.")
     lost = {row["arm"] for row in rows if row["diverged"] == row["seeds"]}
-    others = [row for row in rows if not {row["arm"], base.name} & lost and row["arm"] != base.name]
+    others = [
+        row
+        for row in rows
+        if (base := bases[row["arm"]]) is not None and base.name != row["arm"] and not {row["arm"], base.name} & lost
+    ]
     if apart := [row["arm"] for row in others if not row["paired_seeds"]]:
         notes.append(f"Of other data or seeds, and so not compared by datum: {', '.join(apart)}.")
     fewer = [
@@ -480,7 +500,8 @@ def _notes(arms: Sequence[ArmChecks], rows: list[dict[str, Any]], base: ArmCheck
         notes.append(f"Compared by datum in a part of the runs alone: {', '.join(fewer)}.")
     if len(rows) > 2 and _alike(rows):
         notes.append(
-            f"Pareto front of rate and distortion: {', '.join(row['arm'] for row in rows if row['on_front'])}."
+            f"Pareto front of rate and distortion{', at each place' if along else ''}: "
+            f"{', '.join(row['arm'] for row in rows if row['on_front'])}."
         )
     return notes
 
