@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import signal
+import sqlite3
 import statistics
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -29,7 +31,7 @@ from test_cli import call
 
 from pyro_delta.api.kept import Kept
 from pyro_delta.build import build
-from pyro_delta.errors import UserError
+from pyro_delta.errors import CheckFailed, UserError
 from pyro_delta.inference.run import config_digest, read_metrics
 from pyro_delta.report.comparison import ArmChecks, Comparison, compare, summary
 from pyro_delta.report.comparison_figure import comparison_figure
@@ -503,6 +505,49 @@ def test_a_run_that_dies_is_told_of_and_the_others_go_on(
     assert err.splitlines()[-1].startswith("pyro-delta: 2 of 4 runs failed; their logs stand beside")
 
 
+def test_a_run_whose_files_cannot_be_used_is_told_of_and_the_others_go_on(tmp_path: Path) -> None:
+    works = [Sleeper(tmp_path / name / "run") for name in ("bad", "good")]
+    (tmp_path / "bad").touch()  # where its folder should be
+    (tmp_path / "good" / "run").mkdir(parents=True)
+    (tmp_path / "good" / "run" / "done").touch()
+    told: dict[str, str | None] = {}
+    runs.run_all(
+        lambda work, stop: runs.carry_out(work, 1, stop),
+        works,
+        2,
+        lambda work, reason: told.update({work.folder.parent.name: reason}),
+    )
+    assert told["good"] is None
+    assert re.fullmatch(r".*File exists: '.*bad'", str(told["bad"]))
+
+
+def test_an_arm_whose_control_diverged_is_checked_without(
+    sweep: Sweep, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To check it against that would fail each time."""
+    judged: dict[str, Path | None] = {}
+
+    def launch(work: runs.Work, stop: runs.Stop) -> str | None:
+        if isinstance(work, runs.Judgement):
+            judged[str(work.folder.relative_to(tmp_path))] = work.control
+        return None
+
+    found = {tmp_path / "none" / "seed-1": Kept({"neg_elbo_bpd": None}, np.zeros(0), np.zeros(0))}
+    monkeypatch.setattr(runs, "kept", found.get)
+    assert runs.run_sweep(sweep, tmp_path, launch, 2, print) == {}
+    assert list(judged)[:2] in (["none/seed-0", "none/seed-1"], ["none/seed-1", "none/seed-0"])
+    assert judged[f"{DELTA}/seed-0"] == tmp_path / "none" / "seed-0"
+    assert judged[f"{DELTA}/seed-1"] is None
+
+
+def test_runs_of_several_versions_are_noted(done: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(done, tmp_path / "out")) / DELTA / "seed-1"
+    assert not [note for note in compare(tmp_path / "out").notes if note.startswith("Trained by")]
+    edit_json(run, "run.json", lambda info: {**info, "version": "0.0.9", "commit": None})
+    (note,) = (note for note in compare(tmp_path / "out").notes if note.startswith("Trained by"))
+    assert note.startswith("Trained by more than one version of pyro-delta: 0.0.9, 0.1.0")
+
+
 def compare_nothing() -> None:
     """In the place of a comparison."""
 
@@ -770,8 +815,11 @@ def test_runs_go_on_where_their_data_live_now(done: Path) -> None:
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("finished", False), ("config_digest", "another"), ("split", "validation"), ("control_finished", False)],
-)
+    [
+        ("finished", False), ("config_digest", "another"), ("split", "validation"), ("control_finished", False),
+        ("seed", 7), ("asked_told_samples", 2), ("asked_told_images", 8),
+    ],
+)  # fmt: skip
 def test_a_check_of_the_past_or_of_other_data_is_made_again(key: str, value: object, done: Path) -> None:
     folder = done / DELTA / "seed-0"
     judgement = runs.Judgement(folder, done / "none" / "seed-0")
@@ -842,6 +890,13 @@ def test_a_check_of_the_past_or_of_other_data_is_made_again(key: str, value: obj
             {0: kept_of(5, told_calibrated_nats=0.7), 1: kept_of(6, told_calibrated_nats=None)},
             [{}, {"told_calibrated_nats": 0.7, "told_calibrated_nats_se": None}],
             "Not known of all runs: b, told_calibrated_nats (1 of 2).",
+        ),
+        # What was measured otherwise is no mean of equals.
+        (
+            {0: kept_of(9), 1: kept_of(8)},
+            {0: kept_of(5), 1: kept_of(6, seed=7, asked_told_samples=2)},
+            [{}, {"distortion_below_nats": 3}],
+            "Measured otherwise than by default: b/seed-1 (--seed 7 --told-samples 2).",
         ),
     ],
 )
@@ -1050,15 +1105,69 @@ def test_searches_share_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert not list(tmp_path.glob(".search-*"))
 
 
-def test_a_search_refuses_bad_ranges_before_any_work(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("ranges", "settings", "words"),
+    [
+        ({"lr": {"low": -1.0, "high": 1.0}}, {}, "training.lr: Input should be greater than 0, got -1.0"),
+        ({"optimizer": {"choices": ["adam", "bogus", "adamw"]}}, {}, "got 'bogus'"),
+        ({"batch": {"low": 4, "high": 8.0}}, {}, "training.batch: Input should be a valid integer"),
+        ({"lr": {"low": 0.1, "high": 1.0}}, {"training": {"validations": 0}}, "training.validations=0 leaves a search"),
+    ],
+)
+def test_a_search_refuses_bad_ranges_before_any_work(
+    ranges: dict[str, Any], settings: dict[str, Any], words: str, tmp_path: Path
+) -> None:
     pytest.importorskip("optuna")
-    arms = TREE["arms"][:1]
-    bad = parse({**TREE, "arms": arms, "search": {"training": {"lr": {"low": -1.0, "high": 1.0}}}})
-    with pytest.raises(UserError, match=re.escape("training.lr: Input should be greater than 0, got -1.0")):
+    bad = parse({**TREE, "arms": [TREE["arms"][0] | settings], "search": {"training": ranges}})
+    with pytest.raises(UserError, match=re.escape(words)):
         search.search(bad, tmp_path, 1, 1, print)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_search_is_over_one_arm(tmp_path: Path) -> None:
+    pytest.importorskip("optuna")
     with pytest.raises(UserError, match="a search is over one arm, and the sweep 's' has 2; leave one"):
         search.search(parse({**TREE, "search": SEARCH}), tmp_path, 1, 1, print)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_search_goes_on_with_its_own_seed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("optuna")
+    monkeypatch.setattr(search, "Local", Scripted)
+    sweep = parse({**TREE, "arms": TREE["arms"][:1], "search": SEARCH})
+    search.search(sweep, tmp_path, 1, 1, print)
+    with pytest.raises(UserError, match="holds a search with seed 0, and this is one with 5; give another --out"):
+        search.search(sweep.model_copy(update={"seeds": (5,)}), tmp_path, 2, 1, print)
+
+
+def test_a_search_whose_trials_all_diverge_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("optuna")
+
+    def diverge(work: runs.Training, stop: runs.Stop) -> None:
+        work.folder.mkdir(parents=True)
+        line = {"step": 10, "split": "validation", "neg_elbo_bpd": None}
+        (work.folder / "metrics.jsonl").write_text(json.dumps(line) + "\n")
+
+    monkeypatch.setattr(search, "Local", lambda jobs: diverge)
+    sweep = parse({**TREE, "arms": TREE["arms"][:1], "search": SEARCH})
+    told: list[str] = []
+    with pytest.raises(CheckFailed, match=r"no trial of .* came to its end; see the logs there"):
+        search.search(sweep, tmp_path, 2, 1, told.append)
+    assert len(told) == 2  # and no more
+    assert all(line.endswith("it diverged: no validation has a bound that is a number") for line in told)
+
+
+def test_a_storage_that_another_program_holds_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("optuna")
+    monkeypatch.setattr(search, "Local", Scripted)
+    monkeypatch.setattr(search, "PATIENCE", 0.1)
+    sweep = parse({**TREE, "arms": TREE["arms"][:1], "search": SEARCH})
+    search.search(sweep, tmp_path, 1, 1, print)
+    with closing(sqlite3.connect(tmp_path / "search.db")) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        with pytest.raises(UserError, match=r"search\.db is locked by another program; end that, and go on"):
+            search.search(sweep, tmp_path, 2, 1, print)
+    assert search.search(sweep, tmp_path, 2, 1, print).trials["complete"] == 2
 
 
 @pytest.mark.parametrize("content", [b"no data base", b"SQLite format 3\0" + b"x" * 3000])

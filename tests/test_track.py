@@ -179,6 +179,34 @@ def test_operations_are_those_of_the_products() -> None:
     assert parameters(vae) == 28 + 21
 
 
+class Attending(Model):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Parameter(torch.randn(5, 4))
+
+    def forward(self, x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(5, 4), 1.0).to_event(2))
+            key = self.layer.expand(len(x), 5, 4)
+            heard = nn.functional.scaled_dot_product_attention(z, key, key)
+            pyro.sample("x", dist.Normal(heard, 1.0).to_event(2), obs=x)
+
+
+class Aside(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.loc = nn.Parameter(torch.zeros(5, 4))
+
+    def forward(self, x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(self.loc, 1.0).to_event(2))
+
+
+def test_operations_of_attention_are_those_of_its_products() -> None:
+    """Two of 5 × 5 × 4 forwards, and twice as many backwards."""
+    assert flops_per_datum(VAE(Attending(), Aside()), torch.randn(3, 5, 4)) == 2 * 5 * 5 * 4 * (2 + 4)
+
+
 def test_recorded_curves_name_no_folder_of_a_machine() -> None:
     assert [curve.name for curve in curves() if "root" in curve.settings["data"]] == []
 

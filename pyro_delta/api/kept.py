@@ -109,6 +109,13 @@ def is_of(numbers: Mapping[str, Any], run: Run, control: Run | None = None) -> b
     )
 
 
+def otherwise(numbers: Mapping[str, Any]) -> list[str]:
+    """What a check was asked for that decides its numbers, as on the command line; all data are no such thing."""
+    seed = [f"--seed {numbers['seed']}"] if numbers.get("seed") else []
+    asked = ((name, numbers.get(f"asked_{name}")) for name in ("told_samples", "told_images"))
+    return [*seed, *(f"--{name.replace('_', '-')} {value}" for name, value in asked if value is not None)]
+
+
 SETTINGS = ("split", "n_images", "seed", "particles", "prior", "weights")
 """Of an evaluation: one of the same takes the place of a former one."""
 

@@ -63,7 +63,7 @@ def sweep(
     """Train and check all runs of a sweep, and compare them; what is done already is not repeated.
 
     Each run is an ordinary folder, OUT/ARM/seed-S, with its check. A sweep that was stopped or killed goes on by the
-    same command. Exits with 1 if a run failed.
+    same command. Exits with 1 if a run failed; of a search, whose trials may diverge, if none came to its end.
 
     \b
     pyro-delta sweep digits-collapse --jobs 2

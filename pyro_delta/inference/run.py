@@ -470,6 +470,9 @@ class Info(Typed, extra="ignore"):
     programs: dict[str, Record]
     data: DataRecord | None = None
     """None in the former format"""
+    version: str | None = None
+    commit: str | None = None
+    """of pyro-delta; the commit where it is a checkout"""
     exported: bool = False
     """whether there is nothing to go on from, see `pyro_delta.share`"""
 

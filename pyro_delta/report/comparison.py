@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from pyro_delta.api.judge import check
-from pyro_delta.api.kept import Kept, keep, keepable, kept, of_check, unasked
+from pyro_delta.api.kept import Kept, keep, keepable, kept, of_check, otherwise, unasked
 from pyro_delta.data.values import blank
 from pyro_delta.diagnostics import table
 from pyro_delta.diagnostics.cost import flops_per_datum, parameters
@@ -50,7 +50,10 @@ BELOW = ("distortion_below_nats", "neg_elbo_below_nats")
 """What lies below the baseline: of a control, what the latents buy, and the same less their rate."""
 
 
-COST = "FLOPs: of the whole training, in matrix products, convolutions and attention; a multiply-add is two."
+COST = (
+    "FLOPs: of model and guide in the whole training, forwards and backwards, in matrix products, convolutions and "
+    "attention; a multiply-add is two, and what the optimiser takes is not counted."
+)
 
 
 @dataclass(frozen=True)
@@ -177,6 +180,8 @@ def compare(
     baseline = sweep.control if sweep.control in [arm.name for arm in arms] else arms[0].name
     assert baseline is not None
     found = summary(sweep.title, arms, baseline, missing)
+    if len(versions := _versions(sweep, out, arms)) > 1:
+        found.notes.append(f"Trained by more than one version of pyro-delta: {', '.join(versions)}.")
     if apart := _not_alike(sweep, out, arms):
         found.notes.append(f"Trained otherwise than the sweep says, or than the rest of their arm: {'; '.join(apart)}.")
     if not sweep.cited:
@@ -295,6 +300,12 @@ def _not_alike(sweep: Sweep, out: Path, arms: Sequence[ArmChecks]) -> list[str]:
                 programs.setdefault((kind, record.name), set()).add(f"{record.digest} {sorted(record.beside.items())}")
     changed = (name for (_, name), versions in programs.items() if len(versions) > 1)
     return [*found, *(f"with {name}, whose files have changed between two runs" for name in changed)]
+
+
+def _versions(sweep: Sweep, out: Path, arms: Sequence[ArmChecks]) -> list[str]:
+    """Of pyro-delta, by which runs were trained: version and commit, where that is known."""
+    infos = [read_info(run_folder(out, sweep.arm(arm.name), seed)) for arm in arms for seed in arm.checks]
+    return sorted({f"{info.version}{f' ({info.commit[:20]})' if info.commit else ''}" for info in infos})
 
 
 def _told(folder: Path) -> dict[str, str]:
@@ -474,6 +485,9 @@ def _notes(
             else "are not there, or have not come to their end"
         )
         notes.append(f"{missing} of the sweep's runs {are}.")
+    asked = {f"{arm.name}/seed-{seed}": otherwise(made.numbers) for arm in arms for seed, made in arm.checks.items()}
+    if measured := [f"{name} ({' '.join(words)})" for name, words in asked.items() if words]:
+        notes.append(f"Measured otherwise than by default: {', '.join(measured)}.")
     if unfinished := sum(row["unfinished"] for row in rows):
         notes.append(f"{unfinished} {'run has' if unfinished == 1 else 'runs have'} not come to the end.")
     if diverged := [f"{row['arm']} ({row['diverged']} of {row['seeds']})" for row in rows if row["diverged"]]:

@@ -22,9 +22,9 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Protocol
 
-from pyro_delta.api.kept import kept
+from pyro_delta.api.kept import kept, otherwise
 from pyro_delta.cores import Cores
-from pyro_delta.errors import UserError
+from pyro_delta.errors import UserError, in_a_line
 from pyro_delta.inference.run import config_digest, has_checkpoint, is_finished, read_config, read_state
 from pyro_delta.lock import locked
 from pyro_delta.signals import ended_by, without_interrupts
@@ -109,7 +109,7 @@ class Judgement:
         if (found := kept(self.folder)) is None:
             return False
         numbers = found.numbers
-        whole = numbers["split"] == "test" and numbers["n_images"] == numbers["split_images"]
+        whole = numbers["split"] == "test" and numbers["n_images"] == numbers["split_images"] and not otherwise(numbers)
         if self.control is None:
             return whole and "control_config_digest" not in numbers
         # One that had not come to its end has the same settings afterwards.
@@ -321,6 +321,8 @@ def run_all(launch: Launcher, works: Sequence[Work], jobs: int, finished: Callab
                 return "stopped" if ending.is_set() else launch(work, ending.is_set)
             except UserError as error:  # a run that was damaged meanwhile does not end the others
                 return str(error)
+            except OSError as error:
+                return in_a_line(error)
 
         waiting = {pool.submit(one, work): work for work in works}
         for done in as_completed(waiting):
@@ -376,17 +378,38 @@ def run_sweep(sweep: Sweep, out: Path, launch: Launcher, jobs: int, say: Say, tr
         return finished
 
     run_all(launch, list(trainings.values()), jobs, told("trained", len(trainings)))
-    judgements: list[Work] = []
-    for (arm, seed), training in trainings.items():
-        if str(training.folder.relative_to(out)) in failed:
-            continue
-        control = None if sweep.control in (None, arm) else trainings[sweep.control or "", seed].folder
-        if control is not None and str(control.relative_to(out)) in failed:
-            failed[str(training.folder.relative_to(out))] = "its control failed, so that it was not checked"
-            continue
-        judgements.append(Judgement(training.folder, control, trust, training.settings.get(ROOT)))
-    run_all(launch, judgements, jobs, told("checked", len(judgements)))
+    trained = {key: training for key, training in trainings.items() if _name(training, out) not in failed}
+    controls = {seed: trained.get((sweep.control, seed)) for seed in sweep.seeds} if sweep.control else {}
+    for key, training in list(trained.items()):
+        if controls.get(key[1], training) is None:
+            failed[_name(training, out)] = "its control failed, so that it was not checked"
+            del trained[key]
+    checked = told("checked", len(trained))
+    first = [training for training in trained.values() if training in controls.values()]
+    run_all(launch, [judgement_of(training) for training in first], jobs, checked)
+    judgements = []
+    for (_, seed), training in trained.items():
+        if training not in first:
+            control = controls.get(seed)
+            # Against one that has diverged there is nothing to measure, and it would not help to try again.
+            usable = control is not None and not has_diverged(control.folder)
+            judgements.append(judgement_of(training, control.folder if control is not None and usable else None))
+    run_all(launch, judgements, jobs, checked)
     return failed
+
+
+def _name(training: Training, out: Path) -> str:
+    return str(training.folder.relative_to(out))
+
+
+def judgement_of(training: Training, control: Path | None = None) -> Judgement:
+    """The check of a run of a sweep."""
+    return Judgement(training.folder, control, training.trust, training.settings.get(ROOT))
+
+
+def has_diverged(folder: Path) -> bool:
+    """Whether the kept check of a run says that it diverged."""
+    return (found := kept(folder)) is not None and found.numbers["neg_elbo_bpd"] is None
 
 
 def training_of(sweep: Sweep, out: Path, arm: Arm, seed: int, trust: bool = False) -> Training:

@@ -22,13 +22,15 @@ from typing import Any
 from uuid import uuid4
 
 from pyro_delta import config as configuration
-from pyro_delta.errors import UserError
+from pyro_delta.errors import CheckFailed, UserError
 from pyro_delta.inference.run import read_metrics
 from pyro_delta.lock import awaited, locked
 from pyro_delta.sweep import require
-from pyro_delta.sweep.file import SEED, STORAGE, Range, Sweep, keep, merged
+from pyro_delta.sweep.file import SEED, STORAGE, Arm, Range, Sweep, keep, merged
 from pyro_delta.sweep.runs import Launcher, Local, Say, Training, interrupted_in_order
 
+PATIENCE = 120.0
+"""Seconds that a search waits for another program that writes into its file."""
 FOLDER = "folder"
 WORKER = "worker"
 """What a trial says of itself to Optuna: the name of its run, and of the search that has it done."""
@@ -62,8 +64,9 @@ def search(sweep: Sweep, out: Path, trials: int, jobs: int, say: Say) -> Found:
         say: called with a line of progress.
 
     Raises:
-        UserError: if there is nothing to search, Optuna is missing, what it has kept is damaged, or no trial came to
-            its end.
+        UserError: if there is nothing to search, a range is refused, Optuna is missing, or what it has kept is damaged
+            or of another seed.
+        CheckFailed: if no trial came to its end.
     """
     optuna = require("optuna")
     if not sweep.search:
@@ -71,13 +74,24 @@ def search(sweep: Sweep, out: Path, trials: int, jobs: int, say: Say) -> Found:
     if len(sweep.arms) > 1:
         raise UserError(f"a search is over one arm, and the sweep {sweep.name!r} has {len(sweep.arms)}; leave one.")
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    states = optuna.trial.TrialState
-    for end in ("low", "high"):  # refused before any work is done
-        _training(sweep, out, {key: _example(axis, end) for key, axis in sweep.search.items()})
+    _try_ranges(sweep)
     keep(sweep, out)
-    storage = f"sqlite:///{(out / STORAGE).absolute()}"
-    with _readable(out / STORAGE), awaited(out):
+    with _readable(out / STORAGE):
+        return _search(optuna, sweep, out, trials, jobs, say)
+
+
+def _search(optuna: Any, sweep: Sweep, out: Path, trials: int, jobs: int, say: Say) -> Found:
+    states = optuna.trial.TrialState
+    with awaited(out):
+        storage = optuna.storages.RDBStorage(
+            f"sqlite:///{(out / STORAGE).absolute()}", engine_kwargs={"connect_args": {"timeout": PATIENCE}}
+        )
         study = optuna.create_study(storage=storage, study_name=sweep.name, load_if_exists=True, direction="minimize")
+        if (before := study.user_attrs.get(SEED, seed := sweep.seeds[0])) != seed:
+            raise UserError(
+                f"{out} holds a search with seed {before}, and this is one with {seed}; give another --out."
+            )
+        study.set_user_attr(SEED, seed)
         for trial in study.get_trials(states=(states.RUNNING,)):
             if not _lives(out, trial):  # its search was killed
                 study.tell(trial.number, state=states.FAIL)
@@ -91,8 +105,8 @@ def search(sweep: Sweep, out: Path, trials: int, jobs: int, say: Say) -> Found:
     counts = _counts(study, states)
     if not counts["complete"]:
         if study.get_trials(states=(states.RUNNING,)):
-            raise UserError(f"no trial of {out} has come to its end yet; wait for the search that is at work there.")
-        raise UserError(f"no trial of {out} came to its end; see the logs there.")
+            raise CheckFailed(f"no trial of {out} has come to its end yet; wait for the search that is at work there.")
+        raise CheckFailed(f"no trial of {out} came to its end; see the logs there.")
     best = study.best_trial
     params = {key: _value(sweep.search[key], value) for key, value in best.params.items()}
     return Found(params, best.value, out / best.user_attrs[FOLDER], counts)
@@ -208,7 +222,9 @@ def _readable(path: Path) -> Iterator[None]:
     try:
         yield
     except errors as error:
-        why = str(error).partition("\n")[0]
+        why = str(error.__cause__ or error).partition("\n")[0]
+        if "locked" in why:
+            raise UserError(f"{path} is locked by another program; end that, and go on by the same command.") from None
         raise UserError(
             f"{path} cannot be read: {why}; restore it, or move it away to begin the search anew."
         ) from None
@@ -243,8 +259,23 @@ def _judged(optuna: Any, trial: Any, training: Training, launch: Launcher, endin
         raise optuna.TrialPruned
     bounds = _bounds(training.folder)
     if reason is not None or not bounds:
-        raise UserError(reason or "it has no validation, by which a search judges; give training.validations")
+        raise UserError(reason or "it diverged: no validation has a bound that is a number")
     return min(bound for _, bound in bounds)
+
+
+def _try_ranges(sweep: Sweep) -> None:
+    """Refuses ranges of which some values are no settings, before any work is done.
+
+    Raises:
+        UserError: naming the first, or if there is no validation to judge by.
+    """
+    examples = {key: _examples(axis) for key, axis in sweep.search.items()}
+    least = {key: values[0] for key, values in examples.items()}
+    most = {key: values[-1] for key, values in examples.items()}
+    others = ({**least, key: value} for key, values in examples.items() for value in values)
+    for drawn in (least, most, *others):
+        if not sweep.config(_arm(sweep, drawn), sweep.seeds[0]).training.validations:
+            raise UserError("training.validations=0 leaves a search nothing to judge by; give 1 or more.")
 
 
 def _training(sweep: Sweep, out: Path, drawn: dict[str, Any]) -> Training:
@@ -253,10 +284,15 @@ def _training(sweep: Sweep, out: Path, drawn: dict[str, Any]) -> Training:
     Raises:
         UserError: if its configuration is refused.
     """
-    seed, base = sweep.seeds[0], sweep.arms[0]
-    arm = base.model_copy(update={"settings": merged(base.settings, drawn)})
+    seed, arm = sweep.seeds[0], _arm(sweep, drawn)
     name = f"trial-{configuration.digest(sweep.config(arm, seed))}"
     return Training(out / name, {**arm.settings, SEED: seed}, sweep.preset)
+
+
+def _arm(sweep: Sweep, drawn: dict[str, Any]) -> Arm:
+    """The arm with what was drawn."""
+    (base,) = sweep.arms
+    return base.model_copy(update={"settings": merged(base.settings, drawn)})
 
 
 def _draw(trial: Any, key: str, axis: Any) -> Any:
@@ -282,12 +318,15 @@ def _has_lists(axis: Range) -> bool:
     return any(isinstance(choice, list | tuple | dict) for choice in axis.choices or ())
 
 
-def _example(axis: Any, end: str) -> Any:
-    """A value of a range, by which its setting is tried before any work is done."""
+def _examples(axis: Range) -> list[Any]:
+    """All choices; of a range both ends, and of real numbers one between, refused where whole ones are meant."""
     if axis.choices is not None:
-        return axis.choices[0 if end == "low" else -1]
-    value = getattr(axis, end)
-    return int(value) if axis.whole else value
+        return list(axis.choices)
+    assert axis.low is not None
+    assert axis.high is not None
+    if axis.whole:
+        return [int(axis.low), int(axis.high)]
+    return [axis.low, axis.low + 0.381966 * (axis.high - axis.low), axis.high]
 
 
 def _bounds(folder: Path) -> list[tuple[int, float]]:
