@@ -132,8 +132,11 @@ def validations(lines: Iterable[dict[str, Any]]) -> dict[int, float]:
 
 
 def validation_rows(own: Sequence[Curve], recorded: Sequence[Curve]) -> list[list[str]]:
-    """A table, head first: steps and floating-point operations of the last validation, and the bound there."""
-    rows = [["training", "seeds", "step", "FLOPs", "−ELBO"]]
+    """A table, head first: steps and floating-point operations of the last validation, and the bound there.
+
+    It stands beside the deviation of single runs, where there are several.
+    """
+    rows = [["training", "seeds", "step", "FLOPs", "−ELBO ± deviation"]]
     for curve in (*own, *recorded):
         step = curve.steps[-1]
         mean, deviation = curve.at(step) or (math.nan, 0.0)
