@@ -850,10 +850,11 @@ def test_a_check_of_the_past_or_of_other_data_is_made_again(key: str, value: obj
         # A run that diverged is in no mean, and none of its data in a difference.
         (
             {0: kept_of(9), 1: kept_of(8)},
-            {0: kept_of(5, neg_elbo_bpd=2.5), 1: kept_of(0, **DIVERGED)},
+            {0: kept_of(5, neg_elbo_bpd=2.5), 1: kept_of(0, weights="last", **DIVERGED)},
             [
                 {},
-                {"neg_elbo_bpd": 2.5, "neg_elbo_bpd_se": None, "seeds": 2, "diverged": 1, "paired_seeds": 1}
+                {"data": "3 data of the test split"}
+                | {"neg_elbo_bpd": 2.5, "neg_elbo_bpd_se": None, "seeds": 2, "diverged": 1, "paired_seeds": 1}
                 | {"distortion_below_nats": 4},
             ],
             "Diverged, and in no mean: b (1 of 2).",

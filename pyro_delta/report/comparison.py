@@ -384,7 +384,8 @@ def _is_deaf(check: Kept) -> bool:
 
 def _data_of(numbers: Mapping[str, Any]) -> str:
     """Of what a check is, in words."""
-    last = ", last weights" if numbers.get("weights") == "last" else ""
+    diverged = numbers.get("neg_elbo_bpd") is None  # then there are no best ones
+    last = ", last weights" if numbers.get("weights") == "last" and not diverged else ""
     return f"{numbers['n_images']} data of the {numbers['split']} split{last}"
 
 

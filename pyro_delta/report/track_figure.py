@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 
 from pyro_delta.errors import UserError
 from pyro_delta.report.comparison_figure import finish, plain
@@ -37,7 +38,10 @@ def track_figure(own: Sequence[Curve], recorded: Sequence[Curve]) -> Figure:
             if curve.unit == units[0]:
                 _line(axes, curve, across, f"{curve.name}, recorded", color=f"C{number}", linestyle=":")
         finish(axes, across, f"validation −ELBO, {units[0]}")
-    by_flops.set_xscale("log")
+    at = [place for drawn in by_flops.get_lines() for place in drawn.get_xdata()]
+    if max(at) > 10 * min(at):  # else no power of ten may lie between them
+        by_flops.set_xscale("log")
+        by_flops.xaxis.set_minor_formatter(NullFormatter())
     by_flops.legend(frameon=False, fontsize=8)
     return figure
 
