@@ -14,7 +14,7 @@ from pydantic import Field, ValidationError, ValidationInfo, model_serializer, m
 
 from pyro_delta import programs
 from pyro_delta.errors import UserError, in_a_line, nearest, unknown_name
-from pyro_delta.files import json_of
+from pyro_delta.files import json_of, toml_of
 from pyro_delta.validation import Section, Seed, first_mistake
 
 EXCLUSIVE = [
@@ -291,7 +291,7 @@ def parse_settings(pairs: Iterable[str], option: str = "--set", example: str = "
             raise UserError(f"{option} {pair!r} is not of the form key=value; write {known}=VALUE, for one.")
         try:
             value = json.loads(text, parse_constant=str)  # NaN is for the setting to judge, which may be a text
-        except (json.JSONDecodeError, RecursionError):
+        except (ValueError, RecursionError):  # of JSON, of numbers with thousands of digits
             value = text
         settings.append((key.strip(), value))
     return settings
@@ -309,8 +309,7 @@ def settings_of_file(path: Path, over: Sequence[tuple[str, Any]] = ()) -> list[t
     """
     form = "JSON" if path.suffix.lower() == ".json" else "TOML"
     try:
-        text = path.read_text(encoding="utf-8")
-        tree = json.loads(text) if form == "JSON" else tomllib.loads(text)
+        tree = json.loads(path.read_text(encoding="utf-8-sig")) if form == "JSON" else toml_of(path)
     except OSError as error:
         raise UserError(f"cannot read {path} ({error.strerror}); give a TOML file, or a run's config.json.") from None
     except (ValueError, RecursionError) as error:

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import secrets
+import tomllib
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -31,6 +32,7 @@ NO_ARRAYS: tuple[type[Exception], ...] = (
 """What NumPy raises for arrays (.npy, .npz) that are damaged: a bit of their heads is enough."""
 UNREADABLE: tuple[type[Exception], ...] = (OSError, *NO_ARRAYS)
 """The same, and what the system raises for their files."""
+WIDE = "it holds a whole number of more than 64 bits"
 
 
 @contextmanager
@@ -105,17 +107,46 @@ def json_of(content: bytes) -> Any:
     return found
 
 
+def toml_of(path: Path) -> dict[str, Any]:
+    """What a TOML file says; some editors put a mark of the order of bytes before it, which is no part of it.
+
+    Raises:
+        OSError: if it cannot be read.
+        ValueError: if it is none, nested too deep, or holds what no setting can be: a whole number of more than the 64
+            bits of TOML, or text that would steer a terminal.
+    """
+    try:
+        found = tomllib.loads(path.read_text(encoding="utf-8-sig"))
+        parts = list(_parts(found))
+    except RecursionError:
+        raise ValueError("it is nested too deep") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError):
+        raise
+    except ValueError:  # of numbers with thousands of digits
+        raise ValueError(WIDE) from None
+    if any(isinstance(part, int) and not -(2**63) <= part < 2**63 for part in parts):
+        raise ValueError(WIDE)
+    if not all(is_plain(part) for part in parts if isinstance(part, str)):
+        raise ValueError("it holds control characters")
+    return found
+
+
 def _texts(value: Any) -> Iterator[str]:
     """Texts in plain values, at any depth."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, dict):
+    return (part for part in _parts(value) if isinstance(part, str))
+
+
+def _parts(value: Any) -> Iterator[Any]:
+    """Keys and plain values, at any depth."""
+    if isinstance(value, dict):
         for key, part in value.items():
             yield key
-            yield from _texts(part)
+            yield from _parts(part)
     elif isinstance(value, list):
         for part in value:
-            yield from _texts(part)
+            yield from _parts(part)
+    else:
+        yield value
 
 
 def finite(value: Any) -> Any:

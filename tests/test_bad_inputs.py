@@ -17,6 +17,8 @@ from PIL import Image
 from test_cli import SETTINGS, TINY, call, contents, write_images
 
 from pyro_delta.cli import COMMANDS
+from pyro_delta.config import settings_of_file
+from pyro_delta.sweep.file import read
 
 
 @pytest.fixture(scope="module")
@@ -778,6 +780,11 @@ SWEEP = "sweep s.toml --out new"
 INPAINT = "inpaint run test --num 1 --particles 2 --out a.png --mask w.png"
 IMAGENET = "train --dataset imagenet32 --data-root d --out new"
 ARMS = '[[arms]]\nname = "x"\n'
+STEERING: dict[str, Any] = {
+    "name": "my name", "title": "my title", "preset": None, "control": None, "seeds": [0],
+    "arms": [{"name": "my arm", "family": "a", "across": "", "settings": {}}], "search": {},
+    "cited": [{"name": "my model", "neg_elbo_bpd": 1.0, "source": "my paper"}],
+}  # fmt: skip
 HELD: dict[str, tuple[str, str, Prepare]] = {
     "a manifest of a list": ("evaluate run", "run/manifest.json is damaged", holding("run/manifest.json", "[]")),
     "a manifest of nothing": ("evaluate run", "run/manifest.json is damaged", holding("run/manifest.json", "")),
@@ -801,6 +808,16 @@ HELD: dict[str, tuple[str, str, Prepare]] = {
     "an empty sweep": (SWEEP, "s.toml: sweep.name is missing", holding("s.toml", "")),
     "half a sweep": (SWEEP, "s.toml is not TOML", holding("s.toml", "[")),
     "bytes for a sweep": (SWEEP, "s.toml is not TOML", holding("s.toml", b"\xff\xfe")),
+    "a deep sweep": (SWEEP, "s.toml is not TOML: it is nested too deep", holding("s.toml", "a = " + "[" * 5000)),
+    "a sweep of many dots": (SWEEP, "s.toml is not TOML: it is nested", holding("s.toml", "a." * 5000 + "a = 1")),
+    "an endless number": (SWEEP, "number of more than 64 bits", holding("s.toml", "a = " + "9" * 5000)),
+    "an endless hexadecimal number": (SWEEP, "number of more than 64 bits", swept(f"seeds = [0x{'f' * 5000}]\n{ARMS}")),
+    "a preset that steers": (SWEEP, "s.toml is not TOML: it holds control", swept(f'preset = "\\u001b[2J"\n{ARMS}')),
+    "a source that steers": (
+        SWEEP,
+        "s.toml is not TOML: it holds control characters",
+        swept(f'{ARMS}[[cited]]\nname = "a"\nneg_elbo_bpd = 1\nsource = "\\u009b2J"\n'),
+    ),
     "a folder for a sweep": (SWEEP, "s.toml", holding("s.toml", None)),
     "a table that no sweep has": (SWEEP, "unknown table of a sweep 'base'; did you mean 'arms'?", swept("[base]\n")),
     "nothing to sweep": (SWEEP, "s.toml: there is nothing to run", swept("")),
@@ -822,6 +839,26 @@ HELD: dict[str, tuple[str, str, Prepare]] = {
     ),
     "a sweep.json of a list": ("compare k", "k/sweep.json is damaged", holding("k/sweep.json", "[]")),
     "half a sweep.json": ("compare k", "k/sweep.json is damaged", holding("k/sweep.json", "{")),
+    "a deep sweep.json": ("compare k", "k/sweep.json is damaged", holding("k/sweep.json", "[" * 100_000)),
+    **{
+        f"a sweep.json whose {what} steers": (
+            "compare k",
+            "k/sweep.json is damaged",
+            holding("k/sweep.json", json.dumps(STEERING).replace(f"my {what}", "\\u001b[2J")),
+        )
+        for what in ("name", "title", "arm", "model", "paper")
+    },
+    "deep settings": ("train --config c.toml --out n", "c.toml is not TOML (", holding("c.toml", "a = " + "[" * 5000)),
+    "a setting with an endless number": (
+        "train --config c.toml --out n",
+        "c.toml is not TOML (ValueError: it holds a whole number of more than 64 bits); mend it",
+        holding("c.toml", f"[training]\nsteps = 0x{'f' * 5000}"),
+    ),
+    "an endless number that is typed": (
+        f"train --set training.steps={'9' * 5000} --out n",
+        "training.steps: Unable to parse input string as an integer, exceeded maximum size",
+        lambda here, trained: None,
+    ),
     "a sweep.json that is a folder": ("compare k", "k/sweep.json", holding("k/sweep.json", None)),
     "a program with a mistake": (MAKE, "v.py fails at v.py, line 1: SyntaxError", made("def make(:")),
     "a number for a function": (MAKE, "v.py:make is not a function, but of type int", made("make = 3")),
@@ -855,6 +892,15 @@ def test_files_that_hold_something_else(
         if name in command.split() and not (here / name).exists():
             shutil.copytree(folder, here / name)
     refused(here, shlex.split(command), words)
+
+
+def test_a_mark_of_the_order_of_bytes_is_no_part_of_a_file(here: Path) -> None:
+    """Editors of Windows begin a file with one."""
+    Path("s.toml").write_text('[sweep]\nname = "a"\ntitle = "A"\n' + ARMS, encoding="utf-8-sig")
+    Path("c.toml").write_text("[training]\nsteps = 3\n", encoding="utf-8-sig")
+    Path("c.json").write_text('{"training": {"steps": 3}}', encoding="utf-8-sig")
+    assert read("s.toml").arm("x")
+    assert settings_of_file(Path("c.toml")) == settings_of_file(Path("c.json")) == [("training.steps", 3)]
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")

@@ -27,7 +27,7 @@ from forged import edit_json, forge
 from markdown_it import MarkdownIt
 from networks import SPECS
 from pages import ROOT
-from test_cli import call
+from test_cli import call, contents
 
 from pyro_delta.api.kept import Kept
 from pyro_delta.build import build
@@ -198,6 +198,29 @@ def test_what_is_wrong_in_a_file_is_one_sentence(tables: dict[str, Any], words: 
 
 
 @pytest.mark.parametrize(
+    ("key", "words"),
+    [
+        (
+            "prior.rate_nats",
+            "take the place of prior.rate_nats, by whose values a grid names the arms of 'delta'; leave",
+        ),
+        ("prior.alpha", "prior.alpha=0.5 would take the place of prior.rate_nats, by whose values a grid names"),
+        (
+            "prior.dims",
+            "by whose values a grid names the arms of 'delta'; leave --set prior.dims out, or take it out",
+        ),
+        ("prior.program", "prior.program=0.5 would take the place of prior.program"),
+    ],
+)
+def test_no_setting_makes_the_name_of_an_arm_untrue(key: str, words: str) -> None:
+    own = {"prior": {"rate_nats": [2.0], "program": ["ar1"]}}
+    tree = {"sweep": HEAD, "arms": [{"name": "delta", "grid": own}], "grid": {"prior": {"dims": [2, 3]}}}
+    assert parse(tree, [("training.lr", 0.5)]).arms[0].settings["training.lr"] == 0.5
+    with pytest.raises(UserError, match=re.escape(words)):
+        parse(tree, [(key, 0.5)])
+
+
+@pytest.mark.parametrize(
     ("args", "words"),
     [
         (["digits-colapse"], "unknown sweep 'digits-colapse'; did you mean 'digits-collapse'?"),
@@ -210,6 +233,18 @@ def test_what_is_wrong_in_a_file_is_one_sentence(tables: dict[str, Any], words: 
         (
             ["independent-against-temporal", "--launcher", "submitit", "--launch", "timeout=3"],
             "submitit refuses {'timeout': 3}: ",
+        ),
+        (
+            ["independent-against-temporal", "--launcher", "submitit", "--launch", "timeout_min=abc"],
+            "submitit refuses {'timeout_min': 'abc'}: ",
+        ),
+        (
+            ["independent-against-temporal", "--launcher", "submitit", "--launch", "cluster=bogus"],
+            "submitit refuses {'cluster': 'bogus'}: ",
+        ),
+        (
+            ["independent-against-temporal", "--launcher", "submitit", "--launch", "cluster=local", "--out", "full"],
+            "full is not empty and holds no sweep",
         ),
         (["independent-against-temporal", "--out", "full"], "full is not empty and holds no sweep"),
         (
@@ -227,16 +262,20 @@ def test_refused_command_lines(args: list[str], words: str, tmp_path: Path, monk
     Path("full").mkdir()
     Path("full/file").touch()
     keep(parse(TREE), Path("other"))
+    before = contents(tmp_path)
     code, _, err = call("sweep", *args)
     assert code == 2
     assert words in err
     assert len(err.splitlines()) == 1
+    assert contents(tmp_path) == before
 
 
 def test_a_folder_takes_other_seeds_and_more_arms_of_its_sweep_and_no_other_sweep(tmp_path: Path) -> None:
     keep(parse(TREE), tmp_path)
     keep(parse(TREE, seeds=5), tmp_path)
+    keep(parse({**TREE, "sweep": HEAD | {"seeds": [7, 2]}}), tmp_path)
     keep(parse(TREE, [("data.root", "moved")]), tmp_path)
+    assert kept_sweep(tmp_path).seeds == (0, 1, 2, 3, 4, 7)  # all that it was ever given
     assert kept_sweep(tmp_path).arms[1].settings["data.root"] == "moved"
     more = {**TREE, "arms": [{"name": "c", "training.lr": 0.5}, *reversed(TREE["arms"])]}
     keep(parse(more), tmp_path)
@@ -463,6 +502,18 @@ def test_what_is_done_is_not_repeated_and_what_is_missing_is_done_by_submitit(sw
     assert json.loads(out) == json.loads(call("compare", done, "--format", "json")[1])
     requeued = runs.Requeued(runs.Judgement(done, None), 1, True).checkpoint()  # where a cluster takes the node away
     assert isinstance(requeued, submitit.helpers.DelayedSubmission)
+
+
+def test_fewer_seeds_are_run_and_all_are_compared(
+    sweep_file: Path, done: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun = []
+    monkeypatch.setattr(runs.Local, "__call__", lambda local, work, stop: begun.append(work.folder))
+    code, out, err = call("sweep", sweep_file, "--out", done, "--seeds", "1", "--json")
+    assert code == 0, err
+    assert sorted(begun) == sorted([done / "none" / "seed-0", done / DELTA / "seed-0"] * 2)  # trained, and checked
+    assert [row["seeds"] for row in json.loads(out)["rows"]] == [2, 2]
+    assert json.loads(out) == compare(done).asdict()
 
 
 def test_an_interrupt_of_the_terminal_ends_the_jobs_of_submitit(sweep_file: Path, tmp_path: Path) -> None:

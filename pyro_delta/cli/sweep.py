@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 import click
@@ -99,6 +100,9 @@ def _run(
     from pyro_delta.sweep.runs import Launcher, Local, Submitit, run_sweep
 
     chosen = dict(parse_settings(parameters, "--launch", "timeout_min"))
+    if launcher == "submitit":
+        with TemporaryDirectory() as elsewhere:  # it makes its folder even where it then refuses
+            Submitit(Path(elsewhere), jobs, chosen)
     keep(sweep, out)
     launch: Launcher = Submitit(out, jobs, chosen) if launcher == "submitit" else Local(jobs)
     failed = run_sweep(sweep, out, launch, jobs, say, trust)

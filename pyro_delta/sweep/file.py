@@ -50,7 +50,7 @@ from pydantic import Field, ValidationError, model_validator
 from pyro_delta import config as configuration
 from pyro_delta.config import EXCLUSIVE, Config
 from pyro_delta.errors import UserError, unknown_name
-from pyro_delta.files import written_whole
+from pyro_delta.files import json_of, toml_of, written_whole
 from pyro_delta.lock import LOCK, awaited
 from pyro_delta.validation import Section, Seed, first_mistake
 
@@ -188,7 +188,8 @@ def read(given: str, settings: Sequence[tuple[str, Any]] = (), seeds: int | None
 
     Args:
         given: path of a TOML file, or the name of a shipped sweep.
-        settings: (dotted key, value) pairs for all arms, over whatever the file says.
+        settings: (dotted key, value) pairs for all arms, over whatever the file says but the values of its grids, by
+            which arms are named.
         seeds: so many, 0, 1, …, in the place of the file's.
 
     Raises:
@@ -199,13 +200,13 @@ def read(given: str, settings: Sequence[tuple[str, Any]] = (), seeds: int | None
         raise unknown_name("sweep", given, sweep_names(), listed="`pyro-delta list sweeps`")
     path = Path(given) if is_file else Path(given).with_suffix(".toml")
     try:
-        tree = tomllib.loads(path.read_text(encoding="utf-8") if is_file else _shipped(given))
+        tree = toml_of(path) if is_file else tomllib.loads(_shipped(given))
     except FileNotFoundError:
         raise UserError(
             f"there is no sweep file {given}; give the path of one, or a name of a shipped sweep."
         ) from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not TOML: {error}.") from None
+    except ValueError as error:
+        raise UserError(f"{path} is not TOML: {error}; mend it.") from None
     try:
         return parse(tree, settings, seeds)
     except UserError as error:
@@ -262,6 +263,7 @@ def _arms(tree: Mapping[str, Any], over: Settings, searched: bool) -> list[Arm]:
         for key in (own.keys() & axes.keys()) | ((own.keys() | axes.keys()) & grid.keys()):
             raise UserError(f"arm {family!r} has {key} twice, in itself and in a grid; give it in one place.")
         axes |= grid
+        _check_over(over, axes, family)
         for values in itertools.product(*axes.values()):
             chosen = dict(zip(axes, values))
             words = {key: _of(key, value, axes) for key, value in chosen.items()}
@@ -270,6 +272,18 @@ def _arms(tree: Mapping[str, Any], over: Settings, searched: bool) -> list[Arm]:
             settings = merged(common, own, chosen, over)
             arms.append(Arm(name=name, family=family or "grid", across=across, settings=settings))
     return arms
+
+
+def _check_over(over: Settings, axes: Mapping[str, Any], family: str) -> None:
+    """Refuses a setting of the command line in the place of a grid's: names of arms and folders would not be true."""
+    for key, value in over.items():
+        for axis in axes:
+            if key == axis or {key, axis} in EXCLUSIVE:
+                arms = f"the arms of {family!r}" if family else "arms"
+                raise UserError(
+                    f"{key}={value} would take the place of {axis}, by whose values a grid names {arms}; leave --set "
+                    f"{key} out, or take {'it' if key == axis else axis} out of the grid."
+                )
 
 
 def _check(sweep: Sweep) -> None:
@@ -314,6 +328,8 @@ def merged(*layers: Settings) -> Settings:
 def keep(sweep: Sweep, out: Path) -> None:
     """Writes a sweep into its folder, which may hold it already, with other seeds, fewer arms, or its data elsewhere.
 
+    Seeds that the folder has had stay the kept sweep's: their runs are there, and belong into its table.
+
     Raises:
         UserError: if it holds another one, or anything else, or cannot be written.
     """
@@ -327,8 +343,11 @@ def keep(sweep: Sweep, out: Path) -> None:
         raise UserError(f"{path} is a link, through which a sweep is not written; put the file itself there.")
     out.mkdir(parents=True, exist_ok=True)
     with awaited(out):
-        if path.exists() and (apart := _apart(kept(out), sweep)) is not None:
-            raise UserError(f"{out} holds another sweep, {apart}; give another --out.")
+        if path.exists():
+            before = kept(out)
+            if (apart := _apart(before, sweep)) is not None:
+                raise UserError(f"{out} holds another sweep, {apart}; give another --out.")
+            sweep = sweep.model_copy(update={"seeds": tuple(dict.fromkeys((*before.seeds, *sweep.seeds)))})
         with written_whole(path) as file:
             file.write((json.dumps(sweep.model_dump(mode="json"), indent=2, ensure_ascii=False) + "\n").encode())
 
@@ -341,7 +360,7 @@ def kept(out: Path) -> Sweep:
     """
     path = out / KEPT
     try:
-        found = Sweep.model_validate(json.loads(path.read_text(encoding="utf-8")))
+        found = Sweep.model_validate(json_of(path.read_bytes()))
         if any("/" in arm.name or arm.name in ("", ".", "..") for arm in found.arms):
             raise ValueError("the name of an arm leads out of the folder")
         return found
