@@ -729,6 +729,46 @@ def test_forms_and_figure(done: Path, tmp_path: Path) -> None:
     assert not re.search(r"[±−δ]", latex.partition(r"\end{tabular}")[0])
 
 
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["--figure", "z.png", "--out", "z.png"],
+        ["--figure", "z.png", "--out", "{done}/../z.png"],
+        ["--out", "{done}/sweep.json"],
+        ["--out", "link.txt"],
+        ["--out", "{done}/none/seed-0/check.json"],
+        ["--out", "{done}/none/seed-0/metrics.jsonl"],
+        ["--out", "{done}/none/seed-0.log"],
+        ["--out", "{done}/none/README.md"],
+        ["--figure", "{done}/search.db"],
+        ["--with", "reference", "--figure", "{done}/sweep.json"],
+    ],
+)
+def test_no_file_of_what_is_compared_is_lost(args: list[str], done: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(done.parent)
+    monkeypatch.setattr("pyro_delta.report.comparison.compare", lambda *_, **__: pytest.fail("it has begun to work"))
+    (done.parent / "link.txt").unlink(missing_ok=True)
+    (done.parent / "link.txt").symlink_to(done / "sweep.json")
+    before = contents(done.parent)
+    code, out, err = call("compare", done, *(arg.format(done=done) for arg in args))
+    assert (code, out) == (2, "")
+    both = "--out and --figure are both"
+    assert (
+        both if args[0] == "--figure" and len(args) == 4 else f"take the place of a file of {done}, which is"
+    ) in err
+    assert err.count("\n") == 1
+    assert contents(done.parent) == before
+
+
+def test_tables_for_people_may_lie_beside_what_they_are_of(done: Path, tmp_path: Path) -> None:
+    out = shutil.copytree(done, tmp_path / "out")
+    for _ in "12":  # the second time over the first
+        assert call("compare", out, "--out", out / "table.md", "--format", "markdown")[0] == 0
+    code, _, err = call("report", out / "none" / "seed-0", "--out", out / "none" / "seed-0" / "config.json")
+    assert code == 2
+    assert "config.json could take the place of a file of" in err
+
+
 NAMES = (
     "a & b", "x_y%z", "p|q", "c,d", "ünï→", "new\nline", "[1] PixelCNN", "back\\slash", "do$llar$", "<b>", "_hidden_",
     "{br}", "tab\tx", 'q"uote', "a$x_{$", "*st*", "`x`", "[link](u)", "a\\|b",

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from pyro_delta.cli.options import check_writable, device_option, json_option, root_option, trust_option
+from pyro_delta.cli.options import (
+    check_spares,
+    check_writable,
+    device_option,
+    json_option,
+    root_option,
+    trust_option,
+)
 from pyro_delta.errors import UserError
 
 if TYPE_CHECKING:
@@ -57,9 +65,7 @@ def compare(
         raise UserError(f"--json and --format {form} contradict each other; give one of them.")
     if beside and (as_json or form or out):
         raise UserError("--with reference prints a table; leave out --json, --format and --out.")
-    for path in (out, figure):
-        if path is not None:
-            check_writable(Path(path))
+    _check_files([Path(path) for path in (out, figure) if path is not None], runs)
     if beside:
         _curves(runs, figure, trust)
         return
@@ -79,6 +85,19 @@ def compare(
     else:
         with written_whole(out) as file:
             file.write(text.encode())
+
+
+def _check_files(files: Sequence[Path], runs: Sequence[Path]) -> None:
+    """Refuses what cannot be written, what would take the place of a file of the runs, and one file for two things.
+
+    Raises:
+        UserError: naming it.
+    """
+    for file in files:
+        check_writable(file)
+        check_spares(file, runs)
+    if len({file.resolve() for file in files}) < len(files):
+        raise UserError(f"--out and --figure are both {files[0]}; give each a file of its own.")
 
 
 def _curves(given: tuple[Path, ...], figure: str | None, trust: bool) -> None:

@@ -383,6 +383,29 @@ def check_writable(out: Path) -> None:
         raise UserError(f"cannot write {out}; give a path that can be written.")
 
 
+WRITTEN = (".txt", ".md", ".csv", ".tex", ".png", ".pdf", ".svg", ".html")
+"""Endings of tables, figures and pages: no file that a run or a sweep is read from has one, but a README of it."""
+
+
+def check_spares(out: Path, folders: Iterable[Path]) -> None:
+    """Refuses, before any work is done, a path at which a file of runs or sweeps that are read could be lost.
+
+    Raises:
+        UserError: if it lies in one of the folders, also by a link, and does not end as what is written for people.
+    """
+    from pyro_delta.errors import UserError
+
+    target = out.resolve()
+    if target.suffix.lower() in WRITTEN and target.stem.lower() != "readme":
+        return
+    for folder in folders:
+        if folder.resolve() in target.parents:
+            raise UserError(
+                f"{out} could take the place of a file of {folder}, which is read; give a path elsewhere, or another "
+                "ending."
+            )
+
+
 def print_shown(out: Path, caption: str | None) -> None:
     """Says which file was written and, if it is a picture, what it shows."""
     click.echo(str(out))

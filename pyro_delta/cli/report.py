@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from pyro_delta.cli.options import (
+    check_spares,
     check_writable,
     device_option,
     images_option,
@@ -81,6 +82,7 @@ def report(
             check_no_links(runs[0])
     if out.parent.is_dir() or out.parent != runs[0]:  # that there is no such run is said below
         check_writable(out)
+    check_spares(out, runs)
     verdict: str | None = None
     failed: str | None = None
     if len(runs) > 1:
