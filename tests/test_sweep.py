@@ -678,6 +678,8 @@ def test_single_runs_are_arms_with_errors_over_the_data(done: Path) -> None:
         assert row[key] == pytest.approx(numbers[own])
         assert row[f"{key}_se"] == pytest.approx(numbers[f"{own}_se"])
     assert "standard errors over the data." in found.notes[0]
+    assert found.notes[1].startswith(f"Below {str(none)!r}: by datum; ")
+    assert not any(note.startswith("Below") for note in compare(none).notes)  # there is nothing else to lie below
 
 
 def test_runs_of_other_data_are_not_paired(done: Path) -> None:
@@ -720,6 +722,7 @@ def test_forms_and_figure(done: Path, tmp_path: Path) -> None:
     table = list(csv.DictReader(io.StringIO(call("compare", done, "--format", "csv")[1])))
     assert float(table[1]["distortion_bpd"]) == row["distortion_bpd"]
     assert table[0]["neg_elbo_below_nats"] == ""
+    assert [(line["unit"], line["baseline"]) for line in table] == [("bits/dim", "none")] * 2
     markdown = call("compare", done, "--format", "markdown")[1].splitlines()
     assert len({line.count("|") for line in markdown[:4]}) == 1
     assert call("compare", done, "--format", "latex", "--out", tmp_path / "table.tex")[:2] == (0, "")
@@ -796,9 +799,34 @@ def test_names_of_any_kind_mean_themselves_in_every_form() -> None:
     assert len(lines) == 5 + len(names)
     assert all(line.count(" & ") == wide - 1 and not line.startswith(("[", "*")) for line in lines[4:-1])
     assert all(line.startswith("% ") for line in notes.splitlines())
-    # CSV, by another's reader.
-    assert [row["arm"] for row in csv.DictReader(io.StringIO(written(found, "csv"), newline=""))] == list(NAMES)
+    # CSV, by another's reader: a rectangle, which says its unit and baseline and has the bounds of others, too.
+    lines = [*csv.DictReader(io.StringIO(written(found, "csv"), newline=""))]
+    assert [line["arm"] for line in lines] == [*NAMES, cited[0]["name"]]
+    assert {(line["unit"], line["baseline"]) for line in lines} == {("bits/dim", "new\nline")}
+    assert {key: value for key, value in lines[-1].items() if value} == {
+        "arm": "[2]\n| %", "neg_elbo_bpd": "1.5", "unit": "bits/dim", "baseline": "new\nline",
+    }  # fmt: skip
+    assert None not in set().union(*lines)
     assert written(found, "text").count("\n│") == len(names)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("λ γ Σ ς φ", r"$\lambda$ $\gamma$ $\Sigma$ $\varsigma$ $\varphi$"),
+        ("Α ά ϵ µ 𝛽", r"$\mathrm{A}$ $\alpha$ $\varepsilon$ $\mu$ $\beta$"),
+        ("≤ ≥ × ∞ − → ±", r"$\leq$ $\geq$ $\times$ $\infty$ $-$ $\rightarrow$ $\pm$"),
+        ("Gödel Łukasz u\u0308 ż", "Gödel Łukasz ü ż"),
+        ("ą ð ﬁ ½ … “a” – —", "a d fi 1/2 ... ``a'' -- ---"),
+        ("x² H₂ a⁻", r"x\textsuperscript{2} H\textsubscript{2} a\textsuperscript{$-$}"),
+        ("中 \u200b \u0301 \x1b", "U+4E2D U+200B U+0301 U+001B"),
+    ],
+)
+def test_latex_has_characters_alone_that_pdflatex_takes(name: str, expected: str) -> None:
+    found = summary("t", [ArmChecks(name, name, "", {0: kept_of(1)})], name)
+    rows = written(found, "latex").partition(r"\end{tabular}")[0]
+    assert f"\n{expected} & " in rows
+    assert r"$\delta$" in rows
 
 
 def test_names_of_any_kind_are_drawn() -> None:

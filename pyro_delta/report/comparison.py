@@ -81,7 +81,7 @@ class Comparison:
         title: what they are of.
         unit: of the `_bpd` numbers.
         baseline: name of the arm that differences are taken to; of its family, where each place of a grid that goes
-            through all families has its own.
+            through several families has its own.
         rows: numbers of each arm: means under the names of `MEANS` and `BELOW`, errors over the seeds under `<name>_se`
             (over the data where there is one seed, as `errors` says), those of differences over the data under
             `<name>_se_data`. Of a decoder that does not hear z the rate is 0, and the −ELBO is the distortion.
@@ -219,8 +219,8 @@ def summary(title: str, arms: Sequence[ArmChecks], baseline: str, missing: int =
     if len(units) > 1:
         raise UserError(f"the runs' bounds are in {' and '.join(units)}; compare runs of one kind of data.")
     base = next(arm for arm in arms if arm.name == baseline)
-    # Along a grid that goes through all families, as that of decoders of growing strength, each has its own.
-    along = len({arm.across for arm in arms}) > 1 and bool(base.across)
+    # Along a grid that goes through several families, as that of decoders of growing strength, each place has its own.
+    along = len({arm.across for arm in arms}) > 1 and len({arm.family for arm in arms}) > 1 and bool(base.across)
     own = {arm.across: arm for arm in arms if arm.family == base.family} if along else {}
     bases = {arm.name: own.get(arm.across) if along else base for arm in arms}
     rows = [_row(arm, bases[arm.name]) for arm in arms]
@@ -474,11 +474,12 @@ def _notes(
         data = "Other data in each: " + "; ".join(f"{row['arm']}, {row['data']}" for row in rows)
     elif not _alike(rows):
         data += ", not the same ones in all rows"
-    notes = [
-        f"{data}; standard errors {over}.",
-        f"Below {baseline!r}{' at the same place of the grid' if along else ''}: by datum"
-        f"{' and seed' if counts != [1] else ''}; positive is better.",
-    ]
+    notes = [f"{data}; standard errors {over}."]
+    if any(row["paired_seeds"] for row in rows):
+        notes.append(
+            f"Below {baseline!r}{' at the same place of the grid' if along else ''}: by datum"
+            f"{' and seed' if counts != [1] else ''}; positive is better."
+        )
     if missing:
         are = (
             "is not there, or has not come to its end"

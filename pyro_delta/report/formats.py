@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import re
+import unicodedata
 from typing import Any
 
 from pyro_delta.report.comparison import Comparison
@@ -86,11 +87,14 @@ def _as_json(found: Comparison) -> str:
 
 
 def _as_csv(found: Comparison) -> str:
-    """All numbers, unrounded."""
+    """All numbers, unrounded, with their unit and baseline in each row; what others have published stands below."""
+    tree = found.asdict()
+    own = {"unit": tree["unit"], "baseline": tree["baseline"]}
+    published = [{"arm": cited["name"], "neg_elbo_bpd": cited["neg_elbo_bpd"]} for cited in tree["cited"]]
     file = io.StringIO()
-    writer = csv.DictWriter(file, list(found.rows[0]), lineterminator="\n")
+    writer = csv.DictWriter(file, [*found.rows[0], *own], lineterminator="\n")
     writer.writeheader()
-    writer.writerows(found.asdict()["rows"])
+    writer.writerows(row | own for row in (*tree["rows"], *published))
     return file.getvalue()
 
 
@@ -126,12 +130,55 @@ def _as_latex(found: Comparison) -> str:
 LATEX = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "#": r"\#", "_": r"\_", "$": r"\$", "{": r"\{", "}": r"\}",
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "|": r"\textbar{}", "<": r"\textless{}",
-    ">": r"\textgreater{}", "−": "$-$", "±": r"$\pm$", "δ": r"$\delta$", "α": r"$\alpha$", "β": r"$\beta$", "–": "--",
+    ">": r"\textgreater{}", "–": "--", "—": "---", "‘": "`", "’": "'", "“": "``", "”": "''", "€": "EUR", "⁄": "/",
+    "‐": "-", "đ": "d", "Đ": "D", "ð": "d", "Ð": "D", "þ": "th", "Þ": "Th",
+    "ß": "ß", "æ": "æ", "Æ": "Æ", "ø": "ø", "Ø": "Ø", "œ": "œ", "Œ": "Œ", "ł": "ł", "Ł": "Ł", "ı": "ı",
 }  # fmt: skip
+"""Characters that TeX takes for something else, or that pdfLaTeX has words for or takes as they are."""
+GREEK = {
+    "α": "alpha", "β": "beta", "γ": "gamma", "δ": "delta", "ε": "varepsilon", "ζ": "zeta", "η": "eta", "θ": "theta",
+    "ι": "iota", "κ": "kappa", "λ": "lambda", "μ": "mu", "ν": "nu", "ξ": "xi", "π": "pi", "ρ": "rho", "ς": "varsigma",
+    "σ": "sigma", "τ": "tau", "υ": "upsilon", "φ": "varphi", "χ": "chi", "ψ": "psi", "ω": "omega", "Γ": "Gamma",
+    "Δ": "Delta", "Θ": "Theta", "Λ": "Lambda", "Ξ": "Xi", "Π": "Pi", "Σ": "Sigma", "Υ": "Upsilon", "Φ": "Phi",
+    "Ψ": "Psi", "Ω": "Omega",
+}  # fmt: skip
+LIKE_LATIN = dict(zip("οΑΒΕΖΗΙΚΜΝΟΡΤΧ", "oABEZHIKMNOPTX", strict=True))
+"""Greek letters that TeX has no words for, as they look like Latin ones."""
+SIGNS = {
+    "−": "-", "±": r"\pm", "∓": r"\mp", "×": r"\times", "÷": r"\div", "·": r"\cdot", "≤": r"\leq", "≥": r"\geq",
+    "≠": r"\neq", "≈": r"\approx", "≪": r"\ll", "≫": r"\gg", "∞": r"\infty", "∑": r"\sum", "∏": r"\prod",
+    "√": r"\surd", "∂": r"\partial", "∇": r"\nabla", "∈": r"\in", "∥": r"\parallel", "‖": r"\|", "∼": r"\sim",
+    "→": r"\rightarrow", "←": r"\leftarrow", "↔": r"\leftrightarrow", "⇒": r"\Rightarrow", "↑": r"\uparrow",
+    "↓": r"\downarrow", "°": r"^\circ", "¬": r"\neg", "∅": r"\emptyset", "ℓ": r"\ell",
+}  # fmt: skip
+IN_MATHS = SIGNS | {letter: rf"\{word}" for letter, word in GREEK.items()}
+IN_MATHS |= {letter: rf"\mathrm{{{latin}}}" for letter, latin in LIKE_LATIN.items()}
+ACCENTS = frozenset("\u0300\u0301\u0302\u0303\u0304\u0306\u0307\u0308\u030a\u030b\u030c\u0327")
+"""That LaTeX sets over or under letters in any encoding of its fonts."""
 
 
 def _latex(text: str) -> str:
-    return re.sub("|".join(map(re.escape, LATEX)), lambda match: LATEX[match[0]], text)
+    """Text for pdfLaTeX, which stops at a character that it does not know."""
+    return "".join(map(_latex_of, unicodedata.normalize("NFC", text)))
+
+
+def _latex_of(character: str) -> str:
+    """A character: by the tables, as it is, or as what it is made of; a script that fonts of TeX lack by its number."""
+    if character in LATEX:
+        return LATEX[character]
+    if character in IN_MATHS:
+        return f"${IN_MATHS[character]}$"
+    base, *marks = list(unicodedata.normalize("NFD", character))
+    if " " <= character <= "~" or ("A" <= base <= "z" and character < "\u0180" and ACCENTS.issuperset(marks)):
+        return character
+    kind, *codes = unicodedata.decomposition(character).split() or [""]
+    if kind in ("<super>", "<sub>"):
+        parts = "".join(_latex_of(chr(int(code, 16))) for code in codes)
+        return rf"\text{kind[1:-1]}script{{{parts}}}"
+    simpler = [part for part in unicodedata.normalize("NFKD", character) if not unicodedata.combining(part)]
+    if simpler and simpler != [character]:
+        return "".join(map(_latex_of, simpler))
+    return f"U+{ord(character):04X}"
 
 
 FORMS = {"text": _as_text, "json": _as_json, "csv": _as_csv, "markdown": _as_markdown, "latex": _as_latex}
