@@ -737,7 +737,7 @@ def holding(name: str, content: str | bytes | None) -> Prepare:
     def prepare(here: Path, trained: Path) -> None:
         if name.startswith("run/"):
             a_run(here, trained)
-            (here / name).unlink()
+            (here / name).unlink(missing_ok=True)
         if content is None:
             (here / name).mkdir(parents=True)
         else:
@@ -799,6 +799,18 @@ HELD: dict[str, tuple[str, str, Prepare]] = {
     "settings that cannot be read": ("evaluate run", "config.json cannot be read", unreadable("run/config.json")),
     "a manifest that cannot be read": ("check run", "manifest.json cannot be read", unreadable("run/manifest.json")),
     "a picture of another size": ("reconstruct run w.png --out a.png", "(1, 9, 9) … (1, 8, 8)", picture(9, 9)),
+    "a picture over itself": ("reconstruct run w.png --out w.png", "w.png is read, and would be lost", picture(8, 8)),
+    "ends over one another": ("interpolate run . --out w.png", "w.png is read, and would be lost", picture(8, 8)),
+    "a completion over its mask": (
+        "inpaint run test --out w.png --mask w.png",
+        "w.png is read, and would be lost; give another --out",
+        picture(8, 8),
+    ),
+    "latents over a file of the run": (
+        "encode run test --out run/terms.npz",
+        "run/terms.npz could take the place of a file of run",
+        holding("run/terms.npz", ""),
+    ),
     "a picture of another kind": ("encode run w.png --out a.nc", "(3, 8, 8) … (1, 8, 8)", picture(8, 8, 3)),
     "a mask of another size": (INPAINT, "the mask w.png is (9, 9), the images are (8, 8)", picture(9, 9)),
     "a white mask": (INPAINT, "the mask w.png is white all over", picture(8, 8, value=255)),

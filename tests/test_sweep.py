@@ -220,6 +220,12 @@ def test_no_setting_makes_the_name_of_an_arm_untrue(key: str, words: str) -> Non
         parse(tree, [(key, 0.5)])
 
 
+DRAWN = """
+sweep = {name = "drawn", title = "", preset = "digits"}
+search.training.lr = {low = 0.1, high = 1.0}
+"""
+
+
 @pytest.mark.parametrize(
     ("args", "words"),
     [
@@ -230,6 +236,10 @@ def test_no_setting_makes_the_name_of_an_arm_untrue(key: str, words: str) -> Non
         (["independent-against-temporal", "--launch", "timeout_min=3"], "--launch timeout_min=3 is for submitit"),
         (["independent-against-temporal", "--search", "3"], "the sweep 'independent-against-temporal' has no [search]"),
         (["independent-against-temporal", "--search", "3", "--launcher", "submitit"], "a search runs on this machine"),
+        (
+            ["drawn.toml", "--search", "3", "--set", "training.lr=1"],
+            "--set training.lr=1 is drawn by the search; leave it",
+        ),
         (
             ["independent-against-temporal", "--launcher", "submitit", "--launch", "timeout=3"],
             "submitit refuses {'timeout': 3}: ",
@@ -259,6 +269,7 @@ def test_refused_command_lines(args: list[str], words: str, tmp_path: Path, monk
         pytest.importorskip("submitit")
     monkeypatch.chdir(tmp_path)
     Path("broken.toml").write_text("[sweep")
+    Path("drawn.toml").write_text(DRAWN)
     Path("full").mkdir()
     Path("full/file").touch()
     keep(parse(TREE), Path("other"))

@@ -222,6 +222,7 @@ def test_operations_of_what_was_recorded_are_those_of_the_networks_at_hand(tmp_p
         found = re.search(r"(\S+)e\+(\d+) │ (\d\.\d+) bits/dim", out)
         assert found is not None
         assert ("digits, recorded" in out) == (name == "plain")
+        assert ("no training was recorded" in err) == (name == "by-class")
     run = pyro_delta.load(tmp_path / "plain")
     shipped = next(curve for curve in curves() if curve.name == "digits")
     assert counted(shipped, run).flops_per_datum == flops_per_datum(run.vae, torch.zeros(2, 1, 8, 8).long()) > 0

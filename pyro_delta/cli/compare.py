@@ -131,6 +131,8 @@ def _curves(given: tuple[Path, ...], figure: str | None, trust: bool) -> None:
         recorded |= {curve.name: counted(curve, runs[0]) for curve in of_same_data(curves(), runs[0].config)}
     if not own:
         raise nothing_in(given[0])
+    if not recorded:
+        click.echo("pyro-delta: of these data, with these settings of theirs, no training was recorded.", err=True)
     if figure is not None:
         save_figure(figure, track_figure(own, list(recorded.values())))
     print_rows("−ELBO of the validation split", validation_rows(own, list(recorded.values())))

@@ -86,7 +86,7 @@ def opened(
         raise UserError(
             f"series are completed, not data of {type(spec).__name__}; give a run that was made for series."
         )
-    check_out(out, spec)
+    check_out(out, spec, given)
     found, names, _ = read_given(loaded, given, num, data_root, flags["other_data"], flags["condition"])
     known = (torch.arange(spec.length) < found.extras["lengths"].unsqueeze(-1)).unsqueeze(-1).expand(found.x.shape)
     return loaded, spec, found, names, known & found.extras.get("mask", torch.tensor(True))

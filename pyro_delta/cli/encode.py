@@ -7,6 +7,8 @@ from pathlib import Path
 import click
 
 from pyro_delta.cli.options import (
+    check_apart,
+    check_spares,
     check_writable,
     condition_option,
     data_argument,
@@ -75,6 +77,9 @@ def encode(
 
     check_ending(out, draws)
     check_writable(out)
+    check_apart(out, given)
+    if out.exists():
+        check_spares(out, [run])
     loaded = open_run(run, device, weights=weights, trust=trust)
     found, names, classes = read_given(loaded, given, num, data_root, other_data, condition)
     starts, told = loaded.vae.model.prior.starts, condition_of(loaded.spec)

@@ -8,6 +8,7 @@ import click
 
 from pyro_delta.cli.completion import too_few
 from pyro_delta.cli.options import (
+    check_apart,
     condition_option,
     data_argument,
     device_option,
@@ -91,6 +92,7 @@ def inpaint(
 
     check_no_place(out)
     check_png(out)
+    check_apart(out, given, mask)
     if rows is not None and mask is not None:
         raise UserError(f"--rows {rows} and --mask {mask} contradict each other; give one of them.")
     loaded = open_run(run, device, weights=weights, trust=trust)

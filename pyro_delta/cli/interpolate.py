@@ -70,7 +70,7 @@ def interpolate(
     from pyro_delta.report.progress import counting
 
     loaded = open_run(run, device, weights=weights, trust=trust)
-    check_out(out, loaded.spec)
+    check_out(out, loaded.spec, given)
     found, *_ = read_given(loaded, given, 2 * pairs, data_root, other_data, condition)
     if len(found) < 2 * pairs:
         raise UserError(f"{pairs} pairs take {2 * pairs} data, but {given} has {len(found)}; give fewer --pairs.")

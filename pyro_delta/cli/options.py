@@ -354,17 +354,23 @@ def _labels(run: Run, names: list[str]) -> Tensor | None:
     return None
 
 
-def check_out(out: Path, spec: Spec) -> None:
+def check_out(out: Path, spec: Spec, *read: str | Path | None) -> None:
     """Refuses, before any work is done, a path that what is drawn cannot be written to.
 
+    Args:
+        out: the path.
+        spec: of the data.
+        read: what the data come from, and other files.
+
     Raises:
-        UserError: if it does not end as files of the run's kind of data do, or as `check_writable`.
+        UserError: if it does not end as files of the run's kind of data do, or as `check_writable` and `check_apart`.
     """
     from pyro_delta.errors import UserError
 
     if out.suffix.lower() != spec.suffix:
         raise UserError(f"{str(out)!r} is not a {spec.suffix} file; give a name that ends in {spec.suffix}.")
     check_writable(out)
+    check_apart(out, *read)
 
 
 def check_writable(out: Path) -> None:
@@ -381,6 +387,20 @@ def check_writable(out: Path) -> None:
         raise UserError(f"there is no folder {out.parent} for {out.name}; make it or give another.")
     if out.is_dir() or not os.access(out.parent, os.W_OK):
         raise UserError(f"cannot write {out}; give a path that can be written.")
+
+
+def check_apart(out: Path, *read: str | Path | None) -> None:
+    """Refuses, before any work is done, a path at which a file of the data would be lost.
+
+    Raises:
+        UserError: if it is what is read, or a file in a folder that is.
+    """
+    from pyro_delta.errors import UserError
+
+    target = out.resolve()
+    for place in (Path(path).resolve() for path in read if path is not None):
+        if target.exists() and (target == place or place in target.parents):
+            raise UserError(f"{out} is read, and would be lost; give another --out.")
 
 
 WRITTEN = (".txt", ".md", ".csv", ".tex", ".png", ".pdf", ".svg", ".html")

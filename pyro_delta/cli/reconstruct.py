@@ -69,7 +69,7 @@ def reconstruct(
     from pyro_delta.report.progress import counting
 
     loaded = open_run(run, device, weights=weights, trust=trust)
-    check_out(out, loaded.spec)
+    check_out(out, loaded.spec, given)
     found, *_ = read_given(loaded, given, num, data_root, other_data, condition)
     with counting("decoding", len(found) * decodings) as advance:
         drawn = reconstructions(loaded.vae, found, decodings, seed=seed, advance=advance)

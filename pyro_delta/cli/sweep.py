@@ -80,6 +80,8 @@ def sweep(
     if search and launcher == "submitit":
         raise UserError("a search runs on this machine; leave --launcher submitit out.")
     found = read(given, settings_of(pairs, {"data.root": data_root}), seeds)
+    if search and (drawn := [pair for pair in pairs if pair.partition("=")[0].strip() in found.search]):
+        raise UserError(f"--set {drawn[0]} is drawn by the search; leave it out, or take it from [search].")
     folder = out or Path("runs") / found.name
     check_no_place(folder)
     if search:
