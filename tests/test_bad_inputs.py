@@ -817,7 +817,7 @@ HELD: dict[str, tuple[str, str, Prepare]] = {
     "an empty text": ("encode text a.txt --out a.nc", "a.txt has no line of", holding("a.txt", "")),
     "a text that is none": ("encode text a.txt --out a.nc", "a.txt is not text in UTF-8", holding("a.txt", b"\xff")),
     "a file for a network": ("encode run test --out d.nc", "cannot write d.nc", holding("d.nc", None)),
-    "an empty sweep": (SWEEP, "s.toml: sweep.name is missing", holding("s.toml", "")),
+    "an empty sweep": (SWEEP, "s.toml: there is nothing to run", holding("s.toml", "")),
     "half a sweep": (SWEEP, "s.toml is not TOML", holding("s.toml", "[")),
     "bytes for a sweep": (SWEEP, "s.toml is not TOML", holding("s.toml", b"\xff\xfe")),
     "a deep sweep": (SWEEP, "s.toml is not TOML: it is nested too deep", holding("s.toml", "a = " + "[" * 5000)),

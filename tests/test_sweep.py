@@ -281,6 +281,12 @@ def test_refused_command_lines(args: list[str], words: str, tmp_path: Path, monk
     assert contents(tmp_path) == before
 
 
+def test_a_sweep_is_named_after_its_file(tmp_path: Path) -> None:
+    (tmp_path / "rates.toml").write_text(DRAWN.replace('name = "drawn", title = "", ', ""))
+    found = read(str(tmp_path / "rates.toml"))
+    assert (found.name, found.title) == ("rates", "rates")
+
+
 def test_a_folder_takes_other_seeds_and_more_arms_of_its_sweep_and_no_other_sweep(tmp_path: Path) -> None:
     keep(parse(TREE), tmp_path)
     keep(parse(TREE, seeds=5), tmp_path)

@@ -162,7 +162,8 @@ class _Head(Section):
     """The table [sweep] of a file."""
 
     name: str
-    title: str
+    title: str = ""
+    """the name, if there is none"""
     preset: str | None = None
     control: str | None = None
     seeds: tuple[Seed, ...] = Field((0,), min_length=1)
@@ -207,6 +208,8 @@ def read(given: str, settings: Sequence[tuple[str, Any]] = (), seeds: int | None
         ) from None
     except ValueError as error:
         raise UserError(f"{path} is not TOML: {error}; mend it.") from None
+    if isinstance(head := tree.get("sweep", {}), dict):
+        tree = {**tree, "sweep": {"name": path.stem, **head}}
     try:
         return parse(tree, settings, seeds)
     except UserError as error:
@@ -229,8 +232,8 @@ def parse(tree: Mapping[str, Any], settings: Sequence[tuple[str, Any]] = (), see
         raise UserError(f"search.{SEED} is drawn, but seeds are the sweep's; a search takes the first of sweep.seeds.")
     arms = _arms(tree, dict(settings), bool(searched))
     found = Sweep(
-        name=_name(head.name, "sweep.name"), title=head.title, preset=head.preset, control=head.control, seeds=given,
-        arms=tuple(arms), search=searched, cited=_cited(tree.get("cited", [])),
+        name=_name(head.name, "sweep.name"), title=head.title or head.name, preset=head.preset,
+        control=head.control, seeds=given, arms=tuple(arms), search=searched, cited=_cited(tree.get("cited", [])),
     )  # fmt: skip
     _check(found)
     return found
