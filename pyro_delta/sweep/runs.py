@@ -387,14 +387,14 @@ def run_sweep(sweep: Sweep, out: Path, launch: Launcher, jobs: int, say: Say, tr
     checked = told("checked", len(trained))
     first = [training for training in trained.values() if training in controls.values()]
     run_all(launch, [judgement_of(training) for training in first], jobs, checked)
-    judgements = []
+    others = []
     for (_, seed), training in trained.items():
         if training not in first:
             control = controls.get(seed)
             # Against one that has diverged there is nothing to measure, and it would not help to try again.
-            usable = control is not None and not has_diverged(control.folder)
-            judgements.append(judgement_of(training, control.folder if control is not None and usable else None))
-    run_all(launch, judgements, jobs, checked)
+            against = None if control is None or has_diverged(control.folder) else control.folder
+            others.append(judgement_of(training, against))
+    run_all(launch, others, jobs, checked)
     return failed
 
 

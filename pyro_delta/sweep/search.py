@@ -1,8 +1,8 @@
 """Search over settings by Optuna: TPE [1], pruned by the validation bound [2], kept in an SQLite file of the sweep.
 
 Each trial is an ordinary run, in a folder that is named by its configuration: a trial that was cut short goes on where
-it was, and one of settings that were drawn before costs nothing. Searches may share a folder, on
-hosts whose file system has locks, too: they take turns in drawing, and make so many trials together.
+it was, and one of settings that were drawn before costs nothing. Searches may share a folder, on hosts whose file
+system has locks, too: they take turns in drawing, and make so many trials together.
 
 References:
     1. J. Bergstra et al., "Algorithms for Hyper-Parameter Optimization", NIPS 2011.
