@@ -25,7 +25,21 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("commitment", "data", "vae", "svi", "call", "trust"),
     ("rate", "families", "nn", "programs"),
     ("distributions", "validation", "inverse"),
-    ("protocol", "files", "hub", "lock", "errors", "limits", "cores", "ranks", "presets", "sweeps", "curves", ""),
+    (
+        "protocol",
+        "files",
+        "hub",
+        "lock",
+        "signals",
+        "errors",
+        "limits",
+        "cores",
+        "ranks",
+        "presets",
+        "sweeps",
+        "curves",
+        "",
+    ),
 )
 """From the roof to the cellar; the last name is the package itself, which loads everything lazily."""
 
