@@ -33,6 +33,7 @@ from pyro_delta.api.kept import Kept
 from pyro_delta.build import build
 from pyro_delta.errors import CheckFailed, UserError
 from pyro_delta.inference.run import config_digest, read_metrics
+from pyro_delta.lock import locked
 from pyro_delta.report.comparison import ArmChecks, Comparison, compare, summary
 from pyro_delta.report.comparison_figure import comparison_figure
 from pyro_delta.report.formats import cells, written
@@ -388,13 +389,13 @@ def test_a_run_that_another_process_is_at_work_on_is_waited_for(tmp_path: Path) 
     first = threading.Event()
     other = threading.Thread(target=runs.carry_out, args=(work, 1, first.is_set))
     other.start()
-    until(lambda: runs.is_held(work.folder) and "1" in runs.log_of(work.folder).read_text())
+    until(lambda: is_held(work.folder) and "1" in runs.log_of(work.folder).read_text())
     assert runs.carry_out(work, 1, lambda: True) == "stopped"  # it waits, and may be stopped while it does
     (work.folder / "done").touch()
     first.set()
     assert runs.carry_out(work, 1) is None
     other.join()
-    assert not runs.is_held(work.folder)
+    assert not is_held(work.folder)
     assert runs.log_of(work.folder).read_text().splitlines() == ["1", "stopped at step 3"]  # one process
 
 
@@ -416,6 +417,15 @@ def test_an_interrupt_ends_all_runs_in_order(tmp_path: Path) -> None:
     assert [log.read_text().splitlines()[-1] for log in begun] == ["stopped at step 3"] * 2
     assert not runs.log_of(works[2].folder).exists()
     assert told == []
+
+
+def is_held(folder: Path) -> bool:
+    """Whether a process is at work on a run."""
+    log = runs.log_of(folder)
+    if not log.exists():
+        return False
+    with log.open("a") as file:
+        return not locked(file.fileno(), log)
 
 
 def until(true: Callable[[], bool]) -> None:
@@ -547,7 +557,7 @@ def test_an_interrupt_of_the_terminal_ends_the_jobs_of_submitit(sweep_file: Path
     assert err.splitlines() == ["", "pyro-delta: stopped."]
     (log,) = tmp_path.glob("out/*/seed-0.log")
     assert re.match(r"pyro-delta: stopped at step \d+; go on with: ", log.read_text().splitlines()[-1])
-    assert not runs.is_held(log.with_suffix(""))
+    assert not is_held(log.with_suffix(""))
 
 
 def test_a_run_that_dies_is_told_of_and_the_others_go_on(

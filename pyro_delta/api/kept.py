@@ -109,11 +109,16 @@ def is_of(numbers: Mapping[str, Any], run: Run, control: Run | None = None) -> b
     )
 
 
+def told_asked(numbers: Mapping[str, Any]) -> dict[str, int]:
+    """The `told_samples` and `told_images` that a check was asked for, where they are not the default ones."""
+    asked = {name: numbers.get(f"asked_{name}") for name in ("told_samples", "told_images")}
+    return {name: value for name, value in asked.items() if value is not None}
+
+
 def otherwise(numbers: Mapping[str, Any]) -> list[str]:
     """What a check was asked for that decides its numbers, as on the command line; all data are no such thing."""
     seed = [f"--seed {numbers['seed']}"] if numbers.get("seed") else []
-    asked = ((name, numbers.get(f"asked_{name}")) for name in ("told_samples", "told_images"))
-    return [*seed, *(f"--{name.replace('_', '-')} {value}" for name, value in asked if value is not None)]
+    return [*seed, *(f"--{name.replace('_', '-')} {value}" for name, value in told_asked(numbers).items())]
 
 
 SETTINGS = ("split", "n_images", "seed", "particles", "prior", "weights")

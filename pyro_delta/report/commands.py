@@ -11,6 +11,7 @@ from pprint import pformat
 from types import MappingProxyType
 from typing import Any
 
+from pyro_delta.api.kept import told_asked
 from pyro_delta.config import Config, TrainingConfig, load_preset
 from pyro_delta.describe import flat as flat_settings
 from pyro_delta.describe import written
@@ -140,9 +141,8 @@ def command_of_check(run: str, numbers: Mapping[str, Any], control: str | None =
         words += ["--split", numbers["split"]]
     if numbers["n_images"] < numbers["split_images"]:
         words += ["--images", str(numbers["n_images"])]
-    for name in ("told_samples", "told_images"):
-        if (asked := numbers.get(f"asked_{name}")) is not None:
-            words += [f"--{name.replace('_', '-')}", str(asked)]
+    for name, asked in told_asked(numbers).items():
+        words += [f"--{name.replace('_', '-')}", str(asked)]
     if "bought_nats" in numbers:
         words += ["--control", control or CONTROL]
     if numbers.get("weights") == "last":
@@ -187,9 +187,7 @@ def python_of_check(run: str, numbers: Mapping[str, Any], control: str | None = 
         words.append(f"split={numbers['split']!r}")
     if numbers["n_images"] < numbers["split_images"]:
         words.append(f"images={numbers['n_images']}")
-    for name in ("told_samples", "told_images"):
-        if (asked := numbers.get(f"asked_{name}")) is not None:
-            words.append(f"{name}={asked}")
+    words += [f"{name}={asked}" for name, asked in told_asked(numbers).items()]
     if "bought_nats" in numbers:
         words.append(f"control={control or CONTROL!r}")
     if numbers["seed"]:

@@ -135,14 +135,6 @@ def log_of(folder: Path) -> Path:
     return folder.with_name(f"{folder.name}.log")
 
 
-def is_held(folder: Path) -> bool:
-    """Whether a process is at work on a run."""
-    if not log_of(folder).exists():
-        return False
-    with log_of(folder).open("a") as log:
-        return not locked(log.fileno(), log_of(folder))
-
-
 def never() -> bool:
     """Goes on."""
     return False
@@ -293,11 +285,12 @@ class Submitit:
         asked = False
         while not job.done():
             if stop() and not asked:
-                asked = True
+                if not self.here:
+                    job.cancel()
+                    return "stopped"
                 # By submitit itself a local job is interrupted, which kills it, with a traceback, and leaves the run.
-                os.kill(int(job.job_id), signal.SIGTERM) if self.here else job.cancel()
-            if asked and not self.here:
-                return "stopped"
+                os.kill(int(job.job_id), signal.SIGTERM)
+                asked = True
             time.sleep(POLL)
         if (error := job.exception()) is not None:
             told = str(error).partition("You can check full logs")[0].splitlines()
