@@ -86,7 +86,7 @@ STAND_INS = (
     (r"^torchrun --nproc-per-node=2 -m pyro_delta (train.*--resume|evaluate)", r"pyro-delta \1"),
     (r"^torchrun --nproc-per-node=2 -m pyro_delta train", "pyro-delta train --set training.accumulate=2"),
     (r"--dataset cifar10(?=.* --preset)", "--dataset digits"),  # half an hour; test_data.py reads its archive
-    (r"--dataset cifar10\b", "--dataset digits --preset cifar10-small"),
+    (r"--dataset cifar10\b", "--dataset digits --preset cifar10-pixelsnail-contour"),
     (r"(?<!--dataset digits) (--preset cifar10)", r" --dataset digits \1"),
     (r" --minutes \d+", ""),
     (r" --steps \d\d+", ""),

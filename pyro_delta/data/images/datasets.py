@@ -103,7 +103,7 @@ class CIFAR10(Splits):
         seed: of their choice.
     """
 
-    preset = "cifar10-small"
+    preset = "cifar10-pixelsnail-contour"
     spec = ImageSpec(3, 32, 32, 256)
 
     def __init__(self, *, root: str = "data", validation: int | None = None, seed: Seed = 0) -> None:
