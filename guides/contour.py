@@ -59,5 +59,5 @@ def _check_standard_normal(prior: Distribution) -> None:
     if prior.mean.any() or (prior.variance != 1).any() or bool((committed_rate(prior) > 1e-12).any()):
         raise UserError(
             f"guide.rate_nats needs a standard normal prior, not {type(prior).__name__}; choose standard_normal, "
-            "or a guide that has no rate_nats."
+            "or leave the rate out (of images, guide.program=anti_causal does without)."
         )

@@ -34,6 +34,20 @@ def line(step: int, bound: float | None, split: str = "validation") -> dict[str,
     return {"split": split, "step": step, "neg_elbo_bpd": bound}
 
 
+def configured(command: str) -> configuration.Config:
+    """What a `train` command configures, by its options that are settings."""
+    words = command.removeprefix("pyro-delta train ").split()
+    options = list(zip(words[::2], words[1::2], strict=True))
+    named = {
+        "--dataset": "data.program",
+        "--prior": "prior.program",
+        "--guide": "guide.program",
+        "--steps": "training.steps",
+    }
+    pairs = [value if name == "--set" else f"{named[name]}={value}" for name, value in options if name != "--preset"]
+    return configuration.choose(configuration.parse_settings(pairs), dict(options).get("--preset"))[0]
+
+
 @pytest.fixture
 def known(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(track, "curves", lambda: [curve((2.1, 2.3), (1.9, 2.0))])
@@ -52,6 +66,7 @@ def test_shipped_curves_are_of_settings_that_this_version_has(name: str) -> None
     assert recorded(configuration.validate(shipped.settings)) == shipped
     assert shipped.steps == sorted(shipped.steps)
     assert {len(values) for values in shipped.bounds} == {len(shipped.bounds[0])}
+    assert recorded(configured(shipped.command)) == shipped
 
 
 @pytest.mark.parametrize(

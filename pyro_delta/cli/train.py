@@ -258,7 +258,12 @@ def _run(
             raise click.exceptions.Exit(130)
         return {}
     if not as_json:
-        click.echo(f"committed rate: {trainer.committed.sentence} (pyro-delta verify checks that the programs keep it)")
+        kept = (
+            "nothing keeps the posterior from its prior: ar1 commits a rate, and so does contour"
+            if trainer.committed.nats == 0
+            else "pyro-delta verify checks that the programs keep it"
+        )
+        click.echo(f"committed rate: {trainer.committed.sentence} ({kept})")
     for notice in trainer.notices:
         warn(notice)
     past = read_metrics(folder) if resumed else []

@@ -50,7 +50,10 @@ class Contour:
     def committed_rate(self, prior: Any) -> Any:
         """δ in nats against a prior, which must be standard normal; of each datum, (B,), if it has their lengths."""
         if np.any(committed_rate(prior) > 1e-12):
-            raise UserError(f"guide.rate_nats needs a standard normal prior, not {type(prior).__name__}.")
+            raise UserError(
+                f"guide.rate_nats needs a standard normal prior, not {type(prior).__name__}; choose standard_normal, "
+                "or leave the rate out (of images, guide.program=anti_causal does without)."
+            )
         lengths = getattr(prior, "lengths", None)
         return self.rate_nats if lengths is None else self.rate_nats / self.steps * np.asarray(lengths, np.float64)
 
