@@ -38,12 +38,7 @@ def configured(command: str) -> configuration.Config:
     """What a `train` command configures, by its options that are settings."""
     words = command.removeprefix("pyro-delta train ").split()
     options = list(zip(words[::2], words[1::2], strict=True))
-    named = {
-        "--dataset": "data.program",
-        "--prior": "prior.program",
-        "--guide": "guide.program",
-        "--steps": "training.steps",
-    }
+    named = {"--dataset": "data.program", "--steps": "training.steps"}
     pairs = [value if name == "--set" else f"{named[name]}={value}" for name, value in options if name != "--preset"]
     return configuration.choose(configuration.parse_settings(pairs), dict(options).get("--preset"))[0]
 
