@@ -29,8 +29,8 @@ from pyro_delta.diagnostics.drawing import draw
 from pyro_delta.inference.pyro_training import PyroTraining
 
 SPEC = ImageSpec(3, 32, 32, 256)
-TRAINED = ["cifar10-small", "cifar10-ablation-l6", "cifar10-ablation-l8", "cifar10-paper"]
-SAMPLED = ["cifar10-small", "cifar10-pixelsnail", "cifar10-ablation-l6"]
+TRAINED = ["cifar10-small", "cifar10-pixelsnail-contour", "cifar10-ablation-l6", "cifar10-ablation-l8", "cifar10-paper"]
+SAMPLED = ["cifar10-small", "cifar10-pixelsnail-contour", "cifar10-ablation-l6"]
 TOY = "digits"
 """The preset of a dry run."""
 SHARE = 0.85

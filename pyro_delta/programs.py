@@ -36,7 +36,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, create_model
 
-from pyro_delta.errors import UserError, in_a_line, is_out_of_memory, unknown_name
+from pyro_delta.errors import MANY, UserError, in_a_line, is_out_of_memory, unknown_name
 from pyro_delta.validation import Section, first_mistake
 
 SHIPPED: dict[str, dict[str, str]] = {
@@ -516,6 +516,17 @@ def options_in_common(kind: str, one: str, other: str, folder: Path | None = Non
     return {name for name in first.keys() & second.keys() if first[name].annotation == second[name].annotation}
 
 
+def _unknown_option(kind: str, name: str, key: str, model: type[BaseModel]) -> UserError:
+    """The error for an option that a program lacks, with those shipped that take it, or else the nearest name."""
+    option = key.removeprefix(f"{kind}.")
+    what = f"setting of the {kind} {name!r}"
+    having = [other for other in SHIPPED[kind] if option in option_names(kind, other)]
+    if 0 < len(having) <= MANY:
+        take = "takes" if len(having) == 1 else "take"
+        return UserError(f"unknown {what} {key!r}; of those shipped {', '.join(having)} {take} it.")
+    return unknown_name(what, key, [f"{kind}.{known}" for known in ("program", *model.model_fields)])
+
+
 def checked_options(kind: str, name: str, options: Mapping[str, Any], folder: Path | None = None) -> dict[str, Any]:
     """All options of a program, checked, with the defaults of those that are not given.
 
@@ -534,8 +545,7 @@ def checked_options(kind: str, name: str, options: Mapping[str, Any], folder: Pa
                 "a class, or a function that returns the function of rate, distortion and data."
             ) from None
         key, mistake = first_mistake(error, f"{kind}.")
-        known = [f"{kind}.{option}" for option in ("program", *model.model_fields)]
-        raise (mistake or unknown_name(f"setting of the {kind} {name!r}", key, known)) from None
+        raise (mistake or _unknown_option(kind, name, key, model)) from None
     found = {field: getattr(checked, field) for field in model.model_fields}
     left_out = {option for option in OF_ALL.get(kind, {}) if not has_option(program, option)}
     return {field: value for field, value in found.items() if value is not None or field not in left_out}

@@ -68,6 +68,8 @@ def test_setting_one_of_a_pair_takes_the_other_away(given: tuple[str, object], g
         ("prior.program", "ar2", "unknown prior 'ar2'; did you mean 'ar'?"),
         ("prior.program", None, "by its name"),
         ("prior.dmis", 2, "unknown setting of the prior 'ar1' 'prior.dmis'; did you mean 'prior.dims'?"),
+        ("prior.pacf", [0.5], "unknown setting of the prior 'ar1' 'prior.pacf'; of those shipped ar takes it."),
+        ("guide.rate_nats", 9, "'guide.rate_nats'; of those shipped contour, gru, transformer, spectral take it."),
         ("prior.dims", 2.5, "prior.dims: Input should be a valid integer"),
         ("prior.rate_nats", float("nan"), "finite number"),
         ("training.lr", float("inf"), "finite number"),

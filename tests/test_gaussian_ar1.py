@@ -12,7 +12,7 @@ from pyro.infer import TraceMeanField_ELBO
 from scipy import stats
 from torch.distributions import Independent, biject_to, kl, kl_divergence
 
-from pyro_delta.distributions import GaussianAR1
+from pyro_delta.distributions import GaussianAR1, gaussian_ar1
 from pyro_delta.errors import UserError
 from pyro_delta.inference.elbo import RateDistortionELBO
 from pyro_delta.rate import ar1_committed_rate, committed_rate, minimising_posterior
@@ -34,8 +34,8 @@ def test_expand_keeps_the_class_and_the_validation_flag() -> None:
         ([0.5, -0.9], 1),
         ([0.0, 0.3, 0.99], 3),
         ([[[0.2]], [[-0.7]]], 7),
-        ([[0.2, 0.0], [-0.7, 0.99]], 32),  # a block
-        ([0.0, -0.9, 0.999], 33),
+        ([[0.2, 0.0], [-0.7, 0.99]], 64),  # one product
+        ([[[0.2, 0.0]], [[-0.7, 0.99]]], 65),  # blocks
         ([0.0, -0.9, 0.999], 32 * 33 + 5),  # blocks of blocks
     ],
 )
@@ -54,6 +54,30 @@ def test_transform_is_the_recursion_with_its_gradients(alpha: list, length: int)
     )
     torch.testing.assert_close(given[0], wanted[0], rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(given[1], torch.zeros_like(alpha_d) if length == 1 else wanted[1], rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script`:FutureWarning")  # torch's own, of forward mode
+@pytest.mark.parametrize("length", [1, 3, 4, 11])
+def test_derivatives_of_any_order_and_mode(length: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of blocks of blocks, from either end, against finite differences; and those of a batch of α at once."""
+    monkeypatch.setattr(gaussian_ar1, "FACTOR", 0)
+    monkeypatch.setattr(gaussian_ar1, "BLOCK", 3)
+    alpha_ad = torch.tensor([[[0.0, 0.9]], [[-0.8, 0.3]]], dtype=torch.float64, requires_grad=True)
+    weight_ad, start_d = torch.rand_like(alpha_ad, requires_grad=True), torch.rand(2, dtype=torch.float64)
+    eps, start_d = torch.randn(2, 3, length, 2, dtype=torch.float64, requires_grad=True), start_d.requires_grad_()
+
+    def draw(alpha: torch.Tensor, eps: torch.Tensor) -> torch.Tensor:
+        return GaussianAR1(alpha, length, validate_args=False).transform(eps)
+
+    def back(*tensors: torch.Tensor) -> torch.Tensor:
+        return gaussian_ar1._Recursion.apply(*tensors, True)
+
+    for function, inputs in ((draw, (alpha_ad, eps)), (back, (eps.mT, alpha_ad, weight_ad, start_d))):
+        assert torch.autograd.gradcheck(function, inputs, check_forward_ad=True)
+        assert torch.autograd.gradgradcheck(function, inputs)
+    torch.testing.assert_close(torch.func.vmap(draw)(alpha_ad, eps), draw(alpha_ad, eps))
+    by_rows, by_columns = (mode(draw)(alpha_ad, eps) for mode in (torch.func.jacrev, torch.func.jacfwd))
+    torch.testing.assert_close(by_rows, by_columns)
 
 
 def test_transform_takes_one_of_the_copies_of_a_plate() -> None:

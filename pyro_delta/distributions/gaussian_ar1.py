@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +17,8 @@ from pyro_delta.errors import UserError
 
 BLOCK = 32
 """Steps of a recursion that are taken at once."""
+FACTOR = 64
+"""Steps up to which noise is turned into a sample by one product with the covariance's factor, which is the faster."""
 MAX_STEPS = 512
 """Steps that a dense factor is for: each dimension holds n² numbers and costs n³."""
 
@@ -142,9 +145,14 @@ class GaussianAR1(TorchDistribution):
             z, shape (..., n, d).
         """
         alpha = _once(self.alpha)
-        scaled = _innovation_variance(alpha).sqrt().unsqueeze(-2) * eps
-        scaled[..., 0, :] = eps[..., 0, :]  # the first step has variance 1 as it is
-        z = _recursion(scaled, alpha).contiguous()
+        scale = _innovation_variance(alpha).sqrt()
+        if self.length <= FACTOR:
+            weight_dt = F.pad(scale.unsqueeze(-1).expand(*scale.shape, self.length - 1), (1, 0), value=1.0)
+            factor_dts = _powers(alpha, self.length) * weight_dt.unsqueeze(-2)
+            z = torch.einsum("...dts,...sd->...td", factor_dts, eps).contiguous()
+        else:
+            start = alpha / (1 + scale) * eps[..., 0, :]  # the z_0 from which z_1 = α z_0 + √(1 − α²) ε_1 is ε_1
+            z = _Recursion.apply(eps.mT.contiguous(), alpha, scale, start, False).mT.contiguous()
         return z if self.lengths is None else torch.where(self.inside(), z, eps)
 
     def rsample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008 (torch's own signature)
@@ -234,24 +242,99 @@ def _innovation_variance(alpha_d: Tensor) -> Tensor:
     return (1 - alpha_d) * (1 + alpha_d)
 
 
-def _recursion(e_ntd: Tensor, alpha: Tensor) -> Tensor:
-    """z_t = α z_{t−1} + e_t of every sequence, (..., n, d): within blocks by a triangular product, then across them.
+class _Recursion(torch.autograd.Function):
+    """z_t = α z_{t−1} + w e_t of every sequence, (..., d, n), from z_0; or `back`, from the last step to the first.
 
-    A block of B steps is Σ_{s≤t} α^{t−s} e_s, a Toeplitz matrix times its terms. Its last value follows the same
+    w is 1 and z_0 is 0 where they are None. The gradient by the terms w e_t, λ_t = ∂z_t + α λ_{t+1}, is the same
+    recursion from the other end, and those by α and w are Σ λ_t z_{t−1} and Σ λ_t e_t. Autograd's own, of the passes
+    below, would go through memory twice as often.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(e_dn: Tensor, alpha_d: Tensor, weight_d: Tensor | None, start_d: Tensor | None, back: bool) -> Tensor:
+        return _recursion(e_dn, alpha_d, weight_d, start_d, back)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        *tensors, ctx.back = inputs
+        ctx.save_for_backward(*tensors, output)
+        ctx.save_for_forward(*tensors, output)
+
+    @staticmethod
+    def backward(ctx: Any, gain_dn: Tensor) -> tuple[Tensor | None, ...]:
+        e_dn, alpha_d, weight_d, start_d, z_dn = ctx.saved_tensors
+        by_e, by_alpha, by_weight, by_start, _ = ctx.needs_input_grad
+        gain_dn = _Recursion.apply(gain_dn.contiguous(), alpha_d, None, None, not ctx.back)
+        first, later, before = (-1, slice(-1), slice(1, None)) if ctx.back else (0, slice(1, None), slice(-1))
+        first_d = gain_dn[..., first]
+        found: list[Tensor | None] = [None] * 5
+        if by_e:
+            found[0] = gain_dn if weight_d is None else gain_dn * weight_d.unsqueeze(-1)
+        if by_alpha:
+            along_d = _dot(gain_dn[..., later], z_dn[..., before])
+            found[1] = along_d if start_d is None else torch.addcmul(along_d, first_d, start_d)
+        if by_weight:
+            found[2] = _dot(gain_dn, e_dn)
+        if by_start:
+            found[3] = first_d * alpha_d
+        given = (e_dn, alpha_d, weight_d, start_d, None)
+        return tuple(f if f is None else f.sum_to_size(g.shape) for f, g in zip(found, given, strict=True))
+
+    @staticmethod
+    def jvp(ctx: Any, *changes: Any) -> Tensor:
+        e_dn, alpha_d, weight_d, start_d, z_dn = ctx.saved_tensors
+        by_e, by_alpha, by_weight, by_start, _ = changes
+        change_dn = torch.zeros_like(z_dn)
+        if by_e is not None:
+            change_dn = change_dn + (by_e if weight_d is None else weight_d.unsqueeze(-1) * by_e)
+        if by_weight is not None:
+            change_dn = change_dn + by_weight.unsqueeze(-1) * e_dn
+        if by_alpha is not None:
+            change_dn = change_dn + by_alpha.unsqueeze(-1) * _before(z_dn, start_d, ctx.back)
+        return _Recursion.apply(change_dn, alpha_d, None, by_start, ctx.back)
+
+
+def _dot(one_dn: Tensor, other_dn: Tensor) -> Tensor:
+    """Σ over the steps of the products, (..., d), without a product that is held."""
+    return torch.einsum("...t,...t->...", one_dn, other_dn)
+
+
+def _before(z_dn: Tensor, start_d: Tensor | None, back: bool) -> Tensor:
+    """The step before each, z_0 or 0 before the first, (..., d, n); `back`, the one after each, z_0 after the last."""
+    kept_dn = z_dn[..., 1:] if back else z_dn[..., :-1]
+    if start_d is None:
+        return F.pad(kept_dn, (0, 1) if back else (1, 0))
+    start_d1 = start_d.expand_as(z_dn[..., 0]).unsqueeze(-1)
+    return torch.cat([kept_dn, start_d1] if back else [start_d1, kept_dn], -1)
+
+
+def _recursion(e_dn: Tensor, alpha: Tensor, weight: Tensor | None, start: Tensor | None, back: bool) -> Tensor:
+    """What `_Recursion` is: within blocks by a triangular product, then across them.
+
+    A block of B steps is w Σ_{s≤t} α^{t−s} e_s, a Toeplitz matrix times its terms. Its last value follows the same
     recursion from block to block, with α^B; and reaches into the next one as α^t. So memory is gone through a few
     times, whatever the length.
     """
-    length = e_ntd.shape[-2]
-    if length <= BLOCK:
-        return torch.einsum("...dts,...sd->...td", _powers(alpha, length), e_ntd)
-    padded = F.pad(e_ntd, (0, 0, 0, -length % BLOCK)) if length % BLOCK else e_ntd
-    e_cbd = padded.unflatten(-2, (-1, BLOCK))
-    within_cbd = torch.einsum("...dts,...csd->...ctd", _powers(alpha, BLOCK), e_cbd)
-    ends_cd = _recursion(within_cbd[..., -1, :], alpha**BLOCK)
-    before_cd = F.pad(ends_cd[..., :-1, :], (0, 0, 1, 0))
-    reach_bd = alpha.unsqueeze(-2) ** torch.arange(1, BLOCK + 1, device=alpha.device).unsqueeze(-1)
-    z_cbd = torch.addcmul(within_cbd, reach_bd.unsqueeze(-3), before_cd.unsqueeze(-2))
-    return z_cbd.flatten(-3, -2)[..., :length, :]
+    length = e_dn.shape[-1]
+    size = min(length, BLOCK)
+    spare = -length % size
+    padded = F.pad(e_dn, (spare, 0) if back else (0, spare)) if spare else e_dn
+    e_dcb = padded.reshape(*padded.shape[:-1], -1, size)
+    powers = _powers(alpha, size)
+    reach_db = alpha.unsqueeze(-1) * powers[..., 0]  # α^t, by which what is before the block reaches step t
+    if back:
+        powers, reach_db = powers.mT, reach_db.flip(-1)
+    z_dcb = torch.einsum("...dcs,...dts->...dct", e_dcb, powers if weight is None else weight[..., None, None] * powers)
+    before_dc = None if start is None else start.unsqueeze(-1)
+    if length > size:
+        ends_dc = _recursion(z_dcb[..., 0 if back else -1], alpha**size, None, start, back)
+        before_dc = _before(ends_dc, start, back)
+    if before_dc is not None:
+        z_dcb = torch.addcmul(z_dcb, reach_db.unsqueeze(-2), before_dc.unsqueeze(-1))
+    z_dn = z_dcb.flatten(-2)
+    return (z_dn[..., spare:] if back else z_dn[..., :length]) if spare else z_dn
 
 
 def _powers(alpha: Tensor, length: int) -> Tensor:
