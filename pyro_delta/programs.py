@@ -36,7 +36,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, create_model
 
-from pyro_delta.errors import MANY, UserError, in_a_line, is_out_of_memory, unknown_name
+from pyro_delta.errors import MANY, UserError, in_a_line, is_out_of_memory, nearest, unknown_name
 from pyro_delta.validation import Section, first_mistake
 
 SHIPPED: dict[str, dict[str, str]] = {
@@ -517,14 +517,15 @@ def options_in_common(kind: str, one: str, other: str, folder: Path | None = Non
 
 
 def _unknown_option(kind: str, name: str, key: str, model: type[BaseModel]) -> UserError:
-    """The error for an option that a program lacks, with those shipped that take it, or else the nearest name."""
+    """The error for an option that a program lacks, with the nearest name and those shipped that take it."""
     option = key.removeprefix(f"{kind}.")
-    what = f"setting of the {kind} {name!r}"
-    having = [other for other in SHIPPED[kind] if option in option_names(kind, other)]
-    if 0 < len(having) <= MANY:
-        take = "takes" if len(having) == 1 else "take"
-        return UserError(f"unknown {what} {key!r}; of those shipped {', '.join(having)} {take} it.")
-    return unknown_name(what, key, [f"{kind}.{known}" for known in ("program", *model.model_fields)])
+    what, known = f"setting of the {kind} {name!r}", ["program", *model.model_fields]
+    having = [other for other in SHIPPED[kind] if other != "given" and option in option_names(kind, other)]
+    if not 0 < len(having) <= MANY:
+        return unknown_name(what, key, [f"{kind}.{option}" for option in known])
+    others = f"f those shipped {', '.join(having)} {'takes' if len(having) == 1 else 'take'} it."
+    near = nearest(option, known)
+    return UserError(f"unknown {what} {key!r}; " + (f"did you mean '{kind}.{near[0]}'? O" if near else "o") + others)
 
 
 def checked_options(kind: str, name: str, options: Mapping[str, Any], folder: Path | None = None) -> dict[str, Any]:

@@ -691,7 +691,7 @@ def test_every_row_is_told_the_same_of_the_rows_above(name: str, part: str) -> N
     """One row further down, the same output, beyond the reach of the edge above: odd rows are no worse off."""
     options = getattr(narrowed(config.load_preset(name)), part).options
     if "row_blocks" not in options:
-        pytest.skip("a PixelSNAIL has no stream of the rows above")
+        pytest.skip("a PixelSNAIL has no strides: no row is told less than the next")
     kernel = tuple(options["row_kernel"])
     rows_above = randomise(RowsAbove(tuple(options["channels"]), tuple(options["row_blocks"]), kernel))
     x_bchw = random_normal(1, options["channels"][0], 96, 8)

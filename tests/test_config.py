@@ -69,6 +69,11 @@ def test_setting_one_of_a_pair_takes_the_other_away(given: tuple[str, object], g
         ("prior.program", None, "by its name"),
         ("prior.dmis", 2, "unknown setting of the prior 'ar1' 'prior.dmis'; did you mean 'prior.dims'?"),
         ("prior.pacf", [0.5], "unknown setting of the prior 'ar1' 'prior.pacf'; of those shipped ar takes it."),
+        (
+            "likelihood.blocks",
+            2,
+            "; did you mean 'likelihood.row_blocks'? Of those shipped pixelsnail, wavenet take it.",
+        ),
         ("guide.rate_nats", 9, "'guide.rate_nats'; of those shipped contour, gru, transformer, spectral take it."),
         ("prior.dims", 2.5, "prior.dims: Input should be a valid integer"),
         ("prior.rate_nats", float("nan"), "finite number"),

@@ -57,14 +57,16 @@ def test_transform_is_the_recursion_with_its_gradients(alpha: list, length: int)
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit.script`:FutureWarning")  # torch's own, of forward mode
+@pytest.mark.parametrize("factor", [0, 64])
 @pytest.mark.parametrize("length", [1, 3, 4, 11])
-def test_derivatives_of_any_order_and_mode(length: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of blocks of blocks, from either end, against finite differences; and those of a batch of α at once."""
-    monkeypatch.setattr(gaussian_ar1, "FACTOR", 0)
+def test_derivatives_of_any_order_and_mode(length: int, factor: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the product and of blocks of blocks, from either end, against finite differences; batches of either alone."""
+    monkeypatch.setattr(gaussian_ar1, "FACTOR", factor)
     monkeypatch.setattr(gaussian_ar1, "BLOCK", 3)
     alpha_ad = torch.tensor([[[0.0, 0.9]], [[-0.8, 0.3]]], dtype=torch.float64, requires_grad=True)
-    weight_ad, start_d = torch.rand_like(alpha_ad, requires_grad=True), torch.rand(2, dtype=torch.float64)
-    eps, start_d = torch.randn(2, 3, length, 2, dtype=torch.float64, requires_grad=True), start_d.requires_grad_()
+    weight_ad = torch.rand_like(alpha_ad, requires_grad=True)
+    start_d = torch.rand(2, dtype=torch.float64, requires_grad=True)
+    eps = torch.randn(2, 3, length, 2, dtype=torch.float64, requires_grad=True)
 
     def draw(alpha: torch.Tensor, eps: torch.Tensor) -> torch.Tensor:
         return GaussianAR1(alpha, length, validate_args=False).transform(eps)
@@ -76,8 +78,27 @@ def test_derivatives_of_any_order_and_mode(length: int, monkeypatch: pytest.Monk
         assert torch.autograd.gradcheck(function, inputs, check_forward_ad=True)
         assert torch.autograd.gradgradcheck(function, inputs)
     torch.testing.assert_close(torch.func.vmap(draw)(alpha_ad, eps), draw(alpha_ad, eps))
+    torch.testing.assert_close(torch.func.vmap(draw, (0, None))(alpha_ad, eps[0]), draw(alpha_ad, eps[:1]))
+    torch.testing.assert_close(torch.func.vmap(draw, (None, 0))(alpha_ad[0], eps), draw(alpha_ad[:1], eps))
     by_rows, by_columns = (mode(draw)(alpha_ad, eps) for mode in (torch.func.jacrev, torch.func.jacfwd))
     torch.testing.assert_close(by_rows, by_columns)
+
+
+@pytest.mark.parametrize("length", [40, 65])
+def test_noise_of_another_batch_than_alpha(length: int) -> None:
+    """Of fewer dimensions than α, and of none at all; and as torch.compile traces it."""
+    alpha_ad = torch.tensor([[0.5, -0.9], [0.0, 0.3]], dtype=torch.float64, requires_grad=True)
+    prior, eps = GaussianAR1(alpha_ad, length), torch.randn(length, 2, dtype=torch.float64, requires_grad=True)
+    found, expected = prior.transform(eps), prior.transform(eps.expand(2, length, 2))
+    torch.testing.assert_close(found, expected)
+    gradients = torch.autograd.grad(found.square().sum(), (alpha_ad, eps))
+    torch.testing.assert_close(gradients, torch.autograd.grad(expected.square().sum(), (alpha_ad, eps)))
+    assert prior.rsample((0,)).shape == (0, 2, length, 2)
+    (none,) = torch.autograd.grad(prior.rsample((0,)).sum(), alpha_ad)
+    assert torch.equal(none, torch.zeros_like(alpha_ad))
+    traced = torch.compile(prior.transform, backend="eager", fullgraph=True)(eps)
+    torch.testing.assert_close(traced, found)
+    torch.testing.assert_close(torch.autograd.grad(traced.square().sum(), (alpha_ad, eps)), gradients)
 
 
 def test_transform_takes_one_of_the_copies_of_a_plate() -> None:

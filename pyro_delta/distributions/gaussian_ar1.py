@@ -18,7 +18,7 @@ from pyro_delta.errors import UserError
 BLOCK = 32
 """Steps of a recursion that are taken at once."""
 FACTOR = 64
-"""Steps up to which noise is turned into a sample by one product with the covariance's factor, which is the faster."""
+"""Steps up to which noise becomes a sample by one product with the covariance's factor; on a CPU that is the faster."""
 MAX_STEPS = 512
 """Steps that a dense factor is for: each dimension holds n² numbers and costs n³."""
 
@@ -57,7 +57,8 @@ class GaussianAR1(TorchDistribution):
 
     z_1 ~ N(0, 1) and z_t | z_{t−1} ~ N(α z_{t−1}, 1 − α²), so every marginal is N(0, 1) and z_s and z_t have
     correlation α^|s−t|. The whole sequence is one event of shape (length, d), one sample site. Density, entropy and KL
-    cost O(length · d); sampling takes O(length · d · 32) in ⌈log32 length⌉ vectorised passes.
+    cost O(length · d); so does sampling, by blocks of 32 steps in ⌈log32 length⌉ vectorised passes, or up to 64 steps
+    by one product with the covariance's factor.
 
     A prefix of the process is the process of that length. With `lengths`, each member of the batch has its own, and
     the steps after it are padding: independent N(0, 1), whatever α. So the event keeps its shape, and stays a proper
@@ -152,7 +153,9 @@ class GaussianAR1(TorchDistribution):
             z = torch.einsum("...dts,...sd->...td", factor_dts, eps).contiguous()
         else:
             start = alpha / (1 + scale) * eps[..., 0, :]  # the z_0 from which z_1 = α z_0 + √(1 − α²) ε_1 is ε_1
-            z = _Recursion.apply(eps.mT.contiguous(), alpha, scale, start, False).mT.contiguous()
+            # torch.compile takes no function with a forward mode of its own; it makes its own gradient of the passes.
+            recursion = _recursion if torch.compiler.is_compiling() else _Recursion.apply
+            z = recursion(eps.mT.contiguous(), alpha, scale, start, False).mT.contiguous()
         return z if self.lengths is None else torch.where(self.inside(), z, eps)
 
     def rsample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008 (torch's own signature)
@@ -310,7 +313,7 @@ def _before(z_dn: Tensor, start_d: Tensor | None, back: bool) -> Tensor:
     return torch.cat([kept_dn, start_d1] if back else [start_d1, kept_dn], -1)
 
 
-def _recursion(e_dn: Tensor, alpha: Tensor, weight: Tensor | None, start: Tensor | None, back: bool) -> Tensor:
+def _recursion(e_dn: Tensor, alpha_d: Tensor, weight_d: Tensor | None, start_d: Tensor | None, back: bool) -> Tensor:
     """What `_Recursion` is: within blocks by a triangular product, then across them.
 
     A block of B steps is w Σ_{s≤t} α^{t−s} e_s, a Toeplitz matrix times its terms. Its last value follows the same
@@ -321,27 +324,30 @@ def _recursion(e_dn: Tensor, alpha: Tensor, weight: Tensor | None, start: Tensor
     size = min(length, BLOCK)
     spare = -length % size
     padded = F.pad(e_dn, (spare, 0) if back else (0, spare)) if spare else e_dn
-    e_dcb = padded.reshape(*padded.shape[:-1], -1, size)
-    powers = _powers(alpha, size)
-    reach_db = alpha.unsqueeze(-1) * powers[..., 0]  # α^t, by which what is before the block reaches step t
+    e_dcb = padded.reshape(*padded.shape[:-1], padded.shape[-1] // size, size)
+    powers_dts = _powers(alpha_d, size)
+    reach_db = alpha_d.unsqueeze(-1) * powers_dts[..., 0]  # α^t, by which what is before the block reaches step t
+    if weight_d is not None:
+        powers_dts = weight_d[..., None, None] * powers_dts
     if back:
-        powers, reach_db = powers.mT, reach_db.flip(-1)
-    z_dcb = torch.einsum("...dcs,...dts->...dct", e_dcb, powers if weight is None else weight[..., None, None] * powers)
-    before_dc = None if start is None else start.unsqueeze(-1)
+        powers_dts, reach_db = powers_dts.mT, reach_db.flip(-1)
+    z_dcb = torch.einsum("...dcs,...dts->...dct", e_dcb, powers_dts)
+    before_dc = None if start_d is None else start_d.unsqueeze(-1)
     if length > size:
-        ends_dc = _recursion(z_dcb[..., 0 if back else -1], alpha**size, None, start, back)
-        before_dc = _before(ends_dc, start, back)
+        ends_dc = _recursion(z_dcb[..., 0 if back else -1], alpha_d**size, None, start_d, back)
+        before_dc = _before(ends_dc, start_d, back)
     if before_dc is not None:
         z_dcb = torch.addcmul(z_dcb, reach_db.unsqueeze(-2), before_dc.unsqueeze(-1))
     z_dn = z_dcb.flatten(-2)
-    return (z_dn[..., spare:] if back else z_dn[..., :length]) if spare else z_dn
+    return z_dn[..., spare:] if back else z_dn[..., :length]
 
 
 def _powers(alpha: Tensor, length: int) -> Tensor:
     """α^{t−s} for s ≤ t, else 0, of shape (..., d, length, length)."""
     steps = torch.arange(length, device=alpha.device)
     lag = steps.unsqueeze(-1) - steps
-    return (alpha[..., None, None] ** lag.clamp_min(0)).tril()
+    later = alpha[..., None, None] ** lag.clamp_min(1)  # with 0, a second derivative would be no number where α is 0
+    return torch.where(lag > 0, later, (lag == 0).to(alpha.dtype))
 
 
 def _once(alpha: Tensor) -> Tensor:
