@@ -347,7 +347,7 @@ def _powers(alpha: Tensor, length: int) -> Tensor:
     steps = torch.arange(length, device=alpha.device)
     lag = steps.unsqueeze(-1) - steps
     later = alpha[..., None, None] ** lag.clamp_min(1)  # with 0, a second derivative would be no number where α is 0
-    return torch.where(lag > 0, later, (lag == 0).to(alpha.dtype))
+    return later.tril(-1) + torch.eye(length, dtype=alpha.dtype, device=alpha.device)
 
 
 def _once(alpha: Tensor) -> Tensor:
