@@ -523,9 +523,10 @@ def _unknown_option(kind: str, name: str, key: str, model: type[BaseModel]) -> U
     having = [other for other in SHIPPED[kind] if other != "given" and option in option_names(kind, other)]
     if not 0 < len(having) <= MANY:
         return unknown_name(what, key, [f"{kind}.{option}" for option in known])
-    others = f"f those shipped {', '.join(having)} {'takes' if len(having) == 1 else 'take'} it."
     near = nearest(option, known)
-    return UserError(f"unknown {what} {key!r}; " + (f"did you mean '{kind}.{near[0]}'? O" if near else "o") + others)
+    hint = f"did you mean '{kind}.{near[0]}'? Of" if near else "of"
+    take = "takes" if len(having) == 1 else "take"
+    return UserError(f"unknown {what} {key!r}; {hint} those shipped {', '.join(having)} {take} it.")
 
 
 def checked_options(kind: str, name: str, options: Mapping[str, Any], folder: Path | None = None) -> dict[str, Any]:
