@@ -13,6 +13,8 @@ import time
 import psutil
 
 SETTING = "OMP_NUM_THREADS"
+OTHERS = ("MKL_NUM_THREADS",)
+"""Settings that torch puts before it."""
 LOOK = 0.1
 """Seconds that `Cores.look` takes."""
 
@@ -68,9 +70,9 @@ class Cores:
 def leave_busy_cores() -> str | None:
     """Gives OpenMP as many threads as there are free cores, and says so; before torch is imported.
 
-    Does nothing, and gives None, on an idle machine and where `OMP_NUM_THREADS` is set.
+    Does nothing, and gives None, on an idle machine and where `OMP_NUM_THREADS` or one of `OTHERS` is set.
     """
-    if SETTING in os.environ or (cores := Cores()).count == 1:
+    if any(name in os.environ for name in (SETTING, *OTHERS)) or (cores := Cores()).count == 1:
         return None
     threads = cores.threads(taken := cores.look())
     if threads == cores.count:

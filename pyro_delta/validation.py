@@ -64,6 +64,8 @@ def first_mistake(error: ValidationError, prefix: str = "") -> tuple[str, UserEr
         return key, _missing(key, error)
     if first["type"] == "model_type":
         return key, UserError(f"{key}: a section of settings is needed, got {first['input']!r}.")
+    if first["type"] in ("tuple_type", "list_type"):
+        return key, UserError(f"{key}: a list in brackets is needed, as [24, 32], got {first['input']!r}.")
     message = first["msg"].removeprefix("Value error, ")
     given = "" if first["type"] == "value_error" else f", got {first['input']!r}"
     return key, UserError(f"{key}: {message}{given}.")

@@ -85,7 +85,8 @@ def test_setting_one_of_a_pair_takes_the_other_away(given: tuple[str, object], g
         ("training.batch", 2.5, "training.batch"),
         ("training.seed", 2**63, "training.seed: Input should be less than or equal to 9223372036854775807"),
         ("data.seed", 2**63, "data.seed: Input should be less than or equal to 9223372036854775807"),
-        ("likelihood.channels", 8, "likelihood.channels: Input should be a valid tuple, got 8"),
+        ("likelihood.channels", 8, "likelihood.channels: a list in brackets is needed, as [24, 32], got 8."),
+        ("likelihood.channels", "(24,32)", "as [24, 32], got '(24,32)'."),
     ],
 )
 def test_refused_settings(key: str, value: object, words: str) -> None:

@@ -120,6 +120,15 @@ def test_gradients_are_those_of_finite_differences(delta: float) -> None:
                 torch.testing.assert_close(grad[number], (up - down) / (2 * step[number]), rtol=1e-6, atol=1e-8)
 
 
+@pytest.mark.parametrize("delta", [0.01, 0.3, 5.0])
+def test_second_derivatives_are_those_of_finite_differences(delta: float) -> None:
+    theta = torch.linspace(0, 2 * math.pi, 8, dtype=torch.float64)[:-1] + 0.2
+    for share in (0.3, 3.0):
+        v = share * contour_radius(theta.cos(), theta.sin(), delta) * torch.stack([theta.cos(), theta.sin()])
+        numbers = tuple(number.clone().requires_grad_() for number in v)
+        assert torch.autograd.gradgradcheck(lambda *v: gaussian_beyond_contour(*v, delta), numbers, eps=1e-7)
+
+
 @pytest.mark.parametrize(("delta", "resolved"), [(1.0, True), (contour.MOST_NATS, True), (17.0, False), (37.5, False)])
 def test_single_precision_holds_the_noise_of_all_that_a_guide_may_commit(delta: float, resolved: bool) -> None:
     """(μ + σε) − μ is σε to 1 %, all around; the limit is not far below the δ where it is nothing like it."""

@@ -87,6 +87,29 @@ def test_the_rest_is_adamw_s_and_kernels_are_matrices(memory_format: torch.memor
             torch.testing.assert_close(p, expected, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("maximize", [False, True])
+def test_a_closure_makes_the_gradients_and_the_sign_is_adamw_s(maximize: bool) -> None:
+    net, x = network(), torch.randn(6, 2, 3, 6)
+    other = network()
+    other.load_state_dict(net.state_dict())
+    with_closure, without = muon_of(net, lr=0.01, maximize=maximize), muon_of(other, lr=0.01)
+
+    def loss() -> Tensor:
+        with_closure.zero_grad()
+        value = net(x).square().mean()
+        value.backward()
+        return value
+
+    for _ in range(3):
+        expected = other(x).square().mean()
+        without.zero_grad()
+        ((-1 if maximize else 1) * expected).backward()
+        without.step()
+        torch.testing.assert_close(with_closure.step(loss), expected)
+    for mine, theirs in zip(net.parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(mine, theirs)
+
+
 def test_parameters_without_a_gradient_stay() -> None:
     net = network()
     net[2].requires_grad_(False)

@@ -172,6 +172,11 @@ def test_a_run_is_trained_again_from_its_configuration(tmp_path: Path) -> None:
     one, two = (json.loads((tmp_path / name / "config.json").read_text()) for name in ("one", "two"))
     assert (one["training"].pop("seed"), two["training"].pop("seed")) == (0, 5)
     assert one == two
+    presets = [json.loads((tmp_path / name / "run.json").read_text())["preset"] for name in ("one", "two")]
+    assert presets == ["cifar10-small"] * 2  # where the data would ask for `digits`
+    code, _, err = call("train", "--config", tmp_path / "one" / "config.json", "--preset", "digits", "--dry-run")
+    assert code == 2
+    assert "whose preset is 'cifar10-small'; leave --preset out" in err
 
 
 # --- A training that is only tried ---

@@ -144,8 +144,11 @@ def train(
     from pyro_delta import ranks
     from pyro_delta.api.train import begin, control_config, control_folder, reopen
     from pyro_delta.config import choose
-    from pyro_delta.inference.run import check_free, default_folder
+    from pyro_delta.inference.run import check_free, default_folder, preset_beside
 
+    named = None if config_file is None else preset_beside(config_file)
+    if named is not None and preset not in (None, named):
+        raise UserError(f"{config_file} has all settings of a run, whose preset is {named!r}; leave --preset out.")
     if dry_run:
         _plan(choose(settings, preset)[0], device, as_json)
         return
@@ -167,6 +170,7 @@ def train(
     else:
         with ranks.together():
             config, preset = choose(settings, preset)
+            preset = named or preset
             folder = out or default_folder(config, preset)
             if control:  # refused before anything is written
                 control_config(config, 1)

@@ -64,8 +64,8 @@ def gaussian_beyond_contour(mean: Tensor, log_variance: Tensor, delta: float) ->
 def contour_radius(cos: Tensor, sin: Tensor, delta: float) -> Tensor:
     """r(c, s), the distance at which KL = δ in the directions (c, s), by Newton's method.
 
-    From above the root it descends without passing it, for (1) is convex and increasing. The last step carries the
-    gradient, which by the implicit function theorem is −∂KL/∂(c, s) / (∂KL/∂r).
+    From above the root it descends without passing it, for (1) is convex and increasing. The last two steps carry
+    derivatives: from the root one of them gives the first, −∂KL/∂(c, s) / (∂KL/∂r), and both the second.
 
     Args:
         cos: c, float64.
@@ -74,11 +74,16 @@ def contour_radius(cos: Tensor, sin: Tensor, delta: float) -> Tensor:
     """
     with torch.no_grad():
         radius = start_above(sin, delta)
-        for _ in range(STEPS):
-            kl, slope = _kl_and_slope(radius, cos, sin)
-            radius = radius - (kl - delta) / slope
+        for _ in range(STEPS - 1):
+            radius = _newton(radius, cos, sin, delta)
+    for _ in range(2):
+        radius = _newton(radius, cos, sin, delta)
+    return radius
+
+
+def _newton(radius: Tensor, cos: Tensor, sin: Tensor, delta: float) -> Tensor:
     kl, slope = _kl_and_slope(radius, cos, sin)
-    return radius - (kl - delta) / slope.detach()
+    return radius - (kl - delta) / slope
 
 
 def start_above(sin: Tensor, delta: float) -> Tensor:

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from pyro.distributions import TorchDistribution
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.distributions import Independent, biject_to, constraints, register_kl, transform_to, transforms
 
 from pyro_delta.distributions.mean_field import check_exact, mean_field_parameters
@@ -153,8 +154,8 @@ class GaussianAR1(TorchDistribution):
             z = torch.einsum("...dts,...sd->...td", factor_dts, eps).contiguous()
         else:
             start = alpha / (1 + scale) * eps[..., 0, :]  # the z_0 from which z_1 = α z_0 + √(1 − α²) ε_1 is ε_1
-            # torch.compile takes no function with a forward mode of its own; it makes its own gradient of the passes.
-            recursion = _recursion if torch.compiler.is_compiling() else _Recursion.apply
+            # Forward mode takes the passes themselves; torch.compile, too, and makes its own gradient of them.
+            recursion = _recursion if _forward_mode() or torch.compiler.is_compiling() else _Recursion.apply
             z = recursion(eps.mT.contiguous(), alpha, scale, start, False).mT.contiguous()
         return z if self.lengths is None else torch.where(self.inside(), z, eps)
 
@@ -263,7 +264,6 @@ class _Recursion(torch.autograd.Function):
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         *tensors, ctx.back = inputs
         ctx.save_for_backward(*tensors, output)
-        ctx.save_for_forward(*tensors, output)
 
     @staticmethod
     def backward(ctx: Any, gain_dn: Tensor) -> tuple[Tensor | None, ...]:
@@ -284,19 +284,6 @@ class _Recursion(torch.autograd.Function):
             found[3] = first_d * alpha_d
         given = (e_dn, alpha_d, weight_d, start_d, None)
         return tuple(f if f is None else f.sum_to_size(g.shape) for f, g in zip(found, given, strict=True))
-
-    @staticmethod
-    def jvp(ctx: Any, *changes: Any) -> Tensor:
-        e_dn, alpha_d, weight_d, start_d, z_dn = ctx.saved_tensors
-        by_e, by_alpha, by_weight, by_start, _ = changes
-        change_dn = torch.zeros_like(z_dn)
-        if by_e is not None:
-            change_dn = change_dn + (by_e if weight_d is None else weight_d.unsqueeze(-1) * by_e)
-        if by_weight is not None:
-            change_dn = change_dn + by_weight.unsqueeze(-1) * e_dn
-        if by_alpha is not None:
-            change_dn = change_dn + by_alpha.unsqueeze(-1) * _before(z_dn, start_d, ctx.back)
-        return _Recursion.apply(change_dn, alpha_d, None, by_start, ctx.back)
 
 
 def _dot(one_dn: Tensor, other_dn: Tensor) -> Tensor:
@@ -346,8 +333,20 @@ def _powers(alpha: Tensor, length: int) -> Tensor:
     """α^{t−s} for s ≤ t, else 0, of shape (..., d, length, length)."""
     steps = torch.arange(length, device=alpha.device)
     lag = steps.unsqueeze(-1) - steps
+    if _forward_mode():
+        powers_dn = torch.stack([alpha**step for step in range(length)], -1)
+        return torch.where(lag >= 0, powers_dn[..., lag.clamp_min(0)], 0.0)
     later = alpha[..., None, None] ** lag.clamp_min(1)  # with 0, a second derivative would be no number where α is 0
     return later.tril(-1) + torch.eye(length, dtype=alpha.dtype, device=alpha.device)
+
+
+def _forward_mode() -> bool:
+    """Whether torch derives forward, where two things of ours would be wrong without a word.
+
+    NOTE: within a `jvp` of a function's own, torch forgets those around it; and of powers whose exponent is a tensor,
+    second derivatives are no numbers where α is negative.
+    """
+    return forward_ad._current_level >= 0
 
 
 def _once(alpha: Tensor) -> Tensor:

@@ -38,12 +38,16 @@ class Muon(torch.optim.AdamW):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """One step with the gradients in place."""
+        """One step with the gradients in place, or with those that `closure` makes."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
         matrices = [group for group in self.param_groups if group["matrices"]]
         gradients = {p: p.grad for group in matrices for p in group["params"] if p.grad is not None}
         for p in gradients:
             p.grad = None  # Adam leaves out what has none
-        loss = super().step(closure)
+        super().step()
         for p, gradient in gradients.items():
             p.grad = gradient
         for group in matrices:
@@ -58,6 +62,8 @@ class Muon(torch.optim.AdamW):
         for (rows, columns), alike in by_shape.items():
             states = [self._state_of(p) for p in alike]
             gradient = torch.stack([p.grad.reshape(rows, columns) for p in alike])
+            if group["maximize"]:
+                gradient = -gradient
             momentum = torch.stack([state["momentum"] for state in states])
             count = torch.stack([state["step"] for state in states]).to(gradient.dtype)[:, None, None] + 1
             good = 1 - getattr(self, "found_inf", gradient.new_zeros(())).to(gradient.dtype)

@@ -592,6 +592,16 @@ def with_copies(settings: list[tuple[str, Any]], file: Path, trust: bool) -> lis
     return found
 
 
+def preset_beside(file: Path) -> str | None:
+    """The preset that a run says of itself whose config.json a file is; None of other files, and of damaged runs."""
+    if file.name != CONFIG or not (file.parent / INFO).exists():
+        return None
+    try:
+        return read_info(file.parent).preset
+    except UserError:  # settings can be read without it
+        return None
+
+
 def _is_foreign(key: str, name: str) -> bool:
     """Whether the setting of a program names one that is neither shipped nor installed; of data, `folder:PATH` is."""
     kind = key.partition(".")[0]
