@@ -1,7 +1,7 @@
 """Where a step of training goes, 32×32×3, by stage and by kernel, and what a batch's size costs an image.
 
-Medians over steps of random images, on the CPU: what `guide` and `model` compute, the densities of both, the way back,
-the optimiser (which clips) and the average of the weights. Then the kernels, by torch's profiler, by their own time.
+Medians over steps of random images, on the CPU: the guide, the decoder with all densities, the way back, the optimiser
+(which clips) and the average of the weights. Then the kernels, by torch's profiler, by their own time.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Stages:
     def __init__(self, trainer: PyroTraining) -> None:
         self.times: dict[str, list[float]] = {}
         self.began: dict[str, float] = {}
-        for name, module in (("guide", trainer.vae.guide), ("model", trainer.vae.model), ("loss", trainer.loss)):
+        for name, module in (("guide", trainer.vae.guide), ("loss", trainer.loss)):
             module.register_forward_pre_hook(lambda *_, name=name: self.begin(name))
             module.register_forward_hook(lambda *_, name=name: self.end(name))
         trainer.loss.register_forward_hook(lambda *_: self.begin("backward"))
@@ -58,9 +58,9 @@ class Stages:
         return wrapped
 
     def medians(self, first: int) -> dict[str, float]:
-        """Of the steps from one on; `densities` is what the loss takes beside the programs."""
+        """Of the steps from one on; the decoder is what the loss takes beside the guide."""
         found = {name: median(times[first:]) for name, times in self.times.items()}
-        found["densities"] = found.pop("loss") - found["guide"] - found["model"]
+        found["decoder"] = found.pop("loss") - found["guide"]
         return found
 
 
