@@ -514,6 +514,21 @@ def test_names_in_a_manifest_lead_nowhere(
     assert not Path("out").exists()
 
 
+@pytest.mark.parametrize("name", ["../../../stolen", "/stolen", "a\x1b[2Jb"])
+def test_the_preset_of_a_received_run_names_no_folder(
+    name: str, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = tmp_path / "a" / "b" / "c"
+    here.mkdir(parents=True)
+    monkeypatch.chdir(here)
+    edit_json(run, "run.json", lambda info: info | {"preset": name})
+    forge(run)
+    code, out, err = call("train", "--config", run / "config.json", "--steps", 1)
+    assert code == 0, err
+    assert [folder.name for folder in Path("runs").iterdir()] == ["digits-digits-0"]
+    assert "\x1b" not in out + err
+
+
 @pytest.mark.parametrize(
     ("imports", "file"),
     [

@@ -593,13 +593,17 @@ def with_copies(settings: list[tuple[str, Any]], file: Path, trust: bool) -> lis
 
 
 def preset_beside(file: Path) -> str | None:
-    """The preset that a run says of itself whose config.json a file is; None of other files, and of damaged runs."""
+    """The shipped preset of the run whose config.json a file is, if it has one; None of other files and damaged runs.
+
+    Folders are named by it, so that no other name of a received run is taken.
+    """
     if file.name != CONFIG or not (file.parent / INFO).exists():
         return None
     try:
-        return read_info(file.parent).preset
+        preset = read_info(file.parent).preset
     except UserError:  # settings can be read without it
         return None
+    return preset if preset in configuration.preset_names() else None
 
 
 def _is_foreign(key: str, name: str) -> bool:
