@@ -54,6 +54,12 @@ def a_readers_own() -> dict[str, object]:
     return {"model": model, "guide": AntiCausalGuide(spec, prior, features=4, **net), "x": test.x, "y": test.labels}
 
 
+@pytest.mark.parametrize("table", sorted((ROOT / "reference" / "sweeps").glob("*.md")), ids=lambda path: path.stem)
+def test_the_page_of_sweeps_has_every_recorded_table(table: Path) -> None:
+    part = f"## {table.stem}\n\n```{{include}} ../reference/sweeps/{table.name}\n```\n"
+    assert part in PAGES["docs/sweeps.md"]
+
+
 @pytest.mark.parametrize("code", SNIPPETS, ids=SNIPPETS.get)
 def test_python_runs(code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As it stands there, but for the number of steps."""
