@@ -75,8 +75,8 @@ class Loops:
         return torch.tensor([row, column], dtype=self.x.dtype)
 
     def read(self, h: Tensor) -> Tensor:
-        """Of mean 0 and variance 1 where the network has a norm."""
-        return (h - h.mean()) / (h.var(correction=0) + 1e-5).sqrt() if self.norm else h
+        """Scaled to a root mean square of 1 where it is larger and the network has a norm."""
+        return h / max(1.0, float(h.square().mean().sqrt())) if self.norm else h
 
     def run(self, blocks: int, layers: int, heads: int) -> Tensor:
         x = {p: self.x[:, p[0], p[1]] for p in self.places}

@@ -48,7 +48,7 @@ class GatedPixelCNN(Reads):
         pixel_kernel: columns in the within-row stream.
         stem: (rows, columns, pixels) of the first look at the rows above and at the pixels to the left.
         norm: whether blocks, strided convolutions, links and the hidden layer before the output read the streams
-            `normalised`; the streams themselves are not, as in a Transformer whose blocks begin with a norm.
+            `bounded`; the streams themselves are not, as in a Transformer whose blocks begin with a norm.
         context_channels: channels of the context, 0 for none.
         causal: False for the same network without masks and shifts, in which every position sees its whole
             surroundings: an encoder, not for generation.

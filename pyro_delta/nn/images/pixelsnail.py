@@ -178,8 +178,8 @@ class PixelSNAIL(Reads):
         blocks: blocks, of which each ends with attention.
         layers: gated residual convolutions of each block.
         heads: attention heads; 2·heads divides the channels.
-        norm: whether blocks and the hidden layer before the output read the stream `normalised`; the stream itself is
-            not, as in a Transformer whose blocks begin with a norm.
+        norm: whether blocks and the hidden layer before the output read the stream `bounded`; the stream itself is not,
+            as in a Transformer whose blocks begin with a norm.
         dropout: probability with which gated features are dropped in training.
         context_channels: channels of the context, 0 for none.
 

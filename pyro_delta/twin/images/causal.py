@@ -93,20 +93,19 @@ def gate(v: Array) -> Array:
     return a * jax.nn.sigmoid(b)
 
 
-def normalised(v: Array) -> Array:
-    """Channels of mean 0 and variance 1 at every position, without gains."""
-    centred = v - v.mean(-1, keepdims=True)
-    return centred * jax.lax.rsqrt(jnp.square(centred).mean(-1, keepdims=True) + 1e-5)
+def bounded(v: Array) -> Array:
+    """Features with a root mean square of at most 1 over the channels of every position: larger ones are scaled to it."""
+    return v * jax.lax.rsqrt(jnp.square(v).mean(-1, keepdims=True).clip(1.0))
 
 
 class Reads(nnx.Module):
-    """What reads a stream of features, as it is or, with `norm`, `normalised`."""
+    """What reads a stream of features, as it is or, with `norm`, `bounded`."""
 
     norm: bool
 
     def read(self, v: Array) -> Array:
         """What is read of features."""
-        return normalised(v) if self.norm else v
+        return bounded(v) if self.norm else v
 
 
 def shift_down(v_bhwc: Array) -> Array:
@@ -231,7 +230,7 @@ class PixelBlock(Reads):
     Args:
         channels: c.
         width: of the kernel.
-        norm: whether the convolution reads h `normalised`.
+        norm: whether the convolution reads h `bounded`.
         dropout: probability with which gated features are dropped in training.
         causal: as for `PixelConv`.
         rngs: of the initial values.

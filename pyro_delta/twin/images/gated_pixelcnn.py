@@ -93,7 +93,7 @@ class RowsAbove(nnx.Module):
         blocks: the number of blocks at each level.
         kernel: (k_r, k_c) of all of them.
         dilation: of rows at the finest level; it doubles from level to level.
-        norm: whether blocks and strided convolutions read the stream `normalised`.
+        norm: whether blocks and strided convolutions read the stream `bounded`.
         causal: if false, rows below are seen as well.
         rngs: of the initial values.
     """
@@ -172,7 +172,7 @@ class GatedPixelCNN(Reads):
         row_kernel: (k_r, k_c) of the rows-above stream.
         pixel_kernel: width of the kernels within the row.
         stem: rows and columns of the kernel over the rows above, and width of that within the row, that see the input.
-        norm: whether blocks, strided convolutions, links and the hidden layer before the result read `normalised`.
+        norm: whether blocks, strided convolutions, links and the hidden layer before the result read `bounded`.
         context_channels: of the context; 0 if there is none.
         causal: if false, there are neither masks nor shifts: every pixel sees all around it.
         rngs: of the initial values.

@@ -196,7 +196,7 @@ class PixelSNAIL(Reads):
         blocks: each some layers and attention.
         layers: residual blocks in each block.
         heads: of the attention.
-        norm: whether blocks and the hidden layer before the result read the stream `normalised`.
+        norm: whether blocks and the hidden layer before the result read the stream `bounded`.
         dropout: probability with which gated features are dropped in training, everywhere.
         context_channels: of the context; 0 if there is none.
         rngs: of the initial values.
