@@ -29,7 +29,7 @@ from pyro_delta.inference.checkpoint import load_optimizer, load_weights, restor
 from pyro_delta.inference.elbo import RateDistortionELBO
 from pyro_delta.inference.objectives import NegativeELBO, OfAllRanks
 from pyro_delta.inference.optim import GuardedStep, MovingAverage, learning_rate, make_optimizer
-from pyro_delta.inference.training import START_DATA, Training, on_cpu
+from pyro_delta.inference.training import LOWER, START_DATA, Training, on_cpu
 from pyro_delta.nn.precision import Network, computes_in_bf16, set_bf16
 from pyro_delta.nn.recompute import set_recompute
 from pyro_delta.protocol import Batch, Data, Split
@@ -270,7 +270,8 @@ class PyroTraining(Training):
         self.line("train", line)
         self.window = Window(self.clock.read())
         with ranks.together():
-            self.update.stop_if_stuck(self.step, "start a new run with a lower training.lr or a training.clip")
+            self.update.stop_if_stuck(self.step, LOWER)
+            self.stop_if_run_off(line["neg_elbo_bpd"])
 
     def _tried(self) -> bool:
         """Makes the gradients of a part, for which networks are compiled, and drops them; noise and buffers stay.

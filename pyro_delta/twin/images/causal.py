@@ -94,7 +94,7 @@ def gate(v: Array) -> Array:
 
 
 def bounded(v: Array) -> Array:
-    """Features with a root mean square of at most 1 over the channels of every position: larger ones are scaled to it."""
+    """Features with a root mean square of at most 1 over the channels of a position: larger ones are scaled to it."""
     return v * jax.lax.rsqrt(jnp.square(v).mean(-1, keepdims=True).clip(1.0))
 
 
