@@ -14,7 +14,7 @@ from pyro_delta.data.images import ImageSpec
 from pyro_delta.distributions.images.autoregressive_image import sample_naively
 from pyro_delta.errors import UserError
 from pyro_delta.models import AR1Prior, ConditionalPixelSNAIL, PixelSNAILLikelihood, even_starts
-from pyro_delta.nn.images.causal import PixelBlock
+from pyro_delta.nn.images.causal import PixelBlock, bounded
 from pyro_delta.nn.images.pixelsnail import PixelSNAIL, RasterAttention, background
 from pyro_delta.nn.precision import set_bf16
 
@@ -156,6 +156,39 @@ def test_background_coordinates() -> None:
     rows, columns = background(4, 2)
     assert rows.tolist() == [[-0.5, -0.5], [-0.25, -0.25], [0.0, 0.0], [0.25, 0.25]]
     assert columns.tolist() == [[-0.5, 0.0]] * 4
+
+
+# --- the bound of what is read ---
+
+
+@pytest.mark.parametrize("dim", [1, -1])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_features_are_bounded(dim: int, dtype: torch.dtype) -> None:
+    """Scaled to a root mean square of 1 where it is larger, left as they are, to the bit, where it is not."""
+    x = random_normal(3, 8, 4, 8).to(dtype) * torch.tensor([1e-3, 1.0, 1e3], dtype=dtype)[:, None, None, None]
+    x[0, :, 0, 0] = 0
+    found = bounded(x.requires_grad_(), dim)
+    size = x.detach().double().square().mean(dim, keepdim=True).sqrt()
+    rounding = 4 * torch.finfo(dtype).eps
+    torch.testing.assert_close(found.double(), x.double() / size.clamp(min=1.0), rtol=rounding, atol=0)
+    small = (size < 1 - rounding).expand_as(x)
+    assert small.any()
+    assert not small.all()
+    assert torch.equal(found[small], x[small])
+    (gradient,) = torch.autograd.grad(found.double().square().sum(), x)
+    assert gradient.isfinite().all()
+
+
+@pytest.mark.parametrize(("norm", "least", "most"), [(False, 1e9, math.inf), (True, 0.0, 1e2)])
+def test_blocks_with_large_weights_make_more_and_more_of_what_has_no_bound(
+    norm: bool, least: float, most: float
+) -> None:
+    """Weights that have grown threefold, as those of long trainings do."""
+    network = randomise(PixelSNAIL(3, 5, height=6, width=6, channels=8, blocks=2, layers=4, heads=2, norm=norm))
+    with torch.no_grad():
+        for weight in network.parameters():
+            weight.mul_(3)
+        assert least < network(random_normal(2, 3, 6, 6)).abs().max().item() < most
 
 
 # --- the first position ---

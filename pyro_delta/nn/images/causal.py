@@ -84,8 +84,8 @@ def bounded(x: Tensor, dim: int = 1) -> Tensor:
     What a trained decoder reads of images is mostly below. Of what it has never seen, blocks without a bound make
     more from one to the next, up to a thousand times as much after ten of them.
     """
-    most = math.sqrt(x.shape[dim])
-    return x * (most / torch.linalg.vector_norm(x, dim=dim, keepdim=True).clamp(min=most)).to(x.dtype)
+    size = torch.linalg.vector_norm(x, dim=dim, keepdim=True) / math.sqrt(x.shape[dim])
+    return x * size.clamp(min=1.0).reciprocal().to(x.dtype)
 
 
 class Reads(nn.Module):
