@@ -1,4 +1,4 @@
-"""A step that a non-finite gradient cannot spoil, and the averages around it; no host synchronisation."""
+"""A step that no gradient can spoil which is not finite or far too large, and the averages around it; no host synchronisation."""
 
 from __future__ import annotations
 
@@ -51,7 +51,10 @@ def learning_rate(config: TrainingConfig, step: int, progress: float) -> float:
 
 
 class GuardedStep:
-    """Clips, steps, and skips where loss or gradient is not finite: parameters and moments then stay as they were.
+    """Clips, steps, and skips where loss or gradient is not finite, or the gradient's norm beyond `skip`.
+
+    Parameters and moments then stay as they were. Clipping alone does not save them: of a batch that a network makes
+    something enormous of, it keeps the direction, and orthogonalised steps are of one size whatever the gradient's.
 
     The optimiser itself is told on the device (`found_inf`, as a gradient scaler does), so nothing waits for the GPU.
 
@@ -61,8 +64,10 @@ class GuardedStep:
         norm: gradient norm of the newest step, before clipping (a tensor).
     """
 
-    def __init__(self, optimizer: torch.optim.Optimizer, clip: float | None, device: torch.device) -> None:
-        self.optimizer, self.clip = optimizer, clip
+    def __init__(
+        self, optimizer: torch.optim.Optimizer, clip: float | None, device: torch.device, skip: float | None = None
+    ) -> None:
+        self.optimizer, self.clip, self.skip = optimizer, clip, skip
         self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
         self.skipped = torch.zeros((), device=device)
         self.streak = torch.zeros((), device=device)
@@ -74,7 +79,10 @@ class GuardedStep:
         self.norm = torch.nn.utils.get_total_norm(grads, foreach=True)
         if self.clip is not None:
             torch.nn.utils.clip_grads_with_norm_(self.parameters, self.clip, self.norm, foreach=True)
-        bad = 1.0 - (torch.isfinite(self.norm) & torch.isfinite(loss.detach())).float()
+        good = torch.isfinite(self.norm) & torch.isfinite(loss.detach())
+        if self.skip is not None:
+            good &= self.norm <= self.skip
+        bad = 1.0 - good.float()
         for group in self.optimizer.param_groups:
             group["lr"] = lr * group["factor"]
         self.optimizer.grad_scale, self.optimizer.found_inf = None, bad  # type: ignore[attr-defined]
@@ -100,7 +108,7 @@ def stop_if_stuck(streak: int, step: int, mend: str) -> None:
     """
     if streak >= MAX_STREAK:
         raise CheckFailed(
-            f"training stopped at step {step}: the last {streak} steps were not finite and were skipped; {mend}."
+            f"training stopped at step {step}: the last {streak} steps were not finite or too large and were skipped; {mend}."
         )
 
 

@@ -83,7 +83,7 @@ class PyroTraining(Training):
         super().__init__(config, data, vae, log)
         self.average = MovingAverage(vae, settings.ema)
         self.optimizer = make_optimizer(vae, settings)
-        self.update = GuardedStep(self.optimizer, settings.clip, self.device)
+        self.update = GuardedStep(self.optimizer, settings.clip, self.device, settings.skip)
         self.auxiliary: AuxiliaryTraining | None = None
         if config.auxiliary.enabled:
             self.auxiliary = AuxiliaryTraining.of(config.auxiliary, vae.model.prior)

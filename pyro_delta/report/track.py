@@ -22,10 +22,13 @@ ASIDE = {
     "data": {"root"},
     "training": {
         "seed", "backend", "bf16", "channels_last", "recompute", "accumulate", "compile", "log_every", "validations",
-        "checkpoint_minutes", "patience",
+        "checkpoint_minutes", "patience", "skip",
     },
 }  # fmt: skip
-"""Settings that decide where, how and by which noise a training is computed, but not what bound it has at a step."""
+"""Settings that decide where, how and by which noise a training is computed, but not what bound it has at a step.
+
+`skip` is among them: curves are of trainings in which no gradient was as large.
+"""
 FAR = 5.0
 """Deviations of single runs above the recorded mean from which on a run is far off, …"""
 LEAST = 0.005

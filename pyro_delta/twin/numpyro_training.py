@@ -254,6 +254,7 @@ class Rule(NamedTuple):
     betas: tuple[float, float]
     weight_decay: float
     clip: float | None
+    skip: float | None
     guide_lr: float
     matrices: frozenset[str] = frozenset()
     """Names of the weights that Muon orthogonalises."""
@@ -360,6 +361,9 @@ def _train(
         state, sums = carry
         batch = mapped(data, lambda values: values[order_sb[i]])
         gradient, seen = jax.grad(loss, has_aux=True)(state.weights, batch, jax.random.fold_in(key, first + i))
+        norm = optax.tree.norm(gradient)
+        if rule.skip is not None:
+            gradient = jax.tree.map(lambda leaf: jnp.where(norm > rule.skip, jnp.nan, leaf), gradient)
         changes, optimizer_state = optimizer.update(gradient, state.optimizer, state.weights)
         weights = optax.apply_updates(state.weights, jax.tree.map(lambda change: lr_s[i] * change, changes))
         average = optax.incremental_update(weights, state.average, weight_s[i])
@@ -370,7 +374,7 @@ def _train(
             least=jnp.minimum(sums.least, seen.rate.min()),
             mean=sums.mean + seen.mean.sum(0),
             square=sums.square + jnp.square(seen.mean).sum(0),
-            norm=optax.tree.norm(gradient),
+            norm=norm,
         )
         return State(weights, average, optimizer_state), sums
 
