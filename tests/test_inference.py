@@ -438,6 +438,24 @@ def test_clipping(clip: float | None) -> None:
     assert clip != 0.05 or norm > 0.05, "the case meant to clip does not"
 
 
+@pytest.mark.parametrize("optimizer", ["adam", "muon"])
+@pytest.mark.parametrize("clip", [None, 1e-3])
+def test_a_step_with_a_gradient_beyond_skip_changes_nothing(clip: float | None, optimizer: str) -> None:
+    """By its norm before it is clipped; after it training goes on."""
+    trainer = trainer_of(clip=clip, optimizer=optimizer, skip=1e3)
+    train_steps(trainer, 2)
+    before = snapshot(trainer)
+    trainer.update.skip = 1e-2
+    train_steps(trainer, 1)
+    torch.testing.assert_close(snapshot(trainer), before, rtol=0, atol=0)
+    assert (trainer.update.skipped.item(), trainer.update.streak.item(), trainer.step) == (1, 1, 3)
+    assert trainer.update.norm.item() > 1
+    trainer.update.skip = 1e3
+    train_steps(trainer, 1)
+    assert (trainer.update.skipped.item(), trainer.update.streak.item()) == (1, 0)
+    assert not torch.equal(snapshot(trainer)["0.exp_avg"], before["0.exp_avg"])
+
+
 @pytest.mark.usefixtures("double")
 @pytest.mark.parametrize("decay", [0.0, 0.5, 0.9995])
 def test_moving_average_warms_up(decay: float) -> None:

@@ -138,8 +138,9 @@ def _loss(graph: Any, rest: Any, x_bchw: Any, key: Any, elbo: str, weights: Any)
         ({"clip": 0.05, "optimizer": "adamw", "weight_decay": 0.1, "decay": "linear"}, 1e-5),
         ({"optimizer": "adam", "weight_decay": 0.1, "decay": "none"}, 1e-9),
         ({"optimizer": "muon", "weight_decay": 0.1, "guide_lr": 0.2}, 1e-9),
+        ({"skip": 20.0}, 1e-9),
     ],
-    ids=["guide's rate", "clipped, AdamW", "Adam, decayed weights", "Muon"],
+    ids=["guide's rate", "clipped, AdamW", "Adam, decayed weights", "Muon", "large gradients skipped"],
 )
 def test_updates_are_those_of_the_pyro_trainer(
     data: Any, options: dict[str, Any], rtol: float, monkeypatch: pytest.MonkeyPatch
@@ -161,6 +162,7 @@ def test_updates_are_those_of_the_pyro_trainer(
     assert_equal(weights_of(theirs), reference.vae.state_dict(), rtol=rtol, atol=rtol / 100)
     assert_equal(dict(theirs.averaged().state_dict()), reference.averaged().state_dict(), rtol=rtol, atol=rtol / 100)
     assert len(lines) == len(pyro_lines) == 2
+    assert (0 < lines[-1]["skipped"] < 6) is ("skip" in options)
     for found, expected in zip(lines, pyro_lines, strict=True):
         assert found.keys() == expected.keys()
         for key in expected.keys() - {"wall_s", "train_s", "images_per_s", "split"}:

@@ -128,11 +128,8 @@ def text(value: Any) -> str:
 
 def unfinished(facts: Mapping[str, Any]) -> str:
     """What a training that has not come to its end has made, and which weights of it are looked at."""
-    skipped = (
-        f", {facts['skipped_steps']} of which were not finite or too large and were skipped"
-        if facts["skipped_steps"]
-        else ""
-    )
+    count = facts["skipped_steps"]
+    skipped = f", {count} of which were not finite or too large and were skipped" if count else ""
     return (
         f"it has made {facts['trained_steps']} steps{skipped}, and these are the {facts['weights']} weights, of step "
         f"{facts['step']}"

@@ -1,4 +1,4 @@
-"""A step that no gradient can spoil which is not finite or far too large, and the averages around it; no host synchronisation."""
+"""A step that no gradient spoils, be it not finite or far too large, and the averages; no host synchronisation."""
 
 from __future__ import annotations
 
@@ -108,7 +108,8 @@ def stop_if_stuck(streak: int, step: int, mend: str) -> None:
     """
     if streak >= MAX_STREAK:
         raise CheckFailed(
-            f"training stopped at step {step}: the last {streak} steps were not finite or too large and were skipped; {mend}."
+            f"training stopped at step {step}: the last {streak} steps were not finite or too large and were skipped; "
+            f"{mend}."
         )
 
 
