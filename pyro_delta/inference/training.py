@@ -193,7 +193,7 @@ class Training(ABC):
         if neg_elbo - least > RUN_OFF * max(first - least, abs(first), 1.0):
             raise CheckFailed(
                 f"training stopped at step {self.step}: −ELBO has run off from {least:.4g} to {neg_elbo:.4g} "
-                f"{self.data.spec.unit}; {LOWER}."
+                f"{self.data.spec.unit}; start a new run with a lower training.lr or a training.skip."
             )
 
     @property

@@ -101,7 +101,7 @@ def describe(line: dict[str, Any], settings: TrainingConfig, unit: str) -> str:
         f"rate {_number(line['rate_nats_mean'], 3)} nats",
         f"δ {_number(line['delta_nats'], 3)}",
         f"{left // 60:.0f}:{left % 60:02.0f} left" if "images_per_s" in line else "",
-        f"{line['skipped']} steps skipped" if line.get("skipped") else "",
+        f"{line['skipped']} step{'s' * (line['skipped'] > 1)} skipped" if line.get("skipped") else "",
     ]
     return " · ".join(part for part in parts if part)
 
