@@ -125,7 +125,7 @@ class TrainingConfig(Section):
     clip: float | None = Field(None, gt=0)
     """largest gradient norm (of the loss in nats per image dimension)"""
     skip: float | None = Field(None, gt=0)
-    """gradient norm beyond which a step is skipped: after one, a large network may be of no use for any data"""
+    """gradient norm, before clipping, beyond which a step is skipped: a single one may spoil a large network"""
     ema: float = Field(0.999, ge=0, lt=1)
     """decay of the moving average of weights, with a warm-up; the average is what is evaluated"""
     bf16: bool = False

@@ -541,30 +541,6 @@ def test_a_run_stops_when_they_persist() -> None:
     assert flat(trainer.average).isfinite().all()
 
 
-def test_a_run_stops_when_it_runs_off() -> None:
-    """Weights that have become too large by far, finite all the time."""
-    lines: list[dict[str, Any]] = []
-    trainer = trainer_of(lines, steps=200, log_every=5, validations=0)
-
-    def spoil_at_twenty(trainer: PyroTraining) -> None:
-        if trainer.step == 20:
-            with torch.no_grad():
-                for weight in trainer.vae.model.parameters():
-                    weight.mul_(1e3)
-
-    with pytest.raises(CheckFailed, match=r"step 25: −ELBO has run off from [0-9.]+ to [0-9.e+]+ bits/dim; .*lr"):
-        trainer.run(spoil_at_twenty)
-    assert [line["step"] for line in lines] == [5, 10, 15, 20, 25]
-    assert math.isfinite(lines[-1]["neg_elbo_bpd"])
-
-
-@pytest.mark.parametrize("found", [(9.0, 4.0, 5000.0), (-1.0, -3.0, 900.0), (1e5, 4.0, 9e6), (0.01, 0.001, 900.0)])
-def test_a_run_outlives_a_high_line(found: tuple[float, ...]) -> None:
-    trainer = trainer_of()
-    for neg_elbo in found:
-        trainer.stop_if_run_off(neg_elbo)
-
-
 def test_a_run_outlives_a_few() -> None:
     switch = {"bad": False}
     vae = build(config_of(), SPEC)

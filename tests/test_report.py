@@ -341,7 +341,7 @@ def test_a_run_that_diverged_has_a_page(tmp_path: Path) -> None:
     before = write_page_of_training(pyro_delta.load(tmp_path / "run"), "none", {"neg_elbo_bpd": None}).read_text()
     assert "Diverged.</strong>" in before
     assert "not checked yet" not in before
-    assert "of the steps were not finite or too large and were skipped." in before
+    assert "of the steps were skipped: not finite, or beyond training.skip." in before
     assert printed["verdict"] == "diverged"
     assert "Diverged, and the check fails." in text
     assert "What it draws" not in text

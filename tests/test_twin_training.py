@@ -237,7 +237,7 @@ def test_steps_that_are_not_finite_are_skipped_and_end_a_run(data: Any, monkeypa
     before = weights_of(trainer)
     broken = trainer.steps._replace(weights=jax.tree.map(lambda w: w * jnp.nan, trainer.steps.weights))
     trainer.steps = broken
-    with pytest.raises(CheckFailed, match="the last 21 steps were not finite or too large and were skipped"):
+    with pytest.raises(CheckFailed, match="the last 21 steps were not finite and were skipped"):
         trainer.run()
     assert lines[-1]["skipped"] == 21
     gradient = jax.tree.map(jnp.zeros_like, broken.weights)

@@ -126,7 +126,9 @@ OTHER_DATA = "The data are not those that the run was trained on, or not all of 
 """Said with numbers of a run whose data are not what they were."""
 LARGE_GAIN = 3.0
 """Standard errors beyond which a control is worse by more than the choice of data."""
-FREE = {"likelihood.use_latents", "training.steps", "training.minutes", "training.log_every", "training.validations"}
+FREE = {"likelihood.use_latents"} | {
+    f"training.{name}" for name in ("steps", "minutes", "skip", "log_every", "validations")
+}
 """Settings in which a control may differ from its run."""
 
 

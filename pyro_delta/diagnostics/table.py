@@ -56,7 +56,7 @@ LABELS = {
     "weights": ("averaged weights", ""),
     "step": ("step", ""),
     "trained_steps": ("steps of its training", ""),
-    "skipped_steps": ("steps of it that were not finite or too large and were skipped", ""),
+    "skipped_steps": ("steps of it that were skipped", ""),
     "control_trained_steps": ("steps of the control's", ""),
     "finished": ("training came to its end", ""),
     "best_neg_elbo_bpd": ("−ELBO of the best validation, whose weights are used", "bits"),
@@ -129,7 +129,7 @@ def text(value: Any) -> str:
 def unfinished(facts: Mapping[str, Any]) -> str:
     """What a training that has not come to its end has made, and which weights of it are looked at."""
     count = facts["skipped_steps"]
-    skipped = f", {count} of which were not finite or too large and were skipped" if count else ""
+    skipped = f", {count} of which were skipped" if count else ""
     return (
         f"it has made {facts['trained_steps']} steps{skipped}, and these are the {facts['weights']} weights, of step "
         f"{facts['step']}"

@@ -14,7 +14,7 @@ from pyro_delta.inference.muon import Muon, matrices_of
 from pyro_delta.vae import VAE, copied
 
 MAX_STREAK = 20
-"""Non-finite steps in a row after which a run stops."""
+"""Skipped steps in a row after which a run stops."""
 
 
 def make_optimizer(vae: VAE, config: TrainingConfig) -> torch.optim.Optimizer:
@@ -97,18 +97,19 @@ class GuardedStep:
         Raises:
             CheckFailed: if `MAX_STREAK` steps in a row were skipped; says `mend`.
         """
-        stop_if_stuck(int(self.streak), step, mend)
+        stop_if_stuck(int(self.streak), step, mend, self.skip)
 
 
-def stop_if_stuck(streak: int, step: int, mend: str) -> None:
+def stop_if_stuck(streak: int, step: int, mend: str, skip: float | None = None) -> None:
     """Gives up when steps are skipped on and on.
 
     Raises:
         CheckFailed: if `streak`, the steps in a row that were skipped, has reached `MAX_STREAK`; says `mend`.
     """
     if streak >= MAX_STREAK:
+        beyond = "" if skip is None else f", or had gradients beyond training.skip={skip:g},"
         raise CheckFailed(
-            f"training stopped at step {step}: the last {streak} steps were not finite or too large and were skipped; "
+            f"training stopped at step {step}: the last {streak} steps were not finite{beyond} and were skipped; "
             f"{mend}."
         )
 

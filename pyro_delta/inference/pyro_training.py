@@ -271,7 +271,6 @@ class PyroTraining(Training):
         self.window = Window(self.clock.read())
         with ranks.together():
             self.update.stop_if_stuck(self.step, LOWER)
-            self.stop_if_run_off(line["neg_elbo_bpd"])
 
     def _tried(self) -> bool:
         """Makes the gradients of a part, for which networks are compiled, and drops them; noise and buffers stay.

@@ -121,7 +121,8 @@ class Run:
         given: the data, where they were handed over rather than named.
         lines: of metrics, where there is no folder.
         data_record: fingerprints of its data and where they lay, where that was kept.
-        skipped_steps: of those that it has made, because they were not finite.
+        skipped_steps: of those that it has made, because they were not finite, or beyond `training.skip`.
+        diverged: whether the newest steps were skipped, as many as end a training.
         notes: what a person should know of how it was read, in sentences.
         digest: of its settings as its folder has them, where it has one.
     """
@@ -138,6 +139,7 @@ class Run:
     lines: tuple[dict[str, Any], ...] = ()
     data_record: DataRecord | None = None
     skipped_steps: int = 0
+    diverged: bool = False
     notes: tuple[str, ...] = ()
     digest: str | None = None
 
@@ -171,7 +173,7 @@ class Run:
             return None
         mend = (
             "it diverged: train again with a lower training.lr or a training.clip"
-            if self.skipped_steps >= MAX_STREAK
+            if self.diverged
             else "go on with --resume"
         )
         return f"The training has not come to its end: {unfinished(self.facts)}; {mend}."
@@ -696,10 +698,11 @@ def load(
     if prior == "auxiliary":
         vae = with_prior(vae, _auxiliary(folder, config, vae.model.prior, chosen, path))
     finished = is_finished(config, state)
-    made, skipped = state["step"], int(state["skipped"])
+    made, skipped, before = state["step"], int(state["skipped"]), 0
     if not finished:  # what it made after its last checkpoint is lost, but it made it
-        for line in read_metrics(folder):
-            made, skipped = max(made, line["step"]), max(skipped, line.get("skipped") or 0)
+        counts = {line["step"]: line["skipped"] for line in read_metrics(folder) if "skipped" in line}
+        made, skipped = max([made, *counts]), max([skipped, *counts.values()])
+        before = max((count for step, count in counts.items() if step <= made - MAX_STREAK), default=0)
     return Run(
         config,
         spec,
@@ -711,6 +714,7 @@ def load(
         folder,
         data_record=read_info(folder).data,
         skipped_steps=skipped,
+        diverged=not finished and skipped - before >= MAX_STREAK,
         notes=notes,
         digest=config_digest(folder),
     )

@@ -18,7 +18,6 @@ from pyro_delta.commitment import BY_LENGTH, BY_PRIOR
 from pyro_delta.config import Config
 from pyro_delta.diagnostics.bounds import Encoding, Unit, encode, summarise
 from pyro_delta.diagnostics.trace import batches, committed, evaluating, formula_of, prior, trace
-from pyro_delta.errors import CheckFailed
 from pyro_delta.inference.objectives import NegativeELBO
 from pyro_delta.lock import Lock
 from pyro_delta.protocol import Data, Objective, Split
@@ -29,8 +28,6 @@ START_DATA = 256
 """Training data that a guide takes its initial weights from."""
 LOWER = "start a new run with a lower training.lr or a training.clip"
 """What mends a training that cannot go on."""
-RUN_OFF = 1000.0
-"""−ELBO ends a training where it is so many times as far above the best as the first was, or as it is from 0."""
 
 
 class Clock:
@@ -79,8 +76,6 @@ class Training(ABC):
             least −ELBO, or, where that is not what is minimised, the least `loss_bpd`; where what is minimised changes
             as training goes on, the least −ELBO again.
         stale: validations since then.
-        first_bound: −ELBO in the first line of training since it was begun or resumed.
-        least_bound: the least one since.
         interrupted: set it to end `run` early.
         notices: what a person should know before the start, in sentences.
         lock: on its folder, where it has one.
@@ -100,8 +95,6 @@ class Training(ABC):
         self.objective: Objective | None = None
         self.best: dict[str, Any] | None = None
         self.stale = 0
-        self.first_bound: float | None = None
-        self.least_bound = math.inf
         self.interrupted = False
         self.notices: list[str] = []
         self.lock: Lock | None = None
@@ -126,7 +119,7 @@ class Training(ABC):
         Setting `interrupted`, from a signal's handler for one, ends it after the step under way.
 
         Raises:
-            CheckFailed: if non-finite steps persist, or −ELBO has run off.
+            CheckFailed: if steps are skipped on and on.
             RankLost: if another rank has ended.
         """
         with ranks.watched(), self.running():
@@ -179,22 +172,8 @@ class Training(ABC):
         """Writes a line of metrics over the steps since the last one.
 
         Raises:
-            CheckFailed: if non-finite steps persist, or −ELBO has run off.
+            CheckFailed: if steps are skipped on and on.
         """
-
-    def stop_if_run_off(self, neg_elbo: float) -> None:
-        """Gives up where −ELBO, in bits or nats of a number, has become a thing of no return.
-
-        Raises:
-            CheckFailed: if it has.
-        """
-        first = self.first_bound = neg_elbo if self.first_bound is None else self.first_bound
-        least = self.least_bound = min(self.least_bound, neg_elbo)
-        if neg_elbo - least > RUN_OFF * max(first - least, abs(first), 1.0):
-            raise CheckFailed(
-                f"training stopped at step {self.step}: −ELBO has run off from {least:.4g} to {neg_elbo:.4g} "
-                f"{self.data.spec.unit}; start a new run with a lower training.lr or a training.skip."
-            )
 
     @property
     def learned_rate(self) -> bool:

@@ -186,7 +186,7 @@ def _has_diverged(measured: Mapping[str, Any]) -> bool:
 def _how_it_ended(run: Run, measured: Mapping[str, Any]) -> Iterator[str]:
     """What was not as it was set: steps that were skipped, and an end before the last one."""
     if run.skipped_steps and run.caveat is None:
-        yield f"{run.skipped_steps} of the steps were not finite or too large and were skipped."
+        yield f"{run.skipped_steps} of the steps were skipped: not finite, or beyond training.skip."
     if run.weights == "best" and _has_diverged(measured):
         yield "Its newest bound is not finite: the best weights are of before it diverged."
     if measured.get("ended_early"):

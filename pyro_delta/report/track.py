@@ -27,7 +27,7 @@ ASIDE = {
 }  # fmt: skip
 """Settings that decide where, how and by which noise a training is computed, but not what bound it has at a step.
 
-`skip` is among them: curves are of trainings in which no gradient was as large.
+`skip` is among them: no gradient that was logged in a recorded training was as large as presets have it.
 """
 FAR = 5.0
 """Deviations of single runs above the recorded mean from which on a run is far off, …"""

@@ -197,8 +197,7 @@ class NumPyroTraining(Training):
             line["committed_nats"] = float(committed_rate(prior()))
         self.line("train", line)
         self.began = self.clock.read()
-        stop_if_stuck(streak, self.step, LOWER)
-        self.stop_if_run_off(line["neg_elbo_bpd"])
+        stop_if_stuck(streak, self.step, LOWER, self.rule.skip)
 
     def _train(self, given: tuple[Any, ...]) -> None:
         self.steps, self.sums = _train(self.graph, self.rule, self.unit.scored, self.steps, *given)
