@@ -429,6 +429,7 @@ train --out new --set training.betas=[0.9,true] => training.betas: True is not a
 train --out new --set training.ema=1 => training.ema … got 1
 train --out new --set training.clip=0 => training.clip … got 0
 train --out new --set training.skip=0 => training.skip … got 0
+train --out new --set training.lr_sqrt=-0.1 => training.lr_sqrt … got -0.1
 train --out new --set training.warmup=-1 => training.warmup … got -1
 train --out new --set training.optimizer=sgd => training.optimizer … got 'sgd'
 train --out new --set training.decay=exp => training.decay … got 'exp'

@@ -412,6 +412,19 @@ def test_learning_rate(decay: Any, warmup: int, step: int, progress: float, expe
     assert learning_rate(config, step, progress) == pytest.approx(0.02 * expected)
 
 
+@pytest.mark.parametrize(("step", "expected"), [(0, 0.01), (3, 0.02), (99, 0.02), (399, 0.01), (9999, 0.002)])
+def test_learning_rate_below_a_root(step: int, expected: float) -> None:
+    config = TrainingConfig(steps=10**6, lr=0.02, lr_sqrt=0.2, decay="none", warmup=1)
+    assert learning_rate(config, step, 0.0) == pytest.approx(expected)
+
+
+def test_the_sum_of_rates_below_a_root_times_the_rate() -> None:
+    """At most 2c², however long the training."""
+    config = TrainingConfig(steps=10**5, lr=0.02, lr_sqrt=0.11, decay="none", warmup=0)
+    rates = torch.tensor([learning_rate(config, step, 0.0) for step in range(10**5)], dtype=torch.float64)
+    assert 0.95 < (rates.cumsum(0) * rates).max() / (2 * 0.11**2) < 1
+
+
 def test_learning_rate_reaches_the_optimiser() -> None:
     lines: list[dict[str, Any]] = []
     trainer = trainer_of(lines, steps=4, log_every=1, validations=0, lr=0.02, decay="linear", final=0.0, warmup=1)

@@ -75,8 +75,8 @@ class Loops:
         return torch.tensor([row, column], dtype=self.x.dtype)
 
     def read(self, h: Tensor) -> Tensor:
-        """Scaled to a root mean square of 4 where it is larger and the network has a norm."""
-        return h / max(1.0, float(h.square().mean().sqrt()) / 4) if self.norm else h
+        """Scaled to a root mean square of 1 where it is larger and the network has a norm."""
+        return h / max(1.0, float(h.square().mean().sqrt())) if self.norm else h
 
     def run(self, blocks: int, layers: int, heads: int) -> Tensor:
         x = {p: self.x[:, p[0], p[1]] for p in self.places}
@@ -164,11 +164,11 @@ def test_background_coordinates() -> None:
 @pytest.mark.parametrize("dim", [1, -1])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 def test_features_are_bounded(dim: int, dtype: torch.dtype) -> None:
-    """Scaled to a root mean square of 4 where it is larger, left as they are, to the bit, where it is not."""
-    x = random_normal(3, 8, 4, 8).to(dtype) * torch.tensor([1e-3, 4.0, 1e3], dtype=dtype)[:, None, None, None]
+    """Scaled to a root mean square of 1 where it is larger, left as they are, to the bit, where it is not."""
+    x = random_normal(3, 8, 4, 8).to(dtype) * torch.tensor([1e-3, 1.0, 1e3], dtype=dtype)[:, None, None, None]
     x[0, :, 0, 0] = 0
     found = bounded(x.requires_grad_(), dim)
-    size = x.detach().double().square().mean(dim, keepdim=True).sqrt() / 4
+    size = x.detach().double().square().mean(dim, keepdim=True).sqrt()
     rounding = 4 * torch.finfo(dtype).eps
     torch.testing.assert_close(found.double(), x.double() / size.clamp(min=1.0), rtol=rounding, atol=0)
     small = (size < 1 - rounding).expand_as(x)

@@ -40,6 +40,7 @@ def test_every_other_setting_has_words() -> None:
         ("training.betas", "[number, number]", "[0.9, 0.999]"),
         ("training.clip", "number > 0", "none"),
         ("training.skip", "number > 0", "none"),
+        ("training.lr_sqrt", "number > 0", "none"),
         ("training.bf16", "true | false", "false"),
         ("likelihood.channels", "[int, …]", "[32, 48]"),
         ("prior.alpha", "text | number", "none"),

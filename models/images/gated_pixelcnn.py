@@ -30,8 +30,8 @@ class GatedPixelCNNLikelihood(ImageLikelihood):
         row_kernel: (rows, columns) of the rows-above stream's convolutions.
         pixel_kernel: columns of the within-row stream's convolutions.
         stem: (rows, columns, pixels) of the first look at the rows above and at the pixels to the left.
-        norm: whether blocks read features with a root mean square of at most 4: of images a trained network has less,
-            of noise it would make more and more, and so ends long trainings.
+        norm: whether blocks read features with a root mean square of at most 1: training takes larger steps then, and
+            fewer samples run off into noise, but a decoder may not hear z.
         latents: use_latents, conditioning and latent_channels, as for `ImageLikelihood`.
 
     Raises:

@@ -34,8 +34,8 @@ class PixelSNAILLikelihood(ImageLikelihood):
         blocks: blocks, of which each ends with attention.
         layers: gated residual convolutions of each block.
         heads: attention heads, which share half of the channels.
-        norm: whether blocks read features with a root mean square of at most 4: of images a trained network has less,
-            of noise it would make more and more, and so ends long trainings.
+        norm: whether blocks read features with a root mean square of at most 1: training takes larger steps then, and
+            fewer samples run off into noise, but a decoder may not hear z.
         dropout: probability with which features are dropped in training.
         latents: use_latents, conditioning and latent_channels, as for `ImageLikelihood`.
 

@@ -37,7 +37,10 @@ def make_optimizer(vae: VAE, config: TrainingConfig) -> torch.optim.Optimizer:
 
 
 def learning_rate(config: TrainingConfig, step: int, progress: float) -> float:
-    """Linear warm-up over the first steps, then decay over the whole of training.
+    """Linear warm-up over the first steps, then decay over the whole of training, below `lr_sqrt` / √step.
+
+    Muon's steps are of one size, and what they add to weights grows with the sum of the rates. Trainings of PixelSNAIL
+    ran off where that sum times the rate came to .03; below c/√step it is 2c² at most.
 
     Args:
         config: the settings.
@@ -47,7 +50,8 @@ def learning_rate(config: TrainingConfig, step: int, progress: float) -> float:
     warm = min(1.0, (step + 1) / (config.warmup + 1))
     progress = min(max(progress, 0.0), 1.0)
     left = {"cosine": 0.5 * (1 + math.cos(math.pi * progress)), "linear": 1 - progress, "none": 1.0}[config.decay]
-    return config.lr * warm * (left if config.decay == "none" else config.final + (1 - config.final) * left)
+    lr = config.lr * warm * (left if config.decay == "none" else config.final + (1 - config.final) * left)
+    return lr if config.lr_sqrt is None else min(lr, config.lr_sqrt / math.sqrt(step + 1))
 
 
 class GuardedStep:

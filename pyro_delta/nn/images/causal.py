@@ -78,17 +78,13 @@ def gate(x: Tensor, dim: int = 1) -> Tensor:
     return a * torch.sigmoid(b)
 
 
-MOST = 4.0
-"""The largest root mean square that `bounded` leaves."""
-
-
 def bounded(x: Tensor, dim: int = 1) -> Tensor:
-    """Features with a root mean square of at most `MOST` over the channels of a position; larger ones are scaled to it.
+    """Features with a root mean square of at most 1 over the channels of a position; larger ones are scaled to it.
 
-    What a trained decoder reads of images is below, so it is the same network there. Of what it has never seen, blocks
-    without a bound make more from one to the next, up to a thousand times as much after ten of them.
+    Of what a decoder has never seen, blocks without a bound make more from one to the next, up to a thousand times as
+    much after ten of them.
     """
-    size = torch.linalg.vector_norm(x, dim=dim, keepdim=True) / (MOST * math.sqrt(x.shape[dim]))
+    size = torch.linalg.vector_norm(x, dim=dim, keepdim=True) / math.sqrt(x.shape[dim])
     return x * size.clamp(min=1.0).reciprocal().to(x.dtype)
 
 

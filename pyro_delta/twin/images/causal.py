@@ -94,8 +94,8 @@ def gate(v: Array) -> Array:
 
 
 def bounded(v: Array) -> Array:
-    """Features with a root mean square of at most 4 over the channels of a position; larger ones are scaled to it."""
-    return v * jax.lax.rsqrt((jnp.square(v).mean(-1, keepdims=True) / 16).clip(1.0))
+    """Features with a root mean square of at most 1 over the channels of a position; larger ones are scaled to it."""
+    return v * jax.lax.rsqrt(jnp.square(v).mean(-1, keepdims=True).clip(1.0))
 
 
 class Reads(nnx.Module):

@@ -144,7 +144,7 @@ class GatedPixelCNNLikelihood(ImageLikelihood):
         row_kernel: (rows, columns) of the rows-above stream's convolutions.
         pixel_kernel: columns of the within-row stream's convolutions.
         stem: (rows, columns, pixels) of the first look at the rows above and at the pixels to the left.
-        norm: whether blocks read features with a root mean square of at most 4.
+        norm: whether blocks read features with a root mean square of at most 1.
     """
 
     def __init__(
@@ -198,7 +198,7 @@ class PixelSNAILLikelihood(ImageLikelihood):
         blocks: each ends with attention.
         layers: gated convolutions of each block.
         heads: of attention.
-        norm: whether blocks read features with a root mean square of at most 4.
+        norm: whether blocks read features with a root mean square of at most 1.
         dropout: probability with which features are dropped in training.
     """
 
