@@ -105,7 +105,7 @@ def test_a_program_of_ones_own_is_listed(tmp_path: Path) -> None:
         ("train --prior ar", {"ar1", "ar1_learned", "ar"}),
         ("train --preset cifar10-s", {"cifar10-small"}),
         ("verify --set tr", {"training."}),
-        ("train --set training.l", {"training.lr=", "training.log_every="}),
+        ("train --set training.l", {"training.lr=", "training.lr_sqrt=", "training.log_every="}),
         ("train --prior matern --set prior.length", {"prior.length=", "prior.length_scale="}),
         ("train --preset text --set likelihood.h", {"likelihood.hidden=", "likelihood.heads="}),
         ("train --dataset chorales --set likelihood.h", {"likelihood.hidden="}),
