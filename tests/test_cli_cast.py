@@ -89,8 +89,8 @@ def test_a_learned_prior_logs_its_floor_and_what_it_commits_now(tmp_path: Path) 
     ("objective", "extra", "key"),
     [
         ("beta", ("objective.beta=0.5",), None),
-        ("free_bits", ("objective.free_nats=2",), None),
-        ("free_bits_per_dim", ("objective.free_nats=2",), None),
+        ("free_bits", ("objective.free_nats=1000",), None),
+        ("free_bits_per_dim", ("objective.free_nats=1000",), None),
         ("annealed", ("objective.anneal_steps=10",), "beta"),
         ("target_rate", ("objective.target_nats=50",), "multiplier"),
     ],
