@@ -111,7 +111,7 @@ class TrainingConfig(Section):
     lr: float = Field(1e-3, gt=0)
     """learning rate, after the warm-up"""
     lr_sqrt: float | None = Field(None, gt=0)
-    """lr is at most this by the square root of the step, so that trainings may be of any length"""
+    """the rate is at most this divided by the square root of the step: for trainings of any length"""
     betas: tuple[float, float] = (0.9, 0.999)
     """of Adam: decays of the averages of gradients and of their squares"""
     weight_decay: float = Field(0.0, ge=0)

@@ -126,9 +126,10 @@ OTHER_DATA = "The data are not those that the run was trained on, or not all of 
 """Said with numbers of a run whose data are not what they were."""
 LARGE_GAIN = 3.0
 """Standard errors beyond which a control is worse by more than the choice of data."""
-FREE = {"likelihood.use_latents"} | {
-    f"training.{name}" for name in ("steps", "minutes", "skip", "log_every", "validations")
-}
+FREE = {
+    "likelihood.use_latents", "training.steps", "training.minutes", "training.skip", "training.log_every",
+    "training.validations",
+}  # fmt: skip
 """Settings in which a control may differ from its run."""
 
 
