@@ -79,7 +79,7 @@ def leave_busy_cores() -> str | None:
         return None
     os.environ[SETTING] = str(threads)
     return (
-        f"other processes keep {taken:.1f} of {len(cores.allowed)} cores busy, so this takes {threads} "
+        f"other processes keep {taken:.1f} of {len(cores.allowed)} cores busy, so torch takes {threads} "
         f"thread{'' if threads == 1 else 's'}; {SETTING} sets another number."
     )
 
