@@ -20,6 +20,7 @@ from record import add_common_arguments, write
 from sklearn.decomposition import PCA
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from torch import Tensor
+from torch.distributions import Normal, kl_divergence
 
 from pyro_delta.build import build, load_data
 from pyro_delta.config import load_preset
@@ -48,15 +49,14 @@ def spread(code_bk: Tensor, directions_knd: Tensor) -> Tensor:
 
 def found(fit: Split, test: Split, fit_vbnd: Tensor, test_vbnd: Tensor, delta: float) -> dict[str, float | None]:
     """Rate in nats, and what the probe finds in samples and in means."""
-    (mean, scale), (test_mean, test_scale) = (gaussian_beyond_contour(*v_bnd, delta) for v_bnd in (fit_vbnd, test_vbnd))
+    q, test_q = (Normal(*gaussian_beyond_contour(*v_bnd, delta)) for v_bnd in (fit_vbnd, test_vbnd))
     assert fit.labels is not None
     assert test.labels is not None
-    z, test_z = mean + scale * torch.randn_like(mean), test_mean + test_scale * torch.randn_like(mean)
-    rate = (test_mean.square() + test_scale.square() - 1) / 2 - test_scale.log()
+    z, test_z = q.rsample(), test_q.rsample()
     return {
-        "rate": rate.flatten(1).sum(1).mean().item(),
+        "rate": kl_divergence(test_q, Normal(0.0, 1.0)).flatten(1).sum(1).mean().item(),
         "probe": probe_accuracy(z.flatten(1), fit.labels, test_z.flatten(1), test.labels),
-        "probe on means": probe_accuracy(mean.flatten(1), fit.labels, test_mean.flatten(1), test.labels),
+        "probe on means": probe_accuracy(q.mean.flatten(1), fit.labels, test_q.mean.flatten(1), test.labels),
     }
 
 
