@@ -24,6 +24,7 @@ from pyro_delta.guides import AntiCausalGuide, ImageEncoder, regions
 from pyro_delta.inference.pyro_training import PyroTraining
 from pyro_delta.models import AR1Prior, ConditionalGatedPixelCNN, DeltaVAE, GatedPixelCNNLikelihood, even_starts
 from pyro_delta.models.images.pixelsnail import ConditionalPixelSNAIL
+from pyro_delta.nn.images.causal import RowConv
 from pyro_delta.nn.images.embedding import embed_pixels
 from pyro_delta.nn.precision import set_bf16
 from pyro_delta.rate import ar1_committed_rate
@@ -345,6 +346,21 @@ def test_bf16_stays_inside_the_networks(spec: ImageSpec) -> None:
     set_bf16(vae, False)
     for wide, again in zip(exact, outputs(), strict=True):
         assert torch.equal(wide, again)
+
+
+@pytest.mark.parametrize("width", [1, 2, 3, 4])
+def test_bf16_reads_nothing_beyond_narrow_images(width: int) -> None:
+    """On processors with AMX a strided convolution to one column would, and NaN lies about here."""
+    convolution = RowConv(48, 64, (2, 3), stride=2, dilation=4).to(memory_format=torch.channels_last)
+    x_bchw = torch.randn(5, 48, 5, width).to(memory_format=torch.channels_last)
+    with torch.no_grad():
+        exact = convolution(x_bchw)
+        for _ in range(20):
+            dirt = [torch.full((2**k,), math.nan) for k in range(6, 20) for _ in range(8)]
+            del dirt
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                rounded = convolution(x_bchw)
+            torch.testing.assert_close(rounded.float(), exact, rtol=0, atol=0.05)
 
 
 def test_channels_last_keeps_the_values() -> None:
