@@ -28,18 +28,22 @@ def test_expand_keeps_the_class_and_the_validation_flag() -> None:
     assert GaussianAR1(alpha, 2, validate_args=True).expand((3,))._validate_args is True
 
 
+@pytest.mark.parametrize("blocks", [False, True], ids=["doubling", "blocks"])
 @pytest.mark.parametrize(
     ("alpha", "length"),
     [
         ([0.5, -0.9], 1),
         ([0.0, 0.3, 0.99], 3),
         ([[[0.2]], [[-0.7]]], 7),
-        ([[0.2, 0.0], [-0.7, 0.99]], 64),  # one product
-        ([[[0.2, 0.0]], [[-0.7, 0.99]]], 65),  # blocks
+        ([[0.2, 0.0], [-0.7, 0.99]], 64),
+        ([[[0.2, 1e-3]], [[-0.7, 0.99]]], 65),
         ([0.0, -0.9, 0.999], 32 * 33 + 5),  # blocks of blocks
     ],
 )
-def test_transform_is_the_recursion_with_its_gradients(alpha: list, length: int) -> None:
+def test_transform_is_the_recursion_with_its_gradients(
+    alpha: list, length: int, blocks: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gaussian_ar1, "_blocks_pay", lambda alpha, eps: blocks)
     alpha_d = torch.tensor(alpha, dtype=torch.float64, requires_grad=True)
     prior = GaussianAR1(alpha_d, length)
     eps = torch.randn(3, *prior.batch_shape, *prior.event_shape, dtype=torch.float64, requires_grad=True)
@@ -57,11 +61,11 @@ def test_transform_is_the_recursion_with_its_gradients(alpha: list, length: int)
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit.script`:FutureWarning")  # torch's own, of forward mode
-@pytest.mark.parametrize("factor", [0, 64])
+@pytest.mark.parametrize("blocks", [False, True], ids=["doubling", "blocks"])
 @pytest.mark.parametrize("length", [1, 3, 4, 11])
-def test_derivatives_of_any_order_and_mode(length: int, factor: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of the product and of blocks of blocks, from either end, against finite differences; batches of either alone."""
-    monkeypatch.setattr(gaussian_ar1, "FACTOR", factor)
+def test_derivatives_of_any_order_and_mode(length: int, blocks: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From either end, of blocks of blocks, too, against finite differences; batches of α or noise alone."""
+    monkeypatch.setattr(gaussian_ar1, "_blocks_pay", lambda alpha, eps: blocks)
     monkeypatch.setattr(gaussian_ar1, "BLOCK", 3)
     alpha_ad = torch.tensor([[[0.0, 0.9]], [[-0.8, 0.3]]], dtype=torch.float64, requires_grad=True)
     weight_ad = torch.rand_like(alpha_ad, requires_grad=True)
@@ -88,13 +92,24 @@ def test_derivatives_of_any_order_and_mode(length: int, factor: int, monkeypatch
 
     rows, columns = torch.func.jacrev, torch.func.jacfwd
     second = [outer(inner(energy))(alpha_ad) for outer in (rows, columns) for inner in (rows, columns)]
+    for mode in () if blocks else ("reverse-mode", "forward-mode"):  # torch's older vmap knows no einsum
+        over = torch.autograd.functional.hessian(energy, alpha_ad, vectorize=True, outer_jacobian_strategy=mode)
+        second.append(over)
     for other in second[1:]:
         torch.testing.assert_close(other, second[0])
+    third = [rows(rows(rows(energy)))(alpha_ad), columns(columns(columns(energy)))(alpha_ad)]
+    torch.testing.assert_close(*third)
+
+    along, pull = torch.randn_like(eps), torch.func.vjp(lambda alpha: draw(alpha, eps), alpha_ad)[1]
+    _, pulled = torch.func.jvp(lambda gain: pull(gain)[0], (eps.detach(),), (along,))
+    torch.testing.assert_close(pulled, pull(along)[0])
 
 
-@pytest.mark.parametrize("length", [40, 65])
-def test_noise_of_another_batch_than_alpha(length: int) -> None:
+@pytest.mark.parametrize("blocks", [False, True], ids=["doubling", "blocks"])
+def test_noise_of_another_batch_than_alpha(blocks: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of fewer dimensions than α, and of none at all; and as torch.compile traces it."""
+    monkeypatch.setattr(gaussian_ar1, "_blocks_pay", lambda alpha, eps: blocks)
+    length = 65
     alpha_ad = torch.tensor([[0.5, -0.9], [0.0, 0.3]], dtype=torch.float64, requires_grad=True)
     prior, eps = GaussianAR1(alpha_ad, length), torch.randn(length, 2, dtype=torch.float64, requires_grad=True)
     found, expected = prior.transform(eps), prior.transform(eps.expand(2, length, 2))
@@ -104,6 +119,9 @@ def test_noise_of_another_batch_than_alpha(length: int) -> None:
     assert prior.rsample((0,)).shape == (0, 2, length, 2)
     (none,) = torch.autograd.grad(prior.rsample((0,)).sum(), alpha_ad)
     assert torch.equal(none, torch.zeros_like(alpha_ad))
+    for shape in ((0, 2), (2, 0, 2), (0,)):
+        empty = GaussianAR1(torch.tensor([0.5, -0.9]), length).expand(shape)
+        assert empty.rsample().shape == empty.rsample((3,)).shape[1:] == (*shape, length, 2)
     traced = torch.compile(prior.transform, backend="eager", fullgraph=True)(eps)
     torch.testing.assert_close(traced, found)
     torch.testing.assert_close(torch.autograd.grad(traced.square().sum(), (alpha_ad, eps)), gradients)
@@ -365,3 +383,16 @@ def test_alpha_can_be_learned_through_its_constraint() -> None:
     alpha = to_alpha(free)
     torch.testing.assert_close(alpha, free.tanh())
     torch.testing.assert_close(to_alpha.inv(alpha), free, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("alpha", [0.9, -0.3, 0.06, 0.01, 1e-8, 0.0])
+def test_powers_hold_no_subnormal_numbers(alpha: float) -> None:
+    """By which products take ten times as long; their derivatives stay, those of flushed ones, too."""
+    alpha_d = torch.tensor([alpha], requires_grad=True)
+    (powers_b,) = gaussian_ar1._powers(alpha_d, 32)
+    exact_b = torch.tensor(alpha, dtype=torch.float64) ** torch.arange(32)
+    torch.testing.assert_close(powers_b.double(), exact_b, rtol=1e-5, atol=1e-27)
+    assert ((powers_b == 0) | (powers_b.abs() > torch.finfo().tiny)).all()
+    for power in range(1, 6):
+        (slope,) = torch.autograd.grad(powers_b[power], alpha_d, retain_graph=True)
+        torch.testing.assert_close(slope.item(), power * alpha ** (power - 1), rtol=1e-5, atol=0)

@@ -18,8 +18,8 @@ from pyro_delta.errors import UserError
 
 BLOCK = 32
 """Steps of a recursion that are taken at once."""
-FACTOR = 64
-"""Steps up to which noise becomes a sample by one product with the covariance's factor; on a CPU that is the faster."""
+SHORT = 64
+"""Steps up to which a recursion is summed by doubling, however many sequences there are."""
 MAX_STEPS = 512
 """Steps that a dense factor is for: each dimension holds n² numbers and costs n³."""
 
@@ -58,8 +58,8 @@ class GaussianAR1(TorchDistribution):
 
     z_1 ~ N(0, 1) and z_t | z_{t−1} ~ N(α z_{t−1}, 1 − α²), so every marginal is N(0, 1) and z_s and z_t have
     correlation α^|s−t|. The whole sequence is one event of shape (length, d), one sample site. Density, entropy and KL
-    cost O(length · d); so does sampling, by blocks of 32 steps in ⌈log32 length⌉ vectorised passes, or up to 64 steps
-    by one product with the covariance's factor.
+    cost O(length · d); so does sampling, by blocks of 32 steps in ⌈log32 length⌉ vectorised passes; or, up to 64 steps
+    and where sequences hardly share their α, in ⌈log2 length⌉ passes.
 
     A prefix of the process is the process of that length. With `lengths`, each member of the batch has its own, and
     the steps after it are padding: independent N(0, 1), whatever α. So the event keeps its shape, and stays a proper
@@ -148,15 +148,11 @@ class GaussianAR1(TorchDistribution):
         """
         alpha = _once(self.alpha)
         scale = _innovation_variance(alpha).sqrt()
-        if self.length <= FACTOR:
-            weight_dt = F.pad(scale.unsqueeze(-1).expand(*scale.shape, self.length - 1), (1, 0), value=1.0)
-            factor_dts = _powers(alpha, self.length) * weight_dt.unsqueeze(-2)
-            z = torch.einsum("...dts,...sd->...td", factor_dts, eps).contiguous()
-        else:
+        if _blocks_pay(alpha, eps):
             start = alpha / (1 + scale) * eps[..., 0, :]  # the z_0 from which z_1 = α z_0 + √(1 − α²) ε_1 is ε_1
-            # Forward mode takes the passes themselves; torch.compile, too, and makes its own gradient of them.
-            recursion = _recursion if _forward_mode() or torch.compiler.is_compiling() else _Recursion.apply
-            z = recursion(eps.mT.contiguous(), alpha, scale, start, False).mT.contiguous()
+            z = _follow(eps.mT.contiguous(), alpha, scale, start, False).mT.contiguous()
+        else:
+            z = _doubled(eps, alpha.unsqueeze(-2), scale.unsqueeze(-2))
         return z if self.lengths is None else torch.where(self.inside(), z, eps)
 
     def rsample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008 (torch's own signature)
@@ -246,6 +242,17 @@ def _innovation_variance(alpha_d: Tensor) -> Tensor:
     return (1 - alpha_d) * (1 + alpha_d)
 
 
+def _blocks_pay(alpha: Tensor, eps: Tensor) -> bool:
+    """Whether there is far more noise than blocks have powers to multiply it by, 32 × 32 of each α."""
+    return eps.shape[-2] > SHORT and eps.numel() >= 4 * BLOCK**2 * alpha.numel()
+
+
+def _follow(e_dn: Tensor, alpha_d: Tensor, weight_d: Tensor | None, start_d: Tensor | None, back: bool) -> Tensor:
+    """The recursion with the gradient by hand, but where torch itself derives forward or compiles: see below."""
+    taken = _recursion if _forward_mode() or torch.compiler.is_compiling() else _Recursion.apply
+    return taken(e_dn, alpha_d, weight_d, start_d, back)
+
+
 class _Recursion(torch.autograd.Function):
     """z_t = α z_{t−1} + w e_t of every sequence, (..., d, n), from z_0; or `back`, from the last step to the first.
 
@@ -269,7 +276,7 @@ class _Recursion(torch.autograd.Function):
     def backward(ctx: Any, gain_dn: Tensor) -> tuple[Tensor | None, ...]:
         e_dn, alpha_d, weight_d, start_d, z_dn = ctx.saved_tensors
         by_e, by_alpha, by_weight, by_start, _ = ctx.needs_input_grad
-        gain_dn = _Recursion.apply(gain_dn.contiguous(), alpha_d, None, None, not ctx.back)
+        gain_dn = _follow(gain_dn.contiguous(), alpha_d, None, None, not ctx.back)
         first, later, before = (-1, slice(-1), slice(1, None)) if ctx.back else (0, slice(1, None), slice(-1))
         first_d = gain_dn[..., first]
         found: list[Tensor | None] = [None] * 5
@@ -312,39 +319,65 @@ def _recursion(e_dn: Tensor, alpha_d: Tensor, weight_d: Tensor | None, start_d: 
     spare = -length % size
     padded = F.pad(e_dn, (spare, 0) if back else (0, spare)) if spare else e_dn
     e_dcb = padded.reshape(*padded.shape[:-1], padded.shape[-1] // size, size)
-    powers_dts = _powers(alpha_d, size)
-    reach_db = alpha_d.unsqueeze(-1) * powers_dts[..., 0]  # α^t, by which what is before the block reaches step t
-    if weight_d is not None:
-        powers_dts = weight_d[..., None, None] * powers_dts
-    if back:
-        powers_dts, reach_db = powers_dts.mT, reach_db.flip(-1)
-    z_dcb = torch.einsum("...dcs,...dts->...dct", e_dcb, powers_dts)
+    powers_db = _powers(alpha_d, size)
+    matrix_dst = _toeplitz(powers_db if weight_d is None else weight_d.unsqueeze(-1) * powers_db)
+    z_dcb = torch.einsum("...dcs,...dst->...dct", e_dcb, matrix_dst.mT if back else matrix_dst)
+    reach_db = alpha_d.unsqueeze(-1) * powers_db  # α^t, by which what is before the block reaches step t
     before_dc = None if start_d is None else start_d.unsqueeze(-1)
     if length > size:
-        ends_dc = _recursion(z_dcb[..., 0 if back else -1], alpha_d**size, None, start_d, back)
+        ends_dc = _recursion(z_dcb[..., 0 if back else -1], reach_db[..., -1], None, start_d, back)
         before_dc = _before(ends_dc, start_d, back)
     if before_dc is not None:
+        reach_db = reach_db.flip(-1) if back else reach_db
         z_dcb = torch.addcmul(z_dcb, reach_db.unsqueeze(-2), before_dc.unsqueeze(-1))
     z_dn = z_dcb.flatten(-2)
     return z_dn[..., spare:] if back else z_dn[..., :length]
 
 
+def _doubled(eps_td: Tensor, alpha_1d: Tensor, scale_1d: Tensor) -> Tensor:
+    """z_1 = ε_1 and z_t = α z_{t−1} + w ε_t by doubling (Hillis–Steele).
+
+    After k passes z_t holds the last 2^k terms of Σ α^j e_{t−j}.
+    """
+    # Adding zeros gives the first step the batch shape of α, which the later steps get from their scale.
+    z_td = torch.cat([eps_td[..., :1, :] + torch.zeros_like(alpha_1d), scale_1d * eps_td[..., 1:, :]], -2)
+    shift, weight_1d = 1, alpha_1d
+    while shift < z_td.shape[-2]:
+        later_td = z_td[..., shift:, :] + weight_1d * z_td[..., :-shift, :]
+        z_td = torch.cat([z_td[..., :shift, :], later_td], -2)
+        shift, weight_1d = 2 * shift, weight_1d * weight_1d
+    return z_td
+
+
 def _powers(alpha: Tensor, length: int) -> Tensor:
-    """α^{t−s} for s ≤ t, else 0, of shape (..., d, length, length)."""
-    steps = torch.arange(length, device=alpha.device)
-    lag = steps.unsqueeze(-1) - steps
-    if _forward_mode():
-        powers_dn = torch.stack([alpha**step for step in range(length)], -1)
-        return torch.where(lag >= 0, powers_dn[..., lag.clamp_min(0)], 0.0)
-    later = alpha[..., None, None] ** lag.clamp_min(1)  # with 0, a second derivative would be no number where α is 0
-    return later.tril(-1) + torch.eye(length, dtype=alpha.dtype, device=alpha.device)
+    """α^0 … α^{length − 1}, (..., d, length), by products, whose derivatives are right at 0, too.
+
+    Powers below ε⁴ add nothing to a step, and are 0, with the derivatives that they had: products of subnormal numbers
+    take ten times as long as others.
+    """
+    powers_db, factor_d1 = torch.ones_like(alpha).unsqueeze(-1), alpha.unsqueeze(-1)
+    while powers_db.shape[-1] < length:
+        powers_db = torch.cat([powers_db, powers_db * factor_d1], -1)
+        factor_d1 = factor_d1 * factor_d1
+    powers_db = powers_db[..., :length]
+    small = powers_db.abs() < torch.finfo(alpha.dtype).eps ** 4
+    return powers_db - torch.where(small, powers_db, 0.0).detach()
+
+
+def _toeplitz(lags_db: Tensor) -> Tensor:
+    """The upper triangular matrix of which element (s, t) is that of lag t − s, (..., d, length, length).
+
+    Each row is the one above it, moved by one: rows of 2·length numbers, read as if they had one less.
+    """
+    length = lags_db.shape[-1]
+    rows = F.pad(lags_db, (0, length)).unsqueeze(-2).expand(*lags_db.shape, 2 * length).flatten(-2)
+    return rows[..., :-length].unflatten(-1, (length, 2 * length - 1))[..., :length]
 
 
 def _forward_mode() -> bool:
-    """Whether torch derives forward, where two things of ours would be wrong without a word.
+    """Whether torch derives forward.
 
-    NOTE: within a `jvp` of a function's own, torch forgets those around it; and of powers whose exponent is a tensor,
-    second derivatives are no numbers where α is negative.
+    NOTE: within a `jvp` of a function's own, torch forgets those around it, and results would be wrong without a word.
     """
     return forward_ad._current_level >= 0
 
@@ -352,7 +385,7 @@ def _forward_mode() -> bool:
 def _once(alpha: Tensor) -> Tensor:
     """One of the copies that `expand` shows of α, along each dimension: their powers are the same."""
     for dim, stride in enumerate(alpha.stride()[:-1]):
-        alpha = alpha.narrow(dim, 0, 1) if stride == 0 else alpha
+        alpha = alpha.narrow(dim, 0, min(1, alpha.shape[dim])) if stride == 0 else alpha
     return alpha
 
 
