@@ -7,8 +7,10 @@ other's time, and no setting of OpenMP's waiting serves a machine that is idle a
 
 from __future__ import annotations
 
+import math
 import os
 import time
+from pathlib import Path, PurePosixPath
 
 import psutil
 
@@ -17,6 +19,11 @@ OTHERS = ("MKL_NUM_THREADS",)
 """Settings that torch puts before it."""
 LOOK = 0.1
 """Seconds that `Cores.look` takes."""
+GROUPS = Path("/proc/self/cgroup")
+MOUNTS = (Path("/sys/fs/cgroup"), Path("/sys/fs/cgroup/cpu"))
+"""Where Linux tells of control groups, those of the second version and of the first."""
+_chosen: str | None = None
+"""The number of threads that `leave_busy_cores` has set."""
 
 
 class Cores:
@@ -25,6 +32,7 @@ class Cores:
     Attributes:
         allowed: their numbers.
         count: threads that torch uses of itself: one for each of them, but for those of one physical core.
+        quota: how many of them a control group gives the time of, a container's, say; ∞ if it sets no limit.
     """
 
     def __init__(self) -> None:
@@ -32,6 +40,7 @@ class Cores:
         every = range(psutil.cpu_count() or 1)
         self.allowed = list(process.cpu_affinity() if hasattr(process, "cpu_affinity") else every)
         self.count = min(len(self.allowed), psutil.cpu_count(logical=False) or len(every))
+        self.quota = _quota()
         self._before = self._read()
 
     def taken(self) -> float:
@@ -52,7 +61,7 @@ class Cores:
 
     def threads(self, taken: float) -> int:
         """How many go fastest beside others that keep so many cores busy."""
-        return min(self.count, max(1, round(len(self.allowed) - taken)))
+        return max(1, min(self.count, round(len(self.allowed) - taken), math.floor(min(self.quota, self.count))))
 
     def _read(self) -> tuple[float, float, float]:
         """Now, and seconds of work so far, of the cores and of this process."""
@@ -70,18 +79,54 @@ class Cores:
 def leave_busy_cores() -> str | None:
     """Gives OpenMP as many threads as there are free cores, and says so; before torch is imported.
 
-    Does nothing, and gives None, on an idle machine and where `OMP_NUM_THREADS` or one of `OTHERS` is set.
+    Does nothing, and gives None, on an idle machine and where the user has `set_threads`.
     """
-    if any(name in os.environ for name in (SETTING, *OTHERS)) or (cores := Cores()).count == 1:
+    global _chosen
+    if set_threads() is not None or (cores := Cores()).count == 1:
         return None
     threads = cores.threads(taken := cores.look())
     if threads == cores.count:
         return None
-    os.environ[SETTING] = str(threads)
-    return (
-        f"other processes keep {taken:.1f} of {len(cores.allowed)} cores busy, so torch takes {threads} "
-        f"thread{'' if threads == 1 else 's'}; {SETTING} sets another number."
-    )
+    os.environ[SETTING] = _chosen = str(threads)
+    if threads < round(len(cores.allowed) - taken):
+        why = f"a control group allows this process the time of {cores.quota:g} of {len(cores.allowed)} cores"
+    else:
+        why = f"other processes keep {taken:.1f} of {len(cores.allowed)} cores busy"
+    return f"{why}, so torch takes {threads} thread{'' if threads == 1 else 's'}; {SETTING} sets another number."
+
+
+def set_threads() -> str | None:
+    """The user's own setting of the number of threads, `OMP_NUM_THREADS=2`, say; None if there is none.
+
+    Words that are no number, and 0, set nothing for OpenMP either.
+    """
+    for name in (*OTHERS, SETTING):
+        number = os.environ.get(name, "").split(",")[0].strip()
+        if number.isdecimal() and int(number) > 0 and (name, number) != (SETTING, _chosen):
+            return f"{name}={os.environ[name]}"
+    return None
+
+
+def _quota() -> float:
+    """Cores whose time the control groups of this process allow, the least of them; ∞ where there is no limit."""
+    try:
+        lines = GROUPS.read_text().splitlines()
+    except OSError:
+        return math.inf
+    found = [math.inf]
+    for line in lines:
+        _, controllers, place = line.split(":", 2)
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        inside = PurePosixPath(place.lstrip("/"))
+        for folder in (mount / part for mount in MOUNTS for part in (inside, *inside.parents)):
+            for names in (("cpu.max",), ("cpu.cfs_quota_us", "cpu.cfs_period_us")):
+                try:
+                    quota, period = " ".join((folder / name).read_text() for name in names).split()
+                    found.append(int(quota) / int(period) if int(quota) > 0 else math.inf)
+                except (OSError, ValueError, ZeroDivisionError):  # no such group; or "max", no limit
+                    continue
+    return min(found)
 
 
 def _nice() -> bool:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import os
+import shutil
 import subprocess
 import sys
 import time
 from collections import namedtuple
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -28,7 +31,12 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Cores with made-up seconds of work; each reading is `SECONDS` after the one before."""
 
     def make(
-        *after: Times, own: float = 0.0, allowed: tuple[int, ...] = (0, 1), physical: int = 2, nice: int = 0
+        *after: Times,
+        own: float = 0.0,
+        allowed: tuple[int, ...] = (0, 1),
+        physical: int = 2,
+        nice: int = 0,
+        quota: float = math.inf,
     ) -> None:
         readings = iter(range(1000))
         at = SimpleNamespace(index=0)
@@ -49,6 +57,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
             monotonic=lambda: at.index * SECONDS, process_time=lambda: at.index * own, sleep=lambda seconds: None
         )
         monkeypatch.setattr(cores, "time", clock)
+        monkeypatch.setattr(cores, "_quota", lambda: quota)
 
     return make
 
@@ -73,6 +82,15 @@ BUSY = ZERO._replace(user=7.0, system=3.0)
         ("four of ours, two taken", {"after": (IDLE, IDLE, BUSY, BUSY), "allowed": range(4), "physical": 4}, 2.0, 2),
         ("its other half is free", {"after": (IDLE, IDLE, IDLE, BUSY), "allowed": range(4), "physical": 2}, 1.0, None),
         ("a third of a core", {"after": (IDLE, ZERO._replace(user=3.0, idle=7.0))}, 0.3, None),
+        ("a container's limit", {"after": (IDLE, IDLE), "quota": 1.5}, 0.0, 1),
+        ("a limit of half a core", {"after": (IDLE, IDLE), "quota": 0.5}, 0.0, 1),
+        ("a limit that is none", {"after": (IDLE, IDLE), "quota": 2.0}, 0.0, None),
+        (
+            "fewer are free than that",
+            {"after": (BUSY, BUSY, IDLE, IDLE), "allowed": range(4), "physical": 4, "quota": 3},
+            2.0,
+            2,
+        ),
     ],
 )
 def test_threads_are_as_many_as_free_cores(
@@ -92,8 +110,44 @@ def test_threads_are_as_many_as_free_cores(
         assert notice is None
     else:
         assert notice is not None
-        assert f"{taken:.1f} of" in notice
+        limit = f"allows this process the time of {machine_of.get('quota', 0):g} of 2 cores"
+        assert (limit if taken == 0 else f"{taken:.1f} of") in notice
         assert f"takes {threads} thread" in notice
+    assert cores.set_threads() is None  # the number is ours
+
+
+def test_limits_of_control_groups_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cores, "GROUPS", tmp_path / "cgroup")
+    monkeypatch.setattr(cores, "MOUNTS", (tmp_path / "all", tmp_path / "cpu"))
+    assert cores._quota() == math.inf  # another system's
+    second, first = "0::/a/b", "3:memory:/else\n2:cpu,cpuacct:/docker/x\n0::/"
+    for groups, files, quota in (
+        (second, {}, math.inf),
+        (second, {"all/a/b/cpu.max": "max 100000"}, math.inf),
+        (second, {"all/a/b/cpu.max": "250000 100000"}, 2.5),
+        (second, {"all/a/b/cpu.max": "max 100000", "all/a/cpu.max": "50000 100000"}, 0.5),  # of the group around it
+        (second, {"all/cpu.max": "100000 100000"}, 1.0),  # a container's, whose own group is the root that it sees
+        (first, {"cpu/docker/x/cpu.cfs_quota_us": "-1", "cpu/docker/x/cpu.cfs_period_us": "100000"}, math.inf),
+        (first, {"cpu/docker/x/cpu.cfs_quota_us": "150000", "cpu/docker/x/cpu.cfs_period_us": "100000"}, 1.5),
+        (first, {"cpu/cpu.cfs_quota_us": "100000", "cpu/cpu.cfs_period_us": "50000"}, 2.0),
+        (first, {"cpu/else/cpu.max": "100 100000", "all/else/cpu.max": "100 100000"}, math.inf),
+    ):
+        shutil.rmtree(tmp_path)
+        for name, text in {"cgroup": groups, **files}.items():
+            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / name).write_text(text + "\n")
+        assert cores._quota() == quota, files
+
+
+@pytest.mark.parametrize("number", ["", " ", "0", "many", "-1"])
+def test_what_openmp_takes_for_no_setting_is_none(
+    number: str, machine: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine(IDLE, BUSY)
+    monkeypatch.setenv(cores.SETTING, number)
+    assert cores.set_threads() is None
+    assert cores.leave_busy_cores() is not None
+    assert os.environ[cores.SETTING] == "1"
 
 
 @pytest.mark.parametrize("setting", [cores.SETTING, "MKL_NUM_THREADS"])
@@ -103,6 +157,7 @@ def test_a_setting_of_ones_own_stays(
     machine(BUSY, BUSY)
     monkeypatch.delenv(cores.SETTING, raising=False)
     monkeypatch.setenv(setting, "2")
+    assert cores.set_threads() == f"{setting}=2"
     assert cores.leave_busy_cores() is None
     assert os.environ[setting] == "2"
     assert setting == cores.SETTING or cores.SETTING not in os.environ
@@ -126,16 +181,37 @@ def test_jobs_share_the_free_cores(
     assert runs.threads_for(jobs) == threads
 
 
-def test_a_training_says_once_that_it_is_crowded(machine: Callable[..., None]) -> None:
+def test_a_training_says_once_that_it_is_crowded(machine: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(cores.SETTING, raising=False)
     machine(IDLE, BUSY)
     crowded = Crowded()
     assert crowded.notice(1) is None
     notice = crowded.notice(2)
     assert notice is not None
     assert "1.0 of 2 cores busy, and 2 threads" in notice
+    assert "takes as many as are free" in notice
     assert crowded.notice(2) is None
+    monkeypatch.setenv("MKL_NUM_THREADS", "2")
+    notice = Crowded().notice(2)
+    assert notice is not None
+    assert notice.endswith("MKL_NUM_THREADS=2 is kept, and fewer would go faster.")
     machine(IDLE, IDLE)
     assert Crowded().notice(2) is None
+    assert Crowded().notice(1) is None
+
+
+def test_a_training_says_once_that_cores_are_free_by_now(
+    machine: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(cores.SETTING, raising=False)
+    machine(IDLE, IDLE)
+    crowded = Crowded()
+    notice = crowded.notice(1)
+    assert notice is not None
+    assert "trains on 1 thread, and other processes keep only 0.0 of 2 cores busy by now" in notice
+    assert crowded.notice(1) is None
+    machine(IDLE, IDLE, quota=1.0)
+    assert Crowded().notice(1) is None
 
 
 def test_a_busy_process_shows() -> None:

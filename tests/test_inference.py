@@ -469,6 +469,31 @@ def test_a_step_with_a_gradient_beyond_skip_changes_nothing(clip: float | None, 
     assert not torch.equal(snapshot(trainer)["0.exp_avg"], before["0.exp_avg"])
 
 
+def test_a_step_that_is_skipped_moves_neither_multiplier_nor_auxiliary_prior() -> None:
+    """Which an enormous z would push far off, though the programs stay where they are."""
+    config = config_of("target_rate", target_nats=50.0, multiplier_lr=0.01, skip=1e3)
+    config = config.model_copy(update={"auxiliary": config.auxiliary.model_copy(update={"enabled": True})})
+    trainer = PyroTraining(config, toy_data(), build(config, SPEC), [].append)
+    auxiliary = trainer.auxiliary
+    assert auxiliary is not None
+
+    def state() -> list[Tensor]:
+        moments = [value for state in auxiliary.optimizer.state.values() for value in state.values()]
+        return [*(value.clone() for value in moments), flat(auxiliary.prior), trainer.varying["multiplier"].clone()]
+
+    train_steps(trainer, 2)
+    before = state()
+    trainer.update.skip = 1e-9
+    posterior = trainer.vae.guide.posterior
+    trainer.vae.guide.posterior = lambda x: dist.Normal(posterior(x).mean + 1e3, posterior(x).stddev).to_event(2)
+    train_steps(trainer, 2)
+    torch.testing.assert_close(state(), before, rtol=0, atol=0)
+    assert (int(trainer.update.skipped), int(auxiliary.update.skipped)) == (2, 2)
+    trainer.update.skip, trainer.vae.guide.posterior = 1e3, posterior
+    train_steps(trainer, 1)
+    assert not any(torch.equal(now, then) for now, then in zip(state(), before, strict=True))
+
+
 @pytest.mark.usefixtures("double")
 @pytest.mark.parametrize("decay", [0.0, 0.5, 0.9995])
 def test_moving_average_warms_up(decay: float) -> None:

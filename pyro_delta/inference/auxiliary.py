@@ -35,7 +35,7 @@ class AuxiliaryTraining:
 
     Attributes:
         average: the averaged prior is `average.module`: the one to evaluate and to sample from.
-        update: counts the steps that were skipped because they were not finite.
+        update: counts the steps that were skipped, as the model's were or because they were not finite.
         cross_entropy: −E log p_aux(z) of the newest step in nats (a tensor, on the device).
     """
 
@@ -55,17 +55,18 @@ class AuxiliaryTraining:
             auxiliary = LSTMPrior(prior, hidden=settings.hidden, mixtures=settings.mixtures)
         return cls(auxiliary.to(prior.starts.device), lr=settings.lr, ema=settings.ema)
 
-    def step(self, z: Tensor, part: float = 1.0) -> None:
+    def step(self, z: Tensor, part: float = 1.0, taken: Tensor | None = None) -> None:
         """One step of maximum likelihood on samples z (…, n, d) of the posterior, which get no gradient.
 
         Args:
             z: samples; each rank has as many of its own.
             part: of the learning rate, for a schedule.
+            taken: whether the model's own step with these samples was not skipped (a tensor); None for yes.
         """
         loss = -self.prior().log_prob(z.detach()).mean()
         loss.backward()
         ranks.average_gradients(self.prior.parameters())
-        self.update(ranks.total(loss), part * self.lr)
+        self.update(ranks.total(loss), part * self.lr, taken)
         self.average.update()
         self.cross_entropy = loss.detach()
 

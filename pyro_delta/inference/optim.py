@@ -65,6 +65,7 @@ class GuardedStep:
     Attributes:
         skipped: steps skipped so far (a tensor).
         streak: steps skipped in a row, up to the newest (a tensor).
+        taken: whether the newest step was not skipped (a tensor).
         norm: gradient norm of the newest step, before clipping (a tensor).
     """
 
@@ -75,10 +76,11 @@ class GuardedStep:
         self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
         self.skipped = torch.zeros((), device=device)
         self.streak = torch.zeros((), device=device)
+        self.taken = torch.ones((), dtype=torch.bool, device=device)
         self.norm = torch.zeros((), device=device)
 
-    def __call__(self, loss: Tensor, lr: float) -> None:
-        """One step with the gradients in place, which are then dropped."""
+    def __call__(self, loss: Tensor, lr: float, taken: Tensor | None = None) -> None:
+        """One step with the gradients in place, which are then dropped; none where another was not `taken`."""
         grads = [p.grad for p in self.parameters if p.grad is not None]
         self.norm = torch.nn.utils.get_total_norm(grads, foreach=True)
         if self.clip is not None:
@@ -86,7 +88,9 @@ class GuardedStep:
         good = torch.isfinite(self.norm) & torch.isfinite(loss.detach())
         if self.skip is not None:
             good &= self.norm <= self.skip
-        bad = 1.0 - good.float()
+        if taken is not None:
+            good &= taken
+        self.taken, bad = good, 1.0 - good.float()
         for group in self.optimizer.param_groups:
             group["lr"] = lr * group["factor"]
         self.optimizer.grad_scale, self.optimizer.found_inf = None, bad  # type: ignore[attr-defined]

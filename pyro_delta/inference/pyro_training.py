@@ -170,9 +170,13 @@ class PyroTraining(Training):
         self.average.update()
         self.step += 1
         if advance := getattr(self.objective, "advance", None):
+            before = {name: value.clone() for name, value in self.varying.items() if isinstance(value, Tensor)}
             advance(self.step)
+            for name in before.keys() & self.varying.keys():  # tensors follow from the batch, numbers from the step
+                now = torch.as_tensor(self.varying[name])
+                self.varying[name] = torch.where(self.update.taken.to(now.device), now, before[name].to(now.device))
         if self.auxiliary is not None:
-            self.auxiliary.step(torch.cat(drawn), self.lr / self.config.training.lr)
+            self.auxiliary.step(torch.cat(drawn), self.lr / self.config.training.lr, self.update.taken)
             if self.window is not None:
                 self.window.add_auxiliary(torch.cat(log_q), self.auxiliary.cross_entropy)
 

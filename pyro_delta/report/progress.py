@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from pyro_delta.config import Config, TrainingConfig
-from pyro_delta.cores import Cores
+from pyro_delta.cores import Cores, set_threads
 from pyro_delta.report.track import Track
 
 
@@ -71,23 +71,29 @@ def following(
 
 
 class Crowded:
-    """Says once that other processes take cores on which threads of ours wait for one another."""
+    """Says once that there are too many threads for the cores that others leave, or fewer than those."""
 
     def __init__(self) -> None:
         self.cores, self.said = Cores(), False
 
     def notice(self, threads: int) -> str | None:
-        """The sentence, if in the time since the last call too few cores were free for so many threads.
+        """The sentence, if in the time since the last call too few cores were free for so many threads, or more.
 
-        On a single thread nothing waits.
+        On a single thread nothing waits. Fewer threads than the user's own number are not for us to ask for.
         """
-        taken, count = self.cores.taken(), len(self.cores.allowed)
-        if self.said or threads == 1 or threads <= round(count - taken):
+        taken, count, kept = self.cores.taken(), len(self.cores.allowed), set_threads()
+        crowded = threads > max(1, round(count - taken))
+        spare = threads < self.cores.threads(taken) and kept is None
+        if self.said or not (crowded or spare):
             return None
         self.said = True
+        mend = "stopped and gone on with by --resume, this takes as many as are free"
+        if spare:
+            on = f"on {threads} thread{'' if threads == 1 else 's'}"
+            return f"this trains {on}, and other processes keep only {taken:.1f} of {count} cores busy by now; {mend}."
         return (
             f"other processes keep {taken:.1f} of {count} cores busy, and {threads} threads on the rest wait for one "
-            "another; stopped and gone on with by --resume, this takes as many as are free."
+            f"another; {mend if kept is None else f'{kept} is kept, and fewer would go faster'}."
         )
 
 

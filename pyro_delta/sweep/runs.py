@@ -23,7 +23,7 @@ from types import FrameType
 from typing import Any, Protocol
 
 from pyro_delta.api.kept import kept, otherwise
-from pyro_delta.cores import Cores
+from pyro_delta.cores import Cores, set_threads
 from pyro_delta.errors import UserError, in_a_line
 from pyro_delta.inference.run import config_digest, has_checkpoint, is_finished, read_config, read_state
 from pyro_delta.lock import locked
@@ -162,8 +162,8 @@ def carry_out(work: Work, threads: int | None, stop: Stop = never) -> str | None
         if work.done():
             return None
         environment = dict(os.environ)
-        if threads is not None:
-            environment.setdefault("OMP_NUM_THREADS", str(threads))
+        if threads is not None and set_threads() is None:
+            environment["OMP_NUM_THREADS"] = str(threads)
         command = [sys.executable, "-m", "pyro_delta", *work.command()]
         begun = os.fstat(log.fileno()).st_size  # what former processes have said stands before
         # In a session of its own: an interrupt of the terminal reaches it once, by way of the sweep. Its output is the
