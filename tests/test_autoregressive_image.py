@@ -314,6 +314,23 @@ def test_sampling_runs_in_evaluation_mode_and_restores_the_mode(training: bool, 
 # --- shapes ---
 
 
+@pytest.mark.parametrize(("sample_shape", "batch_shape"), [((0,), ()), ((2,), (0,)), ((), (3, 0))])
+def test_no_images(sample_shape: tuple[int, ...], batch_shape: tuple[int, ...]) -> None:
+    image = AutoregressiveImage(SMALL.network(), SMALL.z(*batch_shape), validate_args=False)
+    x = image.sample(Size(sample_shape))
+    assert x.shape == (*sample_shape, *batch_shape, *SMALL.spec.shape)
+    assert image.log_prob(x).shape == (*sample_shape, *batch_shape)
+
+
+def test_noise_that_would_be_of_many_places_is_refused() -> None:
+    image = AutoregressiveImage(SMALL.network(), SMALL.z(2))
+    good = noise(SMALL, 2)
+    for bad in (good[..., :1], good[..., :1, :], torch.rand(())):
+        with pytest.raises(ValueError, match=r"uniforms of shape .* do not fit: they must end in \("):
+            image.sample(uniforms=bad)
+    assert torch.equal(image.sample(uniforms=good[:1])[0], image.sample(uniforms=good)[0])
+
+
 @pytest.mark.parametrize("sample_shape", [(), (3,), (2, 1)])
 @pytest.mark.parametrize("batch_shape", [(), (2,), (3, 2)])
 def test_shapes(batch_shape: tuple[int, ...], sample_shape: tuple[int, ...]) -> None:

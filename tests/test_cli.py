@@ -21,6 +21,7 @@ from forged import state_of
 from PIL import Image
 
 import pyro_delta
+from pyro_delta.api.judge import DEAF
 from pyro_delta.cli import COMMANDS, main
 from pyro_delta.data import load as load_data
 from pyro_delta.data.splits import subset
@@ -197,7 +198,11 @@ def test_check_prints_its_table_and_fails_unused_latents(trained: Path) -> None:
 
 def test_check_fails_a_latent_free_run(tmp_path: Path) -> None:
     sets = ("--set", "likelihood.use_latents=false")
-    assert call("train", *TINY, *sets, "--steps", 2, "--out", tmp_path / "run")[0] == 0
+    code, out, _ = call("train", *TINY, *sets, "--steps", 2, "--out", tmp_path / "run")
+    assert (code, DEAF in out) == (0, True)
+    _, out, _ = call("evaluate", tmp_path / "run", "--images", 8)
+    assert DEAF in out
+    assert json.loads(call("evaluate", tmp_path / "run", "--images", 8, "--json")[1])["is_control"] is True
     code, out, err = call("check", tmp_path / "run", "--split", "validation", "--images", 40, "--json")
     assert code == 1
     assert json.loads(out)["shuffled_gap_nats"] == json.loads(out)["told_calibrated_nats"] == 0
@@ -366,6 +371,28 @@ def test_full_disk_ends_a_training_with_a_sentence(tmp_path: Path) -> None:
     path = tmp_path / "run" / "checkpoint-00000000.safetensors"
     assert done.stderr == f"pyro-delta: cannot use {path}: File too large; make room there.\n"
     assert not path.exists()
+
+
+@pytest.mark.parametrize(
+    ("sets", "words"),
+    [
+        (
+            ["lr=1e30", "skip=null", "ema=0", "clip=null"],
+            "diverged: its newest bound is not finite; train again with a lower training.lr or a training.clip.",
+        ),
+        (
+            ["skip=1e-9"],
+            "learned nothing: all of its 9 steps were not finite, or had gradients beyond training.skip=1e-09 and were "
+            "skipped; train again with a lower training.lr or a larger training.skip.",
+        ),
+    ],
+    ids=["diverged", "skipped"],
+)
+def test_a_training_too_short_to_be_stopped_says_what_came_of_it(sets: list[str], words: str, tmp_path: Path) -> None:
+    options = [part for each in sets for part in ("--set", f"training.{each}")]
+    code, _, err = call("train", *TINY, *options, "--steps", 9, "--out", tmp_path / "run")
+    assert (code, err.splitlines()[-1]) == (1, f"pyro-delta: the training {tmp_path / 'run'} {words}")
+    assert state_of(tmp_path / "run")["step"] == 9
 
 
 def test_diverged_training_stops_with_a_sentence(tmp_path: Path) -> None:

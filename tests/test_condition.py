@@ -313,6 +313,13 @@ def test_every_position_and_step_hears_the_condition_and_all_else_is_as_before(n
         p(z)
     with pytest.raises(UserError, match="the programs are conditioned, and are given no condition"):
         q(x)
+    if kind == "classes":  # by their numbers, of any type
+        for dtype in (torch.uint8, torch.int32):
+            assert torch.equal(p(z, condition=told.to(dtype)).log_prob(x), p(z, condition=told).log_prob(x))
+            assert torch.equal(q(x, condition=told.to(dtype)).mean, q(x, condition=told).mean)
+        for wrong in (-1, 9):
+            with pytest.raises(IndexError):
+                p(z, condition=torch.full_like(told, wrong)).log_prob(x)
 
 
 @pytest.mark.parametrize("name", PROGRAMS)

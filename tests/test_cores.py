@@ -58,6 +58,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
         )
         monkeypatch.setattr(cores, "time", clock)
         monkeypatch.setattr(cores, "_quota", lambda: quota)
+        monkeypatch.setattr(cores, "_chosen", None)
 
     return make
 

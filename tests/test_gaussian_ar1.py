@@ -396,3 +396,7 @@ def test_powers_hold_no_subnormal_numbers(alpha: float) -> None:
     for power in range(1, 6):
         (slope,) = torch.autograd.grad(powers_b[power], alpha_d, retain_graph=True)
         torch.testing.assert_close(slope.item(), power * alpha ** (power - 1), rtol=1e-5, atol=0)
+
+
+def test_numpy_s_whole_numbers_are_lengths() -> None:
+    assert GaussianAR1(torch.tensor([0.5]), np.int64(3)).length == 3

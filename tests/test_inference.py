@@ -27,7 +27,8 @@ from pyro_delta.errors import CheckFailed, UserError
 from pyro_delta.inference import training
 from pyro_delta.inference.checkpoint import TrainingState, check_types, pack, unpack
 from pyro_delta.inference.elbo import RateDistortionELBO
-from pyro_delta.inference.optim import MAX_STREAK, MovingAverage, learning_rate
+from pyro_delta.inference.objectives import Beta
+from pyro_delta.inference.optim import MAX_STREAK, MovingAverage, learning_rate, make_optimizer
 from pyro_delta.inference.pyro_training import PyroTraining, Window
 from pyro_delta.nn.precision import Network
 from pyro_delta.vae import VAE, local_parameters
@@ -266,6 +267,52 @@ def test_model_and_guide_sample_the_same_sites(model: str, guide: str, words: st
         elbo(Named(model, observed=True), Named(guide, observed=False))()
 
 
+def test_a_guide_that_observes_is_refused() -> None:
+    """Its density would be neither rate nor distortion; what it notes down has none."""
+
+    def model() -> None:
+        pyro.sample("x", dist.Normal(pyro.sample("z", dist.Normal(0.0, 1.0)), 1.0), obs=torch.tensor(0.0))
+
+    def guide(factor: bool) -> None:
+        z = pyro.deterministic("twice", 2 * pyro.sample("z", dist.Normal(0.0, 1.0)))
+        if factor:
+            pyro.factor("reg", -z.square(), has_rsample=True)
+
+    for analytic_kl in (False, True):
+        elbo = RateDistortionELBO(analytic_kl=analytic_kl, max_plate_nesting=0)
+        with pyro.validation_enabled(False):  # Pyro's own would warn of `twice`
+            assert elbo.loss(model, functools.partial(guide, False)) < 10
+            with pytest.raises(UserError, match="the guide observes 'reg', whose density is neither rate nor dist"):
+                elbo.loss(model, functools.partial(guide, True))
+
+
+@pytest.mark.parametrize("beta", [None, 0.0])
+@pytest.mark.parametrize("analytic_kl", [False, True])
+def test_svi_minimises_what_it_is_given(analytic_kl: bool, beta: float | None) -> None:
+    objective = None if beta is None else Beta(beta=beta)
+    model, guide, x = delta_vae()
+    elbo = RateDistortionELBO(objective, analytic_kl=analytic_kl, max_plate_nesting=1)
+    pyro.clear_param_store()
+    svi = SVI(model, guide, pyro.optim.SGD({"lr": 0.5}), elbo)
+    torch.manual_seed(3)
+    loss = elbo.differentiable_loss(model, guide, x)
+    learning = [p for p in (*model.parameters(), *guide.parameters()) if p.requires_grad]
+    slopes = torch.autograd.grad(loss, learning, allow_unused=True)
+    expected = [p if slope is None else p - 0.5 * slope for p, slope in zip(learning, slopes, strict=True)]
+    torch.manual_seed(3)
+    assert svi.evaluate_loss(x) == pytest.approx(loss.item(), rel=1e-6)
+    torch.manual_seed(3)
+    assert svi.step(x) == pytest.approx(loss.item(), rel=1e-6)
+    torch.testing.assert_close(learning, [each.detach() for each in expected])
+
+
+def test_sites_of_an_earlier_call_are_gone() -> None:
+    elbo = RateDistortionELBO(analytic_kl=True, max_plate_nesting=0)
+    for names in ("ab", "c"):
+        elbo(Named(names, observed=True), Named(names, observed=False))()
+    assert elbo.latent.keys() == elbo.analytic.keys() == elbo.drawn.keys() == {"c"}
+
+
 def test_a_missing_closed_form_is_an_error_not_a_fall_back() -> None:
     model = OneSite(dist.StudentT(torch.tensor(3.0)), observed=True)
     guide = OneSite(dist.Normal(torch.tensor(0.0), 1.0), observed=False)
@@ -423,6 +470,18 @@ def test_the_sum_of_rates_below_a_root_times_the_rate() -> None:
     config = TrainingConfig(steps=10**5, lr=0.02, lr_sqrt=0.11, decay="none", warmup=0)
     rates = torch.tensor([learning_rate(config, step, 0.0) for step in range(10**5)], dtype=torch.float64)
     assert 0.95 < (rates.cumsum(0) * rates).max() / (2 * 0.11**2) < 1
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "muon"])
+def test_what_model_and_guide_share_learns_once(optimizer: str) -> None:
+    config = config_of(optimizer=optimizer, guide_lr=0.5)
+    vae = build(config, SPEC)
+    vae.guide.likelihood = vae.model.likelihood
+    groups = make_optimizer(vae, config.training).param_groups
+    rates = {p: group["factor"] for group in groups for p in group["params"]}
+    assert len(rates) == sum(len(group["params"]) for group in groups)
+    assert {rates[p] for p in vae.model.parameters()} == {1.0}
+    assert {rates[p] for p in vae.guide.encoder.parameters()} == {0.5}
 
 
 def test_learning_rate_reaches_the_optimiser() -> None:

@@ -42,6 +42,19 @@ def muon_of(net: nn.Module, **settings: float) -> Muon:
     return Muon([group for group in groups if group["params"]], **settings)
 
 
+def test_matrices_are_said_to_be_some_and_have_two_dimensions() -> None:
+    """Groups of others are AdamW's; those without numbers are left."""
+    weight, empty = nn.Parameter(torch.randn(3, 4)), nn.Parameter(torch.empty(0, 4))
+    optimizer = Muon([weight], lr=0.1)
+    assert optimizer.param_groups[0]["matrices"] is False
+    optimizer.add_param_group({"params": [empty], "matrices": True})
+    weight.grad, empty.grad = torch.ones_like(weight), torch.zeros_like(empty)
+    optimizer.step()
+    assert "exp_avg" in optimizer.state[weight]
+    with pytest.raises(ValueError, match=r"two dimensions or more, not the shape \(3,\)"):
+        Muon([{"params": [nn.Parameter(torch.ones(3))], "matrices": True}], lr=0.1)
+
+
 @pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="this torch has no Muon")
 def test_the_first_step_of_a_matrix_is_that_of_torch_s_muon() -> None:
     """Which iterates in bfloat16, and forgets its momentum's start at zero: so the direction, and the first step."""

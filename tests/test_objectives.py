@@ -192,13 +192,13 @@ def test_loss_and_gradients_are_those_written_by_hand(case: Case, analytic_kl: b
     torch.testing.assert_close(loss, expected, rtol=1e-11, atol=0)
     torch.testing.assert_close(gradients, torch.autograd.grad(expected, parameters), rtol=1e-9, atol=1e-10)
     # … and what the loop logs is the true ELBO's.
-    torch.testing.assert_close(elbo.loss, loss.detach())
+    torch.testing.assert_close(elbo.minimised, loss.detach())
     torch.testing.assert_close(elbo.distortion, IMAGES * distortion.detach())
     rate = kl_divergence(*elbo.latent["z"])
     torch.testing.assert_close(rate.mean(), written_by_hand(model, guide, x, True)[0].sum())
     assert elbo.analytic.keys() == ({"z"} if analytic_kl else set())
     torch.testing.assert_close(elbo.analytic.get("z", rate), rate)
-    assert not any(value.requires_grad for value in (elbo.loss, elbo.distortion, *elbo.analytic.values()))
+    assert not any(value.requires_grad for value in (elbo.minimised, elbo.distortion, *elbo.analytic.values()))
 
 
 @pytest.mark.usefixtures("double")
@@ -465,7 +465,7 @@ def test_the_losses_of_a_window_are_averaged() -> None:
 
     def watch(x: Tensor) -> None:
         step(x)
-        losses.append(trainer.elbo.loss.item() / len(x))
+        losses.append(trainer.elbo.minimised.item() / len(x))
 
     trainer.train_step = watch  # type: ignore[method-assign]
     trainer.run()

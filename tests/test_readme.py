@@ -33,7 +33,9 @@ def test_it_leads_on() -> None:
 
 DIGITS, CIFAR10 = (README[: README.index("CIFAR-10, all")], README[README.index("CIFAR-10, all") :])
 COLUMNS = {
-    "60 000 images, half an hour on two fast cores; three seeds": ("15 000 steps of 4: N(0, 1), `contour`, 3 seeds",),
+    "60 000 images, as two fast cores see in half an hour; three seeds": (
+        "15 000 steps of 4: N(0, 1), `contour`, 3 seeds",
+    ),
     "the same decoder without latents, as many steps": ("the same without latents",),
     "half an hour on two slow cores": ("30 minutes by the clock, batches of 4",),
     "51 200 images, seeds 0 and 1": ("6400 steps of 8: N(0, 1), `contour`, seed 0", "seed 1"),

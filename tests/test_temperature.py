@@ -1,5 +1,6 @@
 """Draws at a temperature: of each number, given those before it, the distribution that the definition says."""
 
+import math
 from typing import Any
 
 import pyro.distributions as dist
@@ -94,6 +95,16 @@ def test_sequences_are_those_of_a_warmer_network(cls: type[AutoregressiveSequenc
     expected = cls(Walk(width, 0.4), z).sample(uniforms=uniforms)  # type: ignore[arg-type]
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-9)
     assert not torch.equal(found, plain.sample(uniforms=uniforms))
+
+
+@pytest.mark.parametrize("temperature", [0.0, -1.0, math.nan, math.inf])
+def test_what_is_no_temperature_is_refused(temperature: float) -> None:
+    for distribution in (
+        AutoregressiveImage(CASES["five_levels_odd"].network(), CASES["five_levels_odd"].z(1)),
+        AutoregressiveSequence(Walk(9), torch.zeros(1, 1, 1)),  # type: ignore[arg-type]
+    ):
+        with pytest.raises(ValueError, match=rf"a temperature is a number above 0, not {temperature}"):
+            distribution.sample(temperature=temperature)
 
 
 def test_what_has_no_temperature_says_so() -> None:

@@ -33,8 +33,9 @@ import jax.numpy as jnp
 from pyro_delta.twin import auxiliary, distributions, latents, logistic_mixture, priors, sampling
 from pyro_delta.twin import build as twins
 from pyro_delta.twin import crosscheck as crosschecking
-from pyro_delta.twin.contour import onto_contour
+from pyro_delta.twin.contour import Contour, onto_contour
 from pyro_delta.twin.crosscheck import Crosscheck, crosscheck
+from pyro_delta.twin.distributions import GaussianAR1 as TwinAR1
 from pyro_delta.twin.images import conditional, encoder, gated_pixelcnn
 from pyro_delta.twin.weights import load_weights, torch_weights
 
@@ -282,6 +283,17 @@ def test_the_contour_and_its_gradient_are_those_of_pyro_for_any_rate(delta: floa
     at, slope = jax.vjp(lambda v: onto_contour(v, delta), jnp.asarray(v.detach().numpy()))
     np.testing.assert_allclose(at, found.detach().numpy(), rtol=1e-9, atol=1e-9)
     np.testing.assert_allclose(slope(jnp.asarray(weights.numpy()))[0], grad.numpy(), rtol=1e-7, atol=1e-7)
+
+
+@pytest.mark.parametrize("delta", [1e-3, 0.3, 5.0])
+def test_the_contour_holds_as_far_as_single_precision_reaches(delta: float) -> None:
+    """Where the distance from 0 has no number any more."""
+    v = jnp.asarray(np.array(np.meshgrid(*2 * [[-3e38, -1e19, -1.0, 0.0, 1e19, 3e38]]), np.float32).reshape(2, -1))
+    contour = Contour(TwinAR1(jnp.zeros(1), 1), delta)
+    mean, scale = (np.asarray(part, np.float64) for part in contour(*v))
+    assert (0.5 * (mean**2 + scale**2 - 1) - np.log(scale) >= delta).all()
+    slopes = jax.grad(lambda v: jnp.stack(contour(*v)).sum())(v)
+    assert np.isfinite(slopes).all()
 
 
 def test_a_gradient_of_rounding_errors_agrees() -> None:

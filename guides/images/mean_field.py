@@ -19,7 +19,8 @@ from pyro_delta.rate import minimising_posterior
 class AntiCausalGuide(ImageGuide):
     """q(z | x) = Π_t N(z_t; μ_t(x_{≥t}), σ_t(x_{≥t})), independent over steps and dimensions [1].
 
-    What z_t could say of earlier rows the decoder has already; an anti-causal guide is left with what is still to come.
+    What z_t could say of earlier rows the decoder has already; an anti-causal guide is left with what is still to come,
+    as far as its network reaches: all of it with the sizes of the presets.
     σ starts at that of the posterior that attains the prior's δ.
 
     Args:
@@ -49,7 +50,9 @@ class AntiCausalGuide(ImageGuide):
 
 
 class BidirectionalGuide(AntiCausalGuide):
-    """Every z_t sees the whole image: the paper's non-causal ablation, the same network without masks and shifts.
+    """Every z_t sees rows above as well as below: the paper's non-causal ablation, a network without masks and shifts.
+
+    It sees as far as the network reaches, which at the default sizes is not the whole of a large image.
 
     Takes the arguments of `AntiCausalGuide`.
     """

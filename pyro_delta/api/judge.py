@@ -29,6 +29,7 @@ from pyro_delta.diagnostics.verify import verify as certify
 from pyro_delta.errors import UserError, unknown_name
 from pyro_delta.inference.provenance import provenance
 from pyro_delta.inference.run import Run, auxiliary_file, load, run_of
+from pyro_delta.inference.training import Training
 from pyro_delta.protocol import Advance, Data, Spec
 from pyro_delta.vae import VAE
 from pyro_delta.validation import at_least
@@ -112,13 +113,13 @@ TOLD = {"told_samples": TOLD_SAMPLES, "told_images": TOLD_IMAGES}
 """What of the options of a check is kept with its numbers where it is other than here: data may be too few for it."""
 DEAF = (
     "A control: its decoder does not hear z, so that nothing can be told, and its distortion is its −log p(x), which "
-    "that of a run with latents is compared with."
+    "the −ELBO of a run with latents is compared with."
 )
-"""Said of a run without latents in the place of advice."""
+"""Said of a run without latents, whose −ELBO has the rate of a z that nobody hears."""
 
 
-def is_control(run: Run) -> bool:
-    """Whether a run's decoder was built without latents."""
+def is_control(run: Run | Training) -> bool:
+    """Whether the decoder of a run, or of one in training, was built without latents."""
     return run.config.likelihood.options.get("use_latents") is False
 
 
@@ -200,7 +201,7 @@ def evaluate(
     numbers = bounds.evaluate(
         run.vae, part, spec=data.spec, particles=particles, seed=seed, advance=advance, shared=shared
     )
-    return numbers | measured
+    return numbers | measured | ({"is_control": True} if is_control(run) else {})
 
 
 def diagnose(

@@ -64,7 +64,7 @@ def evaluate(
     torchrun --nproc-per-node=2 -m pyro_delta evaluate runs/first
     """  # noqa: D301 (click wants the backspace itself)
     from pyro_delta import ranks
-    from pyro_delta.api.judge import OTHER_DATA
+    from pyro_delta.api.judge import DEAF, OTHER_DATA
     from pyro_delta.api.judge import evaluate as evaluate_run
     from pyro_delta.api.kept import keep_evaluation, keepable, unasked
     from pyro_delta.data.splits import fingerprints
@@ -96,3 +96,5 @@ def evaluate(
             click.echo(loaded.caveat)
         if numbers["data_as_trained"] is False:
             click.echo(OTHER_DATA)
+        if "is_control" in numbers:
+            click.echo(DEAF)

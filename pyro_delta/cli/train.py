@@ -26,10 +26,10 @@ from pyro_delta.cli.options import (
     trust_option,
     warn,
 )
-from pyro_delta.errors import UserError
+from pyro_delta.errors import CheckFailed, UserError
 
 if TYPE_CHECKING:
-    from pyro_delta.config import Config
+    from pyro_delta.config import Config, TrainingConfig
     from pyro_delta.inference.training import Training
 
 
@@ -199,7 +199,26 @@ def train(
         print_json(result)
     elif result.get("report"):
         click.echo(f"page: {result['report']}")
+    for each, numbers in ((folder, result), (beside, result.get("control"))):
+        if each is not None and numbers is not None and (failure := _failure(each, numbers, trainer.config.training)):
+            raise CheckFailed(failure)
     next_command("check", folder, *(() if beside is None else ("--control", beside)))
+
+
+def _failure(folder: Path, result: Mapping[str, Any], settings: TrainingConfig) -> str | None:
+    """In a sentence, that a training has come to its end, and to nothing."""
+    from pyro_delta.inference.optim import calmer
+    from pyro_delta.inference.run import read_metrics
+
+    counted = [line for line in read_metrics(folder) if "skipped" in line]
+    if result.get("neg_elbo_bpd", 0.0) is None:
+        found = "diverged: its newest bound is not finite"
+    elif counted and counted[-1]["skipped"] == counted[-1]["step"]:
+        beyond = "" if settings.skip is None else f", or had gradients beyond training.skip={settings.skip:g}"
+        found = f"learned nothing: all of its {counted[-1]['step']} steps were not finite{beyond} and were skipped"
+    else:
+        return None
+    return f"the training {folder} {found}; train again with {calmer(settings)}."
 
 
 def _write_page(
@@ -249,6 +268,7 @@ def _run(
     Of several ranks, the first one speaks.
     """
     from pyro_delta import ranks
+    from pyro_delta.api.judge import DEAF, is_control
     from pyro_delta.api.train import carry_out
     from pyro_delta.diagnostics.trace import device_of
     from pyro_delta.inference.run import read_metrics
@@ -302,4 +322,6 @@ def _run(
     if not as_json:
         title = f"{trainer.config.data.program}, preset {preset}: {result.get('split', '')} split"
         print_table(title, result, trainer.data.spec.unit)
+        if is_control(trainer):
+            click.echo(DEAF)
     return result

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from pyro.distributions import TorchDistribution
@@ -90,7 +91,7 @@ class GaussianAR1(TorchDistribution):
     def __init__(
         self, alpha: Tensor, length: int, lengths: Tensor | None = None, validate_args: bool | None = None
     ) -> None:
-        if isinstance(length, bool) or not isinstance(length, int) or length < 1:
+        if isinstance(length, bool) or not isinstance(length, int | np.integer) or length < 1:
             raise UserError(f"GaussianAR1 got length {length!r}; give a whole number of steps, 1 or more.")
         alpha = torch.as_tensor(alpha)
         if alpha.dim() < 1 or not alpha.is_floating_point():
@@ -106,7 +107,7 @@ class GaussianAR1(TorchDistribution):
             batch_shape = broadcast_shapes(batch_shape, lengths.shape)
             alpha, lengths = alpha.expand(batch_shape + alpha.shape[-1:]), lengths.expand(batch_shape)
         self.alpha = alpha
-        self.length = length
+        self.length = length = int(length)
         self.lengths = lengths
         super().__init__(batch_shape, torch.Size((length, alpha.shape[-1])), validate_args=validate_args)
         if self._validate_args and lengths is not None and not ((lengths >= 1) & (lengths <= length)).all():

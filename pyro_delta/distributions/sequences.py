@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from pyro.distributions import TorchDistribution, constraints
 from torch import Size, Tensor
 
-from pyro_delta.distributions.shapes import broadcast_shapes
+from pyro_delta.distributions.shapes import broadcast_shapes, check_event, check_temperature
 from pyro_delta.errors import UserError
 
 LOOK = 16
@@ -186,11 +186,14 @@ class AutoregressiveSequence(TorchDistribution):
             temperature: of each number given those before it. With any but 1 they are no draws from p(x | z).
 
         Raises:
+            ValueError: uniforms have another shape, or the temperature is no positive number.
             UserError: as `tempered`.
         """
+        check_temperature(temperature)
         shape = Size(sample_shape) + self.batch_shape
-        z_bnd = self.z.expand(shape + self.z.shape[-2:]).reshape((-1, *self.z.shape[-2:]))
+        z_bnd = self.z.expand(shape + self.z.shape[-2:]).reshape((shape.numel(), *self.z.shape[-2:]))
         uniforms = self.noise(*shape) if uniforms is None else uniforms
+        check_event(uniforms, (*self.event_shape, *self.noises))
         uniforms = uniforms.expand((*shape, *self.event_shape, *self.noises))
         uniforms_bi = uniforms.reshape((len(z_bnd), self.event_shape.numel(), *self.noises))
 

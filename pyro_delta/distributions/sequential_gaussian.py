@@ -11,7 +11,7 @@ from pyro.distributions import TorchDistribution
 from torch import Size, Tensor
 from torch.distributions import Categorical, Independent, MixtureSameFamily, Normal, constraints
 
-from pyro_delta.distributions.shapes import broadcast_shapes
+from pyro_delta.distributions.shapes import broadcast_shapes, check_event
 
 LOG_SCALE_BOUND = 7.0
 """Log-scales are clamped to ± this."""
@@ -105,6 +105,7 @@ class SequentialGaussian(TorchDistribution):
         if noise is None:
             like = next(self.network.parameters())
             noise = torch.randn((*shape, length, 1 + dims), dtype=like.dtype, device=like.device)
+        check_event(noise, (length, 1 + dims))
         noise_bne = noise.expand((*shape, length, 1 + dims)).reshape((shape.numel(), length, 1 + dims))
         z_bd, state, steps = torch.zeros_like(noise_bne[:, 0, 1:]), None, []
         for noise_be in noise_bne.unbind(1):

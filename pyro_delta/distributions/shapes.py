@@ -1,9 +1,11 @@
-"""Shapes of batches."""
+"""Shapes of batches and noise, and other arguments of drawing."""
 
 from __future__ import annotations
 
+import math
+
 from pyro.distributions.util import broadcast_shape
-from torch import Size
+from torch import Size, Tensor
 
 
 def broadcast_shapes(*shapes: Size | tuple[int, ...]) -> Size:
@@ -13,3 +15,23 @@ def broadcast_shapes(*shapes: Size | tuple[int, ...]) -> Size:
         ValueError: if they do not fit.
     """
     return Size(broadcast_shape(*shapes))
+
+
+def check_event(uniforms: Tensor, shape: tuple[int, ...]) -> None:
+    """Refuses noise whose last dimensions are not `shape`: expanded, one number would be the noise of many places.
+
+    Raises:
+        ValueError: if they are not.
+    """
+    if uniforms.shape[uniforms.dim() - len(shape) :] != shape:
+        raise ValueError(f"uniforms of shape {tuple(uniforms.shape)} do not fit: they must end in {shape}.")
+
+
+def check_temperature(temperature: float) -> None:
+    """Refuses what is no temperature.
+
+    Raises:
+        ValueError: if it is not finite and above 0.
+    """
+    if not (math.isfinite(temperature) and temperature > 0):
+        raise ValueError(f"a temperature is a number above 0, not {temperature}; 1 leaves the distribution as it is.")

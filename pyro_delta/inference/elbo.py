@@ -32,7 +32,8 @@ class RateDistortionELBO(Trace_ELBO):
     particles and divided by the number of particles.
 
     With an objective (`pyro_delta.inference.objectives`) the two halves are weighed otherwise. Then, too, the
-    attributes above are those of the true ELBO; `loss` is what was minimised.
+    attributes above are those of the true ELBO; `minimised` is what the objective made of them. As the loss of
+    `pyro.infer.SVI` it is the same, at the price of the host's waiting.
 
     Args:
         objective: joins rate and distortion; None for their sum, the negative ELBO.
@@ -47,15 +48,29 @@ class RateDistortionELBO(Trace_ELBO):
         self.analytic: dict[str, Tensor] = {}
         self.drawn: dict[str, Tensor] = {}
         self.distortion = torch.zeros(())
-        self.loss = torch.zeros(())
+        self.minimised = torch.zeros(())
+
+    def loss(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> float:
+        """What is minimised, as a number."""
+        with torch.no_grad():
+            return self.differentiable_loss(model, guide, *args, **kwargs).item()
+
+    def loss_and_grads(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> float:
+        """What is minimised, as a number; gradients are added to those of the parameters."""
+        loss = self.differentiable_loss(model, guide, *args, **kwargs)
+        if loss.requires_grad:
+            loss.backward()
+        return loss.item()
 
     def differentiable_loss(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> Tensor:
         """What is minimised, by default the negative ELBO, in nats summed over plates.
 
         Raises:
-            UserError: if model and guide do not sample the same sites, if a guide's site has no reparametrised sampler,
-                or, with `analytic_kl`, no closed form (Pyro would fall back to sampling without a word).
+            UserError: if model and guide do not sample the same sites, if the guide observes something, if one of its
+                sites has no reparametrised sampler, or, with `analytic_kl`, no closed form (Pyro would fall back to
+                sampling without a word).
         """
+        self.latent, self.analytic, self.drawn = {}, {}, {}
         rates: dict[str, Tensor] = {}
         counts: dict[str, Tensor] = {}
         distortion = torch.zeros(())
@@ -72,7 +87,7 @@ class RateDistortionELBO(Trace_ELBO):
                         counts[name] = counts.get(name, 0.0) + _count(guide_trace.nodes[name])
         distortion = distortion / self.num_particles
         loss = self._joined(rates, counts, distortion)
-        self.distortion, self.loss = distortion.detach(), loss.detach()
+        self.distortion, self.minimised = distortion.detach(), loss.detach()
         return loss
 
     def _get_trace(self, model: Callable, guide: Callable, args: Any, kwargs: Any) -> tuple[Trace, Trace]:
@@ -157,3 +172,9 @@ def _check_sites(model_trace: Trace, guide_trace: Trace) -> None:
     sampled = set(guide_trace.stochastic_nodes)
     if missing := sorted(sampled - latent):
         raise UserError(f"the guide samples {missing[0]!r}, which the model does not; take it out or add its prior.")
+    for name in guide_trace.observation_nodes:
+        if not guide_trace.nodes[name]["infer"].get("_deterministic"):
+            raise UserError(
+                f"the guide observes {name!r}, whose density is neither rate nor distortion; take it out, or minimise "
+                "with Pyro's own Trace_ELBO."
+            )

@@ -32,9 +32,19 @@ class Muon(torch.optim.AdamW):
 
     NOTE: torch's own Muon takes neither kernels nor a skipped step, and iterates in bfloat16, which many CPUs imitate.
 
-    Takes the arguments of AdamW. Each group says by `matrices` whether its parameters are matrices, for which lr and
-    weight_decay hold, too.
+    Takes the arguments of AdamW. A group says by `matrices` whether its parameters are matrices, for which lr and
+    weight_decay hold, too; without a word they are not.
+
+    Raises:
+        ValueError: matrices of fewer than two dimensions.
     """
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Takes in a group of parameters."""
+        super().add_param_group({"matrices": False, **param_group})
+        group = self.param_groups[-1]
+        if group["matrices"] and (flat := [p for p in group["params"] if p.dim() < 2]):
+            raise ValueError(f"matrices have two dimensions or more, not the shape {tuple(flat[0].shape)}.")
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -57,8 +67,8 @@ class Muon(torch.optim.AdamW):
     def _step_matrices(self, group: dict[str, Any]) -> None:
         by_shape = defaultdict(list)
         for p in group["params"]:
-            if p.grad is not None:
-                by_shape[p.shape[0], p[0].numel()].append(p)
+            if p.grad is not None and p.numel():
+                by_shape[p.shape[0], p.shape[1:].numel()].append(p)
         for (rows, columns), alike in by_shape.items():
             states = [self._state_of(p) for p in alike]
             gradient = torch.stack([p.grad.reshape(rows, columns) for p in alike])

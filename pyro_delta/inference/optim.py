@@ -18,11 +18,14 @@ MAX_STREAK = 20
 
 
 def make_optimizer(vae: VAE, config: TrainingConfig) -> torch.optim.Optimizer:
-    """Adam, AdamW or Muon, fused, which knows how to skip a step. Model and guide are groups of their own."""
-    groups = []
-    for program, factor in ((vae.model, 1.0), (vae.guide, config.guide_lr)):
+    """Adam, AdamW or Muon, fused, which knows how to skip a step. Model and guide are groups of their own.
+
+    What they share, as a guide may that holds the prior, is the model's.
+    """
+    groups, shared = [], set(vae.model.parameters())
+    for program, factor, others in ((vae.model, 1.0, set()), (vae.guide, config.guide_lr, shared)):
         matrices = set(matrices_of(program)) if config.optimizer == "muon" else set()
-        learning = [p for p in program.parameters() if p.requires_grad]
+        learning = [p for p in program.parameters() if p.requires_grad and p not in others]
         for chosen in (False, True):
             parameters = [p for p in learning if (p in matrices) is chosen]
             groups.append({"params": parameters, "factor": factor, "matrices": chosen})
@@ -106,6 +109,13 @@ class GuardedStep:
             CheckFailed: if `MAX_STREAK` steps in a row were skipped; says `mend`.
         """
         stop_if_stuck(int(self.streak), step, mend, self.skip)
+
+
+def calmer(config: TrainingConfig) -> str:
+    """Settings by which a training might not run off. Norms are compared with `skip` before they are clipped."""
+    others = ["a larger training.skip"] if config.skip is not None else []
+    others += ["a training.clip"] if config.clip is None else []
+    return " or ".join(["a lower training.lr", *others])
 
 
 def stop_if_stuck(streak: int, step: int, mend: str, skip: float | None = None) -> None:

@@ -28,8 +28,8 @@ from pyro_delta.inference.auxiliary import AuxiliaryTraining
 from pyro_delta.inference.checkpoint import load_optimizer, load_weights, restore_rng, rng_state
 from pyro_delta.inference.elbo import RateDistortionELBO
 from pyro_delta.inference.objectives import NegativeELBO, OfAllRanks
-from pyro_delta.inference.optim import GuardedStep, MovingAverage, learning_rate, make_optimizer
-from pyro_delta.inference.training import LOWER, START_DATA, Training, on_cpu
+from pyro_delta.inference.optim import GuardedStep, MovingAverage, calmer, learning_rate, make_optimizer
+from pyro_delta.inference.training import START_DATA, Training, on_cpu
 from pyro_delta.nn.precision import Network, computes_in_bf16, set_bf16
 from pyro_delta.nn.recompute import set_recompute
 from pyro_delta.protocol import Batch, Data, Split
@@ -274,7 +274,7 @@ class PyroTraining(Training):
         self.line("train", line)
         self.window = Window(self.clock.read())
         with ranks.together():
-            self.update.stop_if_stuck(self.step, LOWER)
+            self.update.stop_if_stuck(self.step, f"start a new run with {calmer(self.config.training)}")
 
     def _tried(self) -> bool:
         """Makes the gradients of a part, for which networks are compiled, and drops them; noise and buffers stay.
@@ -378,7 +378,7 @@ class Window:
         self.data += rate_b.numel()
         self.rate = self.rate + rate_b.sum()
         self.least = torch.minimum(self.least, rate_b.min())
-        self.distortion, self.loss = self.distortion + elbo.distortion, self.loss + elbo.loss
+        self.distortion, self.loss = self.distortion + elbo.distortion, self.loss + elbo.minimised
         self.mean = self.mean + q.mean.sum(0)
         self.square = self.square + q.mean.square().sum(0)
 

@@ -67,7 +67,7 @@ from pyro_delta.inference.checkpoint import (
     unpack_run,
 )
 from pyro_delta.inference.manifest import MANIFEST, METRICS, Typed
-from pyro_delta.inference.optim import MAX_STREAK
+from pyro_delta.inference.optim import MAX_STREAK, calmer
 from pyro_delta.inference.provenance import provenance
 from pyro_delta.lock import LOCK, Lock
 from pyro_delta.programs import KINDS, Record, check_copies, copies, find, is_foreign, names
@@ -172,9 +172,7 @@ class Run:
         if self.finished:
             return None
         mend = (
-            "it diverged: train again with a lower training.lr or a training.clip"
-            if self.diverged
-            else "go on with --resume"
+            f"it diverged: train again with {calmer(self.config.training)}" if self.diverged else "go on with --resume"
         )
         return f"The training has not come to its end: {unfinished(self.facts)}; {mend}."
 

@@ -26,8 +26,6 @@ from pyro_delta.vae import VAE, parameters_of
 
 START_DATA = 256
 """Training data that a guide takes its initial weights from."""
-LOWER = "start a new run with a lower training.lr or a training.clip"
-"""What mends a training that cannot go on."""
 
 
 class Clock:

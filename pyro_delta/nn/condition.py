@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pyro_delta.errors import UserError
@@ -28,9 +29,14 @@ class ConditionFeatures(nn.Module):
         self.of_classes = bool(condition.classes)
 
     def forward(self, condition: Tensor) -> Tensor:
-        """Whole numbers (…) of classes, or real ones (…, C), → (…, outputs)."""
+        """Whole numbers (…) of classes, or real ones (…, C), → (…, outputs).
+
+        Raises:
+            IndexError: on the CPU, for a number that is no class.
+        """
         if self.of_classes:
-            return self.weight[condition]
+            # By number, whatever the type: as an index, bytes and truth values would be a mask, and −1 the last class.
+            return F.embedding(condition.long(), self.weight)
         return condition.to(self.weight.dtype) @ self.weight
 
 

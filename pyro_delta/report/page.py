@@ -32,6 +32,7 @@ from pyro_delta.diagnostics.trace import prior as prior_of
 from pyro_delta.diagnostics.usage import PROBE_DATA, sample_latents, taken_for
 from pyro_delta.errors import UserError
 from pyro_delta.hub import on_hub
+from pyro_delta.inference.optim import calmer
 from pyro_delta.inference.run import SAMPLES, Run, read_info
 from pyro_delta.protocol import Data
 from pyro_delta.rate import Modes, committed_rate, modes
@@ -167,7 +168,7 @@ def page_of_training(run: Run, floor: str, measured: Mapping[str, Any], control:
 def _of_training(run: Run, measured: Mapping[str, Any], check: str, report: str) -> tuple[str, str]:
     """What stands first on the page of a run that was not checked, and what to do next."""
     if run.weights == "last" and _has_diverged(measured):  # the best weights are of before
-        return "diverged", "Its bound is not finite; train again with a lower training.lr or a training.clip."
+        return "diverged", f"Its bound is not finite; train again with {calmer(run.config.training)}."
     if is_control(run):
         compared = shlex.join(["pyro-delta", "check", "RUN", "--control", str(run.folder)])
         return "a control, trained", f"Its decoder sees no latents; {compared} compares a run with it."

@@ -40,7 +40,7 @@ class ConditionFeatures(nnx.Module):
         """Whole numbers (...) or real ones (..., C) → (..., outputs)."""
         weight = self.weight[...]
         if self.condition.classes:
-            return weight[jnp.asarray(condition)]
+            return weight[jnp.asarray(condition).astype(int)]
         return jnp.asarray(condition, weight.dtype) @ weight
 
 

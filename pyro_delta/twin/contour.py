@@ -40,6 +40,7 @@ class Contour:
     def __call__(self, mean: Array, log_variance: Array) -> tuple[Array, Array]:
         """μ and σ from two free numbers of each coordinate."""
         v = jnp.stack((mean, log_variance))
+        v = v * jnp.minimum(1.0, 1e15 / jnp.maximum(jnp.abs(v).max(0), 1.0))  # whose distance from 0 can be held
         small = jnp.hypot(*v) < 1e-4
         v = v.at[0].add(jnp.where(small, 2e-4, 0.0))
         drawn_in = v * jnp.minimum(1.0, 86 / jnp.hypot(*v))

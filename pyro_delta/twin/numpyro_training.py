@@ -30,9 +30,9 @@ from pyro_delta.diagnostics.bounds import line_of
 from pyro_delta.errors import UserError
 from pyro_delta.inference.checkpoint import load_weights as load_torch_weights
 from pyro_delta.inference.muon import COEFFICIENTS, ITERATIONS, MOMENTUM, RMS, matrices_of
-from pyro_delta.inference.optim import averaging_weight, learning_rate, stop_if_stuck
+from pyro_delta.inference.optim import averaging_weight, calmer, learning_rate, stop_if_stuck
 from pyro_delta.inference.run import averaged_weights
-from pyro_delta.inference.training import LOWER, START_DATA, Training
+from pyro_delta.inference.training import START_DATA, Training
 from pyro_delta.protocol import Data
 from pyro_delta.twin.build import VAE
 from pyro_delta.twin.rate import committed_rate
@@ -197,7 +197,7 @@ class NumPyroTraining(Training):
             line["committed_nats"] = float(committed_rate(prior()))
         self.line("train", line)
         self.began = self.clock.read()
-        stop_if_stuck(streak, self.step, LOWER, self.rule.skip)
+        stop_if_stuck(streak, self.step, f"start a new run with {calmer(self.config.training)}", self.rule.skip)
 
     def _train(self, given: tuple[Any, ...]) -> None:
         self.steps, self.sums = _train(self.graph, self.rule, self.unit.scored, self.steps, *given)

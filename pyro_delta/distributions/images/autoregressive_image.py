@@ -10,7 +10,7 @@ from torch import Size, Tensor
 
 from pyro_delta.distributions.images.replayed import Replayed
 from pyro_delta.distributions.logistic_mixture import DiscretizedLogisticMixture
-from pyro_delta.distributions.shapes import broadcast_shapes
+from pyro_delta.distributions.shapes import broadcast_shapes, check_event, check_temperature
 
 
 class ImageShape(Protocol):
@@ -93,14 +93,10 @@ class AutoregressiveImage(TorchDistribution):
     def parameters_at(self, x: Tensor) -> Tensor:
         """Teacher-forced mixture parameters (…, H, W, P) for images x (…, C, H, W)."""
         shape = broadcast_shapes(x.shape[:-3], self.batch_shape)
-        x_bchw = x.expand(shape + self.event_shape).reshape((-1, *self.event_shape))
-        z_bnd = self.z.expand(shape + self.z.shape[-2:]).reshape((-1, *self.z.shape[-2:]))
-        return (
-            self.network(x_bchw, z_bnd)
-            .permute(0, 2, 3, 1)
-            .unflatten(0, shape or (1,))
-            .reshape((*shape, *self.event_shape[1:], -1))
-        )
+        x_bchw = x.expand(shape + self.event_shape).reshape((shape.numel(), *self.event_shape))
+        z_bnd = self.z.expand(shape + self.z.shape[-2:]).reshape((shape.numel(), *self.z.shape[-2:]))
+        parameters_bhwp = self.network(x_bchw, z_bnd).permute(0, 2, 3, 1)
+        return parameters_bhwp.reshape(shape + parameters_bhwp.shape[1:])
 
     def log_prob(self, x: Tensor) -> Tensor:
         """Log-probability of whole images in nats, shape x.shape[:-3] broadcast with the batch shape."""
@@ -133,14 +129,19 @@ class AutoregressiveImage(TorchDistribution):
                 same noise gives the same picture as drawing naively.
             temperature: of each pixel given those before it, as `DiscretizedLogisticMixture.tempered` has it. With any
                 but 1 the images are no draws from p(x | z).
+
+        Raises:
+            ValueError: kept images are none, uniforms have another shape, or the temperature is no positive number.
         """
+        check_temperature(temperature)
         channels, height, width = self.event_shape
         shape = Size(sample_shape) + self.batch_shape
         batch = shape.numel()
         z_bnd = self.z.expand(shape + self.z.shape[-2:]).reshape((batch, *self.z.shape[-2:]))
         if uniforms is None:
             uniforms = self.noise(*shape)
-        uniforms_bhwu = uniforms.expand((*shape, height, width, 1 + channels)).reshape((batch, height, width, -1))
+        check_event(uniforms, (height, width, 1 + channels))
+        uniforms_bhwu = uniforms.expand((*shape, *uniforms.shape[-3:])).reshape((batch, *uniforms.shape[-3:]))
         x_bchw = torch.zeros((batch, channels, height, width), dtype=torch.int64, device=self.z.device)
         mask_bhw = None
         if keep is not None:
