@@ -1,8 +1,9 @@
 """What sampling and density of `GaussianAR1` and its KL cost, in units of `randn` and of a copy of the same shape.
 
-One sequence of a million steps shows the passes over memory, a batch of short ones what a call costs. Everything is
-timed in turn, and each time divided by its unit's in the same round; medians. What counts is the processor time of the
-one thread, so that other processes matter less. Validation is off, as in training.
+One sequence of a million steps shows the passes over memory, with an α whose powers soon are subnormal numbers, too; a
+batch of short ones what a call costs, with one α for all and with one for each. Everything is timed in turn, and each
+time divided by its unit's in the same round; medians. What counts is the processor time of the one thread, so that
+other processes matter less. Validation is off, as in training.
 """
 
 from __future__ import annotations
@@ -23,15 +24,23 @@ from torch.distributions import kl_divergence
 
 from pyro_delta.distributions import GaussianAR1
 
-SHAPES = {(1, 1_000_000, 1): 60, (64, 32, 4): 1000}
-"""Batch, steps, dimensions, and how many rounds."""
+SHARED, SMALL, OWN = "0.5 to 0.95", "0.01", "one a sequence"
+CASES = {
+    (1, 1_000_000, 1, SHARED): 60,
+    (1, 1_000_000, 1, SMALL): 60,
+    (64, 32, 4, SHARED): 1000,
+    (500, 32, 8, OWN): 200,
+}
+"""Batch, steps, dimensions, α, and how many rounds."""
 UNITS = {"rsample": "randn", "log_prob": "copy", "KL": "copy", "log σ": "copy"}
 """σ's logarithm alone is here because no formula of the KL goes without."""
 
 
-def tasks(batch: int, length: int, dims: int) -> dict[str, Callable[[], object]]:
+def tasks(batch: int, length: int, dims: int, alpha: str) -> dict[str, Callable[[], object]]:
     """The units; each operation; and each again with its gradient by all that it depends on."""
-    alpha_d = torch.linspace(0.5, 0.95, dims)
+    alpha_d = torch.full((dims,), 0.01) if alpha == SMALL else torch.linspace(0.5, 0.95, dims)
+    if alpha == OWN:
+        alpha_d = alpha_d.repeat(batch, 1)
     z_bnd = torch.randn(batch, length, dims)
     scale_bnd = torch.rand_like(z_bnd) + 0.1
     free = tuple(value.clone().requires_grad_() for value in (alpha_d, z_bnd, scale_bnd))
@@ -57,9 +66,9 @@ def tasks(batch: int, length: int, dims: int) -> dict[str, Callable[[], object]]
     return found
 
 
-def measure(batch: int, length: int, dims: int, rounds: int) -> list[dict[str, Any]]:
+def measure(batch: int, length: int, dims: int, alpha: str, rounds: int) -> list[dict[str, Any]]:
     """A row for each operation."""
-    timed = tasks(batch, length, dims)
+    timed = tasks(batch, length, dims, alpha)
     times: dict[str, list[float]] = {name: [] for name in timed}
     for turn in range(rounds + 3):
         for name, task in timed.items():
@@ -76,6 +85,7 @@ def measure(batch: int, length: int, dims: int, rounds: int) -> list[dict[str, A
             "batch": batch,
             "n": length,
             "d": dims,
+            "alpha": alpha,
             "what": name,
             "ms": median(times[name]),
             "unit": unit,
@@ -96,14 +106,14 @@ def keep_freed_memory() -> None:
 
 
 def main() -> None:
-    """Both shapes, on one thread."""
+    """All cases, on one thread."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add_common_arguments(parser, "ar1_speed")
     arguments = parser.parse_args()
     keep_freed_memory()
     torch.set_num_threads(1)
     torch.manual_seed(arguments.seed)
-    write(arguments.out, arguments.seed, [row for shape, rounds in SHAPES.items() for row in measure(*shape, rounds)])
+    write(arguments.out, arguments.seed, [row for case, rounds in CASES.items() for row in measure(*case, rounds)])
 
 
 if __name__ == "__main__":
