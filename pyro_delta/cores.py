@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import time
 from pathlib import Path, PurePosixPath
 
@@ -17,6 +18,8 @@ import psutil
 SETTING = "OMP_NUM_THREADS"
 OTHERS = ("MKL_NUM_THREADS",)
 """Settings that torch puts before it."""
+NUMBERS = re.compile(r"\s*\+?(\d+)(,\d+)*\s*")
+"""Of threads, one for each level of nesting."""
 LOOK = 0.1
 """Seconds that `Cores.look` takes."""
 GROUPS = Path("/proc/self/cgroup")
@@ -82,6 +85,9 @@ def leave_busy_cores() -> str | None:
     Does nothing, and gives None, on an idle machine and where the user has `set_threads`.
     """
     global _chosen
+    if _chosen is not None and os.environ.get(SETTING) == _chosen:  # of an earlier look
+        del os.environ[SETTING]
+    _chosen = None
     if set_threads() is not None or (cores := Cores()).count == 1:
         return None
     threads = cores.threads(taken := cores.look())
@@ -98,13 +104,20 @@ def leave_busy_cores() -> str | None:
 def set_threads() -> str | None:
     """The user's own setting of the number of threads, `OMP_NUM_THREADS=2`, say; None if there is none.
 
-    Words that are no number, and 0, set nothing for OpenMP either.
+    Words that are no numbers, and 0, set nothing for OpenMP either; MKL takes one thread for such words.
     """
-    for name in (*OTHERS, SETTING):
-        number = os.environ.get(name, "").split(",")[0].strip()
-        if number.isdecimal() and int(number) > 0 and (name, number) != (SETTING, _chosen):
+    for name in OTHERS:
+        if os.environ.get(name, "0") not in ("", "0"):
             return f"{name}={os.environ[name]}"
-    return None
+    number = os.environ.get(SETTING, "")
+    if number == _chosen or not (found := NUMBERS.fullmatch(number)) or int(found[1]) == 0:
+        return None
+    return f"{SETTING}={number}"
+
+
+def left_cores() -> bool:
+    """Whether `leave_busy_cores` has set the number of threads."""
+    return _chosen is not None
 
 
 def _quota() -> float:

@@ -223,7 +223,8 @@ class Objective(Protocol):
     Optional: `per_dimension = True` asks for the rate of each latent dimension, (d,), in the place of the total.
     `additive = True` says that what is minimised of a batch is the sum of that of its parts.
     `varying`, a dict of name to number (of Python, or a tensor) of what changes in training: it is logged, and saved in
-    checkpoints. After a step that is skipped, its tensors are what they were before it.
+    checkpoints. After a step that is skipped its tensors, which are to be on the device of the
+    rate, are put back to what they were before it.
     """
 
     def __call__(self, rate: Tensor, distortion: Tensor, data: Tensor) -> Tensor:

@@ -326,7 +326,7 @@ def test_noise_that_would_be_of_many_places_is_refused() -> None:
     image = AutoregressiveImage(SMALL.network(), SMALL.z(2))
     good = noise(SMALL, 2)
     for bad in (good[..., :1], good[..., :1, :], torch.rand(())):
-        with pytest.raises(ValueError, match=r"uniforms of shape .* do not fit: they must end in \("):
+        with pytest.raises(ValueError, match=r"noise of shape .* does not fit: its shape must end in \("):
             image.sample(uniforms=bad)
     assert torch.equal(image.sample(uniforms=good[:1])[0], image.sample(uniforms=good)[0])
 

@@ -320,6 +320,8 @@ def test_every_position_and_step_hears_the_condition_and_all_else_is_as_before(n
         for wrong in (-1, 9):
             with pytest.raises(IndexError):
                 p(z, condition=torch.full_like(told, wrong)).log_prob(x)
+        with pytest.raises(UserError, match=r"a class, a whole number, not of type torch\.float32"):
+            p(z, condition=told.float()).log_prob(x)
 
 
 @pytest.mark.parametrize("name", PROGRAMS)

@@ -59,6 +59,9 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
         monkeypatch.setattr(cores, "time", clock)
         monkeypatch.setattr(cores, "_quota", lambda: quota)
         monkeypatch.setattr(cores, "_chosen", None)
+        for name in (cores.SETTING, *cores.OTHERS):
+            monkeypatch.setenv(name, "9")  # so that what is set after this is undone
+            monkeypatch.delenv(name)
 
     return make
 
@@ -140,7 +143,7 @@ def test_limits_of_control_groups_are_found(tmp_path: Path, monkeypatch: pytest.
         assert cores._quota() == quota, files
 
 
-@pytest.mark.parametrize("number", ["", " ", "0", "many", "-1"])
+@pytest.mark.parametrize("number", ["", " ", "0", "many", "-1", "1,", "1,x"])
 def test_what_openmp_takes_for_no_setting_is_none(
     number: str, machine: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -151,16 +154,22 @@ def test_what_openmp_takes_for_no_setting_is_none(
     assert os.environ[cores.SETTING] == "1"
 
 
-@pytest.mark.parametrize("setting", [cores.SETTING, "MKL_NUM_THREADS"])
+@pytest.mark.parametrize(
+    ("setting", "number"),
+    [
+        *((cores.SETTING, number) for number in ("2", " +1", "2,1")),
+        ("MKL_NUM_THREADS", "2"),
+        ("MKL_NUM_THREADS", "many"),  # by which it takes one
+    ],
+)
 def test_a_setting_of_ones_own_stays(
-    setting: str, machine: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+    setting: str, number: str, machine: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     machine(BUSY, BUSY)
-    monkeypatch.delenv(cores.SETTING, raising=False)
-    monkeypatch.setenv(setting, "2")
-    assert cores.set_threads() == f"{setting}=2"
+    monkeypatch.setenv(setting, number)
+    assert cores.set_threads() == f"{setting}={number}"
     assert cores.leave_busy_cores() is None
-    assert os.environ[setting] == "2"
+    assert os.environ[setting] == number
     assert setting == cores.SETTING or cores.SETTING not in os.environ
 
 
@@ -195,7 +204,7 @@ def test_a_training_says_once_that_it_is_crowded(machine: Callable[..., None], m
     monkeypatch.setenv("MKL_NUM_THREADS", "2")
     notice = Crowded().notice(2)
     assert notice is not None
-    assert notice.endswith("MKL_NUM_THREADS=2 is kept, and fewer would go faster.")
+    assert notice.endswith("MKL_NUM_THREADS=2 holds here, and fewer would go faster.")
     machine(IDLE, IDLE)
     assert Crowded().notice(2) is None
     assert Crowded().notice(1) is None
@@ -204,15 +213,17 @@ def test_a_training_says_once_that_it_is_crowded(machine: Callable[..., None], m
 def test_a_training_says_once_that_cores_are_free_by_now(
     machine: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delenv(cores.SETTING, raising=False)
-    machine(IDLE, IDLE)
+    machine(IDLE, BUSY)
+    assert cores.leave_busy_cores() is not None
+    monkeypatch.setattr(psutil, "cpu_times", lambda percpu: [ZERO, ZERO])
     crowded = Crowded()
     notice = crowded.notice(1)
     assert notice is not None
     assert "trains on 1 thread, and other processes keep only 0.0 of 2 cores busy by now" in notice
     assert crowded.notice(1) is None
-    machine(IDLE, IDLE, quota=1.0)
-    assert Crowded().notice(1) is None
+    assert cores.leave_busy_cores() is None
+    assert cores.SETTING not in os.environ
+    assert Crowded().notice(1) is None  # somebody else's choice
 
 
 def test_a_busy_process_shows() -> None:

@@ -398,5 +398,34 @@ def test_powers_hold_no_subnormal_numbers(alpha: float) -> None:
         torch.testing.assert_close(slope.item(), power * alpha ** (power - 1), rtol=1e-5, atol=0)
 
 
+@pytest.mark.parametrize(
+    ("batch", "alphas", "length", "blocks"),
+    [
+        (1, 1, 64, False),
+        (10**4, 1, 64, False),
+        (64, 1, 65, True),
+        (62, 1, 65, False),
+        (64, 64, 65, False),
+        (1, 1, 10**5, True),
+    ],
+)
+def test_blocks_are_for_much_noise_and_few_alphas(batch: int, alphas: int, length: int, blocks: bool) -> None:
+    alpha = torch.full((alphas, 1), 0.5)
+    assert gaussian_ar1._blocks_pay(alpha, torch.empty(batch, length, 1, device="meta")) is blocks
+
+
+@pytest.mark.parametrize("length", [32, 100, 2000])
+@pytest.mark.parametrize("strict", [False, True])
+def test_draws_are_exported_with_a_free_batch(length: int, strict: bool) -> None:
+    class Draw(torch.nn.Module):
+        def forward(self, eps: torch.Tensor) -> torch.Tensor:
+            return GaussianAR1(torch.tensor([0.5, -0.9]), length, validate_args=False).transform(eps)
+
+    batch = {0: torch.export.Dim("batch", min=1, max=4096)}
+    program = torch.export.export(Draw(), (torch.randn(3, length, 2),), dynamic_shapes=(batch,), strict=strict)
+    eps = torch.randn(7, length, 2)
+    torch.testing.assert_close(program.module()(eps), Draw()(eps))
+
+
 def test_numpy_s_whole_numbers_are_lengths() -> None:
     assert GaussianAR1(torch.tensor([0.5]), np.int64(3)).length == 3

@@ -528,6 +528,25 @@ def test_a_step_with_a_gradient_beyond_skip_changes_nothing(clip: float | None, 
     assert not torch.equal(snapshot(trainer)["0.exp_avg"], before["0.exp_avg"])
 
 
+def test_a_step_that_is_skipped_leaves_the_statistics_of_batches() -> None:
+    switch = {"bad": False}
+    vae = build(config_of(), SPEC)
+    vae.guide.norm = nn.BatchNorm1d(1)
+    vae.guide.encoder.register_forward_hook(
+        lambda module, args, out: out + 0 * vae.guide.norm(out.reshape(-1, 1) / (not switch["bad"])).reshape(out.shape)
+    )
+    trainer = trainer_of(vae=vae, skip=1e3)
+    train_steps(trainer, 2)
+    before = {name: value.clone() for name, value in vae.guide.norm.named_buffers()}
+    switch["bad"] = True
+    train_steps(trainer, 2)
+    torch.testing.assert_close(dict(vae.guide.norm.named_buffers()), before, rtol=0, atol=0)
+    switch["bad"] = False
+    train_steps(trainer, 1)
+    assert vae.guide.norm.num_batches_tracked == before["num_batches_tracked"] + 1
+    assert trainer.update.skipped == 2
+
+
 def test_a_step_that_is_skipped_moves_neither_multiplier_nor_auxiliary_prior() -> None:
     """Which an enormous z would push far off, though the programs stay where they are."""
     config = config_of("target_rate", target_nats=50.0, multiplier_lr=0.01, skip=1e3)

@@ -52,7 +52,8 @@ def test_matrices_are_said_to_be_some_and_have_two_dimensions() -> None:
     optimizer.step()
     assert "exp_avg" in optimizer.state[weight]
     with pytest.raises(ValueError, match=r"two dimensions or more, not the shape \(3,\)"):
-        Muon([{"params": [nn.Parameter(torch.ones(3))], "matrices": True}], lr=0.1)
+        optimizer.add_param_group({"params": [nn.Parameter(torch.ones(3))], "matrices": True})
+    assert len(optimizer.param_groups) == 2
 
 
 @pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="this torch has no Muon")

@@ -99,9 +99,10 @@ def test_sequences_are_those_of_a_warmer_network(cls: type[AutoregressiveSequenc
 
 @pytest.mark.parametrize("temperature", [0.0, -1.0, math.nan, math.inf])
 def test_what_is_no_temperature_is_refused(temperature: float) -> None:
+    kinds = {AutoregressiveTokens: Walk.levels, AutoregressiveSound: 9, AutoregressiveNumbers: 9}
     for distribution in (
         AutoregressiveImage(CASES["five_levels_odd"].network(), CASES["five_levels_odd"].z(1)),
-        AutoregressiveSequence(Walk(9), torch.zeros(1, 1, 1)),  # type: ignore[arg-type]
+        *(cls(Walk(width), torch.zeros(1, 1, 1)) for cls, width in kinds.items()),  # type: ignore[arg-type]
     ):
         with pytest.raises(ValueError, match=rf"a temperature is a number above 0, not {temperature}"):
             distribution.sample(temperature=temperature)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import ClassVar
 
 import pyro
@@ -102,10 +103,11 @@ class ImageGuide(nn.Module):
             UserError: if there is a condition that the spec says nothing of, or none where it does.
         """
         check_told(getattr(self.encoder, "condition", None), condition)
+        batch = math.prod(x.shape[:-3])
         if condition is not None:
             own = condition.shape[x.dim() - 3 :]
-            condition = condition.reshape((-1, *own))
-        raw = self.encoder(x.reshape((-1, *x.shape[-3:])), **given(condition))
+            condition = condition.reshape((batch, *own))
+        raw = self.encoder(x.reshape((batch, *x.shape[-3:])), **given(condition))
         return raw.reshape((*x.shape[:-3], *raw.shape[-2:])).split(self.dims, dim=-1)
 
     @torch.no_grad()

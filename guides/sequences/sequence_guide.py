@@ -179,9 +179,10 @@ class SequenceGuide(nn.Module):
         """
         check_told(getattr(self.encoder, "condition", None), condition)
         batch, x = x.shape[: -len(self.shape)], self._known(x, lengths, mask)
-        flat = x.reshape((-1, *self.shape))
+        size = math.prod(batch)
+        flat = x.reshape((size, *self.shape))
         if condition is not None:
-            condition = condition.reshape((-1, *condition.shape[len(batch) :]))
+            condition = condition.reshape((size, *condition.shape[len(batch) :]))
         raw = self.encoder(flat, *(() if lengths is None else (lengths.reshape(-1),)), **given(condition))
         mean, scale = self._moments(*raw.reshape((*batch, *raw.shape[-2:])).split(self.dims, dim=-1))
         if lengths is not None:

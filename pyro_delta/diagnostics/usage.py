@@ -254,7 +254,7 @@ def probe_accuracy(z_fit: Tensor, labels_fit: Tensor, z: Tensor, labels: Tensor)
 def probe(vae: VAE, data: Split, encoding: Encoding, fit: Split | None, seed: int) -> dict[str, float | None]:
     """Accuracy of a linear probe on samples of z, its standard error, and what guessing gives; None without labels.
 
-    Chance is the share of the commonest class in what the probe is fitted to: what always saying that one gives.
+    Chance is the accuracy of always saying the commonest class of those that the probe is fitted to.
 
     Args:
         vae: model and guide.
@@ -275,5 +275,5 @@ def probe(vae: VAE, data: Split, encoding: Encoding, fit: Split | None, seed: in
     if accuracy is None:
         return found
     error = math.sqrt(accuracy * (1 - accuracy) / len(labels))
-    chance = (first.labels == first.labels.mode().values).double().mean().item()
+    chance = (labels == first.labels.mode().values).double().mean().item()
     return {"probe_accuracy": accuracy, "probe_accuracy_se": error, "probe_chance": chance}

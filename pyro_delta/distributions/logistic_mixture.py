@@ -13,7 +13,7 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor
 from torch.distributions import constraints
 
-from pyro_delta.distributions.shapes import broadcast_shapes
+from pyro_delta.distributions.shapes import broadcast_shapes, check_temperature
 from pyro_delta.errors import UserError
 
 # Below -7 a component is a point mass at up to 256 levels (its scale is a quarter of half a bin) and 1/scale soon
@@ -242,7 +242,11 @@ class DiscretizedLogisticMixture(TorchDistribution):
         """Parameters (…, P) at a temperature T: the weights of the components to the power 1/T.
 
         The components stay as wide as they are: narrower ones draw pictures without texture.
+
+        Raises:
+            ValueError: T is not finite and above 0.
         """
+        check_temperature(temperature)
         count = parameters.shape[-1] // _parameters_per_component(channels)
         logits, others = _at_least_float32(parameters).split((count, parameters.shape[-1] - count), dim=-1)
         return torch.cat((logits / temperature, others), dim=-1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, ClassVar, Protocol, Self
 
 import torch
@@ -131,8 +132,9 @@ class AutoregressiveSequence(TorchDistribution):
         event_shape = x.shape[-len(self.event_shape) :]
         shape = broadcast_shapes(x.shape[: -len(event_shape)], self.batch_shape)
         x = self._where_counted(self.numbers(x), self.blank)
-        flat_x = x.expand(shape + event_shape).reshape((-1, *event_shape))
-        z_bnd = self.z.expand(shape + self.z.shape[-2:]).reshape((-1, *self.z.shape[-2:]))
+        batch = math.prod(shape)  # `numel` would fix a batch that torch.export is to leave free
+        flat_x = x.expand(shape + event_shape).reshape((batch, *event_shape))
+        z_bnd = self.z.expand(shape + self.z.shape[-2:]).reshape((batch, *self.z.shape[-2:]))
         parameters = self.network(flat_x, z_bnd)
         return parameters.reshape((*shape, *parameters.shape[1:]))
 
@@ -189,7 +191,6 @@ class AutoregressiveSequence(TorchDistribution):
             ValueError: uniforms have another shape, or the temperature is no positive number.
             UserError: as `tempered`.
         """
-        check_temperature(temperature)
         shape = Size(sample_shape) + self.batch_shape
         z_bnd = self.z.expand(shape + self.z.shape[-2:]).reshape((shape.numel(), *self.z.shape[-2:]))
         uniforms = self.noise(*shape) if uniforms is None else uniforms
@@ -260,6 +261,7 @@ class AutoregressiveTokens(AutoregressiveSequence):
 
     def tempered(self, parameters: Tensor, temperature: float) -> Tensor:
         """Logits (…, V) of probabilities to the power 1/T."""
+        check_temperature(temperature)
         return parameters / temperature
 
     def pick(self, parameters: Tensor, uniforms: Tensor) -> Tensor:

@@ -99,6 +99,9 @@ class SequentialGaussian(TorchDistribution):
             sample_shape: shape of independent draws.
             noise: standard normal, shape sample_shape + batch_shape + (n, 1 + d). Φ of entry 0 of a step picks the
                 component (with one component it is idle), entry 1 + k moves dimension k. Drawn if not given.
+
+        Raises:
+            ValueError: noise has another shape.
         """
         length, dims = self.event_shape
         shape = Size(sample_shape) + self.batch_shape

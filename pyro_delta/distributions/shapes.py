@@ -17,14 +17,14 @@ def broadcast_shapes(*shapes: Size | tuple[int, ...]) -> Size:
     return Size(broadcast_shape(*shapes))
 
 
-def check_event(uniforms: Tensor, shape: tuple[int, ...]) -> None:
+def check_event(noise: Tensor, shape: tuple[int, ...]) -> None:
     """Refuses noise whose last dimensions are not `shape`: expanded, one number would be the noise of many places.
 
     Raises:
         ValueError: if they are not.
     """
-    if uniforms.shape[uniforms.dim() - len(shape) :] != shape:
-        raise ValueError(f"uniforms of shape {tuple(uniforms.shape)} do not fit: they must end in {shape}.")
+    if noise.shape[noise.dim() - len(shape) :] != shape:
+        raise ValueError(f"noise of shape {tuple(noise.shape)} does not fit: its shape must end in {shape}.")
 
 
 def check_temperature(temperature: float) -> None:

@@ -33,7 +33,7 @@ class RateDistortionELBO(Trace_ELBO):
 
     With an objective (`pyro_delta.inference.objectives`) the two halves are weighed otherwise. Then, too, the
     attributes above are those of the true ELBO; `minimised` is what the objective made of them. As the loss of
-    `pyro.infer.SVI` it is the same, at the price of the host's waiting.
+    `pyro.infer.SVI` it is the same, at the price of the host's waiting; `objective.advance` is yours to call there.
 
     Args:
         objective: joins rate and distortion; None for their sum, the negative ELBO.
@@ -59,7 +59,7 @@ class RateDistortionELBO(Trace_ELBO):
         """What is minimised, as a number; gradients are added to those of the parameters."""
         loss = self.differentiable_loss(model, guide, *args, **kwargs)
         if loss.requires_grad:
-            loss.backward()
+            loss.backward(retain_graph=self.retain_graph)
         return loss.item()
 
     def differentiable_loss(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> Tensor:

@@ -44,6 +44,7 @@ class Muon(torch.optim.AdamW):
         super().add_param_group({"matrices": False, **param_group})
         group = self.param_groups[-1]
         if group["matrices"] and (flat := [p for p in group["params"] if p.dim() < 2]):
+            self.param_groups.pop()
             raise ValueError(f"matrices have two dimensions or more, not the shape {tuple(flat[0].shape)}.")
 
     @torch.no_grad()

@@ -113,7 +113,9 @@ class PyroTraining(Training):
             self.notices.append(
                 "these programs have no blocks that can be computed again: training.recompute changes nothing"
             )
-        if self.parts > 1 and any(isinstance(part, _BatchNorm) for part in vae.modules()):
+        norms = [part for part in vae.modules() if isinstance(part, _BatchNorm)]
+        self.statistics = [value for part in norms for value in part.buffers()]
+        if self.parts > 1 and norms:
             self.notices.append(
                 f"batch normalisation takes its statistics of {settings.batch // self.parts} data at a time, and keeps "
                 "those of the first process"
@@ -152,6 +154,7 @@ class PyroTraining(Training):
         The loss is in nats per scored number, so that clipping means the same everywhere.
         """
         loss, parts, drawn, log_q = torch.zeros((), device=self.device), self.config.training.accumulate, [], []
+        statistics = [value.clone() for value in self.statistics]
         size, scored = size_of(batch) // parts, size_of(batch) * self.unit.scored
         for part in range(parts):
             if self.parts > 1:
@@ -167,18 +170,25 @@ class PyroTraining(Training):
                 log_q.append(self.elbo.latent["z"][0].log_prob(drawn[-1]).detach())
         self.lr = learning_rate(self.config.training, self.step, self.progress)
         self.update(ranks.total(loss), self.lr)
+        for now, before in zip(self.statistics, statistics, strict=True):
+            self._keep(now, before)
         self.average.update()
         self.step += 1
         if advance := getattr(self.objective, "advance", None):
-            before = {name: value.clone() for name, value in self.varying.items() if isinstance(value, Tensor)}
+            kept = {name: value.clone() for name, value in self.varying.items() if isinstance(value, Tensor)}
             advance(self.step)
-            for name in before.keys() & self.varying.keys():  # tensors follow from the batch, numbers from the step
-                now = torch.as_tensor(self.varying[name])
-                self.varying[name] = torch.where(self.update.taken.to(now.device), now, before[name].to(now.device))
+            moved = {name: value for name, value in self.varying.items() if isinstance(value, Tensor)}
+            for name in kept.keys() & moved.keys():  # tensors follow from the batch, numbers from the step
+                self._keep(moved[name], kept[name])
         if self.auxiliary is not None:
             self.auxiliary.step(torch.cat(drawn), self.lr / self.config.training.lr, self.update.taken)
             if self.window is not None:
                 self.window.add_auxiliary(torch.cat(log_q), self.auxiliary.cross_entropy)
+
+    def _keep(self, now: Tensor, before: Tensor) -> None:
+        """Puts back what was there before the newest step, if that was skipped."""
+        with torch.no_grad():
+            now.copy_(torch.where(self.update.taken.to(now.device), now, before.to(now.device)))
 
     @property
     def varying(self) -> dict[str, Any]:

@@ -33,8 +33,11 @@ class ConditionFeatures(nn.Module):
 
         Raises:
             IndexError: on the CPU, for a number that is no class.
+            UserError: for numbers that are not whole, where classes are expected.
         """
         if self.of_classes:
+            if condition.is_floating_point():
+                raise UserError(f"the condition is a class, a whole number, not of type {condition.dtype}.")
             # By number, whatever the type: as an index, bytes and truth values would be a mask, and −1 the last class.
             return F.embedding(condition.long(), self.weight)
         return condition.to(self.weight.dtype) @ self.weight

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from pyro_delta.config import Config, TrainingConfig
-from pyro_delta.cores import Cores, set_threads
+from pyro_delta.cores import Cores, left_cores, set_threads
 from pyro_delta.report.track import Track
 
 
@@ -79,11 +79,11 @@ class Crowded:
     def notice(self, threads: int) -> str | None:
         """The sentence, if in the time since the last call too few cores were free for so many threads, or more.
 
-        On a single thread nothing waits. Fewer threads than the user's own number are not for us to ask for.
+        On a single thread nothing waits. Of more threads it speaks where it was us who took fewer.
         """
         taken, count, kept = self.cores.taken(), len(self.cores.allowed), set_threads()
         crowded = threads > max(1, round(count - taken))
-        spare = threads < self.cores.threads(taken) and kept is None
+        spare = threads < self.cores.threads(taken) and left_cores()
         if self.said or not (crowded or spare):
             return None
         self.said = True
@@ -93,7 +93,7 @@ class Crowded:
             return f"this trains {on}, and other processes keep only {taken:.1f} of {count} cores busy by now; {mend}."
         return (
             f"other processes keep {taken:.1f} of {count} cores busy, and {threads} threads on the rest wait for one "
-            f"another; {mend if kept is None else f'{kept} is kept, and fewer would go faster'}."
+            f"another; {mend if kept is None else f'{kept} holds here, and fewer would go faster'}."
         )
 
 

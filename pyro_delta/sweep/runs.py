@@ -145,7 +145,7 @@ def carry_out(work: Work, threads: int | None, stop: Stop = never) -> str | None
 
     Args:
         work: on a run.
-        threads: of the process, if OMP_NUM_THREADS does not say it; None to leave that to the machine.
+        threads: of the process, if the user has not set it; None to leave that to the machine.
         stop: looked at again and again; once it is true, the process is asked to end, and ends as by an interrupt.
 
     Returns:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, Protocol
 
 import torch
@@ -10,7 +11,7 @@ from torch import Size, Tensor
 
 from pyro_delta.distributions.images.replayed import Replayed
 from pyro_delta.distributions.logistic_mixture import DiscretizedLogisticMixture
-from pyro_delta.distributions.shapes import broadcast_shapes, check_event, check_temperature
+from pyro_delta.distributions.shapes import broadcast_shapes, check_event
 
 
 class ImageShape(Protocol):
@@ -93,8 +94,9 @@ class AutoregressiveImage(TorchDistribution):
     def parameters_at(self, x: Tensor) -> Tensor:
         """Teacher-forced mixture parameters (…, H, W, P) for images x (…, C, H, W)."""
         shape = broadcast_shapes(x.shape[:-3], self.batch_shape)
-        x_bchw = x.expand(shape + self.event_shape).reshape((shape.numel(), *self.event_shape))
-        z_bnd = self.z.expand(shape + self.z.shape[-2:]).reshape((shape.numel(), *self.z.shape[-2:]))
+        batch = math.prod(shape)  # `numel` would fix a batch that torch.export is to leave free
+        x_bchw = x.expand(shape + self.event_shape).reshape((batch, *self.event_shape))
+        z_bnd = self.z.expand(shape + self.z.shape[-2:]).reshape((batch, *self.z.shape[-2:]))
         parameters_bhwp = self.network(x_bchw, z_bnd).permute(0, 2, 3, 1)
         return parameters_bhwp.reshape(shape + parameters_bhwp.shape[1:])
 
@@ -133,7 +135,6 @@ class AutoregressiveImage(TorchDistribution):
         Raises:
             ValueError: kept images are none, uniforms have another shape, or the temperature is no positive number.
         """
-        check_temperature(temperature)
         channels, height, width = self.event_shape
         shape = Size(sample_shape) + self.batch_shape
         batch = shape.numel()
