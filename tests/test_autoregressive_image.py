@@ -3,7 +3,9 @@
 import itertools
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from threading import Event
 from typing import Any
 
 import pytest
@@ -309,6 +311,32 @@ def test_sampling_runs_in_evaluation_mode_and_restores_the_mode(training: bool, 
             image.sample()
     assert network.modes == [False] * (SMALL.spec.height if fail_at_row is None else fail_at_row + 1)
     assert all(module.training is training for module in network.modules())
+
+
+class InTurn(ConditionalGatedPixelCNN):
+    """The second to begin its first row waits there until the first has ended."""
+
+    def step_row(self, state: object, row: int, previous_bcw: Tensor | None) -> None:
+        if row == 0 and not self.first_is_under_way.is_set():
+            self.first_is_under_way.set()
+            assert self.second_is_under_way.wait(60)
+        elif row == 0 and not self.second_is_under_way.is_set():
+            self.second_is_under_way.set()
+            assert self.first_has_ended.wait(60)
+        super().step_row(state, row, previous_bcw)
+
+
+def test_two_threads_that_draw_put_back_the_mode() -> None:
+    network = SMALL.network(InTurn).train()
+    network.first_is_under_way, network.second_is_under_way, network.first_has_ended = Event(), Event(), Event()
+    image, uniforms = AutoregressiveImage(network, SMALL.z(1)), noise(SMALL, 1)
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(image.sample, uniforms=uniforms)
+        first.add_done_callback(lambda done: network.first_has_ended.set())
+        assert network.first_is_under_way.wait(60)
+        second = pool.submit(image.sample, uniforms=uniforms)
+        assert torch.equal(first.result(), second.result())
+    assert all(module.training for module in network.modules())
 
 
 # --- shapes ---

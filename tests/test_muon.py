@@ -42,6 +42,20 @@ def muon_of(net: nn.Module, **settings: float) -> Muon:
     return Muon([group for group in groups if group["params"]], **settings)
 
 
+def test_hooks_are_called_once_a_step() -> None:
+    """Also where an Adam and an AdamW were made before, which torch gives hooks by changing their classes."""
+    weight = nn.Parameter(torch.randn(3, 4))
+    for kind in (torch.optim.Adam, torch.optim.AdamW):
+        kind([nn.Parameter(torch.zeros(1))])
+    optimizer = Muon([{"params": [weight], "matrices": True}], lr=0.1)
+    called: list[str] = []
+    optimizer.register_step_pre_hook(lambda *_: called.append("before"))
+    optimizer.register_step_post_hook(lambda *_: called.append("after"))
+    weight.grad = torch.ones_like(weight)
+    optimizer.step()
+    assert called == ["before", "after"]
+
+
 def test_matrices_are_said_to_be_some_and_have_two_dimensions() -> None:
     """Groups of others are AdamW's; those without numbers are left."""
     weight, empty = nn.Parameter(torch.randn(3, 4)), nn.Parameter(torch.empty(0, 4))

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from pyro.distributions import TorchDistribution, constraints
 from torch import Size, Tensor
 
+from pyro_delta.distributions.mode import in_evaluation
 from pyro_delta.distributions.shapes import broadcast_shapes, check_event, check_temperature
 from pyro_delta.errors import UserError
 
@@ -204,9 +205,7 @@ class AutoregressiveSequence(TorchDistribution):
         x_bi = torch.full(uniforms_bi.shape[:2], self.blank, dtype=self._dtype, device=self.z.device)
         kept = None if keep is None else [by_number(part) for part in keep]
         counted_bi = None if (counted := self.counted) is None else by_number(counted)
-        was_training = self.network.training
-        self.network.train(False)
-        try:
+        with in_evaluation(self.network):
             state = self.network.start(z_bnd)
             ended_b = torch.zeros(len(x_bi), dtype=torch.bool, device=x_bi.device)
             positions = self.event_shape[0]
@@ -227,8 +226,6 @@ class AutoregressiveSequence(TorchDistribution):
                     drawn_b = torch.where(ended_b, 0, drawn_b)
                     ended_b |= drawn_b == self.end
                 x_bi[:, i] = drawn_b
-        finally:
-            self.network.train(was_training)
         return x_bi.reshape(shape + self.event_shape)
 
 

@@ -58,7 +58,10 @@ class Muon(torch.optim.AdamW):
         gradients = {p: p.grad for group in matrices for p in group["params"] if p.grad is not None}
         for p in gradients:
             p.grad = None  # Adam leaves out what has none
-        super().step()
+        adam_step: Any = torch.optim.AdamW.step
+        while getattr(adam_step, "hooked", False):  # once any AdamW was made: it would call our hooks once more
+            adam_step = adam_step.__wrapped__
+        adam_step(self)
         for p, gradient in gradients.items():
             p.grad = gradient
         for group in matrices:

@@ -11,6 +11,7 @@ from torch import Size, Tensor
 
 from pyro_delta.distributions.images.replayed import Replayed
 from pyro_delta.distributions.logistic_mixture import DiscretizedLogisticMixture
+from pyro_delta.distributions.mode import in_evaluation
 from pyro_delta.distributions.shapes import broadcast_shapes, check_event
 
 
@@ -152,9 +153,7 @@ class AutoregressiveImage(TorchDistribution):
             mask_bhw = mask.expand((*shape, height, width)).reshape((batch, height, width))
             kept_bchw = images.expand((*shape, *self.event_shape)).reshape(x_bchw.shape)
             x_bchw = torch.where(mask_bhw.unsqueeze(1), kept_bchw, x_bchw)
-        was_training = self.network.training
-        self.network.train(False)
-        try:
+        with in_evaluation(self.network):
             state = self.network.start(z_bnd)
             mask_bw = None if mask_bhw is None else mask_bhw[:, 0]
             line = _Row(self.network, state, x_bchw[:, :, 0], uniforms_bhwu[:, 0], mask_bw, temperature)
@@ -165,8 +164,6 @@ class AutoregressiveImage(TorchDistribution):
                 line.begin(x_bchw[:, :, row], uniforms_bhwu[:, row], None if mask_bhw is None else mask_bhw[:, row])
                 draw()
                 x_bchw[:, :, row] = line.x_bcw
-        finally:
-            self.network.train(was_training)
         return x_bchw.reshape(shape + self.event_shape)
 
     def noise(self, *shape: int) -> Tensor:
