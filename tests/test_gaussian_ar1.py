@@ -385,11 +385,21 @@ def test_alpha_can_be_learned_through_its_constraint() -> None:
     torch.testing.assert_close(to_alpha.inv(alpha), free, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("alpha", [0.9, 0.99999, 1 - 1e-6, -0.99999])
+def test_long_draws_keep_single_precision(alpha: float) -> None:
+    """Powers that follow from block to block in it would be off by 1e-4."""
+    alpha_d, eps = torch.tensor([alpha]), torch.randn(100_000, 1)
+    found, exact = (
+        GaussianAR1(a, len(eps)).transform(e) for a, e in ((alpha_d, eps), (alpha_d.double(), eps.double()))
+    )
+    torch.testing.assert_close(found.double(), exact, rtol=0, atol=5e-6)
+
+
 @pytest.mark.parametrize("alpha", [0.9, -0.3, 0.06, 0.01, 1e-8, 0.0])
 def test_powers_hold_no_subnormal_numbers(alpha: float) -> None:
     """By which products take ten times as long; their derivatives stay, those of flushed ones, too."""
     alpha_d = torch.tensor([alpha], requires_grad=True)
-    (powers_b,) = gaussian_ar1._powers(alpha_d, 32)
+    (powers_b,), _ = gaussian_ar1._powers(alpha_d, 32, torch.float32)
     exact_b = torch.tensor(alpha, dtype=torch.float64) ** torch.arange(32)
     torch.testing.assert_close(powers_b.double(), exact_b, rtol=1e-5, atol=1e-27)
     assert ((powers_b == 0) | (powers_b.abs() > torch.finfo().tiny)).all()

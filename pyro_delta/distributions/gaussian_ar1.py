@@ -325,13 +325,14 @@ def _recursion(e_dn: Tensor, alpha_d: Tensor, weight_d: Tensor | None, start_d: 
     spare = -length % size
     padded = F.pad(e_dn, (spare, 0) if back else (0, spare)) if spare else e_dn
     e_dcb = padded.reshape(*padded.shape[:-1], padded.shape[-1] // size, size)
-    powers_db = _powers(alpha_d, size)
+    # In double precision from block to block: in single, α^1024 of an α near 1 would be off by 1e-4.
+    powers_db, ahead_d = _powers(alpha_d.double(), size, e_dn.dtype)
     matrix_dst = _toeplitz(powers_db if weight_d is None else weight_d.unsqueeze(-1) * powers_db)
     z_dcb = torch.einsum("...dcs,...dst->...dct", e_dcb, matrix_dst.mT if back else matrix_dst)
-    reach_db = alpha_d.unsqueeze(-1) * powers_db  # α^t, by which what is before the block reaches step t
+    reach_db = alpha_d.unsqueeze(-1).to(e_dn.dtype) * powers_db  # by which what is before the block reaches step t, α^t
     before_dc = None if start_d is None else start_d.unsqueeze(-1)
     if length > size:
-        ends_dc = _recursion(z_dcb[..., 0 if back else -1], reach_db[..., -1], None, start_d, back)
+        ends_dc = _recursion(z_dcb[..., 0 if back else -1], ahead_d, None, start_d, back)
         before_dc = _before(ends_dc, start_d, back)
     if before_dc is not None:
         reach_db = reach_db.flip(-1) if back else reach_db
@@ -355,19 +356,20 @@ def _doubled(eps_td: Tensor, alpha_1d: Tensor, scale_1d: Tensor) -> Tensor:
     return z_td
 
 
-def _powers(alpha: Tensor, length: int) -> Tensor:
-    """α^0 … α^{length − 1}, (..., d, length), by products, whose derivatives are right at 0, too.
+def _powers(alpha: Tensor, length: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """α^0 … α^{length − 1}, (..., d, length), of a type, and α^length, (..., d), of α's.
 
-    Powers below ε⁴ add nothing to a step, and are 0, with the derivatives that they had: products of subnormal numbers
-    take ten times as long as others.
+    They are made by products, whose derivatives are right at 0, too. Powers below ε⁴ add nothing to a step, and are 0,
+    with the derivatives that they had: products of subnormal numbers take ten times as long as others.
     """
     powers_db, factor_d1 = torch.ones_like(alpha).unsqueeze(-1), alpha.unsqueeze(-1)
     while powers_db.shape[-1] < length:
         powers_db = torch.cat([powers_db, powers_db * factor_d1], -1)
         factor_d1 = factor_d1 * factor_d1
     powers_db = powers_db[..., :length]
-    small = powers_db.abs() < torch.finfo(alpha.dtype).eps ** 4
-    return powers_db - torch.where(small, powers_db, 0.0).detach()
+    small = powers_db.abs() < torch.finfo(dtype).eps ** 4
+    flushed_db = powers_db - torch.where(small, powers_db, 0.0).detach()
+    return flushed_db.to(dtype), alpha * powers_db[..., -1]
 
 
 def _toeplitz(lags_db: Tensor) -> Tensor:
