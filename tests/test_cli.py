@@ -21,7 +21,6 @@ from forged import state_of
 from PIL import Image
 
 import pyro_delta
-from pyro_delta.api.judge import DEAF
 from pyro_delta.cli import COMMANDS, main
 from pyro_delta.data import load as load_data
 from pyro_delta.data.splits import subset
@@ -29,6 +28,7 @@ from pyro_delta.diagnostics.bounds import evaluate
 from pyro_delta.inference import recorder as records
 from pyro_delta.inference import run as runs
 from pyro_delta.inference.pyro_training import PyroTraining
+from pyro_delta.inference.run import DEAF
 
 SETTINGS = {
     "prior.dims": "2",
@@ -382,8 +382,8 @@ def test_full_disk_ends_a_training_with_a_sentence(tmp_path: Path) -> None:
         ),
         (
             ["skip=1e-9"],
-            "learned nothing: all of its 9 steps were not finite, or had gradients beyond training.skip=1e-09 and were "
-            "skipped; train again with a lower training.lr or a larger training.skip.",
+            "learned nothing: all of its 9 steps were not finite, or had gradients beyond training.skip=1e-09, and "
+            "were skipped; train again with a lower training.lr or a larger training.skip.",
         ),
     ],
     ids=["diverged", "skipped"],

@@ -28,8 +28,7 @@ from pyro_delta.diagnostics.verify import Certificate, examples
 from pyro_delta.diagnostics.verify import verify as certify
 from pyro_delta.errors import UserError, unknown_name
 from pyro_delta.inference.provenance import provenance
-from pyro_delta.inference.run import Run, auxiliary_file, load, run_of
-from pyro_delta.inference.training import Training
+from pyro_delta.inference.run import DEAF, Run, auxiliary_file, is_control, load, run_of
 from pyro_delta.protocol import Advance, Data, Spec
 from pyro_delta.vae import VAE
 from pyro_delta.validation import at_least
@@ -80,7 +79,7 @@ def check(
     )
     numbers, advice = found.numbers | measured | _with_auxiliary(run, part, data.spec, seed), found.advice
     numbers |= {f"asked_{name}": value for name, value in options.items() if value != TOLD.get(name, value)}
-    if is_control(run):
+    if is_control(run.config):
         numbers["is_control"] = True
         advice = DEAF if found.verdict in ("nothing told", "collapsed") else advice
     if measured["data_as_trained"] is False:
@@ -111,18 +110,6 @@ def _with_auxiliary(run: Run, part: Split, spec: Spec, seed: int) -> dict[str, A
 
 TOLD = {"told_samples": TOLD_SAMPLES, "told_images": TOLD_IMAGES}
 """What of the options of a check is kept with its numbers where it is other than here: data may be too few for it."""
-DEAF = (
-    "A control: its decoder does not hear z, so that nothing can be told, and its distortion is its −log p(x), which "
-    "the −ELBO of a run with latents is compared with."
-)
-"""Said of a run without latents, whose −ELBO has the rate of a z that nobody hears."""
-
-
-def is_control(run: Run | Training) -> bool:
-    """Whether the decoder of a run, or of one in training, was built without latents."""
-    return run.config.likelihood.options.get("use_latents") is False
-
-
 OTHER_DATA = "The data are not those that the run was trained on, or not all of them."
 """Said with numbers of a run whose data are not what they were."""
 LARGE_GAIN = 3.0
@@ -201,7 +188,7 @@ def evaluate(
     numbers = bounds.evaluate(
         run.vae, part, spec=data.spec, particles=particles, seed=seed, advance=advance, shared=shared
     )
-    return numbers | measured | ({"is_control": True} if is_control(run) else {})
+    return numbers | measured | ({"is_control": True} if is_control(run.config) else {})
 
 
 def diagnose(

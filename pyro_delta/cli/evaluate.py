@@ -64,10 +64,11 @@ def evaluate(
     torchrun --nproc-per-node=2 -m pyro_delta evaluate runs/first
     """  # noqa: D301 (click wants the backspace itself)
     from pyro_delta import ranks
-    from pyro_delta.api.judge import DEAF, OTHER_DATA
+    from pyro_delta.api.judge import OTHER_DATA
     from pyro_delta.api.judge import evaluate as evaluate_run
     from pyro_delta.api.kept import keep_evaluation, keepable, unasked
     from pyro_delta.data.splits import fingerprints
+    from pyro_delta.inference.run import DEAF
     from pyro_delta.report.progress import counting
     from pyro_delta.report.tables import print_table
 

@@ -207,15 +207,14 @@ def train(
 
 def _failure(folder: Path, result: Mapping[str, Any], settings: TrainingConfig) -> str | None:
     """In a sentence, that a training has come to its end, and to nothing."""
-    from pyro_delta.inference.optim import calmer
+    from pyro_delta.inference.optim import calmer, unfit
     from pyro_delta.inference.run import read_metrics
 
     counted = [line for line in read_metrics(folder) if "skipped" in line]
     if result.get("neg_elbo_bpd", 0.0) is None:
         found = "diverged: its newest bound is not finite"
     elif counted and counted[-1]["skipped"] == counted[-1]["step"]:
-        beyond = "" if settings.skip is None else f", or had gradients beyond training.skip={settings.skip:g}"
-        found = f"learned nothing: all of its {counted[-1]['step']} steps were not finite{beyond} and were skipped"
+        found = f"learned nothing: all of its {counted[-1]['step']} steps {unfit(settings.skip)} and were skipped"
     else:
         return None
     return f"the training {folder} {found}; train again with {calmer(settings)}."
@@ -268,10 +267,9 @@ def _run(
     Of several ranks, the first one speaks.
     """
     from pyro_delta import ranks
-    from pyro_delta.api.judge import DEAF, is_control
     from pyro_delta.api.train import carry_out
     from pyro_delta.diagnostics.trace import device_of
-    from pyro_delta.inference.run import read_metrics
+    from pyro_delta.inference.run import DEAF, is_control, read_metrics
     from pyro_delta.inference.trackers import tracking
     from pyro_delta.report.progress import following
     from pyro_delta.report.tables import print_table
@@ -322,6 +320,6 @@ def _run(
     if not as_json:
         title = f"{trainer.config.data.program}, preset {preset}: {result.get('split', '')} split"
         print_table(title, result, trainer.data.spec.unit)
-        if is_control(trainer):
+        if is_control(trainer.config):
             click.echo(DEAF)
     return result

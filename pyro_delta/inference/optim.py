@@ -118,6 +118,11 @@ def calmer(config: TrainingConfig) -> str:
     return " or ".join(["a lower training.lr", *others])
 
 
+def unfit(skip: float | None) -> str:
+    """Why steps were skipped, in words."""
+    return "were not finite" + ("" if skip is None else f", or had gradients beyond training.skip={skip:g},")
+
+
 def stop_if_stuck(streak: int, step: int, mend: str, skip: float | None = None) -> None:
     """Gives up when steps are skipped on and on.
 
@@ -125,10 +130,8 @@ def stop_if_stuck(streak: int, step: int, mend: str, skip: float | None = None) 
         CheckFailed: if `streak`, the steps in a row that were skipped, has reached `MAX_STREAK`; says `mend`.
     """
     if streak >= MAX_STREAK:
-        beyond = "" if skip is None else f", or had gradients beyond training.skip={skip:g},"
         raise CheckFailed(
-            f"training stopped at step {step}: the last {streak} steps were not finite{beyond} and were skipped; "
-            f"{mend}."
+            f"training stopped at step {step}: the last {streak} steps {unfit(skip)} and were skipped; {mend}."
         )
 
 

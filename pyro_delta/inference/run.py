@@ -103,6 +103,11 @@ PRIORS = ("model", "auxiliary")
 """Of a run, that can be asked for."""
 WEIGHTS = ("best", "last")
 """Of a run, that can be asked for."""
+DEAF = (
+    "A control: its decoder does not hear z, so that nothing can be told, and its distortion is its −log p(x), which "
+    "the −ELBO of a run with latents is compared with."
+)
+"""Said of a run without latents, whose −ELBO has the rate of a z that nobody hears."""
 
 
 @dataclass(frozen=True)
@@ -716,6 +721,11 @@ def load(
         notes=notes,
         digest=config_digest(folder),
     )
+
+
+def is_control(config: Config) -> bool:
+    """Whether the decoder of a run is built without latents."""
+    return config.likelihood.options.get("use_latents") is False
 
 
 def choose_device(name: str | torch.device) -> torch.device:

@@ -7,7 +7,6 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor
 
-from pyro_delta.api.judge import is_control
 from pyro_delta.data.condition import condition_of
 from pyro_delta.data.series import SeriesSpec
 from pyro_delta.data.splits import Split
@@ -17,7 +16,7 @@ from pyro_delta.diagnostics.series.completing import second_halves
 from pyro_delta.diagnostics.steps import slowest_modes
 from pyro_delta.diagnostics.trace import prior as prior_of
 from pyro_delta.errors import UserError
-from pyro_delta.inference.run import Run
+from pyro_delta.inference.run import Run, is_control
 from pyro_delta.protocol import Data
 from pyro_delta.report.shown import Shown, is_sheet, shown_data
 
@@ -50,7 +49,7 @@ def drawn(run: Run, data: Data, encoding: Encoding, part: Split, seed: int) -> I
     few = data.test.take(slice(8))
     column = "column" if is_sheet(spec) else "group"
     samples = draw(vae, 16, seed=seed, extras=extras(16))
-    if is_control(run):
+    if is_control(run.config):
         yield from shown_data(spec, samples, 8, "Drawn from the model, whose decoder does not hear z.")
         yield from _continued(run, data, column, seed)
         return

@@ -19,7 +19,6 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from torch.distributions import Distribution
 
-from pyro_delta.api.judge import is_control
 from pyro_delta.api.kept import failure_of
 from pyro_delta.data.splits import Split, subset
 from pyro_delta.describe import flat as flat_settings
@@ -33,7 +32,7 @@ from pyro_delta.diagnostics.usage import PROBE_DATA, sample_latents, taken_for
 from pyro_delta.errors import UserError
 from pyro_delta.hub import on_hub
 from pyro_delta.inference.optim import calmer
-from pyro_delta.inference.run import SAMPLES, Run, read_info
+from pyro_delta.inference.run import SAMPLES, Run, is_control, read_info
 from pyro_delta.protocol import Data
 from pyro_delta.rate import Modes, committed_rate, modes
 from pyro_delta.report.commands import (
@@ -169,7 +168,7 @@ def _of_training(run: Run, measured: Mapping[str, Any], check: str, report: str)
     """What stands first on the page of a run that was not checked, and what to do next."""
     if run.weights == "last" and _has_diverged(measured):  # the best weights are of before
         return "diverged", f"Its bound is not finite; train again with {calmer(run.config.training)}."
-    if is_control(run):
+    if is_control(run.config):
         compared = shlex.join(["pyro-delta", "check", "RUN", "--control", str(run.folder)])
         return "a control, trained", f"Its decoder sees no latents; {compared} compares a run with it."
     advice = (
@@ -197,7 +196,7 @@ def _how_it_ended(run: Run, measured: Mapping[str, Any]) -> Iterator[str]:
 def verdict_of(run: Run, numbers: Mapping[str, Any]) -> tuple[str, str]:
     """The verdict on a run, and the advice, with why its check fails where it does: a control's, not for lack of z."""
     verdict, advice = str(numbers["verdict"]), str(numbers["advice"])
-    control = is_control(run) and not numbers["latents_used"]
+    control = is_control(run.config) and not numbers["latents_used"]
     wrong = failure_of({**numbers, "latents_used": True} if control else numbers)
     if control and verdict in ("nothing told", "collapsed"):
         verdict = "a control"

@@ -9,11 +9,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pyro_delta.api.judge import is_control
 from pyro_delta.data.spec import in_words as in_words_of
 from pyro_delta.diagnostics import table
 from pyro_delta.errors import UserError
-from pyro_delta.inference.run import Run
+from pyro_delta.inference.run import Run, is_control
 from pyro_delta.report.commands import GIVEN, command_of_check, commands_of_training, python_of_training
 from pyro_delta.report.page import in_words
 from pyro_delta.share.steps import START
@@ -67,12 +66,12 @@ def card(
     parts = [
         _front_matter(run, license, _delta(run, numbers)),
         f"# {name}",
-        _deaf(version) if is_control(run) else _what(run, numbers, version),
+        _deaf(version) if is_control(run.config) else _what(run, numbers, version),
         *([] if run.caveat is None else [f"**{run.caveat.partition('; ')[0].rstrip('.')}.**"]),
         "## What it is",
         *in_words(run, caveat=False),
         _of_data(run, info),
-        *([] if is_control(run) else [_of_delta(run, numbers)]),
+        *([] if is_control(run.config) else [_of_delta(run, numbers)]),
         "## What was measured",
         *_measured(run, numbers),
         *_evaluated(run, evaluated),
@@ -145,7 +144,7 @@ def _front_matter(run: Run, license: str | None, delta: float | None) -> str:
     config = run.config
     programs = [str(part.program) for part in (config.data, config.prior, config.likelihood, config.guide)]
     named = dict.fromkeys(name for name in programs if ":" not in name and name != GIVEN)
-    tags = ["pyro", "vae", *(["delta-vae"] if delta and not is_control(run) else []), *named]
+    tags = ["pyro", "vae", *(["delta-vae"] if delta and not is_control(run.config) else []), *named]
     return "\n".join(["---", *lines, "library_name: pyro-delta", "tags:", *(f"- {tag}" for tag in tags), "---"])
 
 

@@ -162,9 +162,9 @@ class RowConv(nn.Module):
         NOTE: a strided convolution to a single column is run to two, of which the second is cut: oneDNN's kernel for it
         in bfloat16 reads beyond its input, and of what it finds there NaN comes into the result.
         """
-        stride, right = self.conv.stride[1], self.side
+        stride = self.conv.stride[1]
         single = 1 < stride >= x_bchw.shape[3]
-        padded_bchw = F.pad(x_bchw, (self.side, right + stride * single, self.history, self.future))
+        padded_bchw = F.pad(x_bchw, (self.side, self.side + stride * single, self.history, self.future))
         return self.conv(padded_bchw)[..., :1] if single else self.conv(padded_bchw)
 
     def step_row(self, row_bwc: Tensor, state: PixelState) -> Tensor:
